@@ -1,0 +1,247 @@
+"""Perplexity with and without sink tokens, on real text, against independent figures.
+
+The figures come from banded masks over transformers' weights, made without this engine; the
+engine scores the same texts through its paged cache, in chunks, in float32. A measurement that is
+further than `LIMIT_PERCENT` from its figure fails the run.
+
+    python benchmarks/sink_effect.py            # all of it: on two cores, half an hour
+    python benchmarks/sink_effect.py --quick    # the first 2,048 tokens of Persuasion only
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from anywhere
+
+from benchmarks.texts import austen  # noqa: E402
+from paged_stream import LLM  # noqa: E402
+from paged_stream.worker import model_runner  # noqa: E402
+
+MODEL = "smollm2-135m-instruct"
+TRAINED_LENGTH = 8192  # no text below is scored past this where the window is as long
+LIMIT_PERCENT = 0.5
+RESULTS = Path(__file__).parent / "results" / "sink_effect.jsonl"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One text scored in one way.
+
+    Args:
+        figures: ``{(first, last): perplexity}``, over the predictions of tokens first + 1 to last,
+            the text's first token being number 0.
+        clamped: ``False`` lets the distance to the sink tokens grow: the ablation.
+    """
+
+    text: str
+    num_sink_tokens: int
+    window_size: int
+    figures: dict[tuple[int, int], float]
+    clamped: bool = True
+
+    @property
+    def name(self) -> str:
+        if self.window_size >= TRAINED_LENGTH:
+            return "dense"
+        unclamped = "" if self.clamped else ", unclamped"
+        return f"{self.num_sink_tokens}+{self.window_size}{unclamped}"
+
+    @property
+    def num_tokens(self) -> int:
+        return max(last for _, last in self.figures)
+
+    def first(self, num_tokens: int) -> Case | None:
+        """The same case cut to ``num_tokens``; None if no figure is left."""
+        figures = {span: ppl for span, ppl in self.figures.items() if span[1] <= num_tokens}
+        return replace(self, figures=figures) if figures else None
+
+
+def first(figures: dict[int, float]) -> dict[tuple[int, int], float]:
+    return {(0, last): perplexity for last, perplexity in figures.items()}
+
+
+PERSUASION = (
+    Case(  # nothing leaves the window
+        text="persuasion",
+        num_sink_tokens=0,
+        window_size=TRAINED_LENGTH,
+        figures=first({1024: 35.52, 2048: 40.18, 4096: 37.34, 6144: 35.73, 8192: 34.44}),
+    ),
+    Case(
+        text="persuasion",
+        num_sink_tokens=4,
+        window_size=2044,
+        figures=first({2048: 40.18, 4096: 37.61, 6144: 36.05, 8192: 34.80}),
+    ),
+    Case(
+        text="persuasion",
+        num_sink_tokens=0,
+        window_size=2048,
+        figures=first({2048: 40.18, 4096: 48.78, 6144: 48.68, 8192: 49.58}),
+    ),
+    Case(
+        text="persuasion",
+        num_sink_tokens=4,
+        window_size=508,
+        figures=first({1024: 36.03, 2048: 42.10, 4096: 40.05, 6144: 38.31}),
+    ),
+    Case(  # harmless while distances stay within what the model was trained on
+        text="persuasion",
+        num_sink_tokens=4,
+        window_size=508,
+        figures=first({1024: 36.03, 2048: 42.26, 4096: 40.25, 6144: 38.58}),
+        clamped=False,
+    ),
+    Case(
+        text="persuasion",
+        num_sink_tokens=0,
+        window_size=512,
+        figures=first({1024: 54.28, 2048: 65.89, 4096: 63.67, 6144: 60.84}),
+    ),
+)
+EMMA_LAST = (32768 - 4096, 32768)
+EMMA = (
+    Case(
+        text="emma",
+        num_sink_tokens=4,
+        window_size=508,
+        figures={(0, 32768): 32.27, EMMA_LAST: 36.21},
+    ),
+    Case(
+        text="emma",
+        num_sink_tokens=0,
+        window_size=512,
+        figures={(0, 32768): 52.86, EMMA_LAST: 57.95},
+    ),
+    Case(
+        text="emma",
+        num_sink_tokens=4,
+        window_size=508,
+        figures={(0, 32768): 154.07, EMMA_LAST: 346.95},
+        clamped=False,
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    text: str
+    case: str
+    tokens: str
+    perplexity: float
+    figure: float
+    difference_percent: float
+    seconds: float
+
+
+# ---- The one hook into the engine's inside: the ablation is not something a user can ask for. ----
+@contextmanager
+def unclamped_sinks() -> Iterator[None]:
+    """Queries meet the sink tokens at their true distance, as if no position were clamped."""
+    build = model_runner.build_forward_batch
+
+    def without_sink_rotary(*args, **kwargs):
+        batch = build(*args, **kwargs)
+        return replace(batch, attention=replace(batch.attention, sink_rotary=None))
+
+    with mock.patch.object(model_runner, "build_forward_batch", without_sink_rotary):
+        yield
+
+
+def measure(case: Case, device: str) -> list[Measurement]:
+    llm = LLM(
+        MODEL,
+        num_sink_tokens=case.num_sink_tokens,
+        window_size=case.window_size,
+        max_num_seqs=1,
+        dtype="float32",
+        device=device,
+        kv_cache_memory_bytes=1 << 30,
+    )
+    # The last token is predicted by the one before it, so one more is needed than is predicted.
+    token_ids = llm.engine.encode(austen(case.text))[: case.num_tokens + 1]
+    with nullcontext() if case.clamped else unclamped_sinks():
+        started = time.perf_counter()
+        logprobs = llm.score(token_ids)[1:]
+        seconds = time.perf_counter() - started
+    measurements = []
+    for (start, stop), figure in case.figures.items():
+        perplexity = math.exp(-math.fsum(logprobs[start:stop]) / (stop - start))
+        measurements.append(
+            Measurement(
+                text=case.text,
+                case=case.name,
+                tokens=f"{start}-{stop}",
+                perplexity=perplexity,
+                figure=figure,
+                difference_percent=100 * (perplexity / figure - 1),
+                seconds=seconds,
+            )
+        )
+    return measurements
+
+
+def report(measurements: list[Measurement]) -> None:
+    print(f"{'text':<12}{'sinks+window':<20}{'tokens':<14}", end="")
+    print(f"{'ppl':>9}{'figure':>9}{'diff %':>9}{'s':>8}")
+    for m in measurements:
+        mark = "" if abs(m.difference_percent) <= LIMIT_PERCENT else "  <-- differs"
+        print(f"{m.text:<12}{m.case:<20}{m.tokens:<14}{m.perplexity:>9.3f}{m.figure:>9.2f}", end="")
+        print(f"{m.difference_percent:>+9.3f}{m.seconds:>8.1f}{mark}")
+
+
+def write(measurements: list[Measurement], file: Path, device: str) -> None:
+    """Appends one JSON line per measurement."""
+    context = {
+        "benchmark": "sink_effect",
+        "model": MODEL,
+        "dtype": "float32",
+        "device": device,
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as lines:
+        for measurement in measurements:
+            lines.write(json.dumps(context | asdict(measurement)) + "\n")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="2,048 tokens of Persuasion only")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="default: %(default)s")
+    arguments = parser.parse_args()
+
+    cases = [*PERSUASION, *EMMA]
+    if arguments.quick:
+        cases = [short for case in PERSUASION if (short := case.first(2048))]
+    measurements = []
+    for number, case in enumerate(cases, 1):
+        print(f"[{number}/{len(cases)}] {case.text} {case.name}", file=sys.stderr)
+        done = measure(case, arguments.device)
+        write(done, arguments.output, arguments.device)  # what was measured survives a Ctrl-C
+        measurements += done
+    report(measurements)
+    return int(any(abs(m.difference_percent) > LIMIT_PERCENT for m in measurements))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,159 @@
+// paged_attention on the CPU: checks the arguments and hands them on as plain pointers.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <optional>
+#include <vector>
+
+#include "attention_plan.h"
+#include "attention_run.h"
+#include "checks.h"
+#include "kernels.h"
+
+namespace paged_stream {
+namespace {
+
+constexpr Checker kCheck("paged_attention");
+
+void check_heads(const Tensor& query, const std::optional<Tensor>& sink_query,
+                 const Tensor& k_cache, const Tensor& v_cache) {
+  kCheck.cache_pair(k_cache, v_cache);
+  const char* layout = "[T, num_heads, head_dim]";
+  kCheck.heads(query, "query", layout, kAny, kAny, k_cache);
+  if (sink_query) {
+    kCheck.heads(*sink_query, "sink_query", layout, query.size(0), query.size(1), k_cache);
+  }
+  STD_TORCH_CHECK(query.size(1) >= 1 && query.size(1) % k_cache.size(1) == 0,
+                  "paged_attention: num_heads must be a multiple of num_kv_heads ",
+                  k_cache.size(1), ", got ", query.size(1));
+}
+
+struct Batch {
+  const Tensor& block_table;
+  const Tensor& query_start_loc;
+  const Tensor& seq_lens;
+  const Tensor& num_sink_tokens;
+  const Tensor& window_size;
+  const Tensor& ring_blocks;
+
+  void check(const Tensor& query) const {
+    kCheck.shape(block_table, "block_table", "[B, width]", {kAny, kAny});
+    kCheck.dtype(block_table, "block_table", ScalarType::Int);
+    kCheck.dense(block_table, "block_table", 1);
+    kCheck.same_device(block_table, "block_table", query);
+    const int64_t b = block_table.size(0);
+    kCheck.metadata(query_start_loc, "query_start_loc", ScalarType::Int, "[B + 1]", {b + 1}, query);
+    kCheck.metadata(seq_lens, "seq_lens", ScalarType::Long, "[B]", {b}, query);
+    kCheck.metadata(num_sink_tokens, "num_sink_tokens", ScalarType::Int, "[B]", {b}, query);
+    kCheck.metadata(window_size, "window_size", ScalarType::Int, "[B]", {b}, query);
+    kCheck.metadata(ring_blocks, "ring_blocks", ScalarType::Int, "[B]", {b}, query);
+  }
+};
+
+// Every column that the sequence's chunk reads must exist, and no two of its live blocks share one.
+void check_columns(const SequenceView& s, int64_t index, int64_t block_size, int64_t width) {
+  const int64_t last_block = (s.seq_len - 1) / block_size;
+  const int64_t sinks = s.sink_window.num_sink_blocks(block_size);
+  const int64_t first_seen = s.sink_window.window_start(s.seq_len - s.chunk) / block_size;
+  const int64_t live = last_block - std::max(first_seen, sinks) + 1;
+  STD_TORCH_CHECK(live <= s.ring_blocks, "paged_attention: ring_blocks of sequence ", index,
+                  " must be at least ", live, " for its window and chunk, got ", s.ring_blocks);
+  const int64_t columns = std::min(last_block + 1, sinks + s.ring_blocks);
+  STD_TORCH_CHECK(columns <= width, "paged_attention: block_table must have at least ", columns,
+                  " columns for sequence ", index, ", got ", width);
+}
+
+SequenceView read_sequence(const Batch& batch, int64_t i, int64_t block_size) {
+  const int32_t* starts = batch.query_start_loc.const_data_ptr<int32_t>();
+  SequenceView s{};
+  s.sink_window = {batch.num_sink_tokens.const_data_ptr<int32_t>()[i],
+                   batch.window_size.const_data_ptr<int32_t>()[i]};
+  s.seq_len = batch.seq_lens.const_data_ptr<int64_t>()[i];
+  s.first_token = starts[i];
+  s.chunk = starts[i + 1] - starts[i];
+  s.ring_blocks = batch.ring_blocks.const_data_ptr<int32_t>()[i];
+  s.block_row = batch.block_table.const_data_ptr<int32_t>() + i * batch.block_table.stride(0);
+  STD_TORCH_CHECK(s.chunk >= 0, "paged_attention: query_start_loc must not decrease, got ",
+                  starts[i], " then ", starts[i + 1]);
+  if (s.chunk == 0) return s;
+  STD_TORCH_CHECK(s.seq_len >= s.chunk, "paged_attention: seq_lens[", i,
+                  "] must be at least the chunk's length ", s.chunk, ", got ", s.seq_len);
+  const SinkWindow& w = s.sink_window;
+  STD_TORCH_CHECK(w.window_size >= 1 && w.num_sink_tokens >= 0, "paged_attention: sequence ", i,
+                  " must have num_sink_tokens >= 0 and window_size >= 1, got ", w.num_sink_tokens,
+                  " and ", w.window_size);
+  STD_TORCH_CHECK(!w.is_full() || w.num_sink_tokens == 0, "paged_attention: sequence ", i,
+                  " has full attention, so num_sink_tokens must be 0, got ", w.num_sink_tokens);
+  check_columns(s, i, block_size, batch.block_table.size(1));
+  return s;
+}
+
+std::vector<SequenceView> read_batch(const Batch& batch, int64_t num_tokens, int64_t block_size) {
+  const int64_t num_sequences = batch.block_table.size(0);
+  const int32_t* starts = batch.query_start_loc.const_data_ptr<int32_t>();
+  STD_TORCH_CHECK(starts[0] == 0 && starts[num_sequences] == num_tokens,
+                  "paged_attention: query_start_loc must run from 0 to ", num_tokens,
+                  ", got ", starts[0], " to ", starts[num_sequences]);
+  std::vector<SequenceView> sequences;
+  sequences.reserve(num_sequences);
+  for (int64_t i = 0; i < num_sequences; ++i) {
+    sequences.push_back(read_sequence(batch, i, block_size));
+  }
+  return sequences;
+}
+
+Tensor paged_attention(const Tensor& query, const std::optional<Tensor>& sink_query,
+                       const Tensor& k_cache, const Tensor& v_cache, const Tensor& block_table,
+                       const Tensor& query_start_loc, const Tensor& seq_lens,
+                       const Tensor& num_sink_tokens, const Tensor& window_size,
+                       const Tensor& ring_blocks, double scale,
+                       const std::optional<Tensor>& alibi_slopes) {
+  check_heads(query, sink_query, k_cache, v_cache);
+  const Batch batch{block_table,     query_start_loc, seq_lens,
+                    num_sink_tokens, window_size,     ring_blocks};
+  batch.check(query);
+  const int64_t num_tokens = query.size(0), num_heads = query.size(1);
+  if (alibi_slopes) {
+    kCheck.metadata(*alibi_slopes, "alibi_slopes", ScalarType::Float, "[num_heads]", {num_heads},
+                    query);
+  }
+  const int64_t head_dim = k_cache.size(3);
+  Tensor out = torch::stable::new_empty(query, {num_tokens, num_heads, head_dim});
+  const std::vector<SequenceView> sequences = read_batch(batch, num_tokens, k_cache.size(2));
+  if (num_tokens == 0) return out;
+
+  AttentionInputs inputs{};
+  const Tensor& sinks = sink_query ? *sink_query : query;
+  inputs.element_size = static_cast<int64_t>(query.element_size());
+  inputs.query = static_cast<const char*>(query.const_data_ptr());
+  inputs.sink_query = static_cast<const char*>(sinks.const_data_ptr());
+  inputs.query_stride = query.stride(0) * inputs.element_size;
+  inputs.sink_query_stride = sinks.stride(0) * inputs.element_size;
+  inputs.out = static_cast<char*>(out.mutable_data_ptr());
+  inputs.k_cache = k_cache.const_data_ptr();
+  inputs.v_cache = v_cache.const_data_ptr();
+  inputs.num_blocks = k_cache.size(0);
+  inputs.block_stride = k_cache.stride(0);
+  inputs.num_heads = num_heads;
+  inputs.num_kv_heads = k_cache.size(1);
+  inputs.block_size = k_cache.size(2);
+  inputs.head_dim = head_dim;
+  inputs.scale = static_cast<float>(scale);
+  if (alibi_slopes) inputs.alibi_slopes = alibi_slopes->const_data_ptr<float>();
+
+  const bool is_float = query.scalar_type() == ScalarType::Float;
+  const AttentionKernels* table = kernels().attention(
+      is_float ? DType::kFloat32 : DType::kBFloat16, static_cast<int>(head_dim));
+  run_attention(inputs, plan_attention(sequences, static_cast<int>(inputs.group_size())), *table);
+  return out;
+}
+
+}  // namespace
+}  // namespace paged_stream
+
+STABLE_TORCH_LIBRARY_IMPL(paged_stream, CPU, m) {
+  m.impl("paged_attention", TORCH_BOX(&paged_stream::paged_attention));
+}

@@ -1,0 +1,129 @@
+// What both attention kernels share. See simd.inl for how this file is compiled.
+
+// The chunks of a row. Fixed > 0 is their number at compile time. When head_dim is no multiple of
+// a chunk the last chunk moves back to end with the row and overlaps the one before; packed
+// queries are zero in the overlap, so that no element counts twice.
+template <int W, int Fixed>
+struct RowChunks {
+  int head_dim;
+
+  PS_INLINE int count() const {
+    if constexpr (Fixed > 0) return Fixed;
+    return (head_dim + 2 * W - 1) / (2 * W);
+  }
+  PS_INLINE int start(int chunk) const {
+    const int regular = chunk * 2 * W;
+    if constexpr (Fixed > 0) return regular;
+    return regular + 2 * W <= head_dim ? regular : head_dim - 2 * W;
+  }
+  PS_INLINE int padded_dim() const { return count() * 2 * W; }
+};
+
+template <int W>
+int padded_dim(int head_dim) {
+  return RowChunks<W, 0>{head_dim}.padded_dim();
+}
+
+template <int W, class T>
+void pack_query(const void* query, int head_dim, float factor, float* packed) {
+  const T* row = static_cast<const T*>(query);
+  const RowChunks<W, 0> chunks{head_dim};
+  T last[2 * W];
+  for (int c = 0; c < chunks.count(); ++c) {
+    const T* source = row + chunks.start(c);
+    if (const int overlap = c * 2 * W - chunks.start(c); overlap > 0) {
+      __builtin_memset(last, 0, overlap * sizeof(T));
+      __builtin_memcpy(last + overlap, source + overlap, (2 * W - overlap) * sizeof(T));
+      source = last;
+    }
+    Vec<W> lo, hi;
+    load_chunk<W>(source, lo, hi);
+    store(packed + c * 2 * W, lo * factor);
+    store(packed + c * 2 * W + W, hi * factor);
+  }
+}
+
+template <int W, class T>
+void write_output(const float* acc, float sum, int head_dim, void* out) {
+  const RowChunks<W, 0> chunks{head_dim};
+  const float factor = 1.0f / sum;
+  for (int c = 0; c < chunks.count(); ++c) {
+    const float* source = acc + c * 2 * W;
+    store_chunk<W>(static_cast<T*>(out) + chunks.start(c), load<Vec<W>>(source) * factor,
+                   load<Vec<W>>(source + W) * factor);
+  }
+}
+
+template <int W>
+PS_INLINE Vec<W> lane_numbers() {
+  Vec<W> v;
+  for (int i = 0; i < W; ++i) v[i] = i;
+  return v;
+}
+
+// Adds the bias, hides what the row does not see and returns the largest score.
+template <int W>
+PS_INLINE float mask_and_max(float* scores, int num_keys, const RowView& view, bool has_alibi) {
+  constexpr float kHidden = -__builtin_inff();
+  const Vec<W> lanes = lane_numbers<W>();
+  Vec<W> max = splat<W>(kHidden);
+  for (int i = 0; i < num_keys; i += W) {
+    Vec<W> s = load<Vec<W>>(scores + i);
+    const bool partial = i < view.begin || i + W > view.end;
+    if (has_alibi) s += ((lanes + float(i)) - view.distance) * view.slope;
+    if (partial) {
+      s = lanes + float(i) >= float(view.begin) ? s : splat<W>(kHidden);
+      s = lanes + float(i) < float(view.end) ? s : splat<W>(kHidden);
+    }
+    if (has_alibi || partial) store(scores + i, s);
+    max = s > max ? s : max;
+  }
+  return horizontal_max<W>(max);
+}
+
+// Turns scores [0, num_keys) of one row into weights 2^(score - max), with the lanes up to the
+// next multiple of W set to 0, and updates the row's max and sum. Returns the factor by which
+// what the row accumulated before must shrink.
+template <int W>
+PS_INLINE float softmax_step(float* scores, int num_keys, const RowView& view, bool has_alibi,
+                             float& row_max, float& row_sum) {
+  const float run_max = mask_and_max<W>(scores, num_keys, view, has_alibi);
+  const float max = run_max > row_max ? run_max : row_max;
+  // Nothing visible yet: any finite reference turns hidden scores into zeros.
+  const float reference = max == -__builtin_inff() ? 0.0f : max;
+  Vec<W> sum{};
+  for (int i = 0; i < num_keys; i += W) {
+    const Vec<W> weights = exp2_nonpositive<W>(load<Vec<W>>(scores + i) - reference);
+    store(scores + i, weights);
+    sum += weights;
+  }
+  const float shrink = __builtin_exp2f(row_max - reference);
+  row_sum = row_sum * shrink + horizontal_sum<W>(sum);
+  row_max = max;
+  return shrink;
+}
+
+template <int W>
+void merge(const SoftmaxState& first, int64_t part_stride, int num_parts, int head_dim) {
+  const int dim = padded_dim<W>(head_dim);
+  for (int row = 0; row < first.num_rows; ++row) {
+    float max = first.max[row];
+    for (int part = 1; part < num_parts; ++part) {
+      const float other = first.max[part * part_stride + row];
+      max = other > max ? other : max;
+    }
+    float* acc = first.acc + row * dim;
+    float sum = 0;
+    for (int part = 0; part < num_parts; ++part) {
+      const int64_t shift = part * part_stride;
+      const float weight = __builtin_exp2f(first.max[shift + row] - max);
+      sum += weight * first.sum[shift + row];
+      for (int d = 0; d < dim; d += W) {
+        const Vec<W> added = load<Vec<W>>(acc + shift + d) * weight;
+        store(acc + d, part == 0 ? added : load<Vec<W>>(acc + d) + added);
+      }
+    }
+    first.max[row] = max;
+    first.sum[row] = sum;
+  }
+}

@@ -1,0 +1,35 @@
+// Runs a planned batch of attention with the kernels of one instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "attention_plan.h"
+#include "kernels.h"
+
+namespace paged_stream {
+
+struct AttentionInputs {
+  const char* query;
+  const char* sink_query;  // query itself when the caller gave none
+  int64_t query_stride;    // bytes between tokens; so is sink_query_stride
+  int64_t sink_query_stride;
+  char* out;
+  const void* k_cache;
+  const void* v_cache;
+  int64_t num_blocks;
+  int64_t block_stride;  // elements
+  int64_t element_size;
+  int64_t num_heads;
+  int64_t num_kv_heads;
+  int64_t block_size;
+  int64_t head_dim;
+  float scale;
+  const float* alibi_slopes;  // or null
+
+  int64_t group_size() const { return num_heads / num_kv_heads; }
+};
+
+void run_attention(const AttentionInputs& inputs, const AttentionPlan& plan,
+                   const AttentionKernels& kernels);
+
+}  // namespace paged_stream

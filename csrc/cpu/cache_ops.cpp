@@ -1,0 +1,299 @@
+// Ops that write, read and turn cached keys and values on the CPU.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstring>
+#include <optional>
+#include <tuple>
+#include <unordered_set>
+
+#include "checks.h"
+#include "kernels.h"
+#include "parallel.h"
+
+namespace paged_stream {
+namespace {
+
+using torch::stable::parallel_for;
+
+constexpr int64_t kMinBytesPerThread = 32 * 1024;
+
+// Heads of a row-strided tensor or of a cache, addressed by byte.
+struct Rows {
+  char* data;
+  int64_t row_stride;   // bytes; for a cache, between slots of a block
+  int64_t head_stride;  // elements
+};
+
+struct CacheShape {
+  int64_t num_blocks, num_kv_heads, block_size, head_dim, block_stride, element_size;
+  RotateFn rotate;
+
+  explicit CacheShape(const Tensor& cache)
+      : num_blocks(cache.size(0)),
+        num_kv_heads(cache.size(1)),
+        block_size(cache.size(2)),
+        head_dim(cache.size(3)),
+        block_stride(cache.stride(0)),
+        element_size(static_cast<int64_t>(cache.element_size())) {
+    const DType dtype =
+        cache.scalar_type() == ScalarType::Float ? DType::kFloat32 : DType::kBFloat16;
+    rotate = kernels().rotate[static_cast<int>(dtype)];
+  }
+
+  int64_t num_slots() const { return num_blocks * block_size; }
+
+  // Byte offset of a slot's first head; its heads are block_size * head_dim elements apart.
+  int64_t slot_offset(int64_t slot) const {
+    const int64_t block = slot / block_size, row = slot % block_size;
+    return (block * block_stride + row * head_dim) * element_size;
+  }
+
+  int64_t grain(int64_t heads) const {
+    return std::max<int64_t>(1, kMinBytesPerThread / (heads * head_dim * element_size));
+  }
+};
+
+// The angles of every token, [rows, dim]; none at all only copies.
+struct Angles {
+  const float* data = nullptr;
+  int64_t dim = 0;
+  bool interleaved = false;
+
+  Angles() = default;
+  Angles(const std::optional<Tensor>& rotary, bool pairs) : interleaved(pairs) {
+    if (!rotary) return;
+    data = rotary->const_data_ptr<float>();
+    dim = rotary->size(1);
+  }
+};
+
+// Copies `heads` heads of one token from src to dst, rotated by the angles of `row`.
+void move_heads(const CacheShape& shape, const char* src, int64_t src_stride, char* dst,
+                int64_t dst_stride, int64_t heads, const Angles& angles, int64_t row) {
+  shape.rotate({src, dst, heads, src_stride, dst_stride, shape.head_dim,
+                angles.data + row * angles.dim, angles.dim, angles.interleaved});
+}
+
+char* bytes(const Tensor& t) { return static_cast<char*>(t.mutable_data_ptr()); }
+const char* const_bytes(const Tensor& t) { return static_cast<const char*>(t.const_data_ptr()); }
+int64_t row_bytes(const Tensor& t) {
+  return t.stride(0) * static_cast<int64_t>(t.element_size());
+}
+
+// Checks the mapping's form and every slot in it, before anything is written.
+const int64_t* check_slots(const Checker& check, const Tensor& slot_mapping, int64_t rows,
+                           const Tensor& cache) {
+  check.metadata(slot_mapping, "slot_mapping", ScalarType::Long, "[T]", {rows}, cache);
+  const int64_t* slots = slot_mapping.const_data_ptr<int64_t>();
+  const int64_t num_slots = cache.size(0) * cache.size(2);
+  for (int64_t i = 0; i < slot_mapping.size(0); ++i) {
+    if (slots[i] >= -1 && slots[i] < num_slots) continue;
+    check.require(false, "slot_mapping must lie in [-1, " + std::to_string(num_slots) +
+                             "), got " + std::to_string(slots[i]) + " at " + std::to_string(i));
+  }
+  return slots;
+}
+
+// Writes one token's key (rotated) and value to its slot.
+struct SlotWriter {
+  CacheShape shape;
+  const char *key, *value;
+  int64_t key_stride, value_stride;  // bytes between tokens
+  char *k_cache, *v_cache;
+  const int64_t* slots;
+  Angles angles;
+
+  SlotWriter(const Tensor& key, const Tensor& value, const Tensor& k_cache, const Tensor& v_cache,
+             const int64_t* slots, const Angles& angles)
+      : shape(k_cache),
+        key(const_bytes(key)),
+        value(const_bytes(value)),
+        key_stride(row_bytes(key)),
+        value_stride(row_bytes(value)),
+        k_cache(bytes(k_cache)),
+        v_cache(bytes(v_cache)),
+        slots(slots),
+        angles(angles) {}
+
+  void write(int64_t token) const {
+    if (slots[token] < 0) return;
+    const int64_t offset = shape.slot_offset(slots[token]);
+    const int64_t stride = shape.block_size * shape.head_dim;
+    move_heads(shape, key + token * key_stride, shape.head_dim, k_cache + offset, stride,
+               shape.num_kv_heads, angles, token);
+    move_heads(shape, value + token * value_stride, shape.head_dim, v_cache + offset, stride,
+               shape.num_kv_heads, Angles(), token);
+  }
+};
+
+void rotary_and_cache(const Tensor& query, const std::optional<Tensor>& sink_query,
+                      const Tensor& key, const Tensor& value, const Tensor& k_cache,
+                      const Tensor& v_cache, const Tensor& rotary,
+                      const std::optional<Tensor>& sink_rotary, const Tensor& slot_mapping,
+                      bool interleaved) {
+  const Checker check("rotary_and_cache");
+  check.cache_pair(k_cache, v_cache);
+  const int64_t num_kv_heads = k_cache.size(1), head_dim = k_cache.size(3);
+  check.heads(query, "query", "[T, num_heads, head_dim]", kAny, kAny, k_cache);
+  const int64_t num_tokens = query.size(0), num_heads = query.size(1);
+  check.heads(key, "key", "[T, num_kv_heads, head_dim]", num_tokens, num_kv_heads, k_cache);
+  check.heads(value, "value", "[T, num_kv_heads, head_dim]", num_tokens, num_kv_heads, k_cache);
+  check.rotary(rotary, "rotary", num_tokens, head_dim, k_cache);
+  check.require(sink_query.has_value() == sink_rotary.has_value(),
+                "sink_query and sink_rotary must be given together");
+  if (sink_query) {
+    check.heads(*sink_query, "sink_query", "[T, num_heads, head_dim]", num_tokens, num_heads,
+                k_cache);
+    check.rotary(*sink_rotary, "sink_rotary", num_tokens, head_dim, k_cache);
+    check.shape(*sink_rotary, "sink_rotary", "of rotary", {num_tokens, rotary.size(1)});
+  }
+  const int64_t* slots = check_slots(check, slot_mapping, num_tokens, k_cache);
+
+  const Angles angles(rotary, interleaved), sink_angles(sink_rotary, interleaved);
+  const SlotWriter writer(key, value, k_cache, v_cache, slots, angles);
+  char* const q = bytes(query);
+  char* const sink_q = sink_query ? bytes(*sink_query) : nullptr;
+  const int64_t q_stride = row_bytes(query);
+  const int64_t sink_stride = sink_query ? row_bytes(*sink_query) : 0;
+  const CacheShape& shape = writer.shape;
+  parallel_for(0, num_tokens, shape.grain(num_heads + 2 * num_kv_heads),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t t = begin; t < end; ++t) {
+                   char* row = q + t * q_stride;
+                   if (sink_q != nullptr) {
+                     move_heads(shape, row, head_dim, sink_q + t * sink_stride, head_dim,
+                                num_heads, sink_angles, t);
+                   }
+                   move_heads(shape, row, head_dim, row, head_dim, num_heads, angles, t);
+                   writer.write(t);
+                 }
+               });
+}
+
+std::tuple<Tensor, Tensor> gather_blocks(const Tensor& k_cache, const Tensor& v_cache,
+                                         const Tensor& slot_mapping,
+                                         const std::optional<Tensor>& rotary, bool interleaved) {
+  const Checker check("gather_blocks");
+  check.cache_pair(k_cache, v_cache);
+  const int64_t* slots = check_slots(check, slot_mapping, kAny, k_cache);
+  const int64_t n = slot_mapping.size(0);
+  if (rotary) check.rotary(*rotary, "rotary", n, k_cache.size(3), k_cache);
+  const CacheShape shape(k_cache);
+  const int64_t heads = shape.num_kv_heads, stride = shape.block_size * shape.head_dim;
+  Tensor key = torch::stable::new_empty(k_cache, {n, heads, shape.head_dim});
+  Tensor value = torch::stable::new_empty(k_cache, {n, heads, shape.head_dim});
+  const Angles angles(rotary, interleaved);
+  const char *k = const_bytes(k_cache), *v = const_bytes(v_cache);
+  char *key_out = bytes(key), *value_out = bytes(value);
+  const int64_t row_size = heads * shape.head_dim * shape.element_size;
+  parallel_for(0, n, shape.grain(2 * heads), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      char *key_row = key_out + i * row_size, *value_row = value_out + i * row_size;
+      if (slots[i] < 0) {
+        std::memset(key_row, 0, row_size);
+        std::memset(value_row, 0, row_size);
+        continue;
+      }
+      const int64_t offset = shape.slot_offset(slots[i]);
+      move_heads(shape, k + offset, stride, key_row, shape.head_dim, heads, angles, i);
+      move_heads(shape, v + offset, stride, value_row, shape.head_dim, heads, Angles(), i);
+    }
+  });
+  return {key, value};
+}
+
+void scatter_blocks(const Tensor& key, const Tensor& value, const Tensor& k_cache,
+                    const Tensor& v_cache, const Tensor& slot_mapping,
+                    const std::optional<Tensor>& rotary, bool interleaved) {
+  const Checker check("scatter_blocks");
+  check.cache_pair(k_cache, v_cache);
+  const char* layout = "[N, num_kv_heads, head_dim]";
+  check.heads(key, "key", layout, kAny, k_cache.size(1), k_cache);
+  const int64_t n = key.size(0);
+  check.heads(value, "value", layout, n, k_cache.size(1), k_cache);
+  if (rotary) check.rotary(*rotary, "rotary", n, k_cache.size(3), k_cache);
+  const int64_t* slots = check_slots(check, slot_mapping, n, k_cache);
+  const SlotWriter writer(key, value, k_cache, v_cache, slots, Angles(rotary, interleaved));
+  parallel_for(0, n, writer.shape.grain(2 * k_cache.size(1)), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) writer.write(i);
+  });
+}
+
+void rotary_reindex(const Tensor& k_cache, const Tensor& slot_mapping, const Tensor& rotary,
+                    bool interleaved) {
+  const Checker check("rotary_reindex");
+  check.cache(k_cache, "k_cache");
+  const int64_t* slots = check_slots(check, slot_mapping, kAny, k_cache);
+  const int64_t n = slot_mapping.size(0);
+  check.rotary(rotary, "rotary", n, k_cache.size(3), k_cache);
+  const CacheShape shape(k_cache);
+  const Angles angles(rotary, interleaved);
+  char* k = bytes(k_cache);
+  const int64_t stride = shape.block_size * shape.head_dim;
+  parallel_for(0, n, shape.grain(shape.num_kv_heads), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      if (slots[i] < 0) continue;
+      char* row = k + shape.slot_offset(slots[i]);
+      move_heads(shape, row, stride, row, stride, shape.num_kv_heads, angles, i);
+    }
+  });
+}
+
+// No destination may be named twice or be a source as well: then the order of copies is free.
+void check_block_mapping(const Checker& check, const int64_t* pairs, int64_t n,
+                         int64_t num_blocks) {
+  std::unordered_set<int64_t> destinations;
+  for (int64_t i = 0; i < 2 * n; ++i) {
+    check.require(pairs[i] >= 0 && pairs[i] < num_blocks,
+                  "block_mapping must lie in [0, " + std::to_string(num_blocks) + "), got " +
+                      std::to_string(pairs[i]) + " in pair " + std::to_string(i / 2));
+    const bool is_new = i % 2 == 0 || destinations.insert(pairs[i]).second;
+    check.require(is_new, "block_mapping must not name destination " + std::to_string(pairs[i]) +
+                              " twice");
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    check.require(destinations.count(pairs[2 * i]) == 0,
+                  "block_mapping must not have block " + std::to_string(pairs[2 * i]) +
+                      " both as source and as destination");
+  }
+}
+
+void copy_blocks(const Tensor& kv_cache, const Tensor& block_mapping) {
+  const Checker check("copy_blocks");
+  check.shape(kv_cache, "kv_cache",
+              "[num_layers, 2, num_blocks, num_kv_heads, block_size, head_dim]",
+              {kAny, 2, kAny, kAny, kAny, kAny});
+  check.kv_dtype(kv_cache, "kv_cache");
+  check.dense(kv_cache, "kv_cache", 0);
+  check.metadata(block_mapping, "block_mapping", ScalarType::Long, "[n, 2]", {kAny, 2}, kv_cache);
+  const int64_t planes = kv_cache.size(0) * 2, num_blocks = kv_cache.size(2);
+  const int64_t n = block_mapping.size(0);
+  const int64_t* pairs = block_mapping.const_data_ptr<int64_t>();
+  check_block_mapping(check, pairs, n, num_blocks);
+  const int64_t block_bytes = kv_cache.size(3) * kv_cache.size(4) * kv_cache.size(5) *
+                              static_cast<int64_t>(kv_cache.element_size());
+  if (block_bytes == 0) return;
+  char* data = bytes(kv_cache);
+  const int64_t grain = std::max<int64_t>(1, kMinBytesPerThread / block_bytes);
+  parallel_for(0, planes * n, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      char* plane = data + i / n * num_blocks * block_bytes;
+      const int64_t* pair = pairs + i % n * 2;
+      std::memcpy(plane + pair[1] * block_bytes, plane + pair[0] * block_bytes, block_bytes);
+    }
+  });
+}
+
+}  // namespace
+}  // namespace paged_stream
+
+STABLE_TORCH_LIBRARY_IMPL(paged_stream, CPU, m) {
+  m.impl("rotary_and_cache", TORCH_BOX(&paged_stream::rotary_and_cache));
+  m.impl("gather_blocks", TORCH_BOX(&paged_stream::gather_blocks));
+  m.impl("scatter_blocks", TORCH_BOX(&paged_stream::scatter_blocks));
+  m.impl("rotary_reindex", TORCH_BOX(&paged_stream::rotary_reindex));
+  m.impl("copy_blocks", TORCH_BOX(&paged_stream::copy_blocks));
+}

@@ -1,0 +1,26 @@
+#if defined(__x86_64__)
+
+#include <cstdint>
+#include <utility>
+
+#include "kernels.h"
+
+#pragma GCC target("avx2,fma,bmi2")
+
+namespace paged_stream {
+namespace avx2 {
+
+constexpr char kIsaName[] = "avx2";
+constexpr int kLanes = 8;
+constexpr int kNumVectorRegisters = 16;
+constexpr int kPanelVectors = 2;
+
+#include "kernels.inl"
+
+}  // namespace avx2
+
+const Kernels& avx2_kernels() { return avx2::kKernels; }
+
+}  // namespace paged_stream
+
+#endif

@@ -1,0 +1,185 @@
+// Fixed-width float vectors on GCC/Clang vector extensions. Included once per ISA, inside that
+// ISA's namespace and under its target pragma, so nothing here may instantiate std:: functions:
+// the linker could keep an AVX-512 copy of one for the whole program.
+
+#define PS_INLINE inline __attribute__((always_inline))
+
+template <int W>
+struct VecOf {
+  typedef float F __attribute__((vector_size(4 * W)));
+  typedef int32_t I __attribute__((vector_size(4 * W)));
+  typedef uint32_t U __attribute__((vector_size(4 * W)));
+  typedef uint16_t H __attribute__((vector_size(2 * W)));
+};
+template <int W>
+using Vec = typename VecOf<W>::F;
+template <int W>
+using IVec = typename VecOf<W>::I;
+template <int W>
+using UVec = typename VecOf<W>::U;
+
+template <class V>
+PS_INLINE V load(const void* p) {
+  V v;
+  __builtin_memcpy(&v, p, sizeof(V));
+  return v;
+}
+
+template <class V>
+PS_INLINE void store(void* p, V v) {
+  __builtin_memcpy(p, &v, sizeof(V));
+}
+
+template <int W>
+PS_INLINE Vec<W> splat(float x) {
+  return Vec<W>{} + x;
+}
+
+template <int W>
+PS_INLINE UVec<W> round_to_bf16_bits(Vec<W> x) {
+  const UVec<W> bits = (UVec<W>)x;
+  const UVec<W> rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  return (x == x ? rounded : bits | 0x00400000u) & 0xffff0000u;
+}
+
+// Index: a type with a static constexpr int at(int lane), the source lane in the pair (a, b).
+template <class Index, int W, int... L>
+PS_INLINE Vec<W> shuffle_lanes(Vec<W> a, Vec<W> b, std::integer_sequence<int, L...>) {
+  return __builtin_shufflevector(a, b, Index::at(L)...);
+}
+template <class Index, int W>
+PS_INLINE Vec<W> shuffle(Vec<W> a, Vec<W> b) {
+  return shuffle_lanes<Index, W>(a, b, std::make_integer_sequence<int, W>{});
+}
+
+// Units of `Unit` lanes within spans of `Span` lanes: unit u of the result is unit 2u + Odd of the
+// span's units of a followed by those of b.
+template <int W, int Unit, int Span, int Odd>
+struct EverySecondUnit {
+  static constexpr int at(int lane) {
+    const int per_span = Span / Unit, unit = (lane % Span) / Unit;
+    const int source = 2 * unit + Odd;
+    const int vector = source / per_span;
+    return vector * W + (lane / Span) * Span + (source % per_span) * Unit + lane % Unit;
+  }
+};
+
+template <int W, int Unit, int Span>
+PS_INLINE Vec<W> add_pairs(Vec<W> a, Vec<W> b) {
+  return shuffle<EverySecondUnit<W, Unit, Span, 0>, W>(a, b) +
+         shuffle<EverySecondUnit<W, Unit, Span, 1>, W>(a, b);
+}
+
+// Lane i of each group of four lanes: that group's share of the sum of v[i].
+template <int W>
+PS_INLINE Vec<W> sum_four(const Vec<W>* v) {
+  return add_pairs<W, 1, 4>(add_pairs<W, 1, 4>(v[0], v[1]), add_pairs<W, 1, 4>(v[2], v[3]));
+}
+
+// From W / 4 results of sum_four: lane 4 * x + i is the whole sum of the i-th vector of x.
+template <int W>
+PS_INLINE Vec<W> sum_groups(const Vec<W>* x) {
+  if constexpr (W == 4) {
+    return x[0];
+  } else if constexpr (W == 8) {
+    return add_pairs<W, 4, W>(x[0], x[1]);
+  } else {
+    return add_pairs<W, 4, W>(add_pairs<W, 4, W>(x[0], x[1]), add_pairs<W, 4, W>(x[2], x[3]));
+  }
+}
+
+template <int W>
+PS_INLINE float horizontal_sum(Vec<W> v) {
+  float sum = 0;
+  for (int i = 0; i < W; ++i) sum += v[i];
+  return sum;
+}
+
+template <int W>
+PS_INLINE float horizontal_max(Vec<W> v) {
+  float max = v[0];
+  for (int i = 1; i < W; ++i) max = v[i] > max ? v[i] : max;
+  return max;
+}
+
+template <int W, int H, bool High>
+struct ExchangeBlocks {
+  static constexpr int at(int lane) {
+    if constexpr (High) return lane & H ? W + lane : lane + H;
+    return lane & H ? W + lane - H : lane;
+  }
+};
+
+template <int W, int H = 1>
+PS_INLINE void transpose(Vec<W>* v) {
+  if constexpr (H < W) {
+    for (int i = 0; i < W; ++i) {
+      if (i & H) continue;
+      const Vec<W> a = v[i], b = v[i + H];
+      v[i] = shuffle<ExchangeBlocks<W, H, false>, W>(a, b);
+      v[i + H] = shuffle<ExchangeBlocks<W, H, true>, W>(a, b);
+    }
+    transpose<W, 2 * H>(v);
+  }
+}
+
+// 2^x for x <= 0, relative error below 2e-7; exactly 0 below -126, NaN for NaN.
+template <int W>
+PS_INLINE Vec<W> exp2_nonpositive(Vec<W> x) {
+  const Vec<W> clamped = x < -126.0f ? splat<W>(-126.0f) : x;
+  // Adding 1.5 * 2^23 leaves the nearest integer in the low mantissa bits.
+  const Vec<W> shifted = clamped + 12582912.0f;
+  const Vec<W> f = clamped - (shifted - 12582912.0f);
+  Vec<W> y = splat<W>(1.534580806e-4f);
+  y = y * f + 1.339993090e-3f;
+  y = y * f + 9.618489072e-3f;
+  y = y * f + 5.550328642e-2f;
+  y = y * f + 0.2402264625f;
+  y = y * f + 0.6931471825f;
+  y = y * f + 1.0f;
+  const Vec<W> power = (Vec<W>)((IVec<W>)y + ((IVec<W>)shifted << 23));
+  return x < -126.0f ? Vec<W>{} : (x == x ? power : x);
+}
+
+// A chunk is 2 * W consecutive elements of a row of head_dim, held as two vectors. Which element
+// sits in which lane depends on the dtype (bfloat16 is split into even and odd elements, one
+// operation per vector), so both sides of a dot product must be loaded as chunks.
+template <int W>
+PS_INLINE void load_chunk(const float* p, Vec<W>& lo, Vec<W>& hi) {
+  lo = load<Vec<W>>(p);
+  hi = load<Vec<W>>(p + W);
+}
+template <int W>
+PS_INLINE void load_chunk(const bfloat16* p, Vec<W>& lo, Vec<W>& hi) {
+  const UVec<W> pairs = load<UVec<W>>(p);
+  lo = (Vec<W>)(pairs << 16);
+  hi = (Vec<W>)(pairs & 0xffff0000u);
+}
+template <int W>
+PS_INLINE void store_chunk(float* p, Vec<W> lo, Vec<W> hi) {
+  store(p, lo);
+  store(p + W, hi);
+}
+template <int W>
+PS_INLINE void store_chunk(bfloat16* p, Vec<W> lo, Vec<W> hi) {
+  store(p, (round_to_bf16_bits<W>(lo) >> 16) | round_to_bf16_bits<W>(hi));
+}
+
+// W consecutive elements in their own order.
+template <int W>
+PS_INLINE Vec<W> load_row(const float* p) {
+  return load<Vec<W>>(p);
+}
+template <int W>
+PS_INLINE Vec<W> load_row(const bfloat16* p) {
+  const typename VecOf<W>::H half = load<typename VecOf<W>::H>(p);
+  return (Vec<W>)(__builtin_convertvector(half, UVec<W>) << 16);
+}
+template <int W>
+PS_INLINE void store_row(float* p, Vec<W> v) {
+  store(p, v);
+}
+template <int W>
+PS_INLINE void store_row(bfloat16* p, Vec<W> v) {
+  store(p, __builtin_convertvector(round_to_bf16_bits<W>(v) >> 16, typename VecOf<W>::H));
+}

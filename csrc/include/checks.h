@@ -1,0 +1,141 @@
+// Argument checks shared by the launchers of every device. Each failure names the op, the argument,
+// what was expected and what came.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <optional>
+#include <string>
+
+namespace paged_stream {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr int64_t kAny = -1;
+constexpr int64_t kMaxHeadDim = 256;
+
+// The op's name travels with the checks so that messages can say where they come from.
+class Checker {
+ public:
+  explicit constexpr Checker(const char* op) : op_(op) {}
+
+  void require(bool condition, const std::string& message) const {
+    STD_TORCH_CHECK(condition, op_, ": ", message);
+  }
+
+  // layout: the expected shape in words, as in "[T, num_heads, head_dim]"; kAny sizes match all.
+  void shape(const Tensor& t, const char* name, const char* layout,
+             std::initializer_list<int64_t> expected) const {
+    bool matches = t.dim() == static_cast<int64_t>(expected.size());
+    for (int64_t i = 0; matches && i < t.dim(); ++i) {
+      const int64_t size = expected.begin()[i];
+      matches = size == kAny || size == t.size(i);
+    }
+    if (matches) return;
+    STD_TORCH_CHECK(false, op_, ": ", name, " must have shape ", layout, " = ", describe(expected),
+                    ", got ", describe(t.sizes()));
+  }
+
+  void dtype(const Tensor& t, const char* name, ScalarType expected) const {
+    if (t.scalar_type() == expected) return;
+    STD_TORCH_CHECK(false, op_, ": ", name, " must be ", torch::headeronly::toString(expected),
+                    ", got ", torch::headeronly::toString(t.scalar_type()));
+  }
+
+  void kv_dtype(const Tensor& t, const char* name) const {
+    const ScalarType type = t.scalar_type();
+    STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16, op_, ": ", name,
+                    " must be Float or BFloat16, got ", torch::headeronly::toString(type));
+  }
+
+  // All dimensions from `from` on lie densely in memory.
+  void dense(const Tensor& t, const char* name, int64_t from) const {
+    if (t.numel() == 0) return;
+    int64_t expected = 1;
+    for (int64_t i = t.dim() - 1; i >= from; --i) {
+      if (t.size(i) != 1 && t.stride(i) != expected) {
+        STD_TORCH_CHECK(false, op_, ": ", name, " must be contiguous from dimension ", from,
+                        " on, got shape ", describe(t.sizes()), " and strides ",
+                        describe(t.strides()));
+      }
+      expected *= t.size(i);
+    }
+  }
+
+  void same_device(const Tensor& t, const char* name, const Tensor& other) const {
+    STD_TORCH_CHECK(t.is_cpu() == other.is_cpu() &&
+                        t.get_device_index() == other.get_device_index(),
+                    op_, ": ", name, " must be on the device of the other tensors");
+  }
+
+  // A 1-d or 2-d contiguous tensor of plain metadata.
+  void metadata(const Tensor& t, const char* name, ScalarType type, const char* layout,
+                std::initializer_list<int64_t> expected, const Tensor& device_of) const {
+    shape(t, name, layout, expected);
+    dtype(t, name, type);
+    dense(t, name, 0);
+    same_device(t, name, device_of);
+  }
+
+  // k_cache or v_cache: [num_blocks, num_kv_heads, block_size, head_dim].
+  void cache(const Tensor& t, const char* name) const {
+    shape(t, name, "[num_blocks, num_kv_heads, block_size, head_dim]", {kAny, kAny, kAny, kAny});
+    kv_dtype(t, name);
+    dense(t, name, 1);
+    const int64_t head_dim = t.size(3);
+    STD_TORCH_CHECK(head_dim >= 8 && head_dim <= kMaxHeadDim && head_dim % 8 == 0, op_,
+                    ": head_dim must be a multiple of 8 up to ", kMaxHeadDim, ", got ", head_dim);
+    STD_TORCH_CHECK(t.size(1) >= 1 && t.size(2) >= 1, op_, ": ", name,
+                    " must have num_kv_heads and block_size of at least 1, got shape ",
+                    describe(t.sizes()));
+  }
+
+  void cache_pair(const Tensor& k_cache, const Tensor& v_cache) const {
+    cache(k_cache, "k_cache");
+    cache(v_cache, "v_cache");
+    shape(v_cache, "v_cache", "of k_cache",
+          {k_cache.size(0), k_cache.size(1), k_cache.size(2), k_cache.size(3)});
+    dtype(v_cache, "v_cache", k_cache.scalar_type());
+    same_device(v_cache, "v_cache", k_cache);
+    STD_TORCH_CHECK(k_cache.size(0) <= 1 || k_cache.stride(0) == v_cache.stride(0), op_,
+                    ": k_cache and v_cache must have the same stride between blocks, got ",
+                    k_cache.stride(0), " and ", v_cache.stride(0));
+  }
+
+  // Heads of tokens, [rows, heads, head_dim], in the cache's dtype; heads dense, rows strided.
+  void heads(const Tensor& t, const char* name, const char* layout, int64_t rows, int64_t heads,
+             const Tensor& cache) const {
+    shape(t, name, layout, {rows, heads, cache.size(3)});
+    dtype(t, name, cache.scalar_type());
+    dense(t, name, 1);
+    same_device(t, name, cache);
+  }
+
+  void rotary(const Tensor& t, const char* name, int64_t rows, int64_t head_dim,
+              const Tensor& device_of) const {
+    metadata(t, name, ScalarType::Float, "[T, rotary_dim]", {rows, kAny}, device_of);
+    const int64_t dim = t.size(1);
+    STD_TORCH_CHECK(dim % 2 == 0 && dim <= head_dim, op_, ": ", name,
+                    " must have an even rotary_dim of at most head_dim ", head_dim, ", got ", dim);
+  }
+
+ private:
+  template <class Sizes>
+  static std::string describe(const Sizes& sizes) {
+    std::string text = "[";
+    for (auto it = sizes.begin(); it != sizes.end(); ++it) {
+      if (it != sizes.begin()) text += ", ";
+      text += *it == kAny ? "*" : std::to_string(*it);
+    }
+    return text + "]";
+  }
+
+  const char* op_;
+};
+
+}  // namespace paged_stream

@@ -1,0 +1,63 @@
+// Which positions a query sees, and which blocks that takes: the mirror of
+// scheduler/sink_window.py for kernels. Positions are int64: a stream has no end.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDACC__) || defined(__HIPCC__)
+#define PAGED_STREAM_HOST_DEVICE __host__ __device__
+#else
+#define PAGED_STREAM_HOST_DEVICE
+#endif
+
+namespace paged_stream {
+
+// The window size that stands for full attention: nothing is evicted, no token is a sink.
+constexpr int64_t kFullAttention = INT32_MAX;
+
+struct SinkWindow {
+  int64_t num_sink_tokens;  // 0 for full attention
+  int64_t window_size;      // kFullAttention for full attention
+
+  PAGED_STREAM_HOST_DEVICE bool is_full() const { return window_size == kFullAttention; }
+
+  PAGED_STREAM_HOST_DEVICE bool is_visible(int64_t key_position, int64_t query_position) const {
+    if (key_position > query_position) return false;
+    return key_position < num_sink_tokens || key_position >= window_start(query_position);
+  }
+
+  PAGED_STREAM_HOST_DEVICE int64_t window_start(int64_t query_position) const {
+    if (is_full() || query_position < window_size) return 0;
+    return query_position - window_size + 1;
+  }
+
+  PAGED_STREAM_HOST_DEVICE int64_t num_visible(int64_t query_position) const {
+    const int64_t bound = num_sink_tokens + window_size;
+    return is_full() || query_position < bound ? query_position + 1 : bound;
+  }
+
+  PAGED_STREAM_HOST_DEVICE int64_t sink_position(int64_t query_position) const {
+    const int64_t last = num_sink_tokens + window_size - 1;
+    return is_full() || query_position < last ? query_position : last;
+  }
+
+  PAGED_STREAM_HOST_DEVICE int64_t num_sink_blocks(int64_t block_size) const {
+    return is_full() ? 0 : (num_sink_tokens + block_size - 1) / block_size;
+  }
+
+  PAGED_STREAM_HOST_DEVICE int64_t ring_blocks(int64_t chunk, int64_t block_size) const {
+    return (window_size - 2 + chunk + block_size - 1) / block_size + 1;
+  }
+
+  PAGED_STREAM_HOST_DEVICE int64_t max_chunk(int64_t ring_blocks, int64_t block_size) const {
+    return (ring_blocks - 1) * block_size - window_size + 2;
+  }
+
+  PAGED_STREAM_HOST_DEVICE int64_t column(int64_t logical_block, int64_t ring_blocks,
+                                          int64_t block_size) const {
+    const int64_t sinks = num_sink_blocks(block_size);
+    return logical_block < sinks ? logical_block : sinks + (logical_block - sinks) % ring_blocks;
+  }
+};
+
+}  // namespace paged_stream

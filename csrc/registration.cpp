@@ -1,0 +1,34 @@
+// The schema of every op, for all devices. Implementations register themselves beside their code.
+
+#include <Python.h>
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(paged_stream, m) {
+  m.def(
+      "rotary_and_cache(Tensor(a!) query, Tensor(b!)? sink_query, Tensor key, Tensor value, "
+      "Tensor(c!) k_cache, Tensor(d!) v_cache, Tensor rotary, Tensor? sink_rotary, "
+      "Tensor slot_mapping, bool interleaved) -> ()");
+  m.def(
+      "paged_attention(Tensor query, Tensor? sink_query, Tensor k_cache, Tensor v_cache, "
+      "Tensor block_table, Tensor query_start_loc, Tensor seq_lens, Tensor num_sink_tokens, "
+      "Tensor window_size, Tensor ring_blocks, float scale, Tensor? alibi_slopes) -> Tensor");
+  m.def(
+      "gather_blocks(Tensor k_cache, Tensor v_cache, Tensor slot_mapping, Tensor? rotary, "
+      "bool interleaved) -> (Tensor, Tensor)");
+  m.def(
+      "scatter_blocks(Tensor key, Tensor value, Tensor(a!) k_cache, Tensor(b!) v_cache, "
+      "Tensor slot_mapping, Tensor? rotary, bool interleaved) -> ()");
+  m.def(
+      "rotary_reindex(Tensor(a!) k_cache, Tensor slot_mapping, Tensor rotary, bool interleaved) "
+      "-> ()");
+  m.def("copy_blocks(Tensor(a!) kv_cache, Tensor block_mapping) -> ()");
+  m.def("cpu_isa() -> str");
+  m.def("set_cpu_isa(str name) -> ()");
+}
+
+// Importing the extension loads the library, whose static initialisers do the rest.
+extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C() {
+  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr,
+                               nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&module);
+}

@@ -1,0 +1,35 @@
+"""What every attention layer of one step needs to know; built once per step, passed as argument."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionMetadata:
+    """One step's batch of B sequences and T tokens, as the attention ops take it.
+
+    Args:
+        query_start_loc: int32 [B + 1], cumulative chunk lengths.
+        seq_lens: int64 [B], length of each stream including its chunk.
+        num_sink_tokens: int32 [B], 0 for full attention.
+        window_size: int32 [B], the largest int32 for full attention.
+        block_table: int32 [B, width], rows padded with -1.
+        ring_blocks: int32 [B], ring columns of each row.
+        slot_mapping: int64 [T], where each token's K and V go; -1 skips.
+        rotary: float32 [T, rotary_dim], cos then sin at each token's position.
+        sink_rotary: float32 [T, rotary_dim], the same at its position towards the sinks; ``None``
+            when no sequence in the batch has outgrown sinks plus window, so that both agree.
+    """
+
+    query_start_loc: torch.Tensor
+    seq_lens: torch.Tensor
+    num_sink_tokens: torch.Tensor
+    window_size: torch.Tensor
+    block_table: torch.Tensor
+    ring_blocks: torch.Tensor
+    slot_mapping: torch.Tensor
+    rotary: torch.Tensor
+    sink_rotary: torch.Tensor | None

@@ -1,0 +1,264 @@
+"""The command line: ``paged-stream generate | chat | info``."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from paged_stream.outputs import RequestDelta
+    from paged_stream.stream import Stream
+
+_STATUS_SECONDS = 0.5
+_DEFAULT_MODEL = "smollm2-135m-instruct"
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="paged-stream", description="Language models on text that never ends."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    generate = _command(
+        commands,
+        "generate",
+        _generate,
+        "Continue a prompt of any length, past the window as far as you like.",
+        'paged-stream generate "The sea was calm" --max-tokens 2000 --window-size 256',
+    )
+    generate.add_argument("prompt", nargs="?", help="the prompt; standard input if left out")
+    _add_engine_options(generate)
+    _add_sampling_options(generate, max_tokens=256, temperature=0.8)
+    chat = _command(
+        commands,
+        "chat",
+        _chat,
+        "Talk with a model for as long as you like. The KV cache stays between turns, in constant "
+        "memory. Ctrl-C interrupts an answer, Ctrl-D leaves.",
+        "paged-stream chat --window-size 2048",
+    )
+    chat.add_argument("--system", help="system message (default: the model's own)")
+    _add_engine_options(chat)
+    _add_sampling_options(chat, max_tokens=512, temperature=0.6)
+    info = _command(
+        commands,
+        "info",
+        _info,
+        "Plan capacity: KV bytes per token and stream, streams that fit, what this machine has.",
+        "paged-stream info smollm2-135m-instruct --window-size 1024",
+    )
+    info.add_argument("name", nargs="?", metavar="MODEL", help=f"default: {_DEFAULT_MODEL}")
+    _add_engine_options(info, model=False)
+    return parser
+
+
+def _command(
+    commands: Any, name: str, run: Any, description: str, example: str
+) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=description.split(". ")[0].rstrip("."),
+        description=description,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_engine_options(parser: argparse.ArgumentParser, *, model: bool = True) -> None:
+    group = parser.add_argument_group("engine")
+    if model:
+        group.add_argument(
+            "--model",
+            default=_DEFAULT_MODEL,
+            help="name, folder, .gguf file or hub id (default: %(default)s)",
+        )
+    group.add_argument("--num-sink-tokens", type=int, default=4, metavar="S")
+    group.add_argument(
+        "--window-size", type=int, metavar="W", help="default: the model's trained length less S"
+    )
+    group.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16")
+    group.add_argument("--block-size", type=int, default=16)
+    group.add_argument("--kv-cache-memory-bytes", type=int)
+
+
+def _add_sampling_options(
+    parser: argparse.ArgumentParser, *, max_tokens: int, temperature: float
+) -> None:
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--max-tokens", type=int, default=max_tokens)
+    group.add_argument("--temperature", type=float, default=temperature)
+    group.add_argument("--top-p", type=float, default=0.95)
+    group.add_argument("--repetition-penalty", type=float, default=1.1)
+    group.add_argument("--seed", type=int)
+    group.add_argument("--ignore-eos", action="store_true")
+
+
+def _engine_settings(args: argparse.Namespace) -> dict[str, Any]:
+    names = ("num_sink_tokens", "window_size", "dtype", "block_size", "kv_cache_memory_bytes")
+    return {name: getattr(args, name) for name in names}
+
+
+def _load(args: argparse.Namespace) -> Any:
+    from paged_stream.config import EngineConfig
+    from paged_stream.engine import LLMEngine
+
+    return LLMEngine(EngineConfig(model=args.model, max_num_seqs=1, **_engine_settings(args)))
+
+
+def _sampling_params(args: argparse.Namespace) -> Any:
+    from paged_stream.scheduler.sampling_params import SamplingParams
+
+    return SamplingParams(
+        max_tokens=args.max_tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        repetition_penalty=args.repetition_penalty,
+        seed=args.seed,
+        ignore_eos=args.ignore_eos,
+    )
+
+
+def _generate(args: argparse.Namespace) -> int:
+    params = _sampling_params(args)
+    prompt = sys.stdin.read() if args.prompt is None else args.prompt
+    engine = _load(args)
+    with engine.open_stream() as stream:
+        stream.append(prompt)
+        _show_long(stream, prompt, stream.generate(params))
+    return 0
+
+
+def _chat(args: argparse.Namespace) -> int:
+    from paged_stream.chat import ChatTurns
+
+    params = _sampling_params(args)
+    engine = _load(args)
+    if engine.tokenizer is None:
+        raise ValueError(f"chat needs a tokenizer, and {args.model} has none")
+    turns = ChatTurns(engine.tokenizer, args.system)
+    window = engine.sink_window
+    print(f"{args.model}: {window.num_sink_tokens} sink tokens, window {window.window_size}")
+    last_token_id = None
+    with engine.open_stream() as stream:
+        while (content := _ask()) is not None:
+            if not content:
+                continue
+            if last_token_id is None:
+                stream.append(turns.first(content))
+            else:
+                stream.append(turns.following(content, last_token_id))
+            last_token_id = _show(stream, stream.generate(params))
+    return 0
+
+
+def _ask() -> str | None:
+    try:
+        return input("\n> ").strip()
+    except EOFError:
+        print()
+        return None
+
+
+def _show(stream: Stream, deltas: Iterable[RequestDelta]) -> int:
+    """Print an answer as it comes and a summary at its end; Ctrl-C ends the answer.
+
+    Returns:
+        The last token.
+    """
+    meter = _Meter(stream)
+    try:
+        for delta in deltas:
+            meter.count(delta)
+            sys.stdout.write(delta.delta_text)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        pass
+    print()
+    print(meter.summary(), file=sys.stderr)
+    return meter.last_token_id
+
+
+def _show_long(stream: Stream, prompt: str, deltas: Iterable[RequestDelta]) -> None:
+    """Print a long text line by line, above a status line that shows speed and memory live."""
+    meter = _Meter(stream)
+    width = shutil.get_terminal_size().columns - 1
+    line = " ".join(prompt.split())[-width:]
+    with tqdm(bar_format="{desc}", mininterval=_STATUS_SECONDS) as bar:
+        try:
+            for delta in deltas:
+                meter.count(delta)
+                line += delta.delta_text
+                while "\n" in line or len(line) > width:
+                    head, line = _first_line(line, width)
+                    bar.write(head)
+                if time.perf_counter() - meter.last_summary > _STATUS_SECONDS:
+                    bar.set_description_str(meter.summary())
+        except KeyboardInterrupt:
+            pass
+        bar.write(line)
+        bar.set_description_str(meter.summary())
+
+
+def _first_line(text: str, width: int) -> tuple[str, str]:
+    """Split at the first newline, or at the last space that fits the width."""
+    newline = text.find("\n", 0, width + 1)
+    if newline >= 0:
+        return text[:newline], text[newline + 1 :]
+    space = text.rfind(" ", 0, width + 1)
+    return (text[:space], text[space + 1 :]) if space > 0 else (text[:width], text[width:])
+
+
+class _Meter:
+    """Counts the tokens of one turn and describes its stream."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.last_token_id = -1
+        self.last_summary = time.perf_counter()
+        self._stream = stream
+        self._num_tokens = 0
+        self._started = 0.0
+
+    def count(self, delta: RequestDelta) -> None:
+        if not delta.delta_token_ids:
+            return
+        if not self._num_tokens:
+            self._started = time.perf_counter()  # the time before is the prompt's
+        self._num_tokens += len(delta.delta_token_ids)
+        self.last_token_id = delta.delta_token_ids[-1]
+
+    def summary(self) -> str:
+        self.last_summary = time.perf_counter()
+        elapsed = self.last_summary - self._started
+        speed = (self._num_tokens - 1) / elapsed if self._num_tokens > 1 else 0.0
+        stats = self._stream.stats()
+        return (
+            f"[{self._num_tokens:,} tokens, {speed:.1f} tok/s | KV {stats.kv_bytes / 2**20:.2f} "
+            f"MiB in {stats.num_blocks} blocks | stream {stats.num_tokens:,}: "
+            f"{stats.num_visible_tokens:,} visible, {stats.num_evicted_tokens:,} evicted]"
+        )
+
+
+def _info(args: argparse.Namespace) -> int:
+    from paged_stream.info import describe
+
+    print(describe(args.name or _DEFAULT_MODEL, **_engine_settings(args)))
+    return 0

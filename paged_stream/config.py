@@ -1,0 +1,78 @@
+"""What the user may set about an engine; every field is checked where it enters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+DTYPES = ("auto", "float32", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Settings of one engine.
+
+    Args:
+        model: ``"smollm2-135m-instruct"``, a folder, a ``.gguf`` file or a hub id.
+        device: ``"auto"`` or ``"cpu"``.
+        dtype: of weights and KV cache: ``"auto"`` (bfloat16 if the model is 16-bit or quantised
+            and the processor has bfloat16 instructions, else float32), ``"float32"`` or
+            ``"bfloat16"``.
+        block_size: tokens per KV cache block.
+        num_sink_tokens: ``S``, tokens at the start of each stream that stay visible for ever. 4
+            is enough for models trained without a sink token of their own; 1 for those with one.
+        window_size: ``W``, most recent tokens that are visible. ``None`` is the model's trained
+            length minus the sinks: exact up to there, streaming after.
+        kv_cache_memory_bytes: memory for K and V. ``None`` takes what ``max_num_seqs`` streams
+            can use, up to 4 GiB and half of the memory that is free.
+        max_num_seqs: sequences in one step.
+        max_num_batched_tokens: tokens in one step. Larger makes prefill cheaper per token,
+            smaller keeps the time between tokens short for others.
+        seed: for the requests that bring none.
+        num_threads: processor threads; ``None`` leaves it to torch.
+
+    Raises:
+        ValueError: names the field, its value and what is allowed.
+    """
+
+    model: str
+    device: str = "auto"
+    dtype: str = "auto"
+    block_size: int = 16
+    num_sink_tokens: int = 4
+    window_size: int | None = None
+    kv_cache_memory_bytes: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 512
+    seed: int = 0
+    num_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model, Path):
+            object.__setattr__(self, "model", str(self.model))
+        if not isinstance(self.model, str) or not self.model:
+            raise ValueError(
+                f"model must be a name, a folder, a .gguf file or a hub id, got {self.model!r}"
+            )
+        if self.device not in ("auto", "cpu"):
+            raise ValueError(f"device must be 'auto' or 'cpu', got {self.device!r}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        self._check_int("block_size", 1)
+        self._check_int("num_sink_tokens", 0)
+        self._check_int("window_size", 1, optional=True)
+        self._check_int("kv_cache_memory_bytes", 1, optional=True)
+        self._check_int("max_num_seqs", 1)
+        self._check_int("max_num_batched_tokens", 1)
+        self._check_int("seed", None)
+        self._check_int("num_threads", 1, optional=True)
+
+    def _check_int(self, name: str, low: int | None, *, optional: bool = False) -> None:
+        value = getattr(self, name)
+        if value is None and optional:
+            return
+        if isinstance(value, bool) or not isinstance(value, int):
+            kind = "an int or None" if optional else "an int"
+            raise ValueError(f"{name} must be {kind}, got {value!r}")
+        if low is not None and value < low:
+            raise ValueError(f"{name} must be >= {low}, got {value}")

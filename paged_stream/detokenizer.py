@@ -1,0 +1,73 @@
+"""From tokens to text as they come, in constant memory; finds stop strings on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from paged_stream.tokenizer import Tokenizer
+
+_REPLACEMENT = "\ufffd"  # how a decoder shows bytes that are not a whole character yet
+# Tokens to wait for the rest of a character. UTF-8 has at most 4 bytes, so after this many the
+# bytes are simply not text.
+_MAX_INCOMPLETE = 8
+# Tokens decoded again with each new one, so that decoders that look at what precedes (for
+# leading spaces) see it.
+_CONTEXT = 4
+
+
+class Detokenizer:
+    """Text of one completion.
+
+    Decoding a token alone can differ from decoding it in its place. So each step decodes a short
+    tail twice, without and with the new tokens, and emits the difference.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+        self._tokenizer = tokenizer
+        self._stop = tuple(stop)
+        self._context: list[int] = []  # emitted
+        self._pending: list[int] = []  # not emitted: the end of their text is not whole
+        self._held = ""  # text that may be the beginning of a stop string
+
+    def append(self, token_id: int) -> tuple[str, bool]:
+        """Add a token.
+
+        Returns:
+            The new text, and whether a stop string was completed; the text ends before it.
+        """
+        self._pending.append(token_id)
+        return self._release(self._decode_pending(final=False), final=False)
+
+    def finish(self) -> tuple[str, bool]:
+        """Give out what was held back: no more tokens will come."""
+        return self._release(self._decode_pending(final=True), final=True)
+
+    def _decode_pending(self, *, final: bool) -> str:
+        before = self._tokenizer.decode(self._context)
+        text = self._tokenizer.decode(self._context + self._pending)
+        incomplete = text.endswith(_REPLACEMENT) and len(self._pending) < _MAX_INCOMPLETE
+        if incomplete and not final:
+            return ""
+        self._context = (self._context + self._pending)[-_CONTEXT:]
+        self._pending = []
+        return text[len(before) :]
+
+    def _release(self, text: str, *, final: bool) -> tuple[str, bool]:
+        if not self._stop:
+            return text, False
+        text = self._held + text
+        found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
+        if found:
+            self._held = ""
+            return text[: min(found)], True
+        keep = 0 if final else self._longest_stop_prefix(text)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep], False
+
+    def _longest_stop_prefix(self, text: str) -> int:
+        """Length of the longest end of ``text`` with which some stop string begins."""
+        longest = min(len(text), max(map(len, self._stop)) - 1)
+        for length in range(longest, 0, -1):
+            if any(stop.startswith(text[-length:]) for stop in self._stop):
+                return length
+        return 0

@@ -1,0 +1,77 @@
+"""Capacity planning for a model and a window, without loading the weights."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+
+from paged_stream import ops
+from paged_stream.config import EngineConfig
+from paged_stream.engine import resolve_sink_window
+from paged_stream.models.loader import load_config, resolve_model
+from paged_stream.scheduler.sink_window import SinkWindow
+from paged_stream.worker.worker import plan_cache, resolve_dtype
+
+
+def describe(model: str, **settings: Any) -> str:
+    """Describe a model's memory needs under the given `EngineConfig` settings.
+
+    Raises:
+        ValueError: as `LLMEngine`.
+    """
+    config = EngineConfig(model=model, **settings)
+    files = resolve_model(config.model)
+    model_config = load_config(files)
+    dtype = resolve_dtype(config.dtype, model_config.dtype)
+    sink_window = resolve_sink_window(model_config, config.num_sink_tokens, config.window_size)
+    plan = plan_cache(config, model_config, dtype, sink_window)
+    stream_blocks = _stream_blocks(sink_window, config.block_size)
+    rows = [
+        ("model", f"{model} ({model_config.model_type})"),
+        ("weights", f"{_size(model_config.num_parameters * dtype.itemsize)} in {_name(dtype)}"),
+        (
+            "shape",
+            f"{model_config.num_layers} layers, {model_config.num_heads} heads, "
+            f"{model_config.num_kv_heads} KV heads of {model_config.head_dim}, "
+            f"trained length {model_config.max_position_embeddings:,}",
+        ),
+        (
+            "each query sees",
+            f"{sink_window.num_sink_tokens} sink tokens + a window of {sink_window.window_size:,}",
+        ),
+        ("KV per token", _size(model_config.kv_bytes_per_token(dtype))),
+        ("KV per stream", f"{_size(stream_blocks * plan.block_bytes)} at any length"),
+        (
+            "KV cache",
+            f"{_size(plan.num_blocks * plan.block_bytes)} in {plan.num_blocks:,} blocks of "
+            f"{config.block_size} tokens",
+        ),
+        ("streams that fit", f"{plan.num_blocks // stream_blocks:,}"),
+        ("processor", f"{torch.get_num_threads()} threads, {ops.cpu_isa()} kernels"),
+        ("attention", _backends()),
+    ]
+    width = max(len(label) for label, _ in rows)
+    return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
+
+
+def _stream_blocks(sink_window: SinkWindow, block_size: int) -> int:
+    return sink_window.num_sink_blocks(block_size) + sink_window.ring_blocks(1, block_size)
+
+
+def _backends() -> str:
+    found = importlib.util.find_spec("xformers") is not None
+    return "native" + (" (xformers is installed, but works on CUDA only)" if found else "")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _size(num_bytes: int) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:,.4g} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:,.4g} GiB"

@@ -1,0 +1,1 @@
+"""Building blocks of decoder layers: tensors in, tensors out, no knowledge of streams."""

@@ -1,0 +1,1 @@
+"""Decoder-only models: declarative configuration, one decoder, checkpoint loading."""

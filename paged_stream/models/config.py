@@ -1,0 +1,67 @@
+"""Declarative description of one decoder-only model: shapes and choices, no tensors, no files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RotaryConfig:
+    """Fixed rotary frequencies.
+
+    Args:
+        inv_freq: float32 values exactly as transformers computes them, rotary_dim / 2 of them.
+        attention_scaling: factor on the cosines and sines.
+    """
+
+    inv_freq: tuple[float, ...]
+    attention_scaling: float
+
+    @property
+    def rotary_dim(self) -> int:
+        return 2 * len(self.inv_freq)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """Everything the decoder, the KV cache and the engine need to know about a checkpoint.
+
+    Args:
+        max_position_embeddings: the trained length.
+        eos_token_ids: any of them ends a sequence; empty if the checkpoint names none.
+        dtype: the checkpoint's own dtype.
+    """
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    max_position_embeddings: int
+    hidden_act: str
+    qkv_bias: bool
+    output_bias: bool
+    mlp_bias: bool
+    tie_word_embeddings: bool
+    eos_token_ids: tuple[int, ...]
+    bos_token_id: int | None
+    dtype: torch.dtype
+    rotary: RotaryConfig
+
+    @property
+    def query_size(self) -> int:
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        return self.num_kv_heads * self.head_dim
+
+    def kv_bytes_per_token(self, dtype: torch.dtype) -> int:
+        """Bytes of K and V that one token of one stream occupies over all layers."""
+        return 2 * self.num_layers * self.kv_size * dtype.itemsize

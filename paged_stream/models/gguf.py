@@ -1,0 +1,192 @@
+"""Converting a GGUF file once into a folder in Hugging Face layout, with exact float32 weights.
+
+A conversion appears in the cache whole or not at all, whatever is killed and however many
+processes start at once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from paged_stream.models.config import ModelConfig
+from paged_stream.models.family import Family
+from paged_stream.models.registry import family_of, family_of_gguf
+
+logger = logging.getLogger(__name__)
+
+# Part of the cache key: raise it whenever the same file would convert to something else.
+CONVERTER_VERSION = 1
+
+
+def default_cache_dir() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "paged_stream"
+
+
+def cached_conversion(path: Path, cache_dir: Path | None = None) -> Path:
+    """Return the folder with the converted file, converting it if this content is new."""
+    path = path.absolute()
+    root = (cache_dir or default_cache_dir()) / "gguf"
+    folder = root / f"{path.stem}-{_digest(path)[:32]}-v{CONVERTER_VERSION}"
+    if folder.is_dir():
+        return folder
+    root.mkdir(parents=True, exist_ok=True)
+    with _lock(root / f"{folder.name}.lock"):
+        if folder.is_dir():  # another process converted it meanwhile
+            return folder
+        for stale in root.glob(f"{glob.escape(folder.name)}.tmp*"):  # left by a killed process
+            shutil.rmtree(stale, ignore_errors=True)
+        work = Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp", dir=root))
+        try:
+            logger.info("converting %s once into %s", path, folder)
+            convert(path, work)
+            os.replace(work, folder)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+def convert(path: Path, folder: Path) -> None:
+    """Write config.json, generation_config.json, model.safetensors and the tokenizer."""
+    reader = _read(path)
+    metadata = reader.fields
+    architecture = metadata["general.architecture"].contents()
+    try:
+        family_of_gguf(architecture)
+        _check_rope(architecture, metadata)
+        config = _write_config(path, _natural_dtype(reader), folder)
+        _write_weights(reader, family_of(config.model_type), config, folder)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        # Beyond our own refusals: what transformers raises on metadata it cannot use.
+        raise ValueError(f"{path}: cannot convert this GGUF file: {error}") from error
+    _write_tokenizer(path, folder)
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock, which the system releases even if the process is killed."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _read(path: Path) -> Any:
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(path)
+        reader.fields["general.architecture"].contents()
+        return reader
+    except (ValueError, IndexError, KeyError, OverflowError, TypeError) as error:
+        raise ValueError(
+            f"{path} is truncated or not a GGUF file ({error}); fetch the file again"
+        ) from None
+
+
+def _check_rope(architecture: str, metadata: dict[str, Any]) -> None:
+    """Refuse scaled rotary embeddings, which transformers' GGUF route would silently drop."""
+    scaling = metadata.get(f"{architecture}.rope.scaling.type")
+    if scaling is not None and scaling.contents() != "none":
+        raise ValueError(
+            f"{architecture}.rope.scaling.type={scaling.contents()!r} is not supported in GGUF; "
+            "pass the model's safetensors folder"
+        )
+
+
+def _natural_dtype(reader: Any) -> str:
+    """What the model is meant to run in: the file's matrices say, quantised ones as bfloat16."""
+    kinds = {tensor.tensor_type.name for tensor in reader.tensors if len(tensor.shape) > 1}
+    return {"F32": "float32", "F16": "float16"}.get("".join(kinds), "bfloat16")
+
+
+def _write_config(path: Path, dtype: str, folder: Path) -> ModelConfig:
+    from transformers import AutoConfig, GenerationConfig
+
+    hf_config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    hf_config.dtype = dtype
+    hf_config.save_pretrained(folder)
+    GenerationConfig.from_model_config(hf_config).save_pretrained(folder)
+    return family_of(hf_config.model_type).describe(hf_config)
+
+
+def _write_weights(reader: Any, family: Family, config: ModelConfig, folder: Path) -> None:
+    """Dequantise tensor by tensor into one safetensors file, whose layout is known beforehand."""
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    names = _gguf_names(reader, family, config)
+    missing = sorted(set(names.values()) - tensors.keys())
+    unexpected = sorted(tensors.keys() - set(names.values()))
+    if missing or unexpected:
+        raise ValueError(
+            f"tensors do not fit the metadata: missing {missing or 'none'}, "
+            f"unexpected {unexpected or 'none'}; pass the model's safetensors folder"
+        )
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for source, name in names.items():
+        start, end = end, end + 4 * int(tensors[name].n_elements)
+        shape = [int(size) for size in reversed(tensors[name].shape)]
+        header[source] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+    with (folder / "model.safetensors").open("wb") as file:
+        _write_header(file, header)
+        for source, name in names.items():
+            values = family.from_gguf(config, source, _dequantise(tensors[name]))
+            file.write(np.ascontiguousarray(values, dtype="<f4").data)
+
+
+def _gguf_names(reader: Any, family: Family, config: ModelConfig) -> dict[str, str]:
+    import gguf
+
+    architecture = reader.fields["general.architecture"].contents()
+    enums = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
+    table = gguf.get_tensor_name_map(enums[architecture], config.num_layers)
+    sources = [weight.source for weight in family.weights(config)]
+    return {name: table.get_name(name, try_suffixes=(".weight", ".bias")) for name in sources}
+
+
+def _dequantise(tensor: Any) -> np.ndarray:
+    from gguf.quants import dequantize
+
+    shape = tuple(int(size) for size in reversed(tensor.shape))
+    return dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False).reshape(shape)
+
+
+def _write_header(file: BinaryIO, header: dict[str, Any]) -> None:
+    """Write the prologue of the safetensors format: length, then JSON padded to 8 bytes."""
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+
+
+def _write_tokenizer(path: Path, folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        tokenizer.save_pretrained(folder)
+    except Exception as error:  # transformers raises almost anything on an unusual vocabulary
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{path}: no usable tokenizer in this GGUF file ({reason}); "
+            "pass a model folder that has one"
+        ) from error

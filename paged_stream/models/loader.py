@@ -1,0 +1,49 @@
+"""Loading a model: resolve its name, read its configuration, fill its weights."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from paged_stream.attention.backend import AttentionBackend
+from paged_stream.models.checkpoint import fill
+from paged_stream.models.config import ModelConfig
+from paged_stream.models.decoder import Decoder
+from paged_stream.models.files import ModelFiles, resolve_model
+from paged_stream.models.hf_config import CheckpointConfig, token_ids
+from paged_stream.models.registry import family_of
+
+__all__ = ["ModelFiles", "load_config", "load_model", "resolve_model"]
+
+
+def load_config(files: ModelFiles) -> ModelConfig:
+    """Read config.json, and the end tokens from generation_config.json where it names them."""
+    fields = files.read_json("config.json")
+    try:
+        if fields.get("quantization_config"):
+            raise ValueError(
+                "quantization_config is not supported; pass full-precision safetensors or a .gguf"
+            )
+        family = family_of(fields.get("model_type", ""))
+        config = family.describe(CheckpointConfig(fields, family.defaults))
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{files.folder / 'config.json'}: {error}") from error
+    if (files.folder / "generation_config.json").is_file():
+        eos_token_ids = token_ids(files.read_json("generation_config.json").get("eos_token_id"))
+        if eos_token_ids:
+            config = dataclasses.replace(config, eos_token_ids=eos_token_ids)
+    return config
+
+
+def load_model(
+    files: ModelFiles,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    attention: AttentionBackend,
+) -> Decoder:
+    """Build the decoder and fill it; never holds more than one tensor above the model's size."""
+    config = load_config(files)
+    decoder = Decoder(config, attention, dtype=dtype, device=device)
+    fill(decoder, family_of(config.model_type), files)
+    return decoder.eval()

@@ -1,0 +1,244 @@
+"""Typed access to ``torch.ops.paged_stream``: one function per op, each with its fake kernel.
+
+Shapes: T tokens in the batch, B sequences, N slots. A cache is ``[num_blocks, num_kv_heads,
+block_size, head_dim]``, its inner three dimensions contiguous; ``slot = block_id * block_size +
+offset``. Heads and caches of one call share a dtype, float32 or bfloat16, and head_dim is a
+multiple of 8 up to 256. Arguments that break a contract raise RuntimeError naming the op, the
+argument, what was expected and what came.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+try:
+    from paged_stream import _C  # noqa: F401  (loading it registers the ops)
+except ImportError as error:
+    raise ImportError(
+        "the op library paged_stream._C is missing or was built for another torch; build it with "
+        "`pip install --no-build-isolation -e .` in the repository root"
+    ) from error
+
+_ops = torch.ops.paged_stream
+
+
+def rotary_and_cache(
+    query: Tensor,
+    sink_query: Tensor | None,
+    key: Tensor,
+    value: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    rotary: Tensor,
+    sink_rotary: Tensor | None,
+    slot_mapping: Tensor,
+    interleaved: bool = False,
+) -> None:
+    """Rotate queries and keys, and write keys and values to their slots, in one pass.
+
+    Args:
+        query: [T, num_heads, head_dim], rows strided; rotated in place by ``rotary``.
+        sink_query: [T, num_heads, head_dim], written: the unrotated query turned by
+            ``sink_rotary``. ``None`` when both rotations agree.
+        key: [T, num_kv_heads, head_dim], rows strided, not modified; so is ``value``.
+        k_cache: a cache, written; so is ``v_cache``.
+        rotary: float32 [T, rotary_dim], cosines then sines at each token's position; rotary_dim
+            is even, and 0 for models without rotary embedding.
+        sink_rotary: the same at each token's position towards the sinks.
+        slot_mapping: int64 [T]; -1 writes nothing.
+        interleaved: rotate pairs (2i, 2i + 1), not (i, i + rotary_dim / 2).
+    """
+    _ops.rotary_and_cache.default(
+        query,
+        sink_query,
+        key,
+        value,
+        k_cache,
+        v_cache,
+        rotary,
+        sink_rotary,
+        slot_mapping,
+        interleaved,
+    )
+
+
+def paged_attention(
+    query: Tensor,
+    sink_query: Tensor | None,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_table: Tensor,
+    query_start_loc: Tensor,
+    seq_lens: Tensor,
+    num_sink_tokens: Tensor,
+    window_size: Tensor,
+    ring_blocks: Tensor,
+    scale: float,
+    alibi_slopes: Tensor | None = None,
+) -> Tensor:
+    """Attention of each token over the sinks and the window of its sequence.
+
+    The token at position p sees the keys j < num_sink_tokens, through ``sink_query``, and
+    p - window_size < j <= p, through ``query``. Blocks that no token of a chunk sees are not
+    touched, so their columns may hold anything.
+
+    Args:
+        query: [T, num_heads, head_dim], rows strided; num_heads a multiple of num_kv_heads.
+        sink_query: the same for sink keys, or ``None`` to use ``query`` for them too.
+        k_cache: a cache that holds this step's keys already; so is ``v_cache``.
+        block_table: int32 [B, width], sink columns, then the ring.
+        query_start_loc: int32 [B + 1], where each sequence's chunk starts; it may be empty.
+        seq_lens: int64 [B], length of each stream with its chunk.
+        num_sink_tokens: int32 [B], 0 for full attention.
+        window_size: int32 [B], the largest int32 for full attention.
+        ring_blocks: int32 [B], columns of the ring.
+        scale: factor on the scores.
+        alibi_slopes: float32 [num_heads]; a score loses slope times the distance to its key, for
+            sink keys measured from position min(p, num_sink_tokens + window_size - 1).
+
+    Returns:
+        [T, num_heads, head_dim], contiguous, in the dtype of ``query``.
+    """
+    return _ops.paged_attention.default(
+        query,
+        sink_query,
+        k_cache,
+        v_cache,
+        block_table,
+        query_start_loc,
+        seq_lens,
+        num_sink_tokens,
+        window_size,
+        ring_blocks,
+        scale,
+        alibi_slopes,
+    )
+
+
+def gather_blocks(
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slot_mapping: Tensor,
+    rotary: Tensor | None = None,
+    interleaved: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Read the slots ``slot_mapping`` (int64 [N]) into contiguous keys and values.
+
+    Args:
+        rotary: float32 [N, rotary_dim], cosines then sines by which each key is turned on the way.
+
+    Returns:
+        key and value, both [N, num_kv_heads, head_dim]; zeros for slot -1.
+    """
+    return _ops.gather_blocks.default(k_cache, v_cache, slot_mapping, rotary, interleaved)
+
+
+def scatter_blocks(
+    key: Tensor,
+    value: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slot_mapping: Tensor,
+    rotary: Tensor | None = None,
+    interleaved: bool = False,
+) -> None:
+    """Write keys and values, [N, num_kv_heads, head_dim], to their slots; -1 writes nothing.
+
+    Args:
+        slot_mapping: int64 [N]; no slot may be named twice.
+        rotary: float32 [N, rotary_dim], cosines then sines by which each key is turned on the way.
+    """
+    _ops.scatter_blocks.default(key, value, k_cache, v_cache, slot_mapping, rotary, interleaved)
+
+
+def rotary_reindex(
+    k_cache: Tensor, slot_mapping: Tensor, rotary: Tensor, interleaved: bool = False
+) -> None:
+    """Turn the cached keys at ``slot_mapping`` (int64 [N]) in place; -1 is skipped.
+
+    Args:
+        slot_mapping: int64 [N]; no slot may be named twice.
+        rotary: float32 [N, rotary_dim], cosines then sines of the angle to turn each key by.
+    """
+    _ops.rotary_reindex.default(k_cache, slot_mapping, rotary, interleaved)
+
+
+def copy_blocks(kv_cache: Tensor, block_mapping: Tensor) -> None:
+    """Copy whole blocks, keys and values of every layer.
+
+    Args:
+        kv_cache: [num_layers, 2, num_blocks, num_kv_heads, block_size, head_dim], contiguous.
+        block_mapping: int64 [n, 2], pairs (source, destination). A block may be the source of
+            several pairs, but the destination of one at most, and never both.
+    """
+    _ops.copy_blocks.default(kv_cache, block_mapping)
+
+
+def cpu_isa() -> str:
+    """The instruction set of the CPU kernels in use: "avx512", "avx2" or "generic"."""
+    return _ops.cpu_isa.default()
+
+
+def set_cpu_isa(name: str) -> None:
+    """Use the kernels of another instruction set; for tests and benchmarks.
+
+    Raises:
+        RuntimeError: this machine does not have it.
+    """
+    _ops.set_cpu_isa.default(name)
+
+
+@torch.library.register_fake("paged_stream::rotary_and_cache")
+def _(
+    query,
+    sink_query,
+    key,
+    value,
+    k_cache,
+    v_cache,
+    rotary,
+    sink_rotary,
+    slot_mapping,
+    interleaved,
+):
+    return None
+
+
+@torch.library.register_fake("paged_stream::paged_attention")
+def _(
+    query,
+    sink_query,
+    k_cache,
+    v_cache,
+    block_table,
+    query_start_loc,
+    seq_lens,
+    num_sink_tokens,
+    window_size,
+    ring_blocks,
+    scale,
+    alibi_slopes,
+):
+    return query.new_empty(query.shape)
+
+
+@torch.library.register_fake("paged_stream::gather_blocks")
+def _(k_cache, v_cache, slot_mapping, rotary, interleaved):
+    shape = (slot_mapping.shape[0], k_cache.shape[1], k_cache.shape[3])
+    return k_cache.new_empty(shape), v_cache.new_empty(shape)
+
+
+@torch.library.register_fake("paged_stream::scatter_blocks")
+def _(key, value, k_cache, v_cache, slot_mapping, rotary, interleaved):
+    return None
+
+
+@torch.library.register_fake("paged_stream::rotary_reindex")
+def _(k_cache, slot_mapping, rotary, interleaved):
+    return None
+
+
+@torch.library.register_fake("paged_stream::copy_blocks")
+def _(kv_cache, block_mapping):
+    return None

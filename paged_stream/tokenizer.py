@@ -1,0 +1,104 @@
+"""Text to token ids and back, as the model's own tokenizer does it; keeps no state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from paged_stream.models.files import TOKENIZER_FILES, ModelFiles
+
+# Classes that are nothing but tokenizer.json; importing the others costs seconds.
+PLAIN_CLASSES = {"TokenizersBackend", "PreTrainedTokenizerFast"}
+
+
+class Tokenizer:
+    """Thin wrapper over one of transformers' tokenizers."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids, added tokens included."""
+        return len(self._tokenizer)
+
+    @property
+    def eos_token_id(self) -> int | None:
+        eos_token_id: int | None = self._tokenizer.eos_token_id
+        return eos_token_id
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Tokenize a text of any length; special tokens are added as the model expects at a start.
+
+        Pass ``add_special_tokens=False`` for text that continues a stream.
+        """
+        # verbose=False: a text longer than the trained length is nothing to warn about here.
+        encoding = self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)
+        ids: list[int] = encoding["input_ids"]
+        return ids
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Turn ids into text, byte for byte (no cosmetic removal of spaces)."""
+        text: str = self._tokenizer.decode(
+            ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
+    ) -> list[int]:
+        """Tokenize a conversation with the model's chat template."""
+        text = self.render_chat_template(messages, add_generation_prompt)
+        return self.encode(text, add_special_tokens=False)  # templates write their own
+
+    def render_chat_template(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
+    ) -> str:
+        """Write a conversation as the text that the model was trained on."""
+        from jinja2 import TemplateError
+
+        if self._tokenizer.chat_template is None:
+            raise ValueError("messages: this model has no chat template; pass a prompt instead")
+        for message in messages:
+            if not isinstance(message, Mapping) or "role" not in message:
+                raise ValueError(
+                    f"messages: {message!r} is no message; pass dicts with 'role' and 'content'"
+                )
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                list(messages), add_generation_prompt=add_generation_prompt, tokenize=False
+            )
+            return text
+        except TemplateError as error:
+            raise ValueError(f"messages: the chat template refuses them: {error}") from None
+
+
+def load_tokenizer(files: ModelFiles) -> Tokenizer:
+    """Load the tokenizer of a model folder; runs no code from it and never uses the network."""
+    folder = files.folder
+    if not files.has_tokenizer:
+        raise ValueError(
+            f"model={files.name!r}: no tokenizer ({' or '.join(TOKENIZER_FILES)}) in {folder}; "
+            "copy the tokenizer files of the model there"
+        )
+    try:
+        return Tokenizer(_load(files))
+    except Exception as error:  # transformers and tokenizers raise almost anything on a bad file
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"model={files.name!r}: cannot read the tokenizer in {folder}: {reason}; "
+            "fetch the tokenizer files again"
+        ) from error
+
+
+def _load(files: ModelFiles) -> Any:
+    from transformers.tokenization_utils_tokenizers import TokenizersBackend
+
+    options = {"local_files_only": True}
+    if (files.folder / "tokenizer_config.json").is_file():
+        name = files.read_json("tokenizer_config.json").get("tokenizer_class")
+        if name in PLAIN_CLASSES and (files.folder / "tokenizer.json").is_file():
+            return TokenizersBackend.from_pretrained(files.folder, **options)
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(files.folder, trust_remote_code=False, **options)

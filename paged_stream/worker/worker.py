@@ -1,0 +1,100 @@
+"""One device: its model, its KV cache, and how large that cache is."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import torch
+
+from paged_stream.attention.native import NativeBackend
+from paged_stream.config import EngineConfig
+from paged_stream.models.config import ModelConfig
+from paged_stream.models.files import ModelFiles
+from paged_stream.models.loader import load_model
+from paged_stream.scheduler.output import ModelOutput, SchedulerOutput
+from paged_stream.scheduler.sink_window import SinkWindow
+from paged_stream.worker.kv_cache import CachePlan, KVCache
+from paged_stream.worker.model_runner import ModelRunner
+
+logger = logging.getLogger(__name__)
+
+_DEFAULT_KV_BYTES = 4 << 30
+
+
+def plan_cache(
+    config: EngineConfig, model_config: ModelConfig, dtype: torch.dtype, sink_window: SinkWindow
+) -> CachePlan:
+    """Decide how many blocks to have.
+
+    Raises:
+        ValueError: the memory does not hold one stream; names the least that would.
+    """
+    block_bytes = model_config.kv_bytes_per_token(dtype) * config.block_size
+    stream_blocks = sink_window.num_sink_blocks(config.block_size)
+    least = stream_blocks + sink_window.ring_blocks(1, config.block_size)
+    most = stream_blocks + sink_window.ring_blocks(config.max_num_batched_tokens, config.block_size)
+    budget = config.kv_cache_memory_bytes
+    if budget is None:
+        budget = min(_DEFAULT_KV_BYTES, _available_memory() // 2)
+        budget = min(budget, most * config.max_num_seqs * block_bytes)
+    num_blocks = budget // block_bytes
+    if num_blocks < least:
+        raise ValueError(
+            f"kv_cache_memory_bytes={budget} is too little for one stream: "
+            f"num_sink_tokens={sink_window.num_sink_tokens} and "
+            f"window_size={sink_window.window_size} need {least * block_bytes} bytes; "
+            "raise it or lower window_size"
+        )
+    return CachePlan(num_blocks=num_blocks, block_bytes=block_bytes)
+
+
+def resolve_dtype(name: str, checkpoint: torch.dtype) -> torch.dtype:
+    """Turn ``EngineConfig.dtype`` into a dtype."""
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    narrow = checkpoint != torch.float32 and torch.cpu.get_capabilities().get("avx512_bf16", False)
+    return torch.bfloat16 if narrow else torch.float32
+
+
+class Worker:
+    """Loads a model and runs steps on it."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        files: ModelFiles,
+        model_config: ModelConfig,
+        sink_window: SinkWindow,
+    ) -> None:
+        if config.num_threads is not None:
+            torch.set_num_threads(config.num_threads)
+        device = torch.device("cpu")
+        dtype = resolve_dtype(config.dtype, model_config.dtype)
+        # Before the weights are read: a cache that cannot be is reported at once.
+        self.cache_plan = plan_cache(config, model_config, dtype, sink_window)
+        self.dtype = dtype
+        model = load_model(files, dtype, device, NativeBackend())
+        kv_cache = KVCache(
+            num_layers=model_config.num_layers,
+            num_blocks=self.cache_plan.num_blocks,
+            num_kv_heads=model_config.num_kv_heads,
+            block_size=config.block_size,
+            head_dim=model_config.head_dim,
+            dtype=dtype,
+            device=device,
+        )
+        self._runner = ModelRunner(model, kv_cache, config.block_size)
+        logger.info("%d blocks of %d tokens", self.cache_plan.num_blocks, config.block_size)
+
+    def execute(self, output: SchedulerOutput) -> ModelOutput:
+        return self._runner.execute(output)
+
+
+def _available_memory() -> int:
+    try:
+        with open("/proc/meminfo") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        return int(fields["MemAvailable"].split()[0]) << 10
+    except (OSError, KeyError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

@@ -1,0 +1,1 @@
+"""Policy and accounting in integers; standard library only."""

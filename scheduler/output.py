@@ -1,0 +1,118 @@
+"""The messages between policy and workers: plain, picklable, complete in themselves."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+
+from .sampling_params import SamplingParams
+from .sink_window import SinkWindow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduledSequence:
+    """One sequence's share of a step.
+
+    Args:
+        seq_id: the sequence.
+        token_ids: the chunk, int32; its first token is at position ``num_computed_tokens``.
+        num_computed_tokens: tokens whose K and V are already in the cache.
+        num_prompt_tokens: positions from here on were generated, not given.
+        next_token_id: the known token that follows the chunk, -1 when it is to be sampled.
+        block_row: the sequence's row of the block table, int32: sink columns, then the ring.
+            -1 marks a column that no token has reached. Stays as it is until the step's update.
+        ring_blocks: columns of the ring, ``len(block_row)`` less the sink columns.
+        sink_window: what its queries see.
+        sampling_params: the request's parameters.
+        stop_token_ids: every id that ends the request (the model's own included).
+        seed: the request's seed, always set.
+        history: int32, the tokens visible at the place to sample, in order. Filled when the
+            parameters have penalties and the step samples; empty otherwise.
+    """
+
+    seq_id: int
+    token_ids: array[int]
+    num_computed_tokens: int
+    num_prompt_tokens: int
+    next_token_id: int
+    block_row: array[int]
+    ring_blocks: int
+    sink_window: SinkWindow
+    sampling_params: SamplingParams
+    stop_token_ids: tuple[int, ...]
+    seed: int
+    history: array[int]
+
+    @property
+    def samples(self) -> bool:
+        """True when the chunk ends the known tokens, so that the next one is sampled."""
+        return self.next_token_id < 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of the stream once the chunk is computed."""
+        return self.num_computed_tokens + len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens generated so far, before this step's."""
+        return max(0, self.num_tokens - self.num_prompt_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerOutput:
+    """One step's work; no sequence appears twice."""
+
+    sequences: tuple[ScheduledSequence, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Log-probability of one token and of the most likely ones at its place.
+
+    Args:
+        token_id: the token that stands there.
+        logprob: its natural logarithm of probability, before penalties and temperature.
+        rank: 1 for the most likely token.
+        top: ``{token_id: logprob}`` of as many most likely tokens as were asked for.
+    """
+
+    token_id: int
+    logprob: float
+    rank: int
+    top: dict[int, float]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOutput:
+    """What a step computed, in the order of ``SchedulerOutput.sequences``.
+
+    Args:
+        token_ids: the sampled token, -1 for a sequence that was not sampled.
+        logprobs: of the sampled token, where asked for.
+        prompt_logprobs: of the known tokens that follow each of the chunk's tokens, where asked
+            for (one fewer when the chunk ends the prompt); empty otherwise.
+    """
+
+    token_ids: list[int]
+    logprobs: list[TokenLogprob | None]
+    prompt_logprobs: list[list[TokenLogprob]]
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceUpdate:
+    """What one step meant for one sequence, from `Scheduler.update`.
+
+    Args:
+        seq_id: the sequence.
+        token_id: the token it gained, -1 if none.
+        finish_reason: ``"stop"`` or ``"length"`` when the step ended its turn.
+        logprob: of ``token_id``, where asked for.
+        prompt_logprobs: as in `ModelOutput`.
+    """
+
+    seq_id: int
+    token_id: int
+    finish_reason: str | None
+    logprob: TokenLogprob | None
+    prompt_logprobs: list[TokenLogprob]

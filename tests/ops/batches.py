@@ -1,0 +1,121 @@
+"""Builds paged batches whose every slot that must not be read holds NaN."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import ops_reference as reference
+import torch
+from torch import Tensor
+
+from paged_stream import ops
+from paged_stream.scheduler.sink_window import SinkWindow
+
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2}
+
+
+@dataclass
+class Batch:
+    """Arguments of `paged_attention`, with the dense sequences that they stand for."""
+
+    sequences: list[reference.Sequence]
+    query: Tensor
+    sink_query: Tensor | None
+    k_cache: Tensor
+    v_cache: Tensor
+    block_table: Tensor
+    scale: float
+    alibi_slopes: Tensor | None
+
+    def arguments(self) -> tuple:
+        windows = [s.window for s in self.sequences]
+        sinks = [0 if w.window_size is None else w.num_sink_tokens for w in windows]
+        sizes = [w.window_size or reference.FULL_ATTENTION for w in windows]
+        block_size = self.k_cache.shape[2]
+        rings = [s.ring_blocks(block_size) for s in self.sequences]
+        chunks = torch.tensor([0] + [s.chunk for s in self.sequences])
+        return (
+            self.query,
+            self.sink_query,
+            self.k_cache,
+            self.v_cache,
+            self.block_table,
+            chunks.cumsum(0).int(),
+            torch.tensor([s.seq_len for s in self.sequences], dtype=torch.int64),
+            torch.tensor(sinks, dtype=torch.int32),
+            torch.tensor(sizes, dtype=torch.int32),
+            torch.tensor(rings, dtype=torch.int32),
+            self.scale,
+            self.alibi_slopes,
+        )
+
+    def expected(self) -> Tensor:
+        sink_query = self.query if self.sink_query is None else self.sink_query
+        return reference.paged_attention(
+            self.query, sink_query, self.sequences, self.scale, self.alibi_slopes
+        )
+
+    def check(self) -> Tensor:
+        out = ops.paged_attention(*self.arguments())
+        assert out.dtype == self.query.dtype and out.is_contiguous()
+        tolerance = TOLERANCE[out.dtype]
+        torch.testing.assert_close(out.double(), self.expected(), atol=tolerance, rtol=tolerance)
+        return out
+
+
+def make_batch(
+    sequences: list[reference.Sequence],
+    *,
+    num_kv_heads: int = 2,
+    group: int = 3,
+    head_dim: int = 64,
+    block_size: int = 16,
+    dtype: torch.dtype = torch.float32,
+    with_sink_query: bool = True,
+    with_alibi: bool = False,
+    seed: int = 0,
+) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    num_heads = num_kv_heads * group
+    width = max(
+        s.window.num_sink_blocks(block_size) + s.ring_blocks(block_size) for s in sequences
+    )
+    num_blocks = len(sequences) * width + 2
+    kv_cache = torch.full((2, num_blocks, num_kv_heads, block_size, head_dim), math.nan).to(dtype)
+    free = torch.randperm(num_blocks, generator=generator).tolist()
+    block_table = torch.full((len(sequences), width), -1, dtype=torch.int32)
+    for row, sequence in enumerate(sequences):
+        positions = torch.tensor(sequence.live_positions(), dtype=torch.int64)
+        sequence.keys = randn(len(positions), num_kv_heads, head_dim)
+        sequence.values = randn(len(positions), num_kv_heads, head_dim)
+        ring = sequence.ring_blocks(block_size)
+        for block in (positions // block_size).unique().tolist():
+            column = sequence.window.column(block, ring, block_size)
+            assert block_table[row, column] < 0, "two live blocks in one column"
+            block_table[row, column] = free.pop()
+            inside = positions // block_size == block
+            slots = positions[inside] % block_size
+            kv_cache[0, block_table[row, column], :, slots] = sequence.keys[inside].transpose(0, 1)
+            kv_cache[1, block_table[row, column], :, slots] = sequence.values[inside].transpose(0, 1)
+    num_tokens = sum(s.chunk for s in sequences)
+    # Queries are views of a fused projection: rows are strided.
+    fused = randn(num_tokens, num_heads + 2 * num_kv_heads, head_dim)
+    return Batch(
+        sequences=sequences,
+        query=fused[:, :num_heads],
+        sink_query=randn(num_tokens, num_heads, head_dim) if with_sink_query else None,
+        k_cache=kv_cache[0],
+        v_cache=kv_cache[1],
+        block_table=block_table,
+        scale=head_dim**-0.5,
+        alibi_slopes=0.5 ** torch.arange(1, num_heads + 1) if with_alibi else None,
+    )
+
+
+def sequence(sinks: int, window: int | None, seq_len: int, chunk: int, extra_ring: int = 0):
+    return reference.Sequence(SinkWindow(sinks, window), seq_len, chunk, extra_ring)

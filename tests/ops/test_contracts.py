@@ -1,0 +1,136 @@
+"""Schemas and fakes of every op, and what each says about arguments that break its contract."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from batches import make_batch, sequence
+from test_cache_ops import angles, caches
+
+from paged_stream import ops
+
+ATTENTION_ARGUMENTS = (
+    "query sink_query k_cache v_cache block_table query_start_loc seq_lens num_sink_tokens "
+    "window_size ring_blocks scale alibi_slopes"
+).split()
+
+
+def op_arguments(dtype) -> dict[str, tuple]:
+    k_cache, v_cache = caches(dtype).normal_()
+    heads = torch.randn(5, 12, 64).to(dtype)
+    query, key, value = heads.split([6, 3, 3], dim=1)
+    slots, rotary = torch.tensor([3, 8, -1, 0, 20]), angles(5, 32)
+    sink_query = torch.empty(5, 6, 64, dtype=dtype)
+    batch = make_batch([sequence(4, 20, 90, 3), sequence(4, 20, 900, 1)], dtype=dtype)
+    return {
+        "rotary_and_cache": (
+            *(query, sink_query, key, value, k_cache, v_cache, rotary, rotary, slots, False),
+        ),
+        "paged_attention": batch.arguments(),
+        "gather_blocks": (k_cache, v_cache, slots, rotary, True),
+        "scatter_blocks": (key, value, k_cache, v_cache, slots, None, False),
+        "rotary_reindex": (k_cache, slots, rotary, False),
+        "copy_blocks": (torch.randn(2, 2, 4, 1, 4, 8).to(dtype), torch.tensor([[0, 1]])),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", list(op_arguments(torch.float32)))
+def test_opcheck(name, dtype):
+    op = getattr(torch.ops.paged_stream, name).default
+    torch.library.opcheck(op, op_arguments(dtype)[name])
+
+
+def test_isa_by_unknown_name():
+    with pytest.raises(RuntimeError, match="set_cpu_isa.*mmx"):
+        ops.set_cpu_isa("mmx")
+
+
+def attention_without(**changes) -> None:
+    batch = make_batch([sequence(4, 20, 90, 3), sequence(4, 20, 900, 1)])
+    arguments = dict(zip(ATTENTION_ARGUMENTS, batch.arguments(), strict=True))
+    for name, change in changes.items():
+        arguments[name] = change(arguments[name])
+    ops.paged_attention(**arguments)
+
+
+@pytest.mark.parametrize(
+    "name, change, message",
+    [
+        ("query", lambda x: x[:, :5], r"sink_query must have shape .*\[4, 5, 64\], got \[4, 6, 64"),
+        ("query", lambda x: x[..., :32], r"query must have shape .* = \[\*, \*, 64\], got \[4, 6"),
+        ("query", lambda x: x.double(), r"query must be Float, got Double"),
+        ("query", lambda x: x.transpose(0, 1).contiguous().transpose(0, 1), "query must be contig"),
+        ("sink_query", lambda x: x[:3], r"sink_query must have shape .*\[4, 6, 64\], got \[3, 6"),
+        ("v_cache", lambda x: x[:-1], r"v_cache must have shape of k_cache"),
+        ("v_cache", lambda x: x.bfloat16(), r"v_cache must be Float, got BFloat16"),
+        ("k_cache", lambda x: x[..., :60], r"k_cache must be contiguous from dimension 1"),
+        ("block_table", lambda x: x.long(), r"block_table must be Int, got Long"),
+        ("block_table", lambda x: x[:, :2], r"block_table must have at least 4 columns"),
+        ("seq_lens", lambda x: x[:1], r"seq_lens must have shape \[B\] = \[2\], got \[1\]"),
+        ("seq_lens", lambda x: x * 0 + 2, r"seq_lens\[0\] must be at least the chunk's length 3"),
+        ("query_start_loc", lambda x: x + 1, r"query_start_loc must run from 0 to 4, got 1 to 5"),
+        ("window_size", lambda x: x * 0, r"window_size >= 1, got 4 and 0"),
+        ("ring_blocks", lambda x: x * 0 + 1, r"ring_blocks of sequence . must be at least 2"),
+        ("num_sink_tokens", lambda x: x - 5, r"num_sink_tokens >= 0"),
+        ("alibi_slopes", lambda x: torch.ones(5), r"alibi_slopes must have shape .*\[6\], got"),
+    ],
+)
+def test_attention_names_the_bad_argument(name, change, message):
+    with pytest.raises(RuntimeError, match="paged_attention.*" + message):
+        attention_without(**{name: change})
+
+
+def test_heads_must_share_kv_heads_evenly():
+    with pytest.raises(RuntimeError, match="num_heads must be a multiple of num_kv_heads 2, got 5"):
+        attention_without(query=lambda x: x[:, :5], sink_query=lambda x: None)
+
+
+@pytest.mark.parametrize("block_id", [-1, 1000])
+def test_attention_refuses_block_ids_outside_the_cache(block_id):
+    with pytest.raises(RuntimeError, match=rf"in \[0, \d+\), got {block_id}"):
+        attention_without(block_table=lambda table: torch.full_like(table, block_id))
+
+
+def test_full_attention_has_no_sinks():
+    with pytest.raises(RuntimeError, match="full attention, so num_sink_tokens must be 0, got 4"):
+        attention_without(window_size=lambda x: x * 0 + 2**31 - 1)
+
+
+@pytest.mark.parametrize("slot", [-2, 36])
+def test_slots_outside_the_cache(slot):
+    k_cache, v_cache = caches(torch.float32)
+    message = rf"slot_mapping must lie in \[-1, 36\), got {slot} at 1"
+    with pytest.raises(RuntimeError, match=message):
+        ops.gather_blocks(k_cache, v_cache, torch.tensor([0, slot]))
+    with pytest.raises(RuntimeError, match=message):
+        ops.rotary_reindex(k_cache, torch.tensor([0, slot]), angles(2, 64))
+
+
+def test_rotary_shapes():
+    k_cache, v_cache = caches(torch.float32)
+    for dim in (33, 66):
+        with pytest.raises(RuntimeError, match=f"even rotary_dim of at most head_dim 64, got {dim}"):
+            ops.gather_blocks(k_cache, v_cache, torch.zeros(2).long(), torch.ones(2, dim))
+    with pytest.raises(RuntimeError, match=r"rotary must have shape .* = \[2, \*\], got \[3, 64\]"):
+        ops.gather_blocks(k_cache, v_cache, torch.zeros(2).long(), torch.ones(3, 64))
+
+
+def test_sink_query_needs_its_angles():
+    arguments = list(op_arguments(torch.float32)["rotary_and_cache"])
+    arguments[7] = None
+    with pytest.raises(RuntimeError, match="sink_query and sink_rotary must be given together"):
+        ops.rotary_and_cache(*arguments)
+
+
+@pytest.mark.parametrize(
+    "pairs, message",
+    [
+        ([[0, 4]], r"lie in \[0, 4\), got 4 in pair 0"),
+        ([[0, 1], [2, 1]], "not name destination 1 twice"),
+        ([[0, 1], [1, 2]], "not have block 1 both as source and as destination"),
+    ],
+)
+def test_copy_blocks_refuses_ambiguous_pairs(pairs, message):
+    with pytest.raises(RuntimeError, match=message):
+        ops.copy_blocks(torch.zeros(1, 2, 4, 1, 4, 8), torch.tensor(pairs))

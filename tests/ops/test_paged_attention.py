@@ -1,0 +1,135 @@
+"""`paged_attention` against the dense reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from batches import make_batch, sequence
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from paged_stream import ops
+
+DTYPES = [torch.float32, torch.bfloat16]
+MIXED = [
+    (4, 100, 4_000_037, 1),  # decode, deep in a stream
+    (4, 100, 30, 30),  # whole prompt, shorter than the window
+    (7, 60, 5000, 45),  # chunk in the middle of a stream
+    (20, 30, 12, 12),  # prompt shorter than the sinks
+    (0, 50, 77, 0),  # nothing to compute
+    (0, 50, 777, 2),
+    (0, None, 130, 1),
+    (0, None, 70, 40),
+]
+
+
+def mixed() -> list:
+    return [sequence(*args) for args in MIXED]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("head_dim", [8, 16, 24, 32, 40, 64, 80, 96, 128, 256])
+def test_head_dims(isa, dtype, head_dim):
+    make_batch(mixed(), head_dim=head_dim, dtype=dtype).check()
+
+
+@pytest.mark.parametrize("block_size", [1, 3, 4, 8, 16, 32, 64])
+def test_block_sizes(isa, block_size):
+    make_batch(mixed(), block_size=block_size).check()
+
+
+@pytest.mark.parametrize("num_kv_heads, group", [(1, 1), (4, 1), (1, 8), (2, 4), (3, 3), (1, 71)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_groups(isa, dtype, num_kv_heads, group):
+    make_batch(mixed(), num_kv_heads=num_kv_heads, group=group, dtype=dtype).check()
+
+
+@pytest.mark.parametrize("with_sink_query", [True, False])
+def test_alibi(isa, with_sink_query):
+    make_batch(mixed(), with_alibi=True, with_sink_query=with_sink_query).check()
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 130])
+def test_keys_are_split_and_merged(isa, chunk):
+    sequences = [sequence(4, 1700, 100_000, chunk), sequence(0, None, 1300, chunk)]
+    make_batch(sequences, num_kv_heads=1, with_alibi=True).check()
+
+
+@pytest.mark.parametrize("seq_len", [2**31 - 1, 2**31 + 5, 2**40])
+def test_positions_beyond_int32(isa, seq_len):
+    make_batch([sequence(4, 40, seq_len, 1), sequence(4, 40, seq_len, 20)]).check()
+
+
+def test_large_scores_do_not_overflow(isa):
+    batch = make_batch(mixed())
+    batch.query.mul_(100)
+    out = ops.paged_attention(*batch.arguments())
+    assert out.isfinite().all()
+
+
+def test_result_does_not_depend_on_the_rest_of_the_batch(isa):
+    alone = make_batch([sequence(4, 1500, 9000, 1)], dtype=torch.bfloat16)
+    arguments = alone.arguments()
+    expected = ops.paged_attention(*arguments)
+    query, sink_query, k_cache, v_cache, block_table, _, *per_sequence, scale, slopes = arguments
+    batched = ops.paged_attention(
+        query.expand(3, -1, -1).contiguous(),
+        sink_query.expand(3, -1, -1).contiguous(),
+        k_cache,
+        v_cache,
+        block_table.expand(3, -1).contiguous(),
+        torch.arange(4, dtype=torch.int32),
+        *(x.expand(3).contiguous() for x in per_sequence),
+        scale,
+        slopes,
+    )
+    assert (batched == expected).all()
+
+
+def test_threads_do_not_change_the_result():
+    batch = make_batch(mixed() + [sequence(4, 1500, 9000, 1)])
+    expected = ops.paged_attention(*batch.arguments())
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            assert torch.equal(ops.paged_attention(*batch.arguments()), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_empty_batch():
+    batch = make_batch([sequence(4, 10, 5, 0)])
+    assert ops.paged_attention(*batch.arguments()).shape == batch.query.shape
+
+
+@st.composite
+def sequences(draw):
+    sinks = draw(st.integers(0, 40))
+    window = draw(st.one_of(st.none(), st.integers(1, 200)))
+    deepest = 300 if window is None else 4_000_100
+    chunk = draw(st.one_of(st.just(1), st.integers(0, 70)))
+    nearby = st.integers(max(chunk, 1), max(chunk, 1) + 300)
+    seq_len = draw(st.one_of(nearby, st.integers(max(chunk, 1), deepest)))
+    return sequence(sinks, window, seq_len, chunk, draw(st.integers(0, 2)))
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(data=st.data())
+def test_random_batches(isa, data):
+    make_batch(
+        data.draw(st.lists(sequences(), min_size=1, max_size=4)),
+        num_kv_heads=data.draw(st.integers(1, 3)),
+        group=data.draw(st.integers(1, 8)),
+        head_dim=data.draw(st.sampled_from([16, 32, 40, 64, 80, 128])),
+        block_size=data.draw(st.sampled_from([1, 4, 5, 8, 16, 32])),
+        dtype=data.draw(st.sampled_from(DTYPES)),
+        with_sink_query=data.draw(st.booleans()),
+        with_alibi=data.draw(st.booleans()),
+        seed=data.draw(st.integers(0, 99)),
+    ).check()

@@ -1,0 +1,158 @@
+"""Policy, one promise per test: order, budget, limits, recycling."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from paged_stream.scheduler.config import SchedulerConfig
+from paged_stream.scheduler.output import ModelOutput
+from paged_stream.scheduler.sampling_params import SamplingParams
+from paged_stream.scheduler.scheduler import Scheduler
+from paged_stream.scheduler.sink_window import SinkWindow
+
+
+def make_scheduler(**overrides) -> Scheduler:
+    settings = {
+        "num_blocks": 64,
+        "block_size": 4,
+        "max_num_seqs": 4,
+        "max_num_batched_tokens": 16,
+        "max_model_len": 128,
+    }
+    return Scheduler(SchedulerConfig(**settings | overrides))
+
+
+def add(scheduler, seq_id, prompt, *, max_tokens=4, window=SinkWindow(4, 16), priority=0):
+    scheduler.open(seq_id, window, max_tokens=prompt + max_tokens, priority=priority)
+    params = SamplingParams(max_tokens=max_tokens)
+    scheduler.start_turn(seq_id, [1] * prompt, params, stop_token_ids=(9,))
+
+
+def step(scheduler, token_id=8):
+    output = scheduler.schedule()
+    tokens = [token_id if s.samples else -1 for s in output.sequences]
+    result = ModelOutput(tokens, [None] * len(tokens), [[] for _ in tokens])
+    return output, scheduler.update(output, result)
+
+
+def chunks(output):
+    return {s.seq_id: len(s.token_ids) for s in output.sequences}
+
+
+def test_decodes_run_beside_prompt_chunks_within_the_budget():
+    scheduler = make_scheduler()
+    add(scheduler, 0, 3)
+    step(scheduler)
+    add(scheduler, 1, 40)
+    output, _ = step(scheduler)
+    assert chunks(output) == {0: 1, 1: 15}
+    output, _ = step(scheduler)
+    assert chunks(output) == {0: 1, 1: 15}
+
+
+def test_priority_goes_before_arrival():
+    scheduler = make_scheduler(max_num_seqs=1)
+    for seq_id, priority in ((0, 1), (1, 1), (2, 0)):
+        add(scheduler, seq_id, 2, priority=priority, max_tokens=1)
+    assert [next(iter(chunks(step(scheduler)[0]))) for _ in range(3)] == [2, 0, 1]
+
+
+def test_waiting_is_in_order_even_if_a_later_one_would_fit():
+    scheduler = make_scheduler(num_blocks=8)
+    add(scheduler, 0, 20, window=SinkWindow(0, 25), max_tokens=9)
+    step(scheduler)
+    add(scheduler, 1, 20, window=SinkWindow(0, 25), max_tokens=9)
+    add(scheduler, 2, 2, window=SinkWindow(0, 1), max_tokens=1)
+    assert list(chunks(step(scheduler)[0])) == [0]
+
+
+def test_finish_reasons():
+    scheduler = make_scheduler()
+    add(scheduler, 0, 2, max_tokens=2)
+    add(scheduler, 1, 2, max_tokens=9)
+    assert [u.finish_reason for u in step(scheduler)[1]] == [None, None]
+    assert [u.finish_reason for u in step(scheduler)[1]] == ["length", None]
+    assert [u.finish_reason for u in step(scheduler, token_id=9)[1]] == ["stop"]
+    assert not scheduler.has_unfinished() and not scheduler.sequences
+
+
+def test_min_tokens_bars_the_stop_token():
+    scheduler = make_scheduler()
+    scheduler.open(0, SinkWindow(4, 16))
+    params = SamplingParams(min_tokens=2, max_tokens=9)
+    scheduler.start_turn(0, [1], params, stop_token_ids=(9,))
+    reasons = [step(scheduler, token_id=9)[1][0].finish_reason for _ in range(3)]
+    assert reasons == [None, None, "stop"]
+
+
+def test_full_attention_ends_at_the_model_length():
+    scheduler = make_scheduler(max_model_len=10)
+    scheduler.open(0, SinkWindow(0, None))
+    scheduler.start_turn(0, [1] * 8, SamplingParams(max_tokens=None))
+    assert [step(scheduler)[1][0].finish_reason for _ in range(2)] == [None, "length"]
+
+
+def test_steady_state_changes_nothing_on_the_host():
+    scheduler = make_scheduler()
+    scheduler.open(0, SinkWindow(4, 16))
+    scheduler.start_turn(0, [1] * 50, SamplingParams(max_tokens=None))
+    while scheduler.sequences[0].num_computed_tokens < 100:
+        step(scheduler)
+    row = scheduler.kv[0].row
+    before, free = list(row), scheduler.kv.pool.num_free
+    for _ in range(200):
+        step(scheduler)
+    assert scheduler.kv[0].row is row and list(row) == before
+    assert scheduler.kv.pool.num_free == free
+
+
+def test_prefill_ring_is_given_back_when_decoding_starts():
+    scheduler = make_scheduler(max_num_batched_tokens=64)
+    scheduler.open(0, SinkWindow(4, 16))
+    scheduler.start_turn(0, [1] * 300, SamplingParams(max_tokens=None))
+    assert chunks(step(scheduler)[0]) == {0: 64}
+    widths = []
+    while scheduler.sequences[0].num_pending_tokens > 1:
+        step(scheduler)
+        widths.append(len(scheduler.kv[0].row))
+    step(scheduler)
+    smallest = 1 + SinkWindow(4, 16).ring_blocks(1, 4)
+    assert max(widths) > smallest == len(scheduler.kv[0].row)
+    assert scheduler.kv.num_reserved_blocks == smallest
+
+
+def test_a_cache_that_is_too_small_is_refused_at_once():
+    scheduler = make_scheduler(num_blocks=4)
+    with pytest.raises(ValueError, match="need 6 blocks of 4 tokens, the whole cache has 4"):
+        scheduler.open(0, SinkWindow(4, 16))
+    assert not scheduler.sequences
+
+
+def test_budget_below_sequences_is_refused():
+    with pytest.raises(ValueError, match="max_num_batched_tokens must be >= max_num_seqs"):
+        make_scheduler(max_num_batched_tokens=3)
+
+
+@given(st.integers(0, 20), st.integers(1, 60), st.integers(1, 9), st.integers(1, 40))
+def test_ring_is_large_enough_and_no_larger(sinks, window, block_size, chunk):
+    pattern = SinkWindow(sinks, window)
+    ring = pattern.ring_blocks(chunk, block_size)
+    assert pattern.max_chunk(ring, block_size) >= chunk
+    assert ring == 1 or pattern.max_chunk(ring - 1, block_size) < chunk
+    touched = [
+        (start + chunk - 1) // block_size - pattern.window_start(start) // block_size + 1
+        for start in range(window, window + 2 * block_size)
+    ]
+    assert max(touched) == ring
+
+
+def test_scheduler_needs_no_torch():
+    code = (
+        "import sys; sys.modules['torch'] = None; sys.modules['numpy'] = None\n"
+        "import paged_stream.scheduler.scheduler"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

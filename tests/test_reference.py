@@ -1,0 +1,106 @@
+"""The oracles agree with each other, with transformers, and depend on what they should."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.reference import (
+    dense_logits,
+    published_greedy,
+    published_logits,
+    random_ids,
+    tiny_llama,
+    token_logprobs,
+)
+
+SHAPES = {
+    "gqa3": {},
+    "mha": {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8},
+    "mqa": {"num_attention_heads": 4, "num_key_value_heads": 1, "attention_bias": True},
+    "tied": {"tie_word_embeddings": True, "mlp_bias": True, "num_hidden_layers": 3},
+    "linear_rope": {"rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0}},
+}
+# (S, W): ordinary, no sinks, window of one token, both, more sinks than window
+SINKS_AND_WINDOWS = [(4, 12), (1, 7), (0, 9), (3, 1), (0, 1), (11, 5)]
+
+
+def hf_logits(model, ids):
+    with torch.no_grad():
+        return model(torch.tensor([ids])).logits[0]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("num_sink_tokens", "window_size"), SINKS_AND_WINDOWS)
+def test_dense_equals_published(shape, num_sink_tokens, window_size):
+    model = tiny_llama(1, **SHAPES[shape])
+    ids = random_ids(model, max(6 * window_size, 3 * (num_sink_tokens + window_size)))
+    dense = dense_logits(model, ids, num_sink_tokens, window_size)
+    published = published_logits(model, ids, num_sink_tokens, window_size)
+    assert dense.dtype == torch.float64
+    torch.testing.assert_close(dense, published, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_oracles_equal_transformers_until_eviction(shape):
+    model = tiny_llama(2, **SHAPES[shape])
+    ids = random_ids(model, 40)
+    expected = hf_logits(model, ids).double()
+    torch.testing.assert_close(dense_logits(model, ids, 0, None), expected, rtol=0, atol=1e-4)
+    for logits in (dense_logits(model, ids, 4, 36), published_logits(model, ids, 4, 36)):
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
+    # One token past S + W, something has been evicted, and it shows from there on only.
+    evicted = (dense_logits(model, ids, 4, 35) - expected).abs().amax(-1)
+    assert evicted[:39].max() < 1e-4 < 1e-2 < evicted[39]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_logits_depend_on_sinks_window_and_clamping(shape):
+    """The models are such that a wrong S, W or sink distance cannot hide below the tolerance."""
+    model = tiny_llama(3, **SHAPES[shape])
+    ids = random_ids(model, 96)
+
+    def logprobs(*args, **kwargs):
+        return dense_logits(model, ids, *args, **kwargs)[17:].log_softmax(-1)
+
+    base = logprobs(4, 12)
+    for other in (
+        logprobs(3, 12),
+        logprobs(5, 12),
+        logprobs(4, 11),
+        logprobs(4, 13),
+        logprobs(0, 16),
+        logprobs(4, 12, clamp_sinks=False),
+    ):
+        difference = (base - other).abs().amax(-1)
+        assert difference.median() > 0.02  # 200 times the tolerance of the engine's tests
+        assert difference.max() > 0.2
+
+
+def test_query_chunk_changes_nothing():
+    model = tiny_llama(4)
+    ids = random_ids(model, 70)
+    whole = dense_logits(model, ids, 3, 10, query_chunk=70)
+    torch.testing.assert_close(
+        whole, dense_logits(model, ids, 3, 10, query_chunk=7), rtol=0, atol=1e-12
+    )
+
+
+def test_greedy_follows_the_logits_past_the_window():
+    model = tiny_llama(5)
+    prompt = random_ids(model, 10)
+    tokens = published_greedy(model, prompt, 60, 2, 9)
+    logits = dense_logits(model, prompt + tokens, 2, 9)
+    assert tokens == logits[len(prompt) - 1 : -1].argmax(-1).tolist()
+    generated = model.generate(torch.tensor([prompt]), max_new_tokens=60, do_sample=False)[0, 10:]
+    assert published_greedy(model, prompt, 60, 4, 80) == generated.tolist()
+    assert tokens != generated.tolist()
+
+
+def test_token_logprobs():
+    model = tiny_llama(6)
+    ids = random_ids(model, 12)
+    logits = dense_logits(model, ids, 0, None)
+    logprobs = token_logprobs(logits, ids)
+    assert logprobs.shape == (11,)
+    assert logprobs[3] == logits[3].log_softmax(-1)[ids[4]]
