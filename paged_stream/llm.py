@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from tqdm import tqdm
 
@@ -50,10 +50,10 @@ class LLM:
         Raises:
             ValueError: a bad prompt or parameter; then nothing is run.
         """
-        prompts = _as_list(prompts)
-        per_prompt = _per_prompt(params, len(prompts))
+        prompt_list = _as_list(prompts)
+        per_prompt = _per_prompt(params, len(prompt_list))
         outputs = {}
-        for prompt, prompt_params in zip(prompts, per_prompt, strict=True):
+        for prompt, prompt_params in zip(prompt_list, per_prompt, strict=True):
             self.engine.check_params(prompt_params)
             output = RequestOutput(
                 request_id=next(self._request_ids),
@@ -99,11 +99,9 @@ class LLM:
         """
         if self.engine.tokenizer is None:
             raise ValueError(f"messages need a tokenizer, and {self.engine.config.model} has none")
-        conversations = [messages] if messages and isinstance(messages[0], dict) else messages
-        prompts = [
-            self.engine.tokenizer.apply_chat_template(conversation)
-            for conversation in conversations
-        ]
+        one = bool(messages) and isinstance(messages[0], dict)
+        conversations = cast("Sequence[Messages]", [messages] if one else messages)
+        prompts = [self.engine.tokenizer.apply_chat_template(turns) for turns in conversations]
         return self.generate(prompts, params, progress=progress)
 
     def score(self, prompt: Prompt, *, progress: bool = True) -> list[float | None]:
@@ -139,10 +137,9 @@ class LLM:
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
-    prompts = list(prompts)
-    if prompts and all(isinstance(item, int) for item in prompts):
-        return [prompts]
-    return prompts
+    items = list(prompts)
+    one = bool(items) and not any(isinstance(item, str | Sequence) for item in items)
+    return cast("list[Prompt]", [items] if one else items)
 
 
 def _per_prompt(

@@ -62,6 +62,14 @@ class ModelConfig:
     def kv_size(self) -> int:
         return self.num_kv_heads * self.head_dim
 
+    @property
+    def num_parameters(self) -> int:
+        """Weights of the matrices; norms and biases are too few to count."""
+        attention = self.hidden_size * (2 * self.query_size + 2 * self.kv_size)
+        mlp = 3 * self.hidden_size * self.intermediate_size
+        tables = 1 if self.tie_word_embeddings else 2
+        return self.num_layers * (attention + mlp) + tables * self.vocab_size * self.hidden_size
+
     def kv_bytes_per_token(self, dtype: torch.dtype) -> int:
         """Bytes of K and V that one token of one stream occupies over all layers."""
         return 2 * self.num_layers * self.kv_size * dtype.itemsize

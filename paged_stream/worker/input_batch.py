@@ -13,6 +13,7 @@ import torch
 from paged_stream.attention.metadata import AttentionMetadata
 from paged_stream.layers.rotary import RotaryEmbedding
 from paged_stream.scheduler.output import SchedulerOutput
+from paged_stream.scheduler.sink_window import SinkWindow
 
 FULL_ATTENTION = np.iinfo(np.int32).max  # window_size of a sequence without a window
 
@@ -80,5 +81,5 @@ def build_forward_batch(
     )
 
 
-def _num_sink_tokens(sink_window) -> int:  # type: ignore[no-untyped-def]
+def _num_sink_tokens(sink_window: SinkWindow) -> int:
     return 0 if sink_window.window_size is None else sink_window.num_sink_tokens

@@ -1,4 +1,4 @@
-"""From logits to tokens; what a request gets depends on its own logits, parameters and seed only."""
+"""From logits to tokens. A request gets what its own logits, parameters and seed say, no more."""
 
 from __future__ import annotations
 

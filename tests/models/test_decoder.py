@@ -63,7 +63,7 @@ def paged_logits(decoder: Decoder, prompts: list[list[int]], chunk: int) -> list
         stops = [min(start + chunk, len(prompts[b])) for b in live]
         ids = [prompts[b][start:stop] for b, stop in zip(live, stops, strict=True)]
         metadata = metadata_for(decoder, [tables[b] for b in live], [start] * len(live), stops)
-        hidden = decoder(torch.tensor(sum(ids, [])), metadata, cache)
+        hidden = decoder(torch.tensor(sum(ids, [])), metadata, cache.layers)
         parts = decoder.compute_logits(hidden).split([len(part) for part in ids])
         for b, part in zip(live, parts, strict=True):
             logits[b].append(part)

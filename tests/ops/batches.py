@@ -82,9 +82,7 @@ def make_batch(
         return torch.randn(shape, generator=generator).to(dtype)
 
     num_heads = num_kv_heads * group
-    width = max(
-        s.window.num_sink_blocks(block_size) + s.ring_blocks(block_size) for s in sequences
-    )
+    width = max(s.window.num_sink_blocks(block_size) + s.ring_blocks(block_size) for s in sequences)
     num_blocks = len(sequences) * width + 2
     kv_cache = torch.full((2, num_blocks, num_kv_heads, block_size, head_dim), math.nan).to(dtype)
     free = torch.randperm(num_blocks, generator=generator).tolist()
@@ -101,7 +99,9 @@ def make_batch(
             inside = positions // block_size == block
             slots = positions[inside] % block_size
             kv_cache[0, block_table[row, column], :, slots] = sequence.keys[inside].transpose(0, 1)
-            kv_cache[1, block_table[row, column], :, slots] = sequence.values[inside].transpose(0, 1)
+            kv_cache[1, block_table[row, column], :, slots] = sequence.values[inside].transpose(
+                0, 1
+            )
     num_tokens = sum(s.chunk for s in sequences)
     # Queries are views of a fused projection: rows are strided.
     fused = randn(num_tokens, num_heads + 2 * num_kv_heads, head_dim)

@@ -110,7 +110,9 @@ def test_slots_outside_the_cache(slot):
 def test_rotary_shapes():
     k_cache, v_cache = caches(torch.float32)
     for dim in (33, 66):
-        with pytest.raises(RuntimeError, match=f"even rotary_dim of at most head_dim 64, got {dim}"):
+        with pytest.raises(
+            RuntimeError, match=f"even rotary_dim of at most head_dim 64, got {dim}"
+        ):
             ops.gather_blocks(k_cache, v_cache, torch.zeros(2).long(), torch.ones(2, dim))
     with pytest.raises(RuntimeError, match=r"rotary must have shape .* = \[2, \*\], got \[3, 64\]"):
         ops.gather_blocks(k_cache, v_cache, torch.zeros(2).long(), torch.ones(3, 64))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+
 from paged_stream.scheduler.sampling_params import SamplingParams
 
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from paged_stream.scheduler.config import SchedulerConfig
 from paged_stream.scheduler.output import ModelOutput
 from paged_stream.scheduler.sampling_params import SamplingParams
@@ -26,7 +27,10 @@ def make_scheduler(**overrides) -> Scheduler:
     return Scheduler(SchedulerConfig(**settings | overrides))
 
 
-def add(scheduler, seq_id, prompt, *, max_tokens=4, window=SinkWindow(4, 16), priority=0):
+SMALL = SinkWindow(4, 16)
+
+
+def add(scheduler, seq_id, prompt, *, max_tokens=4, window=SMALL, priority=0):
     scheduler.open(seq_id, window, max_tokens=prompt + max_tokens, priority=priority)
     params = SamplingParams(max_tokens=max_tokens)
     scheduler.start_turn(seq_id, [1] * prompt, params, stop_token_ids=(9,))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
 from paged_stream.scheduler.config import SchedulerConfig
 from paged_stream.scheduler.output import ModelOutput, ScheduledSequence
 from paged_stream.scheduler.sampling_params import SamplingParams

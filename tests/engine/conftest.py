@@ -1,0 +1,61 @@
+"""A tiny model on disk, with and without a tokenizer, and engines on it."""
+
+from __future__ import annotations
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from paged_stream import EngineConfig, LLMEngine
+from tests.reference import tiny_llama
+
+VOCAB = 97
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def save_tokenizer(folder) -> None:
+    """Letters, digits and some punctuation, one token each; ``</s>`` ends."""
+    letters = [chr(code) for code in range(32, 32 + VOCAB - 2)]
+    vocab = {"</s>": 0, "<unk>": 1} | {letter: i + 2 for i, letter in enumerate(letters)}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>", chat_template=TEMPLATE
+    )
+    fast.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def bare_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bare")
+    tiny_llama(0).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny_llama(0, eos_token_id=0).save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture
+def make_engine(folder):
+    def make(model=folder, **settings):
+        defaults = {
+            "num_sink_tokens": 4,
+            "window_size": 24,
+            "block_size": 8,
+            "max_num_seqs": 8,
+            "max_num_batched_tokens": 32,
+            "dtype": "float32",
+            "kv_cache_memory_bytes": 4 << 20,
+        }
+        return LLMEngine(EngineConfig(model=str(model), **(defaults | settings)))
+
+    return make

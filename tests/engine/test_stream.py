@@ -1,0 +1,129 @@
+"""A live stream equals one long sequence, whatever the turns; memory stays the same."""
+
+from __future__ import annotations
+
+import pytest
+
+from paged_stream import SamplingParams
+from paged_stream.chat import ChatTurns
+
+GREEDY = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True)
+
+
+def ids(deltas) -> list[int]:
+    return [token for delta in deltas for token in delta.delta_token_ids]
+
+
+def continuation(engine, prompt: list[int]) -> list[int]:
+    """What the engine generates from scratch."""
+    engine.add_request("fresh", prompt, GREEDY)
+    out = []
+    while engine.has_unfinished_requests():
+        out += ids(engine.step())
+    return out
+
+
+def test_turns_equal_one_prompt(make_engine):
+    engine = make_engine()
+    history: list[int] = []
+    with engine.open_stream() as stream:
+        for turn in ([5, 6, 7], [8] * 50, [9, 10], list(range(2, 40)), [11]):
+            for part in filter(None, (turn[:1], turn[1:])):
+                stream.append(part)
+            history += turn
+            answer = ids(stream.generate(GREEDY))
+            assert answer == continuation(engine, history)
+            history += answer
+        stats = stream.stats()
+        assert stats.num_tokens == len(history)
+        assert stats.num_visible_tokens == 28
+        # The last token was sampled and not computed.
+        assert stats.num_evicted_tokens == len(history) - 1 - 28
+        assert stats.num_blocks <= 1 + 4
+    assert engine.stats().num_used_blocks == 0
+
+
+def test_a_turn_left_early_ends_where_it_is(make_engine):
+    engine = make_engine()
+    stream = engine.open_stream()
+    stream.append([5, 6, 7])
+    seen = []
+    for delta in stream.generate(SamplingParams(temperature=0, max_tokens=None, ignore_eos=True)):
+        seen += delta.delta_token_ids
+        if len(seen) == 5:
+            break
+    stream.append([3, 4])
+    assert ids(stream.generate(GREEDY)) == continuation(engine, [5, 6, 7, *seen, 3, 4])
+
+
+def test_streams_and_requests_share_steps(make_engine):
+    engine = make_engine()
+    expected = continuation(engine, [20, 21])
+    engine.add_request("other", [20, 21], GREEDY)
+    with engine.open_stream() as stream:
+        stream.append([5, 6, 7])
+        answer = ids(stream.generate(GREEDY))
+    assert answer == continuation(make_engine(), [5, 6, 7])
+    # The stream's steps computed the request as well; nothing of it is lost.
+    out = []
+    while engine.has_unfinished_requests():
+        out += ids(engine.step())
+    assert out == expected
+
+
+def test_own_sinks_and_window(make_engine):
+    engine = make_engine()
+    wide = make_engine(num_sink_tokens=10, window_size=16)
+    prompt = [i % 90 + 2 for i in range(150)]
+    with engine.open_stream(num_sink_tokens=10, window_size=16) as stream:
+        stream.append(prompt)
+        assert ids(stream.generate(GREEDY)) == continuation(wide, prompt)
+    with pytest.raises(ValueError, match="num_sink_tokens must be less than"):
+        engine.open_stream(num_sink_tokens=512)
+    with pytest.raises(ValueError, match="window_size must be >= 1"):
+        engine.open_stream(window_size=-1)
+
+
+def test_misuse_is_explained(make_engine):
+    engine = make_engine()
+    stream = engine.open_stream()
+    with pytest.raises(ValueError, match="the stream is empty"):
+        stream.generate()
+    stream.append("abc")
+    with pytest.raises(ValueError, match="n must be 1"):
+        stream.generate(SamplingParams(n=2))
+    running = stream.generate(GREEDY)
+    next(running)
+    with pytest.raises(ValueError, match="generating already"):
+        stream.generate()
+    stream.close()
+    stream.close()
+    with pytest.raises(ValueError, match="closed"):
+        stream.append("x")
+
+
+def test_generate_without_append_goes_on(make_engine):
+    engine = make_engine()
+    stream = engine.open_stream()
+    stream.append([5, 6, 7])
+    first = ids(stream.generate(GREEDY))
+    second = ids(stream.generate(GREEDY))
+    assert second == continuation(engine, [5, 6, 7, *first])
+
+
+def test_chat_turns_equal_the_whole_template(make_engine):
+    engine = make_engine()
+    turns = ChatTurns(engine.tokenizer, system="be brief")
+    eos = 0
+    answer = engine.tokenizer.encode("fine")
+    messages = [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "how are you"},
+        {"role": "assistant", "content": "fine"},
+        {"role": "user", "content": "good"},
+    ]
+    whole = engine.tokenizer.apply_chat_template(messages)
+    first = turns.first("how are you")
+    assert first + [*answer, eos] + turns.following("good", eos) == whole
+    # An answer that was cut off gets the end token it lacks.
+    assert first + answer + turns.following("good", answer[-1]) == whole
