@@ -21,10 +21,8 @@ from paged_stream.models.loader import resolve_model
 
 
 class Ours:
-    def __init__(self, model: str, dtype: str, batch: int, length: int) -> None:
-        self.llm = LLM(
-            model, dtype=dtype, max_num_seqs=batch, kv_cache_memory_bytes=batch * length * 64 << 10
-        )
+    def __init__(self, model: str, dtype: str, batch: int) -> None:
+        self.llm = LLM(model, dtype=dtype, max_num_seqs=batch)
 
     def run(self, prompts: list[list[int]], new_tokens: int) -> None:
         params = SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True)
@@ -61,7 +59,7 @@ def floor_seconds(ours: Ours, batch: int, context: int, bandwidth: float) -> flo
 
 
 def bench(args: argparse.Namespace, batch: int, theirs: Transformers) -> None:
-    ours = Ours(args.model, args.dtype, batch, args.prompt + args.new_tokens + 64)
+    ours = Ours(args.model, args.dtype, batch)
     rng = random.Random(0)
     prompts = [[rng.randrange(1000, 40000) for _ in range(args.prompt)] for _ in range(batch)]
     candidates = {

@@ -4,36 +4,29 @@ The figures come from banded masks over transformers' weights, made without this
 engine scores the same texts through its paged cache, in chunks, in float32. A measurement that is
 further than `LIMIT_PERCENT` from its figure fails the run.
 
-    python benchmarks/sink_effect.py            # all of it: on two cores, half an hour
-    python benchmarks/sink_effect.py --quick    # the first 2,048 tokens of Persuasion only
+    python -m benchmarks.sink_effect            # all of it: on two cores, a quarter of an hour
+    python -m benchmarks.sink_effect --quick    # the first 2,048 tokens of Persuasion only
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import platform
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from unittest import mock
 
-import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from anywhere
-
-from benchmarks.texts import austen  # noqa: E402
-from paged_stream import LLM  # noqa: E402
-from paged_stream.worker import model_runner  # noqa: E402
+from benchmarks.harness import record
+from benchmarks.texts import austen
+from paged_stream import LLM
+from paged_stream.worker import model_runner
 
 MODEL = "smollm2-135m-instruct"
 TRAINED_LENGTH = 8192  # no text below is scored past this where the window is as long
 LIMIT_PERCENT = 0.5
-RESULTS = Path(__file__).parent / "results" / "sink_effect.jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,14 +154,13 @@ def unclamped_sinks() -> Iterator[None]:
         yield
 
 
-def measure(case: Case, device: str) -> list[Measurement]:
+def measure(case: Case) -> list[Measurement]:
     llm = LLM(
         MODEL,
         num_sink_tokens=case.num_sink_tokens,
         window_size=case.window_size,
         max_num_seqs=1,
         dtype="float32",
-        device=device,
         kv_cache_memory_bytes=1 << 30,
     )
     # The last token is predicted by the one before it, so one more is needed than is predicted.
@@ -203,31 +195,11 @@ def report(measurements: list[Measurement]) -> None:
         print(f"{m.difference_percent:>+9.3f}{m.seconds:>8.1f}{mark}")
 
 
-def write(measurements: list[Measurement], file: Path, device: str) -> None:
-    """Appends one JSON line per measurement."""
-    context = {
-        "benchmark": "sink_effect",
-        "model": MODEL,
-        "dtype": "float32",
-        "device": device,
-        "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", encoding="utf-8") as lines:
-        for measurement in measurements:
-            lines.write(json.dumps(context | asdict(measurement)) + "\n")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="2,048 tokens of Persuasion only")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="default: %(default)s")
     arguments = parser.parse_args()
 
     cases = [*PERSUASION, *EMMA]
@@ -236,8 +208,9 @@ def main() -> int:
     measurements = []
     for number, case in enumerate(cases, 1):
         print(f"[{number}/{len(cases)}] {case.text} {case.name}", file=sys.stderr)
-        done = measure(case, arguments.device)
-        write(done, arguments.output, arguments.device)  # what was measured survives a Ctrl-C
+        done = measure(case)
+        for measurement in done:  # what was measured survives a Ctrl-C
+            record("sink_effect", model=MODEL, dtype="float32", **asdict(measurement))
         measurements += done
     report(measurements)
     return int(any(abs(m.difference_percent) > LIMIT_PERCENT for m in measurements))

@@ -22,13 +22,17 @@ STABLE_TORCH_LIBRARY(paged_stream, m) {
       "rotary_reindex(Tensor(a!) k_cache, Tensor slot_mapping, Tensor rotary, bool interleaved) "
       "-> ()");
   m.def("copy_blocks(Tensor(a!) kv_cache, Tensor block_mapping) -> ()");
+  m.def("pack_linear_weight(Tensor weight) -> Tensor");
+  m.def(
+      "linear(Tensor input, Tensor packed_weight, Tensor? bias, int out_features, "
+      "bool float_output) -> Tensor");
   m.def("cpu_isa() -> str");
   m.def("set_cpu_isa(str name) -> ()");
 }
 
 // Importing the extension loads the library, whose static initialisers do the rest.
 extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C() {
-  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr,
-                               nullptr, nullptr, nullptr, nullptr};
+  static PyModuleDef module = {
+      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&module);
 }

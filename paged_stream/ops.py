@@ -175,6 +175,43 @@ def copy_blocks(kv_cache: Tensor, block_mapping: Tensor) -> None:
     _ops.copy_blocks.default(kv_cache, block_mapping)
 
 
+def pack_linear_weight(weight: Tensor) -> Tensor:
+    """Lay a weight out for `linear`.
+
+    Args:
+        weight: [out_features, in_features], float32 or bfloat16; in_features is even for the
+            latter.
+
+    Returns:
+        [ceil(out_features / 16), in_features / step, 16, step], where ``step`` elements make 4
+        bytes; rows beyond out_features are zero.
+    """
+    return _ops.pack_linear_weight.default(weight)
+
+
+def linear(
+    input: Tensor,
+    packed_weight: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    float_output: bool = False,
+) -> Tensor:
+    """Compute ``input W^T + bias``, accumulating in float32 in the order of in_features.
+
+    A row's result is the same, bit for bit, whatever rows stand beside it.
+
+    Args:
+        input: [T, in_features], rows strided, in the weight's dtype.
+        packed_weight: from `pack_linear_weight`.
+        bias: [out_features], or ``None``.
+        float_output: return the float32 sums unrounded.
+
+    Returns:
+        [T, out_features] in the dtype of ``input``, or float32.
+    """
+    return _ops.linear.default(input, packed_weight, bias, out_features, float_output)
+
+
 def cpu_isa() -> str:
     """The instruction set of the CPU kernels in use: "avx512", "avx2" or "generic"."""
     return _ops.cpu_isa.default()
@@ -242,3 +279,15 @@ def _(k_cache, slot_mapping, rotary, interleaved):
 @torch.library.register_fake("paged_stream::copy_blocks")
 def _(kv_cache, block_mapping):
     return None
+
+
+@torch.library.register_fake("paged_stream::pack_linear_weight")
+def _(weight):
+    step = 4 // weight.element_size()
+    return weight.new_empty((-(-weight.shape[0] // 16), weight.shape[1] // step, 16, step))
+
+
+@torch.library.register_fake("paged_stream::linear")
+def _(input, packed_weight, bias, out_features, float_output):
+    dtype = torch.float32 if float_output else input.dtype
+    return input.new_empty((input.shape[0], out_features), dtype=dtype)

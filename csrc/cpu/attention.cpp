@@ -27,8 +27,8 @@ void check_heads(const Tensor& query, const std::optional<Tensor>& sink_query,
     kCheck.heads(*sink_query, "sink_query", layout, query.size(0), query.size(1), k_cache);
   }
   STD_TORCH_CHECK(query.size(1) >= 1 && query.size(1) % k_cache.size(1) == 0,
-                  "paged_attention: num_heads must be a multiple of num_kv_heads ",
-                  k_cache.size(1), ", got ", query.size(1));
+                  "paged_attention: num_heads must be a multiple of num_kv_heads ", k_cache.size(1),
+                  ", got ", query.size(1));
 }
 
 struct Batch {
@@ -95,8 +95,8 @@ std::vector<SequenceView> read_batch(const Batch& batch, int64_t num_tokens, int
   const int64_t num_sequences = batch.block_table.size(0);
   const int32_t* starts = batch.query_start_loc.const_data_ptr<int32_t>();
   STD_TORCH_CHECK(starts[0] == 0 && starts[num_sequences] == num_tokens,
-                  "paged_attention: query_start_loc must run from 0 to ", num_tokens,
-                  ", got ", starts[0], " to ", starts[num_sequences]);
+                  "paged_attention: query_start_loc must run from 0 to ", num_tokens, ", got ",
+                  starts[0], " to ", starts[num_sequences]);
   std::vector<SequenceView> sequences;
   sequences.reserve(num_sequences);
   for (int64_t i = 0; i < num_sequences; ++i) {
@@ -145,8 +145,8 @@ Tensor paged_attention(const Tensor& query, const std::optional<Tensor>& sink_qu
   if (alibi_slopes) inputs.alibi_slopes = alibi_slopes->const_data_ptr<float>();
 
   const bool is_float = query.scalar_type() == ScalarType::Float;
-  const AttentionKernels* table = kernels().attention(
-      is_float ? DType::kFloat32 : DType::kBFloat16, static_cast<int>(head_dim));
+  const AttentionKernels* table = kernels().attention(is_float ? DType::kFloat32 : DType::kBFloat16,
+                                                      static_cast<int>(head_dim));
   run_attention(inputs, plan_attention(sequences, static_cast<int>(inputs.group_size())), *table);
   return out;
 }

@@ -16,6 +16,10 @@ struct RowChunks {
     if constexpr (Fixed > 0) return regular;
     return regular + 2 * W <= head_dim ? regular : head_dim - 2 * W;
   }
+  PS_INLINE int width() const {
+    if constexpr (Fixed > 0) return Fixed * 2 * W;
+    return head_dim;
+  }
   PS_INLINE int padded_dim() const { return count() * 2 * W; }
 };
 
@@ -61,45 +65,45 @@ PS_INLINE Vec<W> lane_numbers() {
   return v;
 }
 
-// Adds the bias, hides what the row does not see and returns the largest score.
+// Far below any score, yet finite, so that differences of hidden scores are numbers.
+constexpr float kHidden = -1e30f;
+
+// Adds the bias and hides what the row does not see.
 template <int W>
-PS_INLINE float mask_and_max(float* scores, int num_keys, const RowView& view, bool has_alibi) {
-  constexpr float kHidden = -__builtin_inff();
+PS_INLINE void bias_and_mask(float* scores, int num_keys, const RowView& view) {
   const Vec<W> lanes = lane_numbers<W>();
-  Vec<W> max = splat<W>(kHidden);
   for (int i = 0; i < num_keys; i += W) {
-    Vec<W> s = load<Vec<W>>(scores + i);
-    const bool partial = i < view.begin || i + W > view.end;
-    if (has_alibi) s += ((lanes + float(i)) - view.distance) * view.slope;
-    if (partial) {
-      s = lanes + float(i) >= float(view.begin) ? s : splat<W>(kHidden);
-      s = lanes + float(i) < float(view.end) ? s : splat<W>(kHidden);
-    }
-    if (has_alibi || partial) store(scores + i, s);
-    max = s > max ? s : max;
+    const Vec<W> key = lanes + float(i);
+    Vec<W> s = load<Vec<W>>(scores + i) + (key - view.distance) * view.slope;
+    s = key >= float(view.begin) ? s : splat<W>(kHidden);
+    s = key < float(view.end) ? s : splat<W>(kHidden);
+    store(scores + i, s);
   }
-  return horizontal_max<W>(max);
 }
 
-// Turns scores [0, num_keys) of one row into weights 2^(score - max), with the lanes up to the
-// next multiple of W set to 0, and updates the row's max and sum. Returns the factor by which
-// what the row accumulated before must shrink.
+// Turns scores [0, num_keys) of one row into weights 2^(score - max), those up to the next
+// multiple of W too, and updates the row's max and sum. Returns the factor by which what the row
+// accumulated before must shrink: 0 if that came from hidden keys alone.
 template <int W>
 PS_INLINE float softmax_step(float* scores, int num_keys, const RowView& view, bool has_alibi,
                              float& row_max, float& row_sum) {
-  const float run_max = mask_and_max<W>(scores, num_keys, view, has_alibi);
-  const float max = run_max > row_max ? run_max : row_max;
-  // Nothing visible yet: any finite reference turns hidden scores into zeros.
-  const float reference = max == -__builtin_inff() ? 0.0f : max;
+  const bool sees_all = view.begin <= 0 && view.end >= num_keys && num_keys % W == 0;
+  if (!sees_all || has_alibi) bias_and_mask<W>(scores, num_keys, view);
+  Vec<W> max = splat<W>(row_max);
+  for (int i = 0; i < num_keys; i += W) {
+    const Vec<W> s = load<Vec<W>>(scores + i);
+    max = s > max ? s : max;
+  }
+  const float new_max = horizontal_max<W>(max);
   Vec<W> sum{};
   for (int i = 0; i < num_keys; i += W) {
-    const Vec<W> weights = exp2_nonpositive<W>(load<Vec<W>>(scores + i) - reference);
+    const Vec<W> weights = exp2_nonpositive<W>(load<Vec<W>>(scores + i) - new_max);
     store(scores + i, weights);
     sum += weights;
   }
-  const float shrink = __builtin_exp2f(row_max - reference);
+  const float shrink = row_max == new_max ? 1.0f : __builtin_exp2f(row_max - new_max);
   row_sum = row_sum * shrink + horizontal_sum<W>(sum);
-  row_max = max;
+  row_max = new_max;
   return shrink;
 }
 

@@ -1,6 +1,19 @@
 // Attention of few rows, as in decoding: reads K and V in place, each element once per four rows.
 // See simd.inl for how this file is compiled.
 
+// Rows of a block lie too short a way together for the hardware to foresee the next block, so
+// kernels ask for the row that lies this many keys ahead; offsets are padded that far.
+constexpr int kPrefetchKeys = 32;
+static_assert(kPrefetchKeys <= kKeyPadding);
+
+template <class T>
+PS_INLINE void prefetch_row(const T* row, int head_dim) {
+  const char* bytes = reinterpret_cast<const char*>(row);
+  for (int i = 0; i < head_dim * static_cast<int>(sizeof(T)); i += 64) {
+    __builtin_prefetch(bytes + i);
+  }
+}
+
 // Scores of R rows for W keys. Keys go four at a time, so that R * 4 sums stay in registers.
 template <int W, int Fixed, int R, class T>
 PS_INLINE void score_keys(const T* k_cache, const int64_t* offsets, RowChunks<W, Fixed> chunks,
@@ -10,7 +23,10 @@ PS_INLINE void score_keys(const T* k_cache, const int64_t* offsets, RowChunks<W,
 #pragma GCC unroll 4
   for (int x = 0; x < W / 4; ++x) {
     const T* keys[4];
-    for (int i = 0; i < 4; ++i) keys[i] = k_cache + offsets[4 * x + i];
+    for (int i = 0; i < 4; ++i) {
+      keys[i] = k_cache + offsets[4 * x + i];
+      prefetch_row(k_cache + offsets[4 * x + i + kPrefetchKeys], chunks.width());
+    }
     Vec<W> sums[R][4] = {};
     for (int c = 0; c < chunks.count(); ++c) {
       Vec<W> lo[4], hi[4];
@@ -41,6 +57,7 @@ PS_INLINE void add_values(const T* v_cache, const int64_t* offsets, int num_keys
   }
   for (int k = 0; k < num_keys; ++k) {
     const T* value = v_cache + offsets[k];
+    prefetch_row(v_cache + offsets[k + kPrefetchKeys], chunks.width());
     for (int c = 0; c < C; ++c) {
       Vec<W> lo, hi;
       load_chunk<W>(value + chunks.start(chunk + c), lo, hi);

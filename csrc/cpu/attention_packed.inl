@@ -5,15 +5,15 @@ constexpr int kPanel = kPanelVectors * kLanes;  // keys per panel of packed K, f
 
 // C[MR, N * W] (+)= A[MR, depth] * B[depth, N * W], A row-major with stride lda, and so on.
 template <int W, int N, bool Accumulate>
-PS_INLINE void multiply_block(const float* a, int lda, const float* b, int ldb, float* c, int ldc,
-                              int depth) {
+PS_INLINE void multiply_block(const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
+                              int64_t ldc, int64_t depth) {
   Vec<W> sums[kRowPadding][N];
   for (int r = 0; r < kRowPadding; ++r) {
     for (int n = 0; n < N; ++n) {
       sums[r][n] = Accumulate ? load<Vec<W>>(c + r * ldc + n * W) : Vec<W>{};
     }
   }
-  for (int d = 0; d < depth; ++d) {
+  for (int64_t d = 0; d < depth; ++d) {
     Vec<W> columns[N];
     for (int n = 0; n < N; ++n) columns[n] = load<Vec<W>>(b + d * ldb + n * W);
     for (int r = 0; r < kRowPadding; ++r) {
@@ -37,7 +37,8 @@ void pack_keys(const KeyRun& run, RowChunks<W, Fixed> chunks, float* packed) {
     float* panel = packed + first / P * P * dim + first % P;
     for (int c = 0; c < chunks.count(); ++c) {
       Vec<W> lo[W], hi[W];
-      for (int i = 0; i < W; ++i) load_chunk<W>(k_cache + offsets[i] + chunks.start(c), lo[i], hi[i]);
+      for (int i = 0; i < W; ++i)
+        load_chunk<W>(k_cache + offsets[i] + chunks.start(c), lo[i], hi[i]);
       transpose<W>(lo);
       transpose<W>(hi);
       float* rows = panel + c * 2 * W * P;
@@ -99,9 +100,8 @@ void attend_packed(const KeyRun& run, int head_dim, const SoftmaxState& state,
     float* acc = state.acc + first * dim;
     for (int r = 0; r < kRowPadding && first + r < state.num_rows; ++r) {
       const int row = first + r;
-      const float shrink =
-          softmax_step<W>(scores + r * kMaxRunPacked, run.num_keys, run.views[row], run.has_alibi,
-                          state.max[row], state.sum[row]);
+      const float shrink = softmax_step<W>(scores + r * kMaxRunPacked, run.num_keys, run.views[row],
+                                           run.has_alibi, state.max[row], state.sum[row]);
       if (shrink != 1.0f) scale_row<W>(acc + r * dim, dim, shrink);
     }
     add_packed_values<W>(scores, scratch.packed_v, acc, dim, run.num_keys);

@@ -74,8 +74,8 @@ class Attention {
 
   Scratch scratch() const {
     static thread_local ThreadBuffers buffers;
-    const int64_t scores = std::max<int64_t>(kMaxRowsDirect * kMaxRunDirect,
-                                             kRowPadding * kMaxRunPacked);
+    const int64_t scores =
+        std::max<int64_t>(kMaxRowsDirect * kMaxRunDirect, kRowPadding * kMaxRunPacked);
     const int64_t packed = kMaxRunPacked * dim_;
     float* p = buffers.floats.get(3 * max_rows_ * (dim_ + 2) + scores + 2 * packed);
     Scratch s{};
@@ -185,8 +185,13 @@ class Attention {
           s.views[row].slope = kLog2E * in_.alibi_slopes[head];
         }
       }
-      const KeyRun run{in_.k_cache, in_.v_cache, s.offsets, static_cast<int>(n),
-                       query,       s.views,     in_.alibi_slopes != nullptr};
+      const KeyRun run{in_.k_cache,
+                       in_.v_cache,
+                       s.offsets,
+                       static_cast<int>(n),
+                       query,
+                       s.views,
+                       in_.alibi_slopes != nullptr};
       attend(run, head_dim(), state, s.kernel);
     }
     return true;
@@ -195,20 +200,22 @@ class Attention {
   // Offsets of the keys at positions [first, first + n), padded by repeating the last.
   bool find_keys(const SequenceView& sequence, int64_t kv_head, int64_t first, int64_t n,
                  int64_t* offsets) {
-    int64_t block = first / in_.block_size, row = first % in_.block_size;
-    for (int64_t done = 0; done < n; ++block, row = 0) {
-      const int64_t column =
-          sequence.sink_window.column(block, sequence.ring_blocks, in_.block_size);
+    const SinkWindow& window = sequence.sink_window;
+    const int64_t sinks = window.num_sink_blocks(in_.block_size);
+    const int64_t row_width = sinks + sequence.ring_blocks;
+    int64_t column = window.column(first / in_.block_size, sequence.ring_blocks, in_.block_size);
+    int64_t row = first % in_.block_size;
+    for (int64_t done = 0; done < n; row = 0) {
       const int64_t id = sequence.block_row[column];
       if (id < 0 || id >= in_.num_blocks) {
         bad_block_.note(first + done, column, id);
         return false;
       }
-      const int64_t base =
-          id * in_.block_stride + (kv_head * in_.block_size + row) * in_.head_dim;
+      const int64_t base = id * in_.block_stride + (kv_head * in_.block_size + row) * in_.head_dim;
       const int64_t count = std::min(in_.block_size - row, n - done);
       for (int64_t i = 0; i < count; ++i) offsets[done + i] = base + i * in_.head_dim;
       done += count;
+      if (++column == row_width) column = sinks;
     }
     std::fill_n(offsets + n, kKeyPadding, offsets[n - 1]);
     return true;

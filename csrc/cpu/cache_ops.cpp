@@ -79,9 +79,7 @@ void move_heads(const CacheShape& shape, const char* src, int64_t src_stride, ch
 
 char* bytes(const Tensor& t) { return static_cast<char*>(t.mutable_data_ptr()); }
 const char* const_bytes(const Tensor& t) { return static_cast<const char*>(t.const_data_ptr()); }
-int64_t row_bytes(const Tensor& t) {
-  return t.stride(0) * static_cast<int64_t>(t.element_size());
-}
+int64_t row_bytes(const Tensor& t) { return t.stride(0) * static_cast<int64_t>(t.element_size()); }
 
 // Checks the mapping's form and every slot in it, before anything is written.
 const int64_t* check_slots(const Checker& check, const Tensor& slot_mapping, int64_t rows,
@@ -91,8 +89,8 @@ const int64_t* check_slots(const Checker& check, const Tensor& slot_mapping, int
   const int64_t num_slots = cache.size(0) * cache.size(2);
   for (int64_t i = 0; i < slot_mapping.size(0); ++i) {
     if (slots[i] >= -1 && slots[i] < num_slots) continue;
-    check.require(false, "slot_mapping must lie in [-1, " + std::to_string(num_slots) +
-                             "), got " + std::to_string(slots[i]) + " at " + std::to_string(i));
+    check.require(false, "slot_mapping must lie in [-1, " + std::to_string(num_slots) + "), got " +
+                             std::to_string(slots[i]) + " at " + std::to_string(i));
   }
   return slots;
 }
@@ -164,8 +162,8 @@ void rotary_and_cache(const Tensor& query, const std::optional<Tensor>& sink_que
                  for (int64_t t = begin; t < end; ++t) {
                    char* row = q + t * q_stride;
                    if (sink_q != nullptr) {
-                     move_heads(shape, row, head_dim, sink_q + t * sink_stride, head_dim,
-                                num_heads, sink_angles, t);
+                     move_heads(shape, row, head_dim, sink_q + t * sink_stride, head_dim, num_heads,
+                                sink_angles, t);
                    }
                    move_heads(shape, row, head_dim, row, head_dim, num_heads, angles, t);
                    writer.write(t);
@@ -251,13 +249,13 @@ void check_block_mapping(const Checker& check, const int64_t* pairs, int64_t n,
                   "block_mapping must lie in [0, " + std::to_string(num_blocks) + "), got " +
                       std::to_string(pairs[i]) + " in pair " + std::to_string(i / 2));
     const bool is_new = i % 2 == 0 || destinations.insert(pairs[i]).second;
-    check.require(is_new, "block_mapping must not name destination " + std::to_string(pairs[i]) +
-                              " twice");
+    check.require(is_new,
+                  "block_mapping must not name destination " + std::to_string(pairs[i]) + " twice");
   }
   for (int64_t i = 0; i < n; ++i) {
-    check.require(destinations.count(pairs[2 * i]) == 0,
-                  "block_mapping must not have block " + std::to_string(pairs[2 * i]) +
-                      " both as source and as destination");
+    check.require(destinations.count(pairs[2 * i]) == 0, "block_mapping must not have block " +
+                                                             std::to_string(pairs[2 * i]) +
+                                                             " both as source and as destination");
   }
 }
 

@@ -14,6 +14,9 @@ constexpr char kIsaName[] = "avx2";
 constexpr int kLanes = 8;
 constexpr int kNumVectorRegisters = 16;
 constexpr int kPanelVectors = 2;
+constexpr int kLinearRows = 6;
+constexpr int kLinearPanels = 1;
+constexpr int kPrefetchBytes = 1024;
 
 #include "kernels.inl"
 

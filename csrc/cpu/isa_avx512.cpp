@@ -14,6 +14,9 @@ constexpr char kIsaName[] = "avx512";
 constexpr int kLanes = 16;
 constexpr int kNumVectorRegisters = 32;
 constexpr int kPanelVectors = 4;
+constexpr int kLinearRows = 6;
+constexpr int kLinearPanels = 4;
+constexpr int kPrefetchBytes = 2048;
 
 #include "kernels.inl"
 

@@ -12,6 +12,9 @@ constexpr char kIsaName[] = "generic";
 constexpr int kLanes = 4;
 constexpr int kNumVectorRegisters = 16;
 constexpr int kPanelVectors = 2;
+constexpr int kLinearRows = 3;
+constexpr int kLinearPanels = 1;
+constexpr int kPrefetchBytes = 1024;
 
 #include "kernels.inl"
 

@@ -43,7 +43,7 @@ constexpr int64_t padded_rows(int64_t rows) {
 
 // What one row (a token of one query head) sees of a run, and its ALiBi bias there.
 struct RowView {
-  int32_t begin;   // keys [begin, end) of the run are visible
+  int32_t begin;  // keys [begin, end) of the run are visible
   int32_t end;
   float slope;     // log2(e) * the head's slope
   float distance;  // from the run's first key to the row's position
@@ -86,20 +86,44 @@ struct AttentionKernels {
   void (*write_output)(const float* acc, float sum, int head_dim, void* out);
 };
 
+// Output columns that lie side by side in a packed weight.
+constexpr int kLinearPanel = 16;
+// Panels that a thread takes at a time.
+constexpr int kLinearPanelsPerItem = 4;
+
+// Rows [row_begin, row_end) of x W^T + bias, for the columns of panels [panel_begin, panel_end).
+struct LinearArgs {
+  const void* x;
+  int64_t x_stride;    // elements between rows
+  const void* weight;  // packed
+  const void* bias;    // or null
+  void* out;           // dense rows
+  int64_t in_features;
+  int64_t out_features;
+  bool float_out;
+  int64_t row_begin, row_end;
+  int64_t panel_begin, panel_end;
+};
+using LinearFn = void (*)(const LinearArgs&);
+
 struct Kernels {
   const char* name;
   RotateFn rotate[kNumDTypes];
   const AttentionKernels* (*attention)(DType dtype, int head_dim);
+  LinearFn linear[kNumDTypes];
 };
 
 const Kernels& generic_kernels();
 #if defined(__x86_64__)
 const Kernels& avx2_kernels();
 const Kernels& avx512_kernels();
+LinearFn avx512bf16_linear();
 #endif
 
 // The kernels in use: the widest that the processor has, unless set_kernels chose others.
 const Kernels& kernels();
+// Of the kernels in use, or a better one that this processor has for the dtype.
+LinearFn linear_kernel(DType dtype);
 // False when this machine lacks the instruction set or the name is unknown.
 bool set_kernels(const char* name);
 

@@ -1,5 +1,6 @@
 // All kernels of one instruction set. The including file defines kIsaName, kLanes,
-// kNumVectorRegisters and kPanelVectors in a namespace of its own, and includes this there.
+// kNumVectorRegisters, kPanelVectors and the shape of a linear tile in a namespace of its own, and
+// includes this there.
 
 #include "simd.inl"
 
@@ -11,16 +12,14 @@
 
 #include "attention_packed.inl"
 
+#include "linear.inl"
+
 // Fixed: number of chunks in head_dim when known, else 0.
 template <int W, int Fixed, class T>
 const AttentionKernels* attention_table() {
   static constexpr AttentionKernels table = {
-      padded_dim<W>,
-      pack_query<W, T>,
-      attend_direct<W, Fixed, T>,
-      attend_packed<W, Fixed, T>,
-      merge<W>,
-      write_output<W, T>,
+      padded_dim<W>, pack_query<W, T>,   attend_direct<W, Fixed, T>, attend_packed<W, Fixed, T>,
+      merge<W>,      write_output<W, T>,
   };
   return &table;
 }
@@ -46,4 +45,9 @@ inline const AttentionKernels* choose_attention(DType dtype, int head_dim) {
                                   : choose_attention<bfloat16>(head_dim);
 }
 
-constexpr Kernels kKernels = {kIsaName, {rotate<float>, rotate<bfloat16>}, choose_attention};
+constexpr Kernels kKernels = {
+    kIsaName,
+    {rotate<float>, rotate<bfloat16>},
+    choose_attention,
+    {linear<Dot<float, kLanes>, float>, linear<Dot<bfloat16, kLanes>, bfloat16>},
+};

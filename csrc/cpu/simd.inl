@@ -137,8 +137,8 @@ PS_INLINE Vec<W> exp2_nonpositive(Vec<W> x) {
   y = y * f + 0.2402264625f;
   y = y * f + 0.6931471825f;
   y = y * f + 1.0f;
-  const Vec<W> power = (Vec<W>)((IVec<W>)y + ((IVec<W>)shifted << 23));
-  return x < -126.0f ? Vec<W>{} : (x == x ? power : x);
+  const Vec<W> power = (Vec<W>)((UVec<W>)y + ((UVec<W>)shifted << 23));
+  return x < -126.0f ? Vec<W>{} : power;
 }
 
 // A chunk is 2 * W consecutive elements of a row of head_dim, held as two vectors. Which element

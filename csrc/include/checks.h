@@ -68,9 +68,9 @@ class Checker {
   }
 
   void same_device(const Tensor& t, const char* name, const Tensor& other) const {
-    STD_TORCH_CHECK(t.is_cpu() == other.is_cpu() &&
-                        t.get_device_index() == other.get_device_index(),
-                    op_, ": ", name, " must be on the device of the other tensors");
+    STD_TORCH_CHECK(
+        t.is_cpu() == other.is_cpu() && t.get_device_index() == other.get_device_index(), op_, ": ",
+        name, " must be on the device of the other tensors");
   }
 
   // A 1-d or 2-d contiguous tensor of plain metadata.

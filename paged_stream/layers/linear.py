@@ -1,9 +1,11 @@
-"""Dense projection whose weight is allocated but never initialised: loading overwrites it."""
+"""Dense projection. Its weight is allocated, filled by loading, and packed once for the CPU."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+
+from paged_stream import ops
 
 
 def empty_parameter(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.nn.Parameter:
@@ -11,6 +13,12 @@ def empty_parameter(*shape: int, dtype: torch.dtype, device: torch.device) -> to
 
 
 class Linear(torch.nn.Module):
+    """``x W^T + b``; a row's result does not depend on the rows beside it once packed.
+
+    Args:
+        weight: share this one instead of allocating.
+    """
+
     def __init__(
         self,
         in_features: int,
@@ -19,10 +27,27 @@ class Linear(torch.nn.Module):
         bias: bool,
         dtype: torch.dtype,
         device: torch.device,
+        weight: torch.nn.Parameter | None = None,
     ) -> None:
         super().__init__()
-        self.weight = empty_parameter(out_features, in_features, dtype=dtype, device=device)
+        self.out_features = out_features
+        if weight is None:
+            weight = empty_parameter(out_features, in_features, dtype=dtype, device=device)
+        self.weight: torch.nn.Parameter | None = weight
         self.bias = empty_parameter(out_features, dtype=dtype, device=device) if bias else None
+        self.register_buffer("packed_weight", None)
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return F.linear(hidden, self.weight, self.bias)
+    def pack(self) -> None:
+        """Lay the weight out for the CPU kernels and let go of the plain one."""
+        assert self.weight is not None, "packed already"
+        self.packed_weight = ops.pack_linear_weight(self.weight)
+        self.weight = None
+
+    def forward(self, hidden: torch.Tensor, *, float_output: bool = False) -> torch.Tensor:
+        """Map [T, in_features] to [T, out_features], in float32 if ``float_output``."""
+        if self.weight is None:
+            return ops.linear(
+                hidden, self.packed_weight, self.bias, self.out_features, float_output
+            )
+        result = F.linear(hidden, self.weight, self.bias)
+        return result.float() if float_output else result

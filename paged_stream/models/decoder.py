@@ -136,9 +136,21 @@ class Decoder(torch.nn.Module):
             for _ in range(config.num_layers)
         )
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype, device=device)
-        # A tied head is the same Parameter, which named_parameters() lists once, as "embedding".
-        tied = config.tie_word_embeddings
-        self.head = self.embedding if tied else empty_parameter(*table, dtype=dtype, device=device)
+        # A tied head shares the Parameter, which named_parameters() lists once, as "embedding".
+        self.head = Linear(
+            config.hidden_size,
+            config.vocab_size,
+            bias=False,
+            dtype=dtype,
+            device=device,
+            weight=self.embedding if config.tie_word_embeddings else None,
+        )
+
+    def pack_weights(self) -> None:
+        """Bring all projections into the layout of the CPU kernels, one at a time."""
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.pack()
 
     def forward(
         self,
@@ -163,4 +175,4 @@ class Decoder(torch.nn.Module):
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return float32 [N, vocab_size] for the [N, hidden_size] rows that are sampled from."""
-        return F.linear(hidden, self.head).to(torch.float32)
+        return self.head(hidden, float_output=True)

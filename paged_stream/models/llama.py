@@ -73,7 +73,7 @@ class Llama(Family):
                     yield Weight(f"{source}.{part}.{kind}", f"{target}.{name}.{kind}", *rows)
         yield Weight("model.norm.weight", "norm.weight")
         if not config.tie_word_embeddings:
-            yield Weight("lm_head.weight", "head")
+            yield Weight("lm_head.weight", "head.weight")
 
     def ignored(self, config: ModelConfig, source: str) -> bool:
         # Some files keep a copy of the tied head.

@@ -75,6 +75,7 @@ class Worker:
         self.cache_plan = plan_cache(config, model_config, dtype, sink_window)
         self.dtype = dtype
         model = load_model(files, dtype, device, NativeBackend())
+        model.pack_weights()
         kv_cache = KVCache(
             num_layers=model_config.num_layers,
             num_blocks=self.cache_plan.num_blocks,

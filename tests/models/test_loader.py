@@ -48,7 +48,7 @@ def test_fused_slices_hold_their_sources(tiny_llama, save):
     assert torch.equal(layer.attention.qkv.weight, torch.cat(qkv))
     gate_up = torch.cat([source.mlp.gate_proj.weight, source.mlp.up_proj.weight])
     assert torch.equal(layer.mlp.gate_up.weight, gate_up)
-    assert torch.equal(decoder.head, model.lm_head.weight)
+    assert torch.equal(decoder.head.weight, model.lm_head.weight)
 
 
 def test_shards_load_like_one_file(tiny_llama, save):

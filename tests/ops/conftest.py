@@ -1,8 +1,18 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from paged_stream import ops
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads make the small tensors of these tests slow; what tests threads sets its own."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def _supported_isas() -> list[str]:

@@ -89,13 +89,10 @@ def test_result_does_not_depend_on_the_rest_of_the_batch(isa):
 def test_threads_do_not_change_the_result():
     batch = make_batch(mixed() + [sequence(4, 1500, 9000, 1)])
     expected = ops.paged_attention(*batch.arguments())
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
+    for threads in (2, 5):
+        torch.set_num_threads(threads)
+        for _ in range(5):
             assert torch.equal(ops.paged_attention(*batch.arguments()), expected)
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_empty_batch():
@@ -115,7 +112,7 @@ def sequences(draw):
 
 
 @settings(
-    max_examples=40,
+    max_examples=120,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
