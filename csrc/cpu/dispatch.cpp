@@ -51,17 +51,6 @@ std::atomic<const Kernels*>& current() {
 
 const Kernels& kernels() { return *current().load(std::memory_order_relaxed); }
 
-LinearFn linear_kernel(DType dtype) {
-  const Kernels& chosen = kernels();
-#if defined(__x86_64__)
-  static const bool has_bf16 = __builtin_cpu_supports("avx512bf16");
-  if (dtype == DType::kBFloat16 && has_bf16 && &chosen == &avx512_kernels()) {
-    return avx512bf16_linear();
-  }
-#endif
-  return chosen.linear[static_cast<int>(dtype)];
-}
-
 bool set_kernels(const char* name) {
   const Kernels* found = find(name);
   if (found != nullptr) current().store(found, std::memory_order_relaxed);

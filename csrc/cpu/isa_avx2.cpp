@@ -14,8 +14,10 @@ constexpr char kIsaName[] = "avx2";
 constexpr int kLanes = 8;
 constexpr int kNumVectorRegisters = 16;
 constexpr int kPanelVectors = 2;
-constexpr int kLinearRows = 6;
-constexpr int kLinearPanels = 1;
+constexpr int kTallRows = 6;
+constexpr int kTallPanels = 1;
+constexpr int kWideRows = 3;
+constexpr int kWidePanels = 2;
 constexpr int kPrefetchBytes = 1024;
 
 #include "kernels.inl"

@@ -14,8 +14,10 @@ constexpr char kIsaName[] = "avx512";
 constexpr int kLanes = 16;
 constexpr int kNumVectorRegisters = 32;
 constexpr int kPanelVectors = 4;
-constexpr int kLinearRows = 6;
-constexpr int kLinearPanels = 4;
+constexpr int kTallRows = 12;
+constexpr int kTallPanels = 2;
+constexpr int kWideRows = 6;
+constexpr int kWidePanels = 4;
 constexpr int kPrefetchBytes = 2048;
 
 #include "kernels.inl"

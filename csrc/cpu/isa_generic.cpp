@@ -12,8 +12,10 @@ constexpr char kIsaName[] = "generic";
 constexpr int kLanes = 4;
 constexpr int kNumVectorRegisters = 16;
 constexpr int kPanelVectors = 2;
-constexpr int kLinearRows = 3;
-constexpr int kLinearPanels = 1;
+constexpr int kTallRows = 3;
+constexpr int kTallPanels = 1;
+constexpr int kWideRows = 1;
+constexpr int kWidePanels = 2;
 constexpr int kPrefetchBytes = 1024;
 
 #include "kernels.inl"

@@ -88,21 +88,24 @@ struct AttentionKernels {
 
 // Output columns that lie side by side in a packed weight.
 constexpr int kLinearPanel = 16;
-// Panels that a thread takes at a time.
-constexpr int kLinearPanelsPerItem = 4;
-
-// Rows [row_begin, row_end) of x W^T + bias, for the columns of panels [panel_begin, panel_end).
+// x W^T + bias for tiles [tile_begin, tile_end) of x and panels [panel_begin, panel_end) of W.
+//
+// The rows of x are cut into num_tiles tiles, as equal as can be, for a tile of few rows wastes the
+// units. Within a tile, x[k][row] is the layout.
 struct LinearArgs {
-  const void* x;
-  int64_t x_stride;    // elements between rows
+  const float* x;
   const void* weight;  // packed
-  const void* bias;    // or null
+  const float* bias;   // or null
   void* out;           // dense rows
+  int64_t rows;
+  int64_t num_tiles;
   int64_t in_features;
   int64_t out_features;
   bool float_out;
-  int64_t row_begin, row_end;
+  int64_t tile_begin, tile_end;
   int64_t panel_begin, panel_end;
+
+  int64_t tile_row(int64_t tile) const { return rows * tile / num_tiles; }
 };
 using LinearFn = void (*)(const LinearArgs&);
 
@@ -111,19 +114,17 @@ struct Kernels {
   RotateFn rotate[kNumDTypes];
   const AttentionKernels* (*attention)(DType dtype, int head_dim);
   LinearFn linear[kNumDTypes];
+  int64_t max_linear_rows;  // of a tile
 };
 
 const Kernels& generic_kernels();
 #if defined(__x86_64__)
 const Kernels& avx2_kernels();
 const Kernels& avx512_kernels();
-LinearFn avx512bf16_linear();
 #endif
 
 // The kernels in use: the widest that the processor has, unless set_kernels chose others.
 const Kernels& kernels();
-// Of the kernels in use, or a better one that this processor has for the dtype.
-LinearFn linear_kernel(DType dtype);
 // False when this machine lacks the instruction set or the name is unknown.
 bool set_kernels(const char* name);
 

@@ -1,5 +1,5 @@
 // All kernels of one instruction set. The including file defines kIsaName, kLanes,
-// kNumVectorRegisters, kPanelVectors and the shape of a linear tile in a namespace of its own, and
+// kNumVectorRegisters, kPanelVectors and the shapes of linear tiles in a namespace of its own, and
 // includes this there.
 
 #include "simd.inl"
@@ -46,8 +46,7 @@ inline const AttentionKernels* choose_attention(DType dtype, int head_dim) {
 }
 
 constexpr Kernels kKernels = {
-    kIsaName,
-    {rotate<float>, rotate<bfloat16>},
-    choose_attention,
-    {linear<Dot<float, kLanes>, float>, linear<Dot<bfloat16, kLanes>, bfloat16>},
+    kIsaName,         {rotate<float>, rotate<bfloat16>},
+    choose_attention, {linear<float, kLanes>, linear<bfloat16, kLanes>},
+    kTallRows,
 };

@@ -12,9 +12,11 @@
 namespace paged_stream {
 namespace {
 
-constexpr int64_t kMinWorkPerThread = 1 << 15;  // multiply-adds
-// Rows that one item takes, so that its part of x stays in the second-level cache.
-constexpr int64_t kRowsPerItem = 96;
+constexpr int64_t kMinWorkPerThread = 1 << 16;  // multiply-adds
+// Tiles that one item takes, so that its part of x stays in the second-level cache.
+constexpr int64_t kTilesPerItem = 8;
+
+constexpr int64_t kMinPackPerThread = 1 << 15;  // elements of x
 
 // Consecutive k that share a 32-bit lane of the packed weight.
 int64_t k_per_lane(const Tensor& t) { return 4 / t.element_size(); }
@@ -47,6 +49,38 @@ Tensor pack_linear_weight(Tensor weight) {
   return packed;
 }
 
+float to_float(float x) { return x; }
+float to_float(bfloat16 x) {
+  const uint32_t bits = uint32_t{x.bits} << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+// Widens x and brings it into the layout of tiles.
+template <class T>
+void pack_input(const Tensor& input, const LinearArgs& args, float* packed) {
+  const int64_t columns = args.in_features, stride = input.stride(0);
+  const T* data = static_cast<const T*>(input.data_ptr());
+  const int64_t grain = std::max<int64_t>(1, kMinPackPerThread * args.num_tiles / input.numel());
+  torch::stable::parallel_for(0, args.num_tiles, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t tile = begin; tile < end; ++tile) {
+      const int64_t row = args.tile_row(tile), rows = args.tile_row(tile + 1) - row;
+      const T* from = data + row * stride;
+      float* to = packed + row * columns;
+      for (int64_t k = 0; k < columns; ++k) {
+        for (int64_t r = 0; r < rows; ++r) *to++ = to_float(from[r * stride + k]);
+      }
+    }
+  });
+}
+
+template <class T>
+void pack_bias(const Tensor& bias, float* packed) {
+  const T* data = static_cast<const T*>(bias.data_ptr());
+  for (int64_t i = 0; i < bias.numel(); ++i) packed[i] = to_float(data[i]);
+}
+
 Tensor linear(Tensor input, Tensor packed_weight, std::optional<Tensor> bias, int64_t out_features,
               bool float_output) {
   constexpr Checker check("linear");
@@ -66,30 +100,43 @@ Tensor linear(Tensor input, Tensor packed_weight, std::optional<Tensor> bias, in
     check.dense(*bias, "bias", 0);
   }
   const int64_t rows = input.size(0);
+  const bool is_float = input.scalar_type() == ScalarType::Float;
   const ScalarType out_type = float_output ? ScalarType::Float : input.scalar_type();
   Tensor out = torch::stable::new_empty(input, {rows, out_features}, out_type);
-  const bool is_float = input.scalar_type() == ScalarType::Float;
-  const LinearFn run = linear_kernel(is_float ? DType::kFloat32 : DType::kBFloat16);
+  if (rows == 0) return out;
 
+  const Kernels& isa = kernels();
+  const LinearFn run = isa.linear[static_cast<int>(is_float ? DType::kFloat32 : DType::kBFloat16)];
   LinearArgs args{};
-  args.x = input.data_ptr();
-  args.x_stride = input.stride(0);
   args.weight = packed_weight.data_ptr();
-  args.bias = bias ? bias->data_ptr() : nullptr;
   args.out = out.data_ptr();
+  args.rows = rows;
+  args.num_tiles = (rows + isa.max_linear_rows - 1) / isa.max_linear_rows;
   args.in_features = in_features;
   args.out_features = out_features;
   args.float_out = float_output || is_float;
+  static thread_local GrowingBuffer<float> packed_input, wide_bias;
+  float* x = packed_input.get(rows * in_features);
+  (is_float ? pack_input<float> : pack_input<bfloat16>)(input, args, x);
+  args.x = x;
+  if (bias) {
+    float* wide = wide_bias.get(out_features);
+    (is_float ? pack_bias<float> : pack_bias<bfloat16>)(*bias, wide);
+    args.bias = wide;
+  }
 
-  const int64_t groups = (panels + kLinearPanelsPerItem - 1) / kLinearPanelsPerItem;
-  const int64_t row_blocks = (rows + kRowsPerItem - 1) / kRowsPerItem;
+  // Four panels at a time read memory best; fewer share a small weight more evenly.
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t group = panels >= 64 * threads ? 4 : 2;
+  const int64_t groups = (panels + group - 1) / group;
+  const int64_t tile_groups = (args.num_tiles + kTilesPerItem - 1) / kTilesPerItem;
   const int64_t work = rows * in_features * out_features;
-  for_each_item(groups * row_blocks, work, kMinWorkPerThread, [&](int64_t item) {
+  for_each_item(groups * tile_groups, work, kMinWorkPerThread, [&](int64_t item) {
     LinearArgs part = args;
-    part.panel_begin = item % groups * kLinearPanelsPerItem;
-    part.panel_end = std::min(part.panel_begin + kLinearPanelsPerItem, panels);
-    part.row_begin = item / groups * kRowsPerItem;
-    part.row_end = std::min(part.row_begin + kRowsPerItem, rows);
+    part.panel_begin = item % groups * group;
+    part.panel_end = std::min(part.panel_begin + group, panels);
+    part.tile_begin = item / groups * kTilesPerItem;
+    part.tile_end = std::min(part.tile_begin + kTilesPerItem, args.num_tiles);
     run(part);
   });
   return out;

@@ -1,57 +1,38 @@
 // Rows times a packed weight, for one instruction set; included after simd.inl.
 //
 // Every output element is one accumulator that adds its products in the order of k, whatever the
-// number of rows. So a row's result does not depend on which rows come with it, bit for bit.
+// shape of the tile. So a row's result does not depend on which rows come with it, bit for bit.
 //
-// Bytes moved: the weight once per kLinearRows rows (from cache after the first), x once per
-// kLinearPanels panels.
+// bfloat16 weights are widened and multiplied in float32. The pair-wise bfloat16 instruction is
+// not used: it does 16 products a cycle where two float32 units do 32, and it rounds differently.
+//
+// A tile is some rows times some panels. It reads its part of the weight once and its rows of x,
+// which lie side by side for each k, once.
 
-// How one dtype's products are formed: `kStep` consecutive k at a time, W columns per vector.
-template <class T, int W>
-struct Dot;
-
-template <int W>
-struct Dot<float, W> {
-  static constexpr int kStep = 1;
-  static constexpr int kLanes = W;
-  using Weight = Vec<W>;
-  using Input = Vec<W>;
-  static PS_INLINE Weight weight(const char* p) { return load<Vec<W>>(p); }
-  static PS_INLINE Input input(const float* x) { return splat<W>(*x); }
-  static PS_INLINE Vec<W> add(Vec<W> acc, Input x, Weight w) { return acc + x * w; }
-};
-
-// Pairs of k share a 32-bit lane: the even one in its low half.
-template <int W>
-struct Dot<bfloat16, W> {
-  static constexpr int kStep = 2;
-  static constexpr int kLanes = W;
-  struct Weight {
-    Vec<W> even, odd;
-  };
-  struct Input {
-    Vec<W> even, odd;
-  };
-  static PS_INLINE Weight weight(const char* p) {
-    const UVec<W> pairs = load<UVec<W>>(p);
-    return {(Vec<W>)(pairs << 16), (Vec<W>)(pairs & 0xffff0000u)};
-  }
-  static PS_INLINE Input input(const bfloat16* x) {
-    const UVec<W> pair = UVec<W>{} + load<uint32_t>(x);
-    return {(Vec<W>)(pair << 16), (Vec<W>)(pair & 0xffff0000u)};
-  }
-  static PS_INLINE Vec<W> add(Vec<W> acc, const Input& x, const Weight& w) {
-    return acc + x.even * w.even + x.odd * w.odd;
-  }
-};
-
+// Halves of a packed line: bfloat16 keeps two consecutive k in the halves of a 32-bit lane.
 template <class T>
-PS_INLINE float to_float(T x) {
+constexpr int kHalves = 4 / sizeof(T);
+
+template <class T, int W, int Half>
+PS_INLINE Vec<W> load_weight(const char* p) {
   if constexpr (sizeof(T) == 4) {
-    return x;
+    return load<Vec<W>>(p);
+  } else if constexpr (Half == 0) {
+    return (Vec<W>)(load<UVec<W>>(p) << 16);
   } else {
-    const uint32_t bits = uint32_t{x.bits} << 16;
-    return load<float>(&bits);
+    return (Vec<W>)(load<UVec<W>>(p) & 0xffff0000u);
+  }
+}
+
+// acc[r][i] += x[r] * weight[i] for one k.
+template <class T, int W, int Rows, int Vectors, int Half>
+PS_INLINE void add_products(Vec<W> (&acc)[Rows][Vectors], const float* x,
+                            const char* const (&lines)[Vectors]) {
+  Vec<W> weights[Vectors];
+  for (int i = 0; i < Vectors; ++i) weights[i] = load_weight<T, W, Half>(lines[i]);
+  for (int r = 0; r < Rows; ++r) {
+    const Vec<W> input = splat<W>(x[r]);
+    for (int i = 0; i < Vectors; ++i) acc[r][i] += input * weights[i];
   }
 }
 
@@ -67,40 +48,37 @@ PS_INLINE void store_panel(const Vec<W>* acc, Out* out, int columns) {
   __builtin_memcpy(out, whole, columns * sizeof(Out));
 }
 
-template <class D, class T, int Rows, int Panels>
+template <int W>
+PS_INLINE void add_bias(Vec<W>* acc, const float* bias, int columns) {
+  for (int c = 0; c < kLinearPanel && c < columns; ++c) acc[c / W][c % W] += bias[c];
+}
+
+template <class T, int W, int Rows, int Panels>
 void linear_tile(const LinearArgs& a, int64_t row, int64_t panel) {
-  constexpr int W = D::kLanes;
   constexpr int kVectors = kLinearPanel / W;
-  constexpr int64_t kStepBytes = kLinearPanel * D::kStep * sizeof(T);
-  const int64_t steps = a.in_features / D::kStep;
-  const char* w = static_cast<const char*>(a.weight) + panel * steps * kStepBytes;
-  const T* x = static_cast<const T*>(a.x) + row * a.x_stride;
+  constexpr int64_t kLineBytes = 4 * kLinearPanel;
+  const int64_t steps = a.in_features / kHalves<T>;
+  const char* weight = static_cast<const char*>(a.weight) + panel * steps * kLineBytes;
+  const float* x = a.x + row * a.in_features;
   Vec<W> acc[Rows][Panels * kVectors] = {};
-  for (int64_t k = 0; k < steps; ++k) {
-    typename D::Weight weights[Panels * kVectors];
-    for (int p = 0; p < Panels; ++p) {
-      const char* line = w + (p * steps + k) * kStepBytes;
-      // Four panels are four streams, more than the hardware follows far enough by itself.
-      __builtin_prefetch(line + kPrefetchBytes);
-      for (int v = 0; v < kVectors; ++v) {
-        weights[p * kVectors + v] = D::weight(line + v * W * D::kStep * sizeof(T));
-      }
+  for (int64_t k = 0; k < steps; ++k, x += Rows * kHalves<T>) {
+    const char* lines[Panels * kVectors];
+    for (int i = 0; i < Panels * kVectors; ++i) {
+      lines[i] = weight + (i / kVectors * steps + k) * kLineBytes + i % kVectors * 4 * W;
     }
-    for (int r = 0; r < Rows; ++r) {
-      const auto input = D::input(x + r * a.x_stride + k * D::kStep);
-      for (int i = 0; i < Panels * kVectors; ++i) acc[r][i] = D::add(acc[r][i], input, weights[i]);
+    // Panels are streams of their own, more than the hardware follows far enough ahead.
+    for (int p = 0; p < Panels; ++p) __builtin_prefetch(lines[p * kVectors] + kPrefetchBytes);
+    add_products<T, W, Rows, Panels * kVectors, 0>(acc, x, lines);
+    if constexpr (kHalves<T> == 2) {
+      add_products<T, W, Rows, Panels * kVectors, 1>(acc, x + Rows, lines);
     }
   }
   for (int r = 0; r < Rows; ++r) {
     for (int p = 0; p < Panels; ++p) {
       const int64_t column = (panel + p) * kLinearPanel;
-      Vec<W>* sums = acc[r] + p * kVectors;
       const int columns = static_cast<int>(a.out_features - column);
-      if (a.bias != nullptr) {
-        for (int c = 0; c < kLinearPanel && c < columns; ++c) {
-          sums[c / W][c % W] += to_float(static_cast<const T*>(a.bias)[column + c]);
-        }
-      }
+      Vec<W>* sums = acc[r] + p * kVectors;
+      if (a.bias != nullptr) add_bias<W>(sums, a.bias + column, columns);
       const int64_t at = (row + r) * a.out_features + column;
       if (a.float_out) {
         store_panel<W>(sums, static_cast<float*>(a.out) + at, columns);
@@ -111,31 +89,36 @@ void linear_tile(const LinearArgs& a, int64_t row, int64_t panel) {
   }
 }
 
-// Fewer rows than a whole tile: the instance for exactly that many.
-template <class D, class T, int Panels, int Rows = kLinearRows>
+// The instance for exactly `rows` rows.
+template <class T, int W, int Panels, int Rows>
 void linear_rows(const LinearArgs& a, int64_t row, int64_t rows, int64_t panel) {
   if constexpr (Rows > 0) {
     if (rows == Rows) {
-      linear_tile<D, T, Rows, Panels>(a, row, panel);
+      linear_tile<T, W, Rows, Panels>(a, row, panel);
     } else {
-      linear_rows<D, T, Panels, Rows - 1>(a, row, rows, panel);
+      linear_rows<T, W, Panels, Rows - 1>(a, row, rows, panel);
     }
   }
 }
 
-template <class D, class T, int Panels>
+template <class T, int W, int Panels, int MaxRows>
 void linear_panels(const LinearArgs& a, int64_t panel) {
-  for (int64_t row = a.row_begin; row < a.row_end; row += kLinearRows) {
-    const int64_t left = a.row_end - row;
-    linear_rows<D, T, Panels>(a, row, left < kLinearRows ? left : kLinearRows, panel);
+  for (int64_t t = a.tile_begin; t < a.tile_end; ++t) {
+    const int64_t row = a.tile_row(t);
+    linear_rows<T, W, Panels, MaxRows>(a, row, a.tile_row(t + 1) - row, panel);
   }
 }
 
-template <class D, class T>
+template <class T, int W>
 void linear(const LinearArgs& a) {
   int64_t panel = a.panel_begin;
-  for (; panel + kLinearPanels <= a.panel_end; panel += kLinearPanels) {
-    linear_panels<D, T, kLinearPanels>(a, panel);
+  if (a.rows <= kWideRows) {
+    for (; panel + kWidePanels <= a.panel_end; panel += kWidePanels) {
+      linear_panels<T, W, kWidePanels, kWideRows>(a, panel);
+    }
   }
-  for (; panel < a.panel_end; ++panel) linear_panels<D, T, 1>(a, panel);
+  for (; panel + kTallPanels <= a.panel_end; panel += kTallPanels) {
+    linear_panels<T, W, kTallPanels, kTallRows>(a, panel);
+  }
+  for (; panel < a.panel_end; ++panel) linear_panels<T, W, 1, kTallRows>(a, panel);
 }

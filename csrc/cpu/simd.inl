@@ -32,7 +32,8 @@ PS_INLINE void store(void* p, V v) {
 
 template <int W>
 PS_INLINE Vec<W> splat(float x) {
-  return Vec<W>{} + x;
+  // Adding to an integer zero folds into a broadcast; a float zero would not, because of -0.
+  return (Vec<W>)(UVec<W>{} + __builtin_bit_cast(uint32_t, x));
 }
 
 template <int W>
