@@ -26,6 +26,8 @@ STABLE_TORCH_LIBRARY(paged_stream, m) {
   m.def(
       "linear(Tensor input, Tensor packed_weight, Tensor? bias, int out_features, "
       "bool float_output) -> Tensor");
+  m.def("add_rms_norm(Tensor(a!) residual, Tensor? delta, Tensor weight, float eps) -> Tensor");
+  m.def("silu_and_mul(Tensor gate_up) -> Tensor");
   m.def("cpu_isa() -> str");
   m.def("set_cpu_isa(str name) -> ()");
 }

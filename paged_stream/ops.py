@@ -212,6 +212,30 @@ def linear(
     return _ops.linear.default(input, packed_weight, bias, out_features, float_output)
 
 
+def add_rms_norm(residual: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
+    """Add ``delta`` to the residual stream in place, and normalise: ``x / rms(x) * weight``.
+
+    Args:
+        residual: [T, dim], contiguous; changed when there is a delta.
+        delta: [T, dim], contiguous, or ``None``.
+        weight: [dim], in the same dtype.
+        eps: added to the mean square.
+
+    Returns:
+        [T, dim], computed in float32 and rounded once.
+    """
+    return _ops.add_rms_norm.default(residual, delta, weight, eps)
+
+
+def silu_and_mul(gate_up: Tensor) -> Tensor:
+    """Compute ``silu(gate) * up`` from [T, 2 * dim], contiguous, gate first.
+
+    Returns:
+        [T, dim], computed in float32 and rounded once.
+    """
+    return _ops.silu_and_mul.default(gate_up)
+
+
 def cpu_isa() -> str:
     """The instruction set of the CPU kernels in use: "avx512", "avx2" or "generic"."""
     return _ops.cpu_isa.default()
@@ -291,3 +315,13 @@ def _(weight):
 def _(input, packed_weight, bias, out_features, float_output):
     dtype = torch.float32 if float_output else input.dtype
     return input.new_empty((input.shape[0], out_features), dtype=dtype)
+
+
+@torch.library.register_fake("paged_stream::add_rms_norm")
+def _(residual, delta, weight, eps):
+    return torch.empty_like(residual)
+
+
+@torch.library.register_fake("paged_stream::silu_and_mul")
+def _(gate_up):
+    return gate_up.new_empty((gate_up.shape[0], gate_up.shape[1] // 2))

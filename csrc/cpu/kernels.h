@@ -90,31 +90,50 @@ struct AttentionKernels {
 constexpr int kLinearPanel = 16;
 // x W^T + bias for tiles [tile_begin, tile_end) of x and panels [panel_begin, panel_end) of W.
 //
-// The rows of x are cut into num_tiles tiles, as equal as can be, for a tile of few rows wastes the
-// units. Within a tile, x[k][row] is the layout.
+// The rows of x are cut into tiles of tile_rows; the last may have fewer. A full tile comes first
+// so that there is enough arithmetic to cover the weight's way from memory. Within a tile,
+// x[k][row] is the layout.
 struct LinearArgs {
   const float* x;
   const void* weight;  // packed
   const float* bias;   // or null
   void* out;           // dense rows
   int64_t rows;
-  int64_t num_tiles;
+  int64_t tile_rows;
   int64_t in_features;
   int64_t out_features;
   bool float_out;
   int64_t tile_begin, tile_end;
   int64_t panel_begin, panel_end;
 
-  int64_t tile_row(int64_t tile) const { return rows * tile / num_tiles; }
+  int64_t tile_row(int64_t tile) const { return tile * tile_rows < rows ? tile * tile_rows : rows; }
 };
 using LinearFn = void (*)(const LinearArgs&);
+
+// Adds the delta to the residual (rounding to the dtype), when there is one, and normalises:
+// out = residual / rms(residual) * weight.
+struct RmsNormArgs {
+  void* residual;     // [rows, dim], changed when delta is given
+  const void* delta;  // [rows, dim] or null
+  const void* weight;
+  void* out;
+  int64_t dim;
+  float eps;
+};
+using RmsNormFn = void (*)(const RmsNormArgs&, int64_t row_begin, int64_t row_end);
+
+// out = silu(gate) * up for rows of [gate, up], dim elements each.
+using SiluAndMulFn = void (*)(const void* gate_up, void* out, int64_t dim, int64_t row_begin,
+                              int64_t row_end);
 
 struct Kernels {
   const char* name;
   RotateFn rotate[kNumDTypes];
+  RmsNormFn rms_norm[kNumDTypes];
+  SiluAndMulFn silu_and_mul[kNumDTypes];
   const AttentionKernels* (*attention)(DType dtype, int head_dim);
   LinearFn linear[kNumDTypes];
-  int64_t max_linear_rows;  // of a tile
+  int64_t linear_tile_rows;
 };
 
 const Kernels& generic_kernels();

@@ -12,6 +12,8 @@
 
 #include "attention_packed.inl"
 
+#include "elementwise.inl"
+
 #include "linear.inl"
 
 // Fixed: number of chunks in head_dim when known, else 0.
@@ -46,7 +48,11 @@ inline const AttentionKernels* choose_attention(DType dtype, int head_dim) {
 }
 
 constexpr Kernels kKernels = {
-    kIsaName,         {rotate<float>, rotate<bfloat16>},
-    choose_attention, {linear<float, kLanes>, linear<bfloat16, kLanes>},
+    kIsaName,
+    {rotate<float>, rotate<bfloat16>},
+    {rms_norm<float>, rms_norm<bfloat16>},
+    {silu_and_mul<float>, silu_and_mul<bfloat16>},
+    choose_attention,
+    {linear<float, kLanes>, linear<bfloat16, kLanes>},
     kTallRows,
 };

@@ -59,11 +59,11 @@ float to_float(bfloat16 x) {
 
 // Widens x and brings it into the layout of tiles.
 template <class T>
-void pack_input(const Tensor& input, const LinearArgs& args, float* packed) {
+void pack_input(const Tensor& input, const LinearArgs& args, int64_t num_tiles, float* packed) {
   const int64_t columns = args.in_features, stride = input.stride(0);
   const T* data = static_cast<const T*>(input.data_ptr());
-  const int64_t grain = std::max<int64_t>(1, kMinPackPerThread * args.num_tiles / input.numel());
-  torch::stable::parallel_for(0, args.num_tiles, grain, [&](int64_t begin, int64_t end) {
+  const int64_t grain = std::max<int64_t>(1, kMinPackPerThread * num_tiles / input.numel());
+  torch::stable::parallel_for(0, num_tiles, grain, [&](int64_t begin, int64_t end) {
     for (int64_t tile = begin; tile < end; ++tile) {
       const int64_t row = args.tile_row(tile), rows = args.tile_row(tile + 1) - row;
       const T* from = data + row * stride;
@@ -111,13 +111,14 @@ Tensor linear(Tensor input, Tensor packed_weight, std::optional<Tensor> bias, in
   args.weight = packed_weight.data_ptr();
   args.out = out.data_ptr();
   args.rows = rows;
-  args.num_tiles = (rows + isa.max_linear_rows - 1) / isa.max_linear_rows;
+  args.tile_rows = isa.linear_tile_rows;
   args.in_features = in_features;
   args.out_features = out_features;
   args.float_out = float_output || is_float;
   static thread_local GrowingBuffer<float> packed_input, wide_bias;
   float* x = packed_input.get(rows * in_features);
-  (is_float ? pack_input<float> : pack_input<bfloat16>)(input, args, x);
+  const int64_t num_tiles = (rows + args.tile_rows - 1) / args.tile_rows;
+  (is_float ? pack_input<float> : pack_input<bfloat16>)(input, args, num_tiles, x);
   args.x = x;
   if (bias) {
     float* wide = wide_bias.get(out_features);
@@ -129,14 +130,14 @@ Tensor linear(Tensor input, Tensor packed_weight, std::optional<Tensor> bias, in
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t group = panels >= 64 * threads ? 4 : 2;
   const int64_t groups = (panels + group - 1) / group;
-  const int64_t tile_groups = (args.num_tiles + kTilesPerItem - 1) / kTilesPerItem;
+  const int64_t tile_groups = (num_tiles + kTilesPerItem - 1) / kTilesPerItem;
   const int64_t work = rows * in_features * out_features;
   for_each_item(groups * tile_groups, work, kMinWorkPerThread, [&](int64_t item) {
     LinearArgs part = args;
     part.panel_begin = item % groups * group;
     part.panel_end = std::min(part.panel_begin + group, panels);
     part.tile_begin = item / groups * kTilesPerItem;
-    part.tile_end = std::min(part.tile_begin + kTilesPerItem, args.num_tiles);
+    part.tile_end = std::min(part.tile_begin + kTilesPerItem, num_tiles);
     run(part);
   });
   return out;

@@ -1,10 +1,10 @@
-"""Normalisation over the last dimension."""
+"""Normalisation over the last dimension, together with the addition that comes before it."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
+from paged_stream import ops
 from paged_stream.layers.linear import empty_parameter
 
 
@@ -14,5 +14,6 @@ class RMSNorm(torch.nn.Module):
         self.eps = eps
         self.weight = empty_parameter(size, dtype=dtype, device=device)
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
+    def forward(self, residual: torch.Tensor, delta: torch.Tensor | None) -> torch.Tensor:
+        """Add ``delta`` to ``residual`` in place, if there is one, and return the norm of it."""
+        return ops.add_rms_norm(residual, delta, self.weight, self.eps)

@@ -100,13 +100,16 @@ class DecoderLayer(torch.nn.Module):
 
     def forward(
         self,
-        hidden: torch.Tensor,
+        residual: torch.Tensor,
+        delta: torch.Tensor | None,
         metadata: AttentionMetadata,
         k_cache: torch.Tensor,
         v_cache: torch.Tensor,
     ) -> torch.Tensor:
-        hidden = hidden + self.attention(self.attention_norm(hidden), metadata, k_cache, v_cache)
-        return hidden + self.mlp(self.mlp_norm(hidden))
+        """Add the last layer's ``delta`` to ``residual`` in place; return this layer's."""
+        normed = self.attention_norm(residual, delta)
+        delta = self.attention(normed, metadata, k_cache, v_cache)
+        return self.mlp(self.mlp_norm(residual, delta))
 
 
 class Decoder(torch.nn.Module):
@@ -168,10 +171,10 @@ class Decoder(torch.nn.Module):
         Returns:
             [T, hidden_size] after the final norm.
         """
-        hidden = F.embedding(token_ids, self.embedding)
+        residual, delta = F.embedding(token_ids, self.embedding), None
         for layer, (k_cache, v_cache) in zip(self.layers, kv_caches, strict=True):
-            hidden = layer(hidden, metadata, k_cache, v_cache)
-        return self.norm(hidden)
+            delta = layer(residual, delta, metadata, k_cache, v_cache)
+        return self.norm(residual, delta)
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return float32 [N, vocab_size] for the [N, hidden_size] rows that are sampled from."""

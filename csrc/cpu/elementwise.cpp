@@ -1,0 +1,75 @@
+// Launchers of the fused row-wise operations.
+
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+
+#include "checks.h"
+#include "kernels.h"
+#include "parallel.h"
+
+namespace paged_stream {
+namespace {
+
+constexpr int64_t kMinElementsPerThread = 1 << 14;
+
+DType dtype_of(const Tensor& t) {
+  return t.scalar_type() == ScalarType::Float ? DType::kFloat32 : DType::kBFloat16;
+}
+
+// Calls run(begin, end) for rows of `columns` elements, in parallel when they are many.
+template <class Run>
+void for_rows(int64_t rows, int64_t columns, const Run& run) {
+  const int64_t grain = std::max<int64_t>(1, kMinElementsPerThread / std::max<int64_t>(columns, 1));
+  torch::stable::parallel_for(0, rows, grain, run);
+}
+
+Tensor add_rms_norm(Tensor residual, std::optional<Tensor> delta, Tensor weight, double eps) {
+  constexpr Checker check("add_rms_norm");
+  check.shape(residual, "residual", "[T, dim]", {kAny, kAny});
+  check.kv_dtype(residual, "residual");
+  check.dense(residual, "residual", 0);
+  const int64_t rows = residual.size(0), dim = residual.size(1);
+  if (delta) {
+    check.shape(*delta, "delta", "of residual", {rows, dim});
+    check.dtype(*delta, "delta", residual.scalar_type());
+    check.dense(*delta, "delta", 0);
+  }
+  check.shape(weight, "weight", "[dim]", {dim});
+  check.dtype(weight, "weight", residual.scalar_type());
+  check.dense(weight, "weight", 0);
+  Tensor out = torch::stable::empty_like(residual);
+  const RmsNormArgs args{residual.data_ptr(),
+                         delta ? delta->data_ptr() : nullptr,
+                         weight.data_ptr(),
+                         out.data_ptr(),
+                         dim,
+                         static_cast<float>(eps)};
+  const RmsNormFn run = kernels().rms_norm[static_cast<int>(dtype_of(residual))];
+  for_rows(rows, dim, [&](int64_t begin, int64_t end) { run(args, begin, end); });
+  return out;
+}
+
+Tensor silu_and_mul(Tensor gate_up) {
+  constexpr Checker check("silu_and_mul");
+  check.shape(gate_up, "gate_up", "[T, 2 * dim]", {kAny, kAny});
+  check.kv_dtype(gate_up, "gate_up");
+  check.dense(gate_up, "gate_up", 0);
+  check.require(gate_up.size(1) % 2 == 0, "gate_up must have an even number of columns, got " +
+                                              std::to_string(gate_up.size(1)));
+  const int64_t rows = gate_up.size(0), dim = gate_up.size(1) / 2;
+  Tensor out = torch::stable::new_empty(gate_up, {rows, dim});
+  const SiluAndMulFn run = kernels().silu_and_mul[static_cast<int>(dtype_of(gate_up))];
+  for_rows(rows, dim, [&](int64_t begin, int64_t end) {
+    run(gate_up.data_ptr(), out.data_ptr(), dim, begin, end);
+  });
+  return out;
+}
+
+}  // namespace
+}  // namespace paged_stream
+
+STABLE_TORCH_LIBRARY_IMPL(paged_stream, CPU, m) {
+  m.impl("add_rms_norm", TORCH_BOX(&paged_stream::add_rms_norm));
+  m.impl("silu_and_mul", TORCH_BOX(&paged_stream::silu_and_mul));
+}
