@@ -1,5 +1,7 @@
 # make demo | test | bench | lint | format. Each sets up what it needs, once.
 PYTHON ?= python3
+CXX ?= g++
+export CXX
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
@@ -38,7 +40,11 @@ CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -
 $(VENV)/.torch:
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.10 or newer, or pass PYTHON=..."; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: Python 3.10 or newer is needed; pass PYTHON=..."; exit 1; }
-	@command -v c++ >/dev/null || command -v g++ >/dev/null || { echo "error: no C++ compiler; install g++ (Debian: apt-get install g++)"; exit 1; }
+	@command -v $(CXX) >/dev/null || { echo "error: $(CXX) not found; install g++ 12 or newer (Debian: apt-get install g++), or pass CXX=..."; exit 1; }
+	@echo 'typedef float V __attribute__((vector_size(8))); V f(V a) { return __builtin_shufflevector(a, a, 1, 0); }' \
+		| $(CXX) -std=c++20 -x c++ -fsyntax-only - 2>/dev/null || { echo "error: $(CXX) is too old; install g++ 12 or newer, or pass CXX=..."; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' \
+		|| { echo "error: Python.h not found; install the headers of $(PYTHON) (Debian: apt-get install python3-dev)"; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' || { echo "error: the venv module is missing (Debian: apt-get install python3-venv)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip

@@ -1,6 +1,6 @@
 """Runs the speed benchmarks one after the other: what ``make bench`` does.
 
-`sink_effect`, which takes a quarter of an hour and measures perplexity, is run by itself.
+`sink_effect`, which takes six minutes and measures perplexity, is run by itself.
 """
 
 from __future__ import annotations

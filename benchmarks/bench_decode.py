@@ -26,7 +26,7 @@ class Ours:
 
     def run(self, prompts: list[list[int]], new_tokens: int) -> None:
         params = SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True)
-        outputs = self.llm.generate(prompts, params, progress=False)
+        outputs = self.llm.generate(prompts, params, use_tqdm=False)
         assert all(len(output.outputs[0].token_ids) == new_tokens for output in outputs)
 
 

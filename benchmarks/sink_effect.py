@@ -4,7 +4,7 @@ The figures come from banded masks over transformers' weights, made without this
 engine scores the same texts through its paged cache, in chunks, in float32. A measurement that is
 further than `LIMIT_PERCENT` from its figure fails the run.
 
-    python -m benchmarks.sink_effect            # all of it: on two cores, a quarter of an hour
+    python -m benchmarks.sink_effect            # all of it: on two cores, six minutes
     python -m benchmarks.sink_effect --quick    # the first 2,048 tokens of Persuasion only
 """
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from paged_stream.stream import Stream
 
 _STATUS_SECONDS = 0.5
+_LOG_SECONDS = 5.0
 _DEFAULT_MODEL = "smollm2-135m-instruct"
 
 
@@ -23,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         return args.run(args)
-    except ValueError as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -105,6 +106,13 @@ def _add_sampling_options(
 ) -> None:
     group = parser.add_argument_group("sampling")
     group.add_argument("--max-tokens", type=int, default=max_tokens)
+    group.add_argument(
+        "--endless",
+        action="store_const",
+        dest="max_tokens",
+        const=None,
+        help="no --max-tokens: go on until the model or Ctrl-C stops it",
+    )
     group.add_argument("--temperature", type=float, default=temperature)
     group.add_argument("--top-p", type=float, default=0.95)
     group.add_argument("--repetition-penalty", type=float, default=1.1)
@@ -143,7 +151,11 @@ def _generate(args: argparse.Namespace) -> int:
     engine = _load(args)
     with engine.open_stream() as stream:
         stream.append(prompt)
-        _show_long(stream, prompt, stream.generate(params))
+        if sys.stdout.isatty():
+            _show_long(stream, prompt, stream.generate(params))
+        else:
+            sys.stdout.write(prompt)
+            _show(stream, stream.generate(params))
     return 0
 
 
@@ -190,6 +202,8 @@ def _show(stream: Stream, deltas: Iterable[RequestDelta]) -> int:
             meter.count(delta)
             sys.stdout.write(delta.delta_text)
             sys.stdout.flush()
+            if not sys.stdout.isatty() and meter.age > _LOG_SECONDS:
+                print(meter.summary(), file=sys.stderr)
     except KeyboardInterrupt:
         pass
     print()
@@ -210,7 +224,7 @@ def _show_long(stream: Stream, prompt: str, deltas: Iterable[RequestDelta]) -> N
                 while "\n" in line or len(line) > width:
                     head, line = _first_line(line, width)
                     bar.write(head)
-                if time.perf_counter() - meter.last_summary > _STATUS_SECONDS:
+                if meter.age > _STATUS_SECONDS:
                     bar.set_description_str(meter.summary())
         except KeyboardInterrupt:
             pass
@@ -232,10 +246,15 @@ class _Meter:
 
     def __init__(self, stream: Stream) -> None:
         self.last_token_id = -1
-        self.last_summary = time.perf_counter()
+        self._last_summary = time.perf_counter()
         self._stream = stream
         self._num_tokens = 0
         self._started = 0.0
+
+    @property
+    def age(self) -> float:
+        """Seconds since the last summary."""
+        return time.perf_counter() - self._last_summary
 
     def count(self, delta: RequestDelta) -> None:
         if not delta.delta_token_ids:
@@ -246,8 +265,8 @@ class _Meter:
         self.last_token_id = delta.delta_token_ids[-1]
 
     def summary(self) -> str:
-        self.last_summary = time.perf_counter()
-        elapsed = self.last_summary - self._started
+        self._last_summary = time.perf_counter()
+        elapsed = self._last_summary - self._started
         speed = (self._num_tokens - 1) / elapsed if self._num_tokens > 1 else 0.0
         stats = self._stream.stats()
         return (

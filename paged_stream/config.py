@@ -15,9 +15,8 @@ class EngineConfig:
     Args:
         model: ``"smollm2-135m-instruct"``, a folder, a ``.gguf`` file or a hub id.
         device: ``"auto"`` or ``"cpu"``.
-        dtype: of weights and KV cache: ``"auto"`` (bfloat16 if the model is 16-bit or quantised
-            and the processor has bfloat16 instructions, else float32), ``"float32"`` or
-            ``"bfloat16"``.
+        dtype: of weights and KV cache: ``"float32"``, ``"bfloat16"`` or ``"auto"``, which is
+            bfloat16 if the checkpoint is 16-bit or quantised. Sums are float32 in any case.
         block_size: tokens per KV cache block.
         num_sink_tokens: ``S``, tokens at the start of each stream that stay visible for ever. 4
             is enough for models trained without a sink token of their own; 1 for those with one.
@@ -25,9 +24,10 @@ class EngineConfig:
             length minus the sinks: exact up to there, streaming after.
         kv_cache_memory_bytes: memory for K and V. ``None`` takes what ``max_num_seqs`` streams
             can use, up to 4 GiB and half of the memory that is free.
-        max_num_seqs: sequences in one step.
-        max_num_batched_tokens: tokens in one step. Larger makes prefill cheaper per token,
-            smaller keeps the time between tokens short for others.
+        max_num_seqs: sequences in one step. ``None`` is 64, or ``max_num_batched_tokens`` if
+            that is less.
+        max_num_batched_tokens: tokens in one step, no fewer than ``max_num_seqs``. Larger makes
+            prefill cheaper per token, smaller keeps the time between tokens short for others.
         seed: for the requests that bring none.
         num_threads: processor threads; ``None`` leaves it to torch.
 
@@ -42,7 +42,7 @@ class EngineConfig:
     num_sink_tokens: int = 4
     window_size: int | None = None
     kv_cache_memory_bytes: int | None = None
-    max_num_seqs: int = 64
+    max_num_seqs: int | None = None
     max_num_batched_tokens: int = 512
     seed: int = 0
     num_threads: int | None = None
@@ -62,8 +62,15 @@ class EngineConfig:
         self._check_int("num_sink_tokens", 0)
         self._check_int("window_size", 1, optional=True)
         self._check_int("kv_cache_memory_bytes", 1, optional=True)
-        self._check_int("max_num_seqs", 1)
         self._check_int("max_num_batched_tokens", 1)
+        self._check_int("max_num_seqs", 1, optional=True)
+        if self.max_num_seqs is None:
+            object.__setattr__(self, "max_num_seqs", min(64, self.max_num_batched_tokens))
+        elif self.max_num_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens must be >= max_num_seqs ({self.max_num_seqs}), so that "
+                f"every sequence can decode, got {self.max_num_batched_tokens}"
+            )
         self._check_int("seed", None)
         self._check_int("num_threads", 1, optional=True)
 

@@ -16,16 +16,18 @@ _CONTEXT = 4
 
 
 class Detokenizer:
-    """Text of one completion.
+    """Text of one completion, which follows ``prompt``.
 
     Decoding a token alone can differ from decoding it in its place. So each step decodes a short
     tail twice, without and with the new tokens, and emits the difference.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, stop: Sequence[str], prompt: Sequence[int] = ()
+    ) -> None:
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
-        self._context: list[int] = []  # emitted
+        self._context = list(prompt[-_CONTEXT:])  # emitted, or before what is to be emitted
         self._pending: list[int] = []  # not emitted: the end of their text is not whole
         self._held = ""  # text that may be the beginning of a stop string
 

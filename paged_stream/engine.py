@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import itertools
 import logging
+import operator
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from paged_stream.config import EngineConfig
@@ -102,6 +103,8 @@ class LLMEngine:
         """
         params = params or SamplingParams()
         self._check_request(request_id, params)
+        if type(priority) is not int:
+            raise ValueError(f"priority must be an int, got {priority!r}")
         token_ids = self.encode(prompt)
         seed = self._seeds.getrandbits(63) if params.seed is None else params.seed
         for index in range(params.n):
@@ -132,16 +135,30 @@ class LLMEngine:
     def abort_request(self, request_id: str) -> None:
         """Drop a request and free its blocks; one that is unknown or finished is ignored."""
         for seq_id in self._requests.pop(request_id, ()):
-            self._turns.pop(seq_id)
+            self._turns.pop(seq_id, None)
             self._scheduler.close(seq_id)
+        self._undelivered = [d for d in self._undelivered if d.request_id != request_id]
 
     def has_unfinished_requests(self) -> bool:
-        return self._scheduler.has_unfinished() or bool(self._undelivered)
+        """Whether `step` has something to do or to hand out. Streams do not count: whoever reads
+        one drives it."""
+        return bool(self._requests or self._undelivered)
 
-    def step(self) -> list[RequestDelta]:
-        """Compute one step and return what it added to each request it touched."""
+    def step(self, request_ids: Collection[str] | None = None) -> list[RequestDelta]:
+        """Compute one step and return what was added to each request.
+
+        Args:
+            request_ids: return what belongs to these; the rest waits for another call.
+
+        Raises:
+            RuntimeError: nothing can run, because idle streams hold every block. Nothing is lost:
+                once a stream is closed, the next step goes on.
+        """
         self._step()
         deltas, self._undelivered = self._undelivered, []
+        if request_ids is not None:
+            self._undelivered = [d for d in deltas if d.request_id not in request_ids]
+            deltas = [d for d in deltas if d.request_id in request_ids]
         return deltas
 
     # Streams
@@ -161,14 +178,14 @@ class LLMEngine:
         sink_window = self.sink_window
         if num_sink_tokens is not None or window_size is not None:
             sinks = self.config.num_sink_tokens if num_sink_tokens is None else num_sink_tokens
-            window = self.sink_window.window_size if window_size is None else window_size
+            window = self.config.window_size if window_size is None else window_size
             sink_window = resolve_sink_window(self.model_config, sinks, window)
         seq_id = next(self._seq_ids)
         self._scheduler.open(seq_id, sink_window, is_stream=True)
         return Stream(self, seq_id)
 
     def stream_start_turn(
-        self, seq_id: int, token_ids: list[int], params: SamplingParams, *, generates: bool
+        self, seq_id: int, token_ids: list[int], params: SamplingParams
     ) -> deque[RequestDelta]:
         """Start a stream's turn; its deltas will appear in the returned queue."""
         inbox: deque[RequestDelta] = deque()
@@ -177,7 +194,6 @@ class LLMEngine:
             token_ids,
             params,
             request_id=f"stream-{seq_id}",
-            generates=generates,
             seed=self._seeds.getrandbits(63) if params.seed is None else params.seed,
             inbox=inbox,
         )
@@ -231,8 +247,11 @@ class LLMEngine:
             num_generated_tokens=self._num_generated_tokens,
         )
 
-    def encode(self, prompt: Prompt) -> list[int]:
+    def encode(self, prompt: Prompt, *, continues: bool = False) -> list[int]:
         """Turn a prompt into token ids and check them.
+
+        Args:
+            continues: the text goes on from another, so it gets no special tokens of its own.
 
         Raises:
             ValueError: an empty prompt, text without a tokenizer, ids out of range or no ids.
@@ -243,7 +262,7 @@ class LLMEngine:
                     f"prompt is text, but {self.config.model} has no tokenizer; pass token ids or "
                     "add tokenizer.json to the model folder"
                 )
-            token_ids = self.tokenizer.encode(prompt)
+            token_ids = self._tokenize(self.tokenizer, prompt, continues)
         else:
             token_ids = _token_ids(prompt)
         if not token_ids:
@@ -255,10 +274,19 @@ class LLMEngine:
             raise ValueError(f"prompt token ids must be in [0, {vocab_size}), got {bad}")
         return token_ids
 
+    @staticmethod
+    def _tokenize(tokenizer: Tokenizer, text: str, continues: bool) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"prompt is not valid text: {error}") from None
+        return tokenizer.encode(text, add_special_tokens=not continues)
+
     def _check_request(self, request_id: str, params: SamplingParams) -> None:
         if not isinstance(request_id, str):
             raise ValueError(f"request_id must be a string, got {request_id!r}")
-        if request_id in self._requests:
+        undelivered = (delta.request_id for delta in self._undelivered)
+        if request_id in self._requests or request_id in undelivered:
             raise ValueError(f"request_id {request_id!r} is in use by an unfinished request")
         self.check_params(params)
 
@@ -294,15 +322,7 @@ class LLMEngine:
             stop_token_ids += self.model_config.eos_token_ids
         detokenizer = None
         if self.tokenizer is not None and generates:
-            detokenizer = Detokenizer(self.tokenizer, params.stop or ())
-        self._turns[seq_id] = _Turn(
-            request_id=request_id,
-            index=index,
-            params=params,
-            stop_token_ids=stop_token_ids,
-            detokenizer=detokenizer,
-            inbox=inbox,
-        )
+            detokenizer = Detokenizer(self.tokenizer, params.stop or (), token_ids)
         self._scheduler.start_turn(
             seq_id,
             token_ids,
@@ -311,11 +331,21 @@ class LLMEngine:
             stop_token_ids=stop_token_ids,
             seed=seed,
         )
+        self._turns[seq_id] = _Turn(
+            request_id=request_id,
+            index=index,
+            params=params,
+            stop_token_ids=stop_token_ids,
+            detokenizer=detokenizer,
+            inbox=inbox,
+        )
 
     def _step(self) -> None:
-        output = self._scheduler.schedule()
+        # Whoever reads a stream slowly holds up that stream only, and its deltas do not pile up.
+        unread = {seq_id for seq_id, turn in self._turns.items() if turn.inbox}
+        output = self._scheduler.schedule(unread)
         if not output.sequences:
-            if self._scheduler.has_unfinished():
+            if self._scheduler.has_unfinished() and not unread:
                 raise RuntimeError(
                     "every block is held by idle streams, so nothing that waits can start; close "
                     "a stream or raise kv_cache_memory_bytes"
@@ -367,11 +397,12 @@ class LLMEngine:
 
     def _forget(self, seq_id: int, turn: _Turn) -> None:
         del self._turns[seq_id]
-        unfinished = self._requests.get(turn.request_id)
-        if unfinished is not None:
-            unfinished.remove(seq_id)
-            if not unfinished:
-                del self._requests[turn.request_id]
+        if turn.inbox is not None:
+            return
+        unfinished = self._requests[turn.request_id]
+        unfinished.remove(seq_id)
+        if not unfinished:
+            del self._requests[turn.request_id]
 
 
 def resolve_sink_window(
@@ -383,27 +414,32 @@ def resolve_sink_window(
         ValueError: the sinks leave no room.
     """
     trained = model_config.max_position_embeddings
+    sink_window = SinkWindow(num_sink_tokens, window_size)  # refuses what is no size at all
     if num_sink_tokens >= trained:
         raise ValueError(
             f"num_sink_tokens must be less than the model's trained length ({trained}), "
             f"got {num_sink_tokens}"
         )
-    if window_size is not None and num_sink_tokens + window_size > trained:
+    if window_size is None:
+        return SinkWindow(num_sink_tokens, trained - num_sink_tokens)
+    if num_sink_tokens + window_size > trained:
         logger.warning(
             "num_sink_tokens + window_size = %d exceeds the model's trained length of %d",
             num_sink_tokens + window_size,
             trained,
         )
-    return SinkWindow(num_sink_tokens, window_size or trained - num_sink_tokens)
+    return sink_window
 
 
 def _token_ids(prompt: Sequence[int]) -> list[int]:
-    """Check that a prompt is a sequence of integers (numpy's and torch's count)."""
-    try:
-        values = prompt.tolist() if hasattr(prompt, "tolist") else list(prompt)
-    except TypeError:
-        raise ValueError(f"prompt must be text or token ids, got {prompt!r}") from None
-    if not all(type(value) is int for value in values):
-        bad = next(value for value in values if type(value) is not int)
-        raise ValueError(f"prompt token ids must be ints, got {bad!r}")
-    return values
+    """Check that a prompt is a flat sequence of integers (arrays and tensors of them count)."""
+    values = prompt.tolist() if hasattr(prompt, "tolist") else prompt
+    if isinstance(values, bytes | Mapping) or not isinstance(values, Iterable):
+        raise ValueError(f"prompt must be text or a list of token ids, got {prompt!r}")
+    token_ids = []
+    for value in values:
+        try:
+            token_ids.append(operator.index(value))
+        except TypeError:
+            raise ValueError(f"prompt token ids must be ints, got {value!r}") from None
+    return token_ids

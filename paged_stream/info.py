@@ -12,7 +12,7 @@ from paged_stream.config import EngineConfig
 from paged_stream.engine import resolve_sink_window
 from paged_stream.models.loader import load_config, resolve_model
 from paged_stream.scheduler.sink_window import SinkWindow
-from paged_stream.worker.worker import plan_cache, resolve_dtype
+from paged_stream.worker.worker import memory_budget, plan_cache, resolve_dtype
 
 
 def describe(model: str, **settings: Any) -> str:
@@ -48,7 +48,11 @@ def describe(model: str, **settings: Any) -> str:
             f"{_size(plan.num_blocks * plan.block_bytes)} in {plan.num_blocks:,} blocks of "
             f"{config.block_size} tokens",
         ),
-        ("streams that fit", f"{plan.num_blocks // stream_blocks:,}"),
+        (
+            "streams that fit",
+            f"{memory_budget(config) // (stream_blocks * plan.block_bytes):,} in "
+            f"{_size(memory_budget(config))}",
+        ),
         ("processor", f"{torch.get_num_threads()} threads, {ops.cpu_isa()} kernels"),
         ("attention", _backends()),
     ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Integral
 from typing import Any, cast
 
 from tqdm import tqdm
@@ -34,15 +35,15 @@ class LLM:
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
-        progress: bool = True,
+        use_tqdm: bool = True,
     ) -> list[RequestOutput]:
         """Complete one prompt (text or token ids) or a list of them.
 
         Args:
-            params: one for all, or one per prompt.
-            progress: show a progress bar.
+            sampling_params: one for all, or one per prompt.
+            use_tqdm: show a progress bar.
 
         Returns:
             One output per prompt, in their order.
@@ -51,7 +52,7 @@ class LLM:
             ValueError: a bad prompt or parameter; then nothing is run.
         """
         prompt_list = _as_list(prompts)
-        per_prompt = _per_prompt(params, len(prompt_list))
+        per_prompt = _per_prompt(sampling_params, len(prompt_list))
         outputs = {}
         for prompt, prompt_params in zip(prompt_list, per_prompt, strict=True):
             self.engine.check_params(prompt_params)
@@ -60,17 +61,18 @@ class LLM:
                 prompt=prompt if isinstance(prompt, str) else None,
                 prompt_token_ids=self.engine.encode(prompt),
                 outputs=[CompletionOutput(index=index) for index in range(prompt_params.n)],
+                prompt_logprobs=None if prompt_params.prompt_logprobs is None else [None],
             )
             outputs[output.request_id] = output
-        total = sum(prompt_params.n for prompt_params in per_prompt)
-        with tqdm(total=total, unit="completion", disable=not progress) as bar:
+        completions = {output.request_id: len(output.outputs) for output in outputs.values()}
+        with tqdm(total=sum(completions.values()), unit="completion", disable=not use_tqdm) as bar:
             try:
                 for output, prompt_params in zip(outputs.values(), per_prompt, strict=True):
                     self.engine.add_request(
                         output.request_id, output.prompt_token_ids, prompt_params
                     )
                 num_tokens = 0
-                for delta in self._run(outputs):
+                for delta in self._run(completions):
                     _merge(outputs[delta.request_id], delta)
                     num_tokens += len(delta.delta_token_ids)
                     if delta.finished:
@@ -85,9 +87,9 @@ class LLM:
     def chat(
         self,
         messages: Messages | Sequence[Messages],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
-        progress: bool = True,
+        use_tqdm: bool = True,
     ) -> list[RequestOutput]:
         """Answer one conversation, or a list of them, with the model's chat template.
 
@@ -99,12 +101,14 @@ class LLM:
         """
         if self.engine.tokenizer is None:
             raise ValueError(f"messages need a tokenizer, and {self.engine.config.model} has none")
-        one = bool(messages) and isinstance(messages[0], dict)
+        if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
+            raise ValueError(f"messages must be a list of dicts, got {messages!r}")
+        one = bool(messages) and isinstance(messages[0], Mapping)
         conversations = cast("Sequence[Messages]", [messages] if one else messages)
         prompts = [self.engine.tokenizer.apply_chat_template(turns) for turns in conversations]
-        return self.generate(prompts, params, progress=progress)
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 
-    def score(self, prompt: Prompt, *, progress: bool = True) -> list[float | None]:
+    def score(self, prompt: Prompt, *, use_tqdm: bool = True) -> list[float | None]:
         """Log-probability of each token of a prompt of any length, given what it could see.
 
         Raises:
@@ -119,9 +123,9 @@ class LLM:
             return scores
         request_id = next(self._request_ids)
         self.engine.add_score_request(request_id, token_ids)
-        with tqdm(total=len(token_ids), unit="tok", disable=not progress, initial=1) as bar:
+        with tqdm(total=len(token_ids), unit="tok", disable=not use_tqdm, initial=1) as bar:
             try:
-                for delta in self._run((request_id,)):
+                for delta in self._run({request_id: 1}):
                     logprobs = delta.prompt_logprobs or ()
                     scores += [entry.logprob for entry in logprobs]
                     bar.update(len(logprobs))
@@ -129,16 +133,22 @@ class LLM:
                 self.engine.abort_request(request_id)
         return scores
 
-    def _run(self, request_ids: Any) -> Iterator[RequestDelta]:
-        while self.engine.has_unfinished_requests():
-            yield from (delta for delta in self.engine.step() if delta.request_id in request_ids)
+    def _run(self, completions: dict[str, int]) -> Iterator[RequestDelta]:
+        """Step until these requests' completions are all finished; others keep their deltas."""
+        left = sum(completions.values())
+        while left:
+            for delta in self.engine.step(completions):
+                left -= delta.finished
+                yield delta
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, str):
-        return [prompts]
-    items = list(prompts)
-    one = bool(items) and not any(isinstance(item, str | Sequence) for item in items)
+    """Tell one prompt from a list of them; what is neither is refused later, as a prompt."""
+    values = prompts.tolist() if hasattr(prompts, "tolist") else prompts
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        return [cast("Prompt", values)]
+    items = list(values)
+    one = bool(items) and isinstance(items[0], Integral)
     return cast("list[Prompt]", [items] if one else items)
 
 
@@ -159,6 +169,8 @@ def _merge(output: RequestOutput, delta: RequestDelta) -> None:
     completion.token_ids += delta.delta_token_ids
     completion.finish_reason = delta.finish_reason
     if delta.logprobs is not None:
-        completion.logprobs = (completion.logprobs or []) + delta.logprobs
+        completion.logprobs = completion.logprobs or []
+        completion.logprobs.extend(delta.logprobs)
     if delta.prompt_logprobs is not None and delta.index == 0:
-        output.prompt_logprobs = (output.prompt_logprobs or [None]) + delta.prompt_logprobs
+        assert output.prompt_logprobs is not None
+        output.prompt_logprobs.extend(delta.prompt_logprobs)

@@ -34,23 +34,20 @@ class Stream:
             ValueError: as `LLMEngine.add_request`, or the stream is closed.
         """
         self._check_open()
-        self._appended += self._engine.encode(prompt)
+        self._appended += self._engine.encode(prompt, continues=self._has_tokens)
         self._has_tokens = True
 
     def generate(self, params: SamplingParams | None = None) -> Iterator[RequestDelta]:
         """Generate until something stops it, yielding what each step adds.
 
         What was generated is part of the stream, the stop token included. Leaving the iterator
-        early (``break``) ends the turn where it is.
+        early (``break``) ends the turn where it is. The turn starts with the first item asked for;
+        the iterator ends early if the stream is closed meanwhile.
 
         Raises:
             ValueError: the stream is closed, empty or generating already, or ``params`` are wrong.
         """
-        self._check_open()
-        if not self._has_tokens:
-            raise ValueError("the stream is empty; append to it before generating")
-        if self._generating:
-            raise ValueError("the stream is generating already")
+        self._check_idle()
         params = params or SamplingParams()
         self._engine.check_params(params)
         if params.n != 1:
@@ -58,14 +55,16 @@ class Stream:
         return self._generate(params)
 
     def _generate(self, params: SamplingParams) -> Iterator[RequestDelta]:
-        token_ids, self._appended = self._appended, []
-        inbox = self._engine.stream_start_turn(self._seq_id, token_ids, params, generates=True)
+        self._check_idle()  # again: time has passed since generate() was called
+        inbox = self._engine.stream_start_turn(self._seq_id, self._appended, params)
+        self._appended = []
         self._generating = True
         try:
             finished = False
-            while not finished:
-                while not inbox:
+            while not finished and not self._closed:
+                if not inbox:
                     self._engine.stream_step()
+                    continue
                 delta = inbox.popleft()
                 finished = delta.finished
                 yield delta
@@ -90,6 +89,13 @@ class Stream:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+    def _check_idle(self) -> None:
+        self._check_open()
+        if not self._has_tokens:
+            raise ValueError("the stream is empty; append to it before generating")
+        if self._generating:
+            raise ValueError("the stream is generating already")
 
     def _check_open(self) -> None:
         if self._closed:

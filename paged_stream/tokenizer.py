@@ -17,16 +17,6 @@ class Tokenizer:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of token ids, added tokens included."""
-        return len(self._tokenizer)
-
-    @property
-    def eos_token_id(self) -> int | None:
-        eos_token_id: int | None = self._tokenizer.eos_token_id
-        return eos_token_id
-
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Tokenize a text of any length; special tokens are added as the model expects at a start.
 

@@ -28,7 +28,6 @@ class BlockTable:
     max_blocks: int | None
     row: array[int]
     num_logical_blocks: int = 0
-    num_evicted_blocks: int = 0
 
     @property
     def held(self) -> list[int]:
@@ -112,8 +111,6 @@ class KVCacheManager:
             column = table.sink_window.column(logical_block, table.ring_blocks, self.block_size)
             if table.row[column] < 0:
                 table.row[column] = self.pool.allocate()
-            else:
-                table.num_evicted_blocks += 1
         table.num_logical_blocks = max(table.num_logical_blocks, needed)
 
     def free(self, seq_id: int) -> None:
@@ -149,15 +146,22 @@ class KVCacheManager:
         return sinks, ring
 
     def _resize(self, table: BlockTable, ring_blocks: int, num_computed: int) -> None:
-        """Change the ring's size: live blocks move to their new columns, dead ones are freed."""
-        sinks, old_row, old_ring = table.num_sink_blocks, table.row, table.ring_blocks
-        row = old_row[:sinks] + array("i", [-1]) * ring_blocks
+        """Change the ring's size: live blocks move to their new columns, the others are freed.
+
+        Blocks beyond ``num_computed`` are freed too: they were given for a step that never came
+        to its end.
+        """
+        sinks = table.num_sink_blocks
+        row = table.row[:sinks] + array("i", [-1]) * ring_blocks
         first = table.sink_window.window_start(num_computed) // self.block_size
-        for logical_block in range(max(sinks, first), table.num_logical_blocks):
-            column = table.sink_window.column(logical_block, old_ring, self.block_size)
+        computed = cdiv(num_computed, self.block_size)
+        for logical_block in range(max(sinks, first), computed):
+            column = table.sink_window.column(logical_block, table.ring_blocks, self.block_size)
             new_column = table.sink_window.column(logical_block, ring_blocks, self.block_size)
             assert row[new_column] < 0, "the ring is too small for its live blocks"
-            row[new_column], old_row[column] = old_row[column], -1
-        self.pool.release(b for b in old_row[sinks:] if b >= 0)
-        self.num_reserved_blocks += ring_blocks - old_ring
+            row[new_column] = table.row[column]
+        self.pool.release(set(table.row[sinks:]) - set(row[sinks:]) - {-1})
+        self.num_reserved_blocks += ring_blocks - table.ring_blocks
         table.row, table.ring_blocks = row, ring_blocks
+        # Sink blocks stay, computed or not.
+        table.num_logical_blocks = max(computed, min(table.num_logical_blocks, sinks))

@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+
+_LARGEST = 1e30
+
+
+def _as_tuple(values: object) -> tuple[object, ...] | None:
+    """Items of a list or another sequence; ``None`` if it is none."""
+    if values is None:
+        return ()
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        return None
+    return tuple(values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,7 +25,7 @@ class SamplingParams:
 
     Args:
         n: completions per prompt.
-        temperature: 0 is greedy.
+        temperature: 0 (or anything below 1e-5) is greedy.
         top_p: keep the smallest set of tokens whose probabilities sum to at least ``top_p``.
         top_k: keep the ``top_k`` most likely tokens; 0 or -1 keeps all.
         min_p: drop tokens less likely than ``min_p`` times the most likely one.
@@ -61,7 +73,7 @@ class SamplingParams:
         self._check_float("min_p", 0.0, 1.0)
         self._check_float("presence_penalty", -2.0, 2.0)
         self._check_float("frequency_penalty", -2.0, 2.0)
-        self._check_float("repetition_penalty", 0.0, open_low=True)
+        self._check_float("repetition_penalty", 0.01, 100.0)
         self._check_int("max_tokens", 1, optional=True)
         self._check_int("min_tokens", 0)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
@@ -71,20 +83,25 @@ class SamplingParams:
         self._check_int("logprobs", 0, optional=True)
         self._check_int("prompt_logprobs", 0, optional=True)
         self._check_int("seed", None, optional=True)
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        if not all(isinstance(s, str) and s for s in stop):
+        if not isinstance(self.ignore_eos, bool):
+            raise ValueError(f"ignore_eos must be a bool, got {self.ignore_eos!r}")
+        stop = (self.stop,) if isinstance(self.stop, str) else _as_tuple(self.stop)
+        if stop is None or not all(isinstance(s, str) and s for s in stop):
             raise ValueError(
                 f"stop must be a non-empty string or a list of them, got {self.stop!r}"
             )
         object.__setattr__(self, "stop", stop)
-        ids = tuple(self.stop_token_ids or ())
-        if not all(isinstance(i, int) and i >= 0 for i in ids):
-            raise ValueError(f"stop_token_ids must be token ids >= 0, got {self.stop_token_ids!r}")
+        ids = _as_tuple(self.stop_token_ids)
+        if ids is None or not all(type(i) is int and i >= 0 for i in ids):
+            raise ValueError(
+                f"stop_token_ids must be a list of ints >= 0, got {self.stop_token_ids!r}"
+            )
         object.__setattr__(self, "stop_token_ids", ids)
 
     @property
     def greedy(self) -> bool:
-        return self.temperature == 0.0
+        # Dividing by less than this leaves the range of float32.
+        return self.temperature < 1e-5
 
     @property
     def has_penalties(self) -> bool:
@@ -112,7 +129,7 @@ class SamplingParams:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"{name} must be a number, got {value!r}")
         above = value > low if open_low else value >= low
-        if not (math.isfinite(value) and above and value <= high):
+        if not (above and value <= min(high, _LARGEST)):  # NaN fails as well
             bounds = (
                 f"{'(' if open_low else '['}{low:g}, {high:g}{')' if high == math.inf else ']'}"
             )

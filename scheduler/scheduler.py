@@ -12,7 +12,7 @@ import bisect
 import heapq
 import itertools
 from array import array
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from .config import SchedulerConfig
 from .kv_cache_manager import KVCacheManager
@@ -122,8 +122,10 @@ class Scheduler:
             self.kv.fit(seq_id, sequence.num_computed_tokens, 1, may_grow=False)
 
     def close(self, seq_id: int) -> None:
-        """Forget a sequence and free its blocks."""
-        sequence = self.sequences.pop(seq_id)
+        """Forget a sequence and free its blocks; an unknown one is left alone."""
+        sequence = self.sequences.pop(seq_id, None)
+        if sequence is None:
+            return
         self._dequeue(sequence)
         sequence.status = SequenceStatus.FINISHED
         if seq_id in self.kv:
@@ -152,12 +154,18 @@ class Scheduler:
 
     # One step
 
-    def schedule(self) -> SchedulerOutput:
-        """Choose the next step's chunks and give them blocks."""
+    def schedule(self, paused: Collection[int] = ()) -> SchedulerOutput:
+        """Choose the next step's chunks and give them blocks.
+
+        Args:
+            paused: running sequences that sit this step out. They keep their places.
+        """
         budget = self.config.max_num_batched_tokens
         scheduled = []
         prefilling = []
         for _, _, sequence in self._running:
+            if sequence.seq_id in paused:
+                continue
             if sequence.num_pending_tokens > 1:
                 prefilling.append(sequence)
             else:

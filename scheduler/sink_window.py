@@ -24,17 +24,18 @@ class SinkWindow:
             ``None`` is full attention: nothing is ever evicted and ``S`` has no effect.
 
     Raises:
-        ValueError: a negative ``num_sink_tokens`` or a ``window_size`` below 1.
+        ValueError: ``num_sink_tokens`` is no int of at least 0, or ``window_size`` of at least 1.
     """
 
     num_sink_tokens: int
     window_size: int | None
 
     def __post_init__(self) -> None:
-        if self.num_sink_tokens < 0:
-            raise ValueError(f"num_sink_tokens must be >= 0, got {self.num_sink_tokens}")
-        if self.window_size is not None and self.window_size < 1:
-            raise ValueError(f"window_size must be >= 1 or None, got {self.window_size}")
+        sinks, window = self.num_sink_tokens, self.window_size
+        if type(sinks) is not int or sinks < 0:
+            raise ValueError(f"num_sink_tokens must be an int >= 0, got {sinks!r}")
+        if window is not None and (type(window) is not int or window < 1):
+            raise ValueError(f"window_size must be an int >= 1 or None, got {window!r}")
 
     # Visibility
 

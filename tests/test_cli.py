@@ -47,7 +47,7 @@ def test_info_plans_capacity(folder, capsys):
     assert "KV per token      512 B" in out
     assert "4 sink tokens + a window of 24" in out
     # One sink block and a ring of three, 8 KiB each, in 4,000,000 bytes.
-    assert "streams that fit  122" in out
+    assert "streams that fit  122 in 3.815 MiB" in out
 
 
 @pytest.mark.parametrize(

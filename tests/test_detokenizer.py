@@ -49,6 +49,12 @@ def test_stop_strings_cut_at_the_earliest_match(text, stop):
     assert "".join(pieces) == (whole[: min(cuts)] if ends else whole)
 
 
+def test_the_prompt_decides_about_a_leading_space():
+    for prompt, expected in ((b"", "b"), (b"some text, a", " b")):
+        detokenizer = Detokenizer(ByteTokenizer(), (), prompt)
+        assert "".join(detokenizer.append(byte)[0] for byte in b" b") == expected
+
+
 def test_characters_are_held_back_until_whole():
     pieces, _ = run("aé€😀b")
     assert pieces[:-1] == ["a", "", "é", "", "", "€", "", "", "", "😀", "b"]

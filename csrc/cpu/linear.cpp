@@ -29,8 +29,9 @@ Tensor pack_linear_weight(Tensor weight) {
   check.dense(weight, "weight", 0);
   const int64_t out_features = weight.size(0), in_features = weight.size(1);
   const int64_t step = k_per_lane(weight), steps = in_features / step;
-  check.require(in_features % step == 0,
-                "in_features must be even for BFloat16, got " + std::to_string(in_features));
+  check.require(
+      in_features > 0 && in_features % step == 0,
+      "in_features must be positive, and even for BFloat16, got " + std::to_string(in_features));
   const int64_t panels = (out_features + kLinearPanel - 1) / kLinearPanel;
   Tensor packed = torch::stable::new_zeros(weight, {panels, steps, kLinearPanel, step});
   const auto* src = static_cast<const char*>(weight.data_ptr());

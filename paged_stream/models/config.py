@@ -50,9 +50,27 @@ class ModelConfig:
     mlp_bias: bool
     tie_word_embeddings: bool
     eos_token_ids: tuple[int, ...]
-    bos_token_id: int | None
     dtype: torch.dtype
     rotary: RotaryConfig
+
+    def check(self) -> None:
+        """Refuse what the kernels cannot compute.
+
+        Raises:
+            ValueError: names the field.
+        """
+        if self.head_dim % 8 or not 8 <= self.head_dim <= 256:
+            raise ValueError(f"head_dim must be a multiple of 8 up to 256, got {self.head_dim}")
+        if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_attention_heads ({self.num_heads}) must be a multiple of "
+                f"num_key_value_heads, got {self.num_kv_heads}"
+            )
+        for token_id in self.eos_token_ids:
+            if type(token_id) is not int or not 0 <= token_id < self.vocab_size:
+                raise ValueError(
+                    f"eos_token_id must be in [0, {self.vocab_size}), got {token_id!r}"
+                )
 
     @property
     def query_size(self) -> int:

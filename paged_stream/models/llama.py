@@ -48,7 +48,6 @@ class Llama(Family):
             mlp_bias=config.mlp_bias,
             tie_word_embeddings=config.tie_word_embeddings,
             eos_token_ids=token_ids(config.eos_token_id),
-            bos_token_id=config.bos_token_id,
             dtype=dtype_of(config),
             rotary=rotary_config(config),
         )

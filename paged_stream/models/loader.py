@@ -27,12 +27,14 @@ def load_config(files: ModelFiles) -> ModelConfig:
             )
         family = family_of(fields.get("model_type", ""))
         config = family.describe(CheckpointConfig(fields, family.defaults))
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        config.check()
+    except (ValueError, AttributeError, KeyError, TypeError, ZeroDivisionError) as error:
         raise ValueError(f"{files.folder / 'config.json'}: {error}") from error
     if (files.folder / "generation_config.json").is_file():
         eos_token_ids = token_ids(files.read_json("generation_config.json").get("eos_token_id"))
         if eos_token_ids:
             config = dataclasses.replace(config, eos_token_ids=eos_token_ids)
+            config.check()
     return config
 
 

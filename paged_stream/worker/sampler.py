@@ -80,10 +80,19 @@ def _apply_penalties(row: torch.Tensor, sequence: ScheduledSequence) -> None:
         values = row[seen]
         penalty = params.repetition_penalty
         row[seen] = torch.where(values > 0, values / penalty, values * penalty)
-    num_output = min(sequence.num_output_tokens, len(history))
-    if num_output and (params.presence_penalty or params.frequency_penalty):
-        generated, counts = torch.unique(history[-num_output:], return_counts=True)
+    if params.presence_penalty or params.frequency_penalty:
+        generated, counts = torch.unique(_generated(history, sequence), return_counts=True)
         row[generated] -= params.presence_penalty + params.frequency_penalty * counts
+
+
+def _generated(history: torch.Tensor, sequence: ScheduledSequence) -> torch.Tensor:
+    """The part of the visible tokens that was generated: of the sinks as well as of the window."""
+    sinks = sequence.sink_window.num_sink_tokens
+    window_start = sequence.sink_window.window_start(sequence.num_tokens - 1)
+    if window_start <= sinks:  # nothing is missing between them
+        return history[sequence.num_prompt_tokens :]
+    window = history[sinks:][max(0, sequence.num_prompt_tokens - window_start) :]
+    return torch.cat((history[sequence.num_prompt_tokens : sinks], window))
 
 
 def _bar_stop_tokens(row: torch.Tensor, sequence: ScheduledSequence) -> None:
@@ -108,7 +117,9 @@ def _sample_random(logits: torch.Tensor, sequences: list[ScheduledSequence]) -> 
     point = column([_uniform(s.seed, s.num_tokens) for s in sequences]) * total
     # Rounding must not carry the point past the last token that has any probability.
     point = torch.minimum(point, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, point, right=True)[:, 0]
+    # The clamp is for logits that are NaN: garbage for that row, but no id that does not exist.
+    last = logits.shape[-1] - 1
+    return torch.searchsorted(cumulative, point, right=True)[:, 0].clamp_(max=last)
 
 
 def _keep_min_p(logits: torch.Tensor, min_p: torch.Tensor) -> None:
@@ -136,7 +147,9 @@ def _keep_top_p(logits: torch.Tensor, top_p: list[float]) -> None:
     kept, order = torch.sort(logits[rows], dim=-1, descending=True)
     probs = torch.softmax(kept, dim=-1)
     # A token stays if those before it do not reach top_p yet; the first one always stays.
-    kept.masked_fill_(probs.cumsum(dim=-1) - probs >= limit, _NEG_INF)
+    drop = probs.cumsum(dim=-1) - probs >= limit
+    drop[:, 0] = False
+    kept.masked_fill_(drop, _NEG_INF)
     logits[rows] = torch.empty_like(kept).scatter_(1, order, kept)
 
 

@@ -22,6 +22,23 @@ logger = logging.getLogger(__name__)
 _DEFAULT_KV_BYTES = 4 << 30
 
 
+def memory_budget(config: EngineConfig) -> int:
+    """Bytes that K and V may take.
+
+    Raises:
+        ValueError: more is asked for than this machine has.
+    """
+    budget = config.kv_cache_memory_bytes
+    if budget is None:
+        return min(_DEFAULT_KV_BYTES, _available_memory() // 2)
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if budget > total:
+        raise ValueError(
+            f"kv_cache_memory_bytes must be at most this machine's memory ({total}), got {budget}"
+        )
+    return budget
+
+
 def plan_cache(
     config: EngineConfig, model_config: ModelConfig, dtype: torch.dtype, sink_window: SinkWindow
 ) -> CachePlan:
@@ -34,9 +51,9 @@ def plan_cache(
     stream_blocks = sink_window.num_sink_blocks(config.block_size)
     least = stream_blocks + sink_window.ring_blocks(1, config.block_size)
     most = stream_blocks + sink_window.ring_blocks(config.max_num_batched_tokens, config.block_size)
-    budget = config.kv_cache_memory_bytes
-    if budget is None:
-        budget = min(_DEFAULT_KV_BYTES, _available_memory() // 2)
+    budget = memory_budget(config)
+    if config.kv_cache_memory_bytes is None:
+        assert config.max_num_seqs is not None
         budget = min(budget, most * config.max_num_seqs * block_bytes)
     num_blocks = budget // block_bytes
     if num_blocks < least:
@@ -53,8 +70,7 @@ def resolve_dtype(name: str, checkpoint: torch.dtype) -> torch.dtype:
     """Turn ``EngineConfig.dtype`` into a dtype."""
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
-    narrow = checkpoint != torch.float32 and torch.cpu.get_capabilities().get("avx512_bf16", False)
-    return torch.bfloat16 if narrow else torch.float32
+    return torch.float32 if checkpoint == torch.float32 else torch.bfloat16
 
 
 class Worker:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
+import torch
 
 from paged_stream import LLM, EngineConfig, SamplingParams
 
@@ -117,11 +119,11 @@ def test_prompt_logprobs_come_with_the_output(folder):
     params = SamplingParams(
         temperature=0, max_tokens=3, prompt_logprobs=2, logprobs=1, ignore_eos=True
     )
-    output = llm.generate([PROMPTS[1]], params, progress=False)[0]
+    output = llm.generate([PROMPTS[1]], params, use_tqdm=False)[0]
     assert output.prompt_logprobs[0] is None
     assert [e.token_id for e in output.prompt_logprobs[1:]] == PROMPTS[1][1:]
     assert all(len(e.top) == 2 for e in output.prompt_logprobs[1:])
-    scores = llm.score(PROMPTS[1], progress=False)
+    scores = llm.score(PROMPTS[1], use_tqdm=False)
     assert scores[1:] == pytest.approx([e.logprob for e in output.prompt_logprobs[1:]], abs=1e-5)
     assert len(output.outputs[0].logprobs) == 3
 
@@ -135,8 +137,11 @@ def test_prompt_logprobs_come_with_the_output(folder):
         ([-1], None, r"in \[0, 97\), got -1"),
         ([1.5], None, "prompt token ids must be ints, got 1.5"),
         (["a"], None, "prompt token ids must be ints, got 'a'"),
-        (7, None, "prompt must be text or token ids, got 7"),
-        (None, None, "prompt must be text or token ids, got None"),
+        (7, None, "prompt must be text or a list of token ids, got 7"),
+        (None, None, "prompt must be text or a list of token ids, got None"),
+        (b"ab", None, "prompt must be text or a list of token ids, got b'ab'"),
+        ({"prompt": "a"}, None, "prompt must be text or a list of token ids, got {"),
+        ("\ud800", None, "prompt is not valid text"),
         ("a", {"temperature": 1}, "params must be SamplingParams"),
         ("a", SamplingParams(stop_token_ids=[97]), "stop_token_ids must be below 97, got 97"),
     ],
@@ -160,13 +165,55 @@ def test_request_ids_are_unique_while_unfinished(make_engine):
         engine.add_request(1, "x", GREEDY)
 
 
+def test_an_aborted_id_starts_afresh(make_engine):
+    engine = make_engine()
+    expected = alone(engine, PROMPTS[2], GREEDY)
+    with engine.open_stream() as stream:
+        stream.append([5, 6, 7])
+        engine.add_request("a", PROMPTS[0], GREEDY)
+        list(stream.generate(SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)))
+    engine.abort_request("a")  # what the stream's steps computed for it is dropped as well
+    engine.add_request("a", PROMPTS[2], GREEDY)
+    assert tokens(drain(engine)["a"]) == expected
+
+
+def test_priority_is_an_int(make_engine):
+    engine = make_engine()
+    with pytest.raises(ValueError, match="priority must be an int, got None"):
+        engine.add_request("a", "x", priority=None)
+    engine.add_request("b", "x", GREEDY)
+    assert len(tokens(drain(engine)["b"])) == 12
+
+
+def test_prompts_may_be_arrays(folder):
+    llm = LLM(str(folder), window_size=24, dtype="float32", kv_cache_memory_bytes=4 << 20)
+    expected = llm.generate([5, 6, 7], GREEDY, use_tqdm=False)[0].outputs[0].token_ids
+    for prompts in (torch.tensor([5, 6, 7]), [np.array([5, 6, 7])], np.array([[5, 6, 7]])):
+        (output,) = llm.generate(prompts, GREEDY, use_tqdm=False)
+        assert output.outputs[0].token_ids == expected
+
+
+def test_generate_leaves_other_users_of_the_engine_alone(folder):
+    llm = LLM(str(folder), window_size=24, dtype="float32", kv_cache_memory_bytes=4 << 20)
+    expected = llm.generate(["abc", "xyz"], GREEDY, use_tqdm=False)
+    llm.engine.add_request("mine", "xyz", GREEDY)
+    stream = llm.engine.open_stream()
+    stream.append("endless")
+    endless = stream.generate(SamplingParams(max_tokens=None, ignore_eos=True))
+    next(endless)
+    (output,) = llm.generate("abc", GREEDY, use_tqdm=False)
+    assert output.outputs[0].token_ids == expected[0].outputs[0].token_ids
+    stream.close()
+    assert tokens(drain(llm.engine)["mine"]) == expected[1].outputs[0].token_ids
+
+
 def test_one_bad_prompt_runs_none(folder):
     llm = LLM(str(folder), window_size=24, dtype="float32", kv_cache_memory_bytes=4 << 20)
     with pytest.raises(ValueError, match="prompt must not be empty"):
-        llm.generate(["good", ""], progress=False)
+        llm.generate(["good", ""], use_tqdm=False)
     assert not llm.engine.has_unfinished_requests()
     with pytest.raises(ValueError, match="params must be one or one per prompt"):
-        llm.generate(["a", "b"], [GREEDY], progress=False)
+        llm.generate(["a", "b"], [GREEDY], use_tqdm=False)
 
 
 def test_text_needs_a_tokenizer_and_ids_do_not(make_engine, bare_folder):
@@ -182,6 +229,7 @@ def test_text_needs_a_tokenizer_and_ids_do_not(make_engine, bare_folder):
     ("settings", "message"),
     [
         ({"num_sink_tokens": -1}, "num_sink_tokens must be >= 0, got -1"),
+        ({"kv_cache_memory_bytes": 10**15}, "kv_cache_memory_bytes must be at most"),
         ({"num_sink_tokens": 512}, "num_sink_tokens must be less than the model's trained length"),
         ({"num_sink_tokens": 1.5}, "num_sink_tokens must be an int, got 1.5"),
         ({"window_size": 0}, "window_size must be >= 1, got 0"),

@@ -80,8 +80,20 @@ def test_own_sinks_and_window(make_engine):
         assert ids(stream.generate(GREEDY)) == continuation(wide, prompt)
     with pytest.raises(ValueError, match="num_sink_tokens must be less than"):
         engine.open_stream(num_sink_tokens=512)
-    with pytest.raises(ValueError, match="window_size must be >= 1"):
-        engine.open_stream(window_size=-1)
+    for window_size in (-1, 0, "3"):
+        with pytest.raises(ValueError, match="window_size must be an int >= 1 or None"):
+            engine.open_stream(window_size=window_size)
+    with pytest.raises(ValueError, match="num_sink_tokens must be an int >= 0, got 4.0"):
+        engine.open_stream(num_sink_tokens=4.0)
+
+
+def test_own_sinks_leave_the_rest_of_the_trained_length(make_engine):
+    engine = make_engine(window_size=None)
+    assert engine.sink_window.window_size == 508
+    stream = engine.open_stream(num_sink_tokens=100)
+    stream.append([5] * 600)
+    list(stream.generate(GREEDY))
+    assert stream.stats().num_visible_tokens == 512
 
 
 def test_misuse_is_explained(make_engine):
@@ -98,8 +110,89 @@ def test_misuse_is_explained(make_engine):
         stream.generate()
     stream.close()
     stream.close()
+    assert list(running) == []  # the turn ended with the stream
     with pytest.raises(ValueError, match="closed"):
         stream.append("x")
+
+
+def test_two_iterators_of_one_stream(make_engine):
+    engine = make_engine()
+    stream = engine.open_stream()
+    stream.append([5, 6, 7])
+    first, second = stream.generate(GREEDY), stream.generate(GREEDY)
+    started = [next(first)]
+    with pytest.raises(ValueError, match="generating already"):
+        next(second)
+    assert ids([*started, *first]) == continuation(engine, [5, 6, 7])
+
+
+def test_an_iterator_started_after_close(make_engine):
+    stream = make_engine().open_stream()
+    stream.append([5, 6, 7])
+    late = stream.generate(GREEDY)
+    stream.close()
+    with pytest.raises(ValueError, match="closed"):
+        next(late)
+
+
+def test_a_slow_reader_holds_up_its_own_stream_only(make_engine):
+    engine = make_engine()
+    slow, quick = engine.open_stream(), engine.open_stream()
+    slow.append([5, 6, 7])
+    quick.append([8, 9])
+    reading = slow.generate(SamplingParams(temperature=0, max_tokens=None, ignore_eos=True))
+    seen = ids([next(reading)])
+    for _ in range(5):
+        list(quick.generate(GREEDY))
+    assert slow.stats().num_tokens <= 3 + len(seen) + 1
+    while len(seen) < 10:
+        seen += ids([next(reading)])
+    assert seen == continuation(engine, [5, 6, 7])
+
+
+def test_a_request_may_be_named_like_a_stream(make_engine):
+    engine = make_engine()
+    stream = engine.open_stream()
+    stream.append([5, 6, 7])
+    engine.add_request("stream-0", [5, 6, 7], SamplingParams(max_tokens=200, ignore_eos=True))
+    assert len(ids(stream.generate(GREEDY))) == 10
+
+
+def test_an_interrupted_prefill_can_be_taken_up_again(make_engine, monkeypatch):
+    engine = make_engine(max_num_batched_tokens=256, window_size=64)
+    prompt = [i % 90 + 2 for i in range(400)]
+    expected = continuation(engine, prompt)
+    stream = engine.open_stream()
+    stream.append(prompt)
+    execute, calls = engine._executor.execute, []
+
+    def interrupted(output):
+        calls.append(output)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return execute(output)
+
+    monkeypatch.setattr(engine._executor, "execute", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(stream.generate(GREEDY))
+    assert ids(stream.generate(GREEDY)) == expected
+    stream.close()
+    assert engine.stats().num_used_blocks == 0
+
+
+def test_text_that_continues_gets_no_special_tokens(make_engine, monkeypatch):
+    engine = make_engine()
+    encode = engine.tokenizer.encode
+
+    def with_bos(text, *, add_special_tokens=True):
+        return [1] * add_special_tokens + encode(text, add_special_tokens=False)
+
+    monkeypatch.setattr(engine.tokenizer, "encode", with_bos)
+    stream = engine.open_stream()
+    stream.append("ab")
+    stream.append("cd")
+    answer = ids(stream.generate(GREEDY))
+    assert answer == continuation(engine, with_bos("abcd"))
 
 
 def test_generate_without_append_goes_on(make_engine):

@@ -90,7 +90,9 @@ def test_misuse_is_explained():
         ops.linear(input, packed, bias, 40)
     with pytest.raises(RuntimeError, match="input must be contiguous from dimension 1"):
         ops.linear(input.T.contiguous().T, packed, bias, 20)
-    with pytest.raises(RuntimeError, match="in_features must be even for BFloat16, got 33"):
+    with pytest.raises(RuntimeError, match="in_features must be .* even for BFloat16, got 33"):
         ops.pack_linear_weight(weight[:, :33].contiguous())
+    with pytest.raises(RuntimeError, match="in_features must be positive.*got 0"):
+        ops.pack_linear_weight(torch.empty(5, 0))
     with pytest.raises(RuntimeError, match="weight must be Float or BFloat16"):
         ops.pack_linear_weight(weight.double())

@@ -118,6 +118,25 @@ class SchedulerMachine(RuleBasedStateMachine):
             if update.token_id >= 0:
                 self.truth[update.seq_id].append(update.token_id)
 
+    @precondition(lambda self: self.scheduler.has_unfinished())
+    @rule(data=st.data())
+    def step_that_fails(self, data):
+        """The executor raises: the step is scheduled and written, but never counted."""
+        for sequence in self.scheduler.schedule().sequences:
+            self.write(sequence)
+        if data.draw(st.booleans()):
+            self.leave(data, close=False)
+
+    @precondition(lambda self: self.scheduler.has_unfinished())
+    @rule(data=st.data())
+    def step_without_some(self, data):
+        paused = data.draw(st.sets(st.sampled_from(sorted(self.scheduler.sequences))))
+        running = {s.seq_id for s in self.sequences(SequenceStatus.RUNNING)}
+        output = self.scheduler.schedule(paused)
+        assert not {s.seq_id for s in output.sequences} & paused & running
+        for sequence in output.sequences:
+            self.write(sequence)
+
     def slot(self, sequence: ScheduledSequence, position: int) -> int:
         block, offset = divmod(position, self.config.block_size)
         column = sequence.sink_window.column(block, sequence.ring_blocks, self.config.block_size)
@@ -182,7 +201,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 TestScheduler = SchedulerMachine.TestCase
-TestScheduler.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestScheduler.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
 
 
 def test_cdiv():

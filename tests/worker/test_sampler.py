@@ -110,18 +110,39 @@ def test_penalties():
     )
     logits = torch.zeros(1, 10)
     logits[0, 7], logits[0, 8], logits[0, 9] = 4.0, -1.0, 3.0
-    sample(logits, [sequence(params, history=history, num_output=3)])
+    sample(logits, [sequence(params, history=history, num_output=3, position=6)])
     assert logits[0, 7] == 2.0  # seen in the prompt only: divided
     assert logits[0, 8] == -2.0 - 0.5 - 0.25  # negative: multiplied; generated once
     assert logits[0, 9] == 1.5 - 0.5 - 2 * 0.25
     assert logits[0, 0] == 0.0
 
 
-def test_penalties_count_output_that_is_still_visible_only():
+@pytest.mark.parametrize(
+    ("num_output", "expected"),
+    [
+        (50, {1: 0, 2: 0, 3: -1, 4: -31}),  # the whole window was generated, no sink was
+        (97, {1: 0, 2: -1, 3: -1, 4: -31}),  # so was the last sink
+        (2, {1: 0, 2: 0, 3: 0, 4: -2}),
+    ],
+)
+def test_penalties_count_visible_output(num_output, expected):
+    """4 sinks and a window of 32 at a length of 100."""
     params = SamplingParams(temperature=0, frequency_penalty=1.0)
     logits = torch.zeros(1, 10)
-    sample(logits, [sequence(params, history=[3, 4, 4], num_output=50)])
-    assert logits[0, 3] == -1.0 and logits[0, 4] == -2.0
+    history = [1, 1, 1, 2, 3] + [4] * 31
+    sample(logits, [sequence(params, history=history, num_output=num_output)])
+    assert {token: int(logits[0, token]) for token in expected} == expected
+
+
+@pytest.mark.parametrize("params", [{"temperature": 1e-40}, {"top_p": 1e-46}])
+def test_extreme_values_take_the_most_likely(logits, params):
+    assert draw(logits, SamplingParams(**params), 3)[logits.argmax()] == 1
+
+
+def test_nan_logits_give_an_id_that_exists():
+    rows = [sequence(SamplingParams()), sequence(SamplingParams(temperature=0))]
+    tokens, _ = sample(torch.full((2, VOCAB), torch.nan), rows)
+    assert all(0 <= token < VOCAB for token in tokens)
 
 
 def test_stop_tokens_are_barred_until_min_tokens(logits):
@@ -136,7 +157,7 @@ def test_stop_tokens_are_barred_until_min_tokens(logits):
 def test_logprobs_are_of_the_raw_logits(logits):
     params = SamplingParams(temperature=0, logprobs=2, presence_penalty=2.0)
     best = int(logits.argmax())
-    row = sequence(params, history=[best], num_output=1)
+    row = sequence(params, history=[best], num_output=1, position=1)
     (token,), (entry,) = sample(logits[None].clone(), [row])
     expected = torch.log_softmax(logits, 0)
     assert entry.token_id == token
