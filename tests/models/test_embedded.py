@@ -54,7 +54,6 @@ def test_tokenizer_equals_transformers(files):
     messages = [{"role": "user", "content": "What is photosynthesis?"}]
     expected = oracle.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert tokenizer.apply_chat_template(messages) == expected
-    assert (tokenizer.vocab_size, tokenizer.eos_token_id) == (49152, 2)
 
 
 def test_its_package_is_never_imported(files):
