@@ -203,7 +203,7 @@ def _show(stream: Stream, deltas: Iterable[RequestDelta]) -> int:
             sys.stdout.write(delta.delta_text)
             sys.stdout.flush()
             if not sys.stdout.isatty() and meter.age > _LOG_SECONDS:
-                print(meter.summary(), file=sys.stderr)
+                print("\n" + meter.summary(), file=sys.stderr)
     except KeyboardInterrupt:
         pass
     print()
