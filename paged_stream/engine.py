@@ -7,30 +7,29 @@ progress, and an executor computes. Not thread-safe.
 from __future__ import annotations
 
 import itertools
-import logging
-import operator
 import random
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from paged_stream.config import EngineConfig
 from paged_stream.detokenizer import Detokenizer
 from paged_stream.executor.local import LocalExecutor
-from paged_stream.models.config import ModelConfig
+from paged_stream.inputs import (
+    Prompt,
+    as_token_ids,
+    check_range,
+    check_text,
+    resolve_sink_window,
+)
 from paged_stream.models.loader import load_config, resolve_model
 from paged_stream.outputs import EngineStats, RequestDelta, StreamStats
 from paged_stream.scheduler.config import SchedulerConfig
 from paged_stream.scheduler.output import SequenceUpdate
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.scheduler.scheduler import Scheduler
-from paged_stream.scheduler.sink_window import SinkWindow
 from paged_stream.stream import Stream
 from paged_stream.tokenizer import Tokenizer, load_tokenizer
-
-logger = logging.getLogger(__name__)
-
-Prompt = str | Sequence[int]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -256,31 +255,18 @@ class LLMEngine:
         Raises:
             ValueError: an empty prompt, text without a tokenizer, ids out of range or no ids.
         """
-        if isinstance(prompt, str):
-            if self.tokenizer is None:
-                raise ValueError(
-                    f"prompt is text, but {self.config.model} has no tokenizer; pass token ids or "
-                    "add tokenizer.json to the model folder"
-                )
-            token_ids = self._tokenize(self.tokenizer, prompt, continues)
+        if not isinstance(prompt, str):
+            token_ids = as_token_ids(prompt)
+        elif self.tokenizer is None:
+            raise ValueError(
+                f"prompt is text, but {self.config.model} has no tokenizer; pass token ids or "
+                "add tokenizer.json to the model folder"
+            )
         else:
-            token_ids = _token_ids(prompt)
-        if not token_ids:
-            raise ValueError("prompt must not be empty")
-        vocab_size = self.model_config.vocab_size
-        lowest, highest = min(token_ids), max(token_ids)
-        if lowest < 0 or highest >= vocab_size:
-            bad = lowest if lowest < 0 else highest
-            raise ValueError(f"prompt token ids must be in [0, {vocab_size}), got {bad}")
+            check_text(prompt)
+            token_ids = self.tokenizer.encode(prompt, add_special_tokens=not continues)
+        check_range(token_ids, self.model_config.vocab_size)
         return token_ids
-
-    @staticmethod
-    def _tokenize(tokenizer: Tokenizer, text: str, continues: bool) -> list[int]:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"prompt is not valid text: {error}") from None
-        return tokenizer.encode(text, add_special_tokens=not continues)
 
     def _check_request(self, request_id: str, params: SamplingParams) -> None:
         if not isinstance(request_id, str):
@@ -403,43 +389,3 @@ class LLMEngine:
         unfinished.remove(seq_id)
         if not unfinished:
             del self._requests[turn.request_id]
-
-
-def resolve_sink_window(
-    model_config: ModelConfig, num_sink_tokens: int, window_size: int | None
-) -> SinkWindow:
-    """Check sinks against the trained length, and let the window default to the rest of it.
-
-    Raises:
-        ValueError: the sinks leave no room.
-    """
-    trained = model_config.max_position_embeddings
-    sink_window = SinkWindow(num_sink_tokens, window_size)  # refuses what is no size at all
-    if num_sink_tokens >= trained:
-        raise ValueError(
-            f"num_sink_tokens must be less than the model's trained length ({trained}), "
-            f"got {num_sink_tokens}"
-        )
-    if window_size is None:
-        return SinkWindow(num_sink_tokens, trained - num_sink_tokens)
-    if num_sink_tokens + window_size > trained:
-        logger.warning(
-            "num_sink_tokens + window_size = %d exceeds the model's trained length of %d",
-            num_sink_tokens + window_size,
-            trained,
-        )
-    return sink_window
-
-
-def _token_ids(prompt: Sequence[int]) -> list[int]:
-    """Check that a prompt is a flat sequence of integers (arrays and tensors of them count)."""
-    values = prompt.tolist() if hasattr(prompt, "tolist") else prompt
-    if isinstance(values, bytes | Mapping) or not isinstance(values, Iterable):
-        raise ValueError(f"prompt must be text or a list of token ids, got {prompt!r}")
-    token_ids = []
-    for value in values:
-        try:
-            token_ids.append(operator.index(value))
-        except TypeError:
-            raise ValueError(f"prompt token ids must be ints, got {value!r}") from None
-    return token_ids

@@ -9,7 +9,7 @@ import torch
 
 from paged_stream import ops
 from paged_stream.config import EngineConfig
-from paged_stream.engine import resolve_sink_window
+from paged_stream.inputs import resolve_sink_window
 from paged_stream.models.loader import load_config, resolve_model
 from paged_stream.scheduler.sink_window import SinkWindow
 from paged_stream.worker.worker import memory_budget, plan_cache, resolve_dtype

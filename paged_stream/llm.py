@@ -10,7 +10,8 @@ from typing import Any, cast
 from tqdm import tqdm
 
 from paged_stream.config import EngineConfig
-from paged_stream.engine import LLMEngine, Prompt
+from paged_stream.engine import LLMEngine
+from paged_stream.inputs import Prompt
 from paged_stream.outputs import CompletionOutput, RequestDelta, RequestOutput
 from paged_stream.scheduler.sampling_params import SamplingParams
 

@@ -11,14 +11,15 @@ ROOT = Path(__file__).parent.parent
 # Each layer may import itself and what stands to its right.
 ALLOWED = {
     "cli": {"llm", "engine", "stream", "chat", "info", "config", "outputs", "scheduler"},
-    "info": {"engine", "worker", "models", "ops", "config", "scheduler"},
-    "llm": {"engine", "config", "outputs", "scheduler"},
+    "info": {"inputs", "worker", "models", "ops", "config", "scheduler"},
+    "llm": {"engine", "inputs", "config", "outputs", "scheduler"},
     "stream": {"engine", "outputs", "scheduler"},
     "chat": {"tokenizer"},
     "engine": {
         "executor",
         "scheduler",
         "detokenizer",
+        "inputs",
         "stream",
         "tokenizer",
         "models",
@@ -26,6 +27,7 @@ ALLOWED = {
         "outputs",
     },
     "detokenizer": {"tokenizer"},
+    "inputs": {"models", "scheduler"},
     "tokenizer": {"models"},
     "executor": {"worker", "models", "config", "scheduler"},
     "worker": {"models", "attention", "layers", "config", "scheduler"},
