@@ -42,7 +42,7 @@ class SamplingParams:
         logprobs: report the log-probability of each sampled token and of this many most likely
             ones, before penalties and temperature. ``None`` reports nothing.
         prompt_logprobs: the same for the prompt's tokens, given those visible before them.
-        seed: makes the request's tokens reproducible, whatever else runs beside it.
+        seed: makes the request's random choices its own, whatever else runs beside it.
 
     Raises:
         ValueError: names the field, its value and what is allowed.

@@ -19,10 +19,6 @@ class RotaryConfig:
     inv_freq: tuple[float, ...]
     attention_scaling: float
 
-    @property
-    def rotary_dim(self) -> int:
-        return 2 * len(self.inv_freq)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
