@@ -19,8 +19,10 @@ from paged_stream.inputs import (
     Prompt,
     as_token_ids,
     check_range,
+    check_rotary_length,
     check_text,
     resolve_sink_window,
+    visible_tokens,
 )
 from paged_stream.models.loader import load_config, resolve_model
 from paged_stream.outputs import EngineStats, RequestDelta, StreamStats
@@ -55,10 +57,13 @@ class LLMEngine:
     def __init__(self, config: EngineConfig) -> None:
         files = resolve_model(config.model)
         self.config = config
-        self.model_config = load_config(files)
+        model_config = load_config(files)
         self.sink_window = resolve_sink_window(
-            self.model_config, config.num_sink_tokens, config.window_size
+            model_config, config.num_sink_tokens, config.window_size
         )
+        if not model_config.is_exact_at(length := visible_tokens(model_config, self.sink_window)):
+            model_config = load_config(files, length)
+        self.model_config = model_config
         self.tokenizer: Tokenizer | None = load_tokenizer(files) if files.has_tokenizer else None
         self._executor = LocalExecutor(config, files, self.model_config, self.sink_window)
         self.cache_plan = self._executor.cache_plan
@@ -105,6 +110,7 @@ class LLMEngine:
         if type(priority) is not int:
             raise ValueError(f"priority must be an int, got {priority!r}")
         token_ids = self.encode(prompt)
+        self.check_length(len(token_ids))
         seed = self._seeds.getrandbits(63) if params.seed is None else params.seed
         for index in range(params.n):
             seq_id = next(self._seq_ids)
@@ -124,6 +130,7 @@ class LLMEngine:
         params = SamplingParams(prompt_logprobs=0)
         self._check_request(request_id, params)
         token_ids = self.encode(prompt)
+        self.check_length(len(token_ids))
         if len(token_ids) < 2:
             raise ValueError(f"prompt must have at least 2 tokens to score, got {len(token_ids)}")
         seq_id = next(self._seq_ids)
@@ -179,9 +186,18 @@ class LLMEngine:
             sinks = self.config.num_sink_tokens if num_sink_tokens is None else num_sink_tokens
             window = self.config.window_size if window_size is None else window_size
             sink_window = resolve_sink_window(self.model_config, sinks, window)
+            check_rotary_length(self.model_config, sink_window)
         seq_id = next(self._seq_ids)
         self._scheduler.open(seq_id, sink_window, is_stream=True)
         return Stream(self, seq_id)
+
+    def stream_check_length(self, seq_id: int, num_appended: int) -> None:
+        """Refuse what goes beyond the trained length of a model that cannot stream.
+
+        Raises:
+            ValueError: as `check_length`.
+        """
+        self.check_length(self._scheduler.sequences[seq_id].num_tokens + num_appended)
 
     def stream_start_turn(
         self, seq_id: int, token_ids: list[int], params: SamplingParams
@@ -267,6 +283,19 @@ class LLMEngine:
             token_ids = self.tokenizer.encode(prompt, add_special_tokens=not continues)
         check_range(token_ids, self.model_config.vocab_size)
         return token_ids
+
+    def check_length(self, num_tokens: int) -> None:
+        """Refuse more tokens than full attention can have; a window has no limit.
+
+        Raises:
+            ValueError: names the limit.
+        """
+        trained = self.model_config.max_position_embeddings
+        if self.sink_window.window_size is None and num_tokens > trained:
+            raise ValueError(
+                f"{self.model_config.model_type} cannot go beyond its trained length of {trained} "
+                f"tokens, got {num_tokens}"
+            )
 
     def _check_request(self, request_id: str, params: SamplingParams) -> None:
         if not isinstance(request_id, str):

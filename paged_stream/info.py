@@ -10,9 +10,15 @@ import torch
 from paged_stream import ops
 from paged_stream.config import EngineConfig
 from paged_stream.inputs import resolve_sink_window
+from paged_stream.models.config import ModelConfig
 from paged_stream.models.loader import load_config, resolve_model
 from paged_stream.scheduler.sink_window import SinkWindow
-from paged_stream.worker.worker import memory_budget, plan_cache, resolve_dtype
+from paged_stream.worker.worker import (
+    blocks_per_stream,
+    memory_budget,
+    plan_cache,
+    resolve_dtype,
+)
 
 
 def describe(model: str, **settings: Any) -> str:
@@ -27,7 +33,7 @@ def describe(model: str, **settings: Any) -> str:
     dtype = resolve_dtype(config.dtype, model_config.dtype)
     sink_window = resolve_sink_window(model_config, config.num_sink_tokens, config.window_size)
     plan = plan_cache(config, model_config, dtype, sink_window)
-    stream_blocks = _stream_blocks(sink_window, config.block_size)
+    stream_blocks = blocks_per_stream(config, model_config, sink_window, chunk=1)
     rows = [
         ("model", f"{model} ({model_config.model_type})"),
         ("weights", f"{_size(model_config.num_parameters * dtype.itemsize)} in {_name(dtype)}"),
@@ -37,10 +43,7 @@ def describe(model: str, **settings: Any) -> str:
             f"{model_config.num_kv_heads} KV heads of {model_config.head_dim}, "
             f"trained length {model_config.max_position_embeddings:,}",
         ),
-        (
-            "each query sees",
-            f"{sink_window.num_sink_tokens} sink tokens + a window of {sink_window.window_size:,}",
-        ),
+        ("each query sees", _visible(model_config, sink_window)),
         ("KV per token", _size(model_config.kv_bytes_per_token(dtype))),
         ("KV per stream", f"{_size(stream_blocks * plan.block_bytes)} at any length"),
         (
@@ -60,8 +63,15 @@ def describe(model: str, **settings: Any) -> str:
     return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
 
 
-def _stream_blocks(sink_window: SinkWindow, block_size: int) -> int:
-    return sink_window.num_sink_blocks(block_size) + sink_window.ring_blocks(1, block_size)
+def _visible(model_config: ModelConfig, sink_window: SinkWindow) -> str:
+    if sink_window.window_size is None:
+        return f"all of up to {model_config.max_position_embeddings:,} tokens; it cannot stream"
+    text = f"{sink_window.num_sink_tokens} sink tokens + a window of {sink_window.window_size:,}"
+    local = [layer.local_window for layer in model_config.layers if layer.local_window]
+    if local:
+        sizes = " or ".join(f"{size:,}" for size in sorted(set(local)))
+        text += f"; in {len(local)} of {model_config.num_layers} layers the last {sizes} at most"
+    return text
 
 
 def _backends() -> str:

@@ -76,12 +76,15 @@ def paged_attention(
     ring_blocks: Tensor,
     scale: float,
     alibi_slopes: Tensor | None = None,
+    softcap: float | None = None,
+    local_window: int | None = None,
 ) -> Tensor:
     """Attention of each token over the sinks and the window of its sequence.
 
     The token at position p sees the keys j < num_sink_tokens, through ``sink_query``, and
-    p - window_size < j <= p, through ``query``. Blocks that no token of a chunk sees are not
-    touched, so their columns may hold anything.
+    p - window_size < j <= p, through ``query``. A local window narrows both to the last
+    ``local_window`` of the keys that a sequence keeps; the block table does not depend on it.
+    Blocks that no token of a chunk sees are not touched, so their columns may hold anything.
 
     Args:
         query: [T, num_heads, head_dim], rows strided; num_heads a multiple of num_kv_heads.
@@ -96,6 +99,9 @@ def paged_attention(
         scale: factor on the scores.
         alibi_slopes: float32 [num_heads]; a score loses slope times the distance to its key, for
             sink keys measured from position min(p, num_sink_tokens + window_size - 1).
+        softcap: scaled scores s become softcap * tanh(s / softcap); not with ``alibi_slopes``.
+        local_window: the layer's own sliding window L: of the sink keys only those at a distance
+            below L are seen, measured in the same way, and of the others those with p - L < j.
 
     Returns:
         [T, num_heads, head_dim], contiguous, in the dtype of ``query``.
@@ -113,6 +119,8 @@ def paged_attention(
         ring_blocks,
         scale,
         alibi_slopes,
+        softcap or 0.0,
+        local_window or 0,
     )
 
 
@@ -218,7 +226,7 @@ def add_rms_norm(residual: Tensor, delta: Tensor | None, weight: Tensor, eps: fl
     Args:
         residual: [T, dim], contiguous; changed when there is a delta.
         delta: [T, dim], contiguous, or ``None``.
-        weight: [dim], in the same dtype.
+        weight: float32 [dim], whatever the dtype of ``residual``.
         eps: added to the mean square.
 
     Returns:
@@ -280,6 +288,8 @@ def _(
     ring_blocks,
     scale,
     alibi_slopes,
+    softcap,
+    local_window,
 ):
     return query.new_empty(query.shape)
 

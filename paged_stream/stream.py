@@ -31,10 +31,13 @@ class Stream:
         """Add text or token ids. They are computed with the next `generate`.
 
         Raises:
-            ValueError: as `LLMEngine.add_request`, or the stream is closed.
+            ValueError: as `LLMEngine.add_request`, the stream is closed, or it would grow beyond
+                the trained length of a model that cannot stream.
         """
         self._check_open()
-        self._appended += self._engine.encode(prompt, continues=self._has_tokens)
+        token_ids = self._engine.encode(prompt, continues=self._has_tokens)
+        self._engine.stream_check_length(self._seq_id, len(self._appended) + len(token_ids))
+        self._appended += token_ids
         self._has_tokens = True
 
     def generate(self, params: SamplingParams | None = None) -> Iterator[RequestDelta]:
@@ -50,6 +53,7 @@ class Stream:
         self._check_idle()
         params = params or SamplingParams()
         self._engine.check_params(params)
+        self._engine.stream_check_length(self._seq_id, len(self._appended))
         if params.n != 1:
             raise ValueError(f"n must be 1 for a stream, got {params.n}")
         return self._generate(params)

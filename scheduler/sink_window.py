@@ -3,6 +3,10 @@
 The one rule: the query at absolute position ``p`` sees ``{j < S} | {j : p - W < j <= p}``, where
 ``S = num_sink_tokens`` and ``W = window_size``. It depends on ``p`` alone, so nothing here knows
 about chunks, batches or steps. ``csrc/include/sink_window.h`` mirrors this file.
+
+A layer may have a sliding window ``L`` of its own, `local_window`: of those keys its queries see
+only the last ``L``, counted in a cache that holds nothing else. Then a window key is visible if
+``p - L < j`` too, and a sink key if its distance from `sink_position` is below ``L``.
 """
 
 from __future__ import annotations
@@ -39,18 +43,25 @@ class SinkWindow:
 
     # Visibility
 
-    def is_visible(self, key_position: int, query_position: int) -> bool:
+    def is_visible(
+        self, key_position: int, query_position: int, local_window: int | None = None
+    ) -> bool:
         if key_position > query_position:
             return False
-        return key_position < self.num_sink_tokens or key_position >= self.window_start(
-            query_position
-        )
+        if key_position < self.num_sink_tokens:
+            return key_position >= self.sink_start(query_position, local_window)
+        return key_position >= self.window_start(query_position, local_window)
 
-    def window_start(self, query_position: int) -> int:
+    def window_start(self, query_position: int, local_window: int | None = None) -> int:
         """First position inside the window of ``query_position`` (it may lie among the sinks)."""
-        if self.window_size is None:
+        sizes = [size for size in (self.window_size, local_window) if size is not None]
+        return max(0, query_position - min(sizes) + 1) if sizes else 0
+
+    def sink_start(self, query_position: int, local_window: int | None) -> int:
+        """First sink that ``query_position`` sees; ``num_sink_tokens`` or more if it sees none."""
+        if local_window is None:
             return 0
-        return max(0, query_position - self.window_size + 1)
+        return max(0, self.sink_position(query_position) - local_window + 1)
 
     def num_visible(self, query_position: int) -> int:
         if self.window_size is None:

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <cmath>
 #include <optional>
 #include <vector>
 
@@ -29,6 +30,17 @@ void check_heads(const Tensor& query, const std::optional<Tensor>& sink_query,
   STD_TORCH_CHECK(query.size(1) >= 1 && query.size(1) % k_cache.size(1) == 0,
                   "paged_attention: num_heads must be a multiple of num_kv_heads ", k_cache.size(1),
                   ", got ", query.size(1));
+}
+
+void check_layer(double softcap, int64_t local_window, bool has_alibi) {
+  // The kernels compute in float32, where it must neither vanish nor overflow.
+  const bool is_cap = softcap > 0 && std::isnormal(static_cast<float>(softcap));
+  STD_TORCH_CHECK(softcap == 0 || is_cap,
+                  "paged_attention: softcap must be a positive float32, or 0 for none, got ",
+                  softcap);
+  kCheck.require(softcap == 0 || !has_alibi, "softcap and alibi_slopes must not both be given");
+  kCheck.require(local_window >= 0, "local_window must be at least 1, or 0 for none, got " +
+                                        std::to_string(local_window));
 }
 
 struct Batch {
@@ -110,8 +122,10 @@ Tensor paged_attention(const Tensor& query, const std::optional<Tensor>& sink_qu
                        const Tensor& query_start_loc, const Tensor& seq_lens,
                        const Tensor& num_sink_tokens, const Tensor& window_size,
                        const Tensor& ring_blocks, double scale,
-                       const std::optional<Tensor>& alibi_slopes) {
+                       const std::optional<Tensor>& alibi_slopes, double softcap,
+                       int64_t local_window) {
   check_heads(query, sink_query, k_cache, v_cache);
+  check_layer(softcap, local_window, alibi_slopes.has_value());
   const Batch batch{block_table,     query_start_loc, seq_lens,
                     num_sink_tokens, window_size,     ring_blocks};
   batch.check(query);
@@ -143,11 +157,14 @@ Tensor paged_attention(const Tensor& query, const std::optional<Tensor>& sink_qu
   inputs.head_dim = head_dim;
   inputs.scale = static_cast<float>(scale);
   if (alibi_slopes) inputs.alibi_slopes = alibi_slopes->const_data_ptr<float>();
+  inputs.softcap = static_cast<float>(softcap);
+  inputs.local_window = local_window == 0 ? kNoLocalWindow : local_window;
 
   const bool is_float = query.scalar_type() == ScalarType::Float;
   const AttentionKernels* table = kernels().attention(is_float ? DType::kFloat32 : DType::kBFloat16,
                                                       static_cast<int>(head_dim));
-  run_attention(inputs, plan_attention(sequences, static_cast<int>(inputs.group_size())), *table);
+  const int group_size = static_cast<int>(inputs.group_size());
+  run_attention(inputs, plan_attention(sequences, group_size, inputs.local_window), *table);
   return out;
 }
 

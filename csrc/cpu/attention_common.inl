@@ -68,6 +68,20 @@ PS_INLINE Vec<W> lane_numbers() {
 // Far below any score, yet finite, so that differences of hidden scores are numbers.
 constexpr float kHidden = -1e30f;
 
+// Softcap of log2-domain scores, up to the next multiple of W keys. With s and c in that domain,
+// c * tanh(s / c) is c * (1 - e) / (1 + e) for e = 2^(-2 * s / softcap), s >= 0.
+template <int W>
+PS_INLINE void cap_scores(float* scores, int num_keys, float softcap) {
+  const float exponent = -2.0f / softcap;
+  const float cap = softcap * kLog2E;
+  for (int i = 0; i < num_keys; i += W) {
+    const Vec<W> s = load<Vec<W>>(scores + i);
+    const Vec<W> e = exp2_nonpositive<W>((s < 0.0f ? -s : s) * exponent);
+    const Vec<W> capped = (1.0f - e) / (1.0f + e) * cap;
+    store(scores + i, s < 0.0f ? -capped : capped);
+  }
+}
+
 // Adds the bias and hides what the row does not see.
 template <int W>
 PS_INLINE void bias_and_mask(float* scores, int num_keys, const RowView& view) {
@@ -81,14 +95,17 @@ PS_INLINE void bias_and_mask(float* scores, int num_keys, const RowView& view) {
   }
 }
 
-// Turns scores [0, num_keys) of one row into weights 2^(score - max), those up to the next
-// multiple of W too, and updates the row's max and sum. Returns the factor by which what the row
-// accumulated before must shrink: 0 if that came from hidden keys alone.
+// Turns the scores of a row for the keys of a run into weights 2^(score - max), those up to the
+// next multiple of W too, and updates the row's max and sum. Returns the factor by which what the
+// row accumulated before must shrink: 0 if that came from hidden keys alone.
 template <int W>
-PS_INLINE float softmax_step(float* scores, int num_keys, const RowView& view, bool has_alibi,
-                             float& row_max, float& row_sum) {
+PS_INLINE float softmax_step(float* scores, const KeyRun& run, int row, const SoftmaxState& state) {
+  const int num_keys = run.num_keys;
+  const RowView& view = run.views[row];
+  if (run.softcap != 0.0f) cap_scores<W>(scores, num_keys, run.softcap);
   const bool sees_all = view.begin <= 0 && view.end >= num_keys && num_keys % W == 0;
-  if (!sees_all || has_alibi) bias_and_mask<W>(scores, num_keys, view);
+  if (!sees_all || run.has_alibi) bias_and_mask<W>(scores, num_keys, view);
+  const float row_max = state.max[row];
   Vec<W> max = splat<W>(row_max);
   for (int i = 0; i < num_keys; i += W) {
     const Vec<W> s = load<Vec<W>>(scores + i);
@@ -102,8 +119,8 @@ PS_INLINE float softmax_step(float* scores, int num_keys, const RowView& view, b
     sum += weights;
   }
   const float shrink = row_max == new_max ? 1.0f : __builtin_exp2f(row_max - new_max);
-  row_sum = row_sum * shrink + horizontal_sum<W>(sum);
-  row_max = new_max;
+  state.sum[row] = state.sum[row] * shrink + horizontal_sum<W>(sum);
+  state.max[row] = new_max;
   return shrink;
 }
 

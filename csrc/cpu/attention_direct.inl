@@ -85,9 +85,7 @@ void attend_rows(const KeyRun& run, int first_row, RowChunks<W, Fixed> chunks,
   }
   float shrink[R];
   for (int r = 0; r < R; ++r) {
-    const int row = first_row + r;
-    shrink[r] = softmax_step<W>(scores + r * stride, run.num_keys, run.views[row], run.has_alibi,
-                                state.max[row], state.sum[row]);
+    shrink[r] = softmax_step<W>(scores + r * stride, run, first_row + r, state);
   }
   float* acc = state.acc + first_row * dim;
   const T* v_cache = static_cast<const T*>(run.v_cache);

@@ -99,9 +99,7 @@ void attend_packed(const KeyRun& run, int head_dim, const SoftmaxState& state,
     }
     float* acc = state.acc + first * dim;
     for (int r = 0; r < kRowPadding && first + r < state.num_rows; ++r) {
-      const int row = first + r;
-      const float shrink = softmax_step<W>(scores + r * kMaxRunPacked, run.num_keys, run.views[row],
-                                           run.has_alibi, state.max[row], state.sum[row]);
+      const float shrink = softmax_step<W>(scores + r * kMaxRunPacked, run, first + r, state);
       if (shrink != 1.0f) scale_row<W>(acc + r * dim, dim, shrink);
     }
     add_packed_values<W>(scores, scratch.packed_v, acc, dim, run.num_keys);

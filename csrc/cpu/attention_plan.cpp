@@ -13,7 +13,8 @@ constexpr int64_t kSplitAlignment = 16;
 
 int64_t cdiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-Tile make_tile(const SequenceView& sequence, int64_t offset, int64_t num_tokens) {
+Tile make_tile(const SequenceView& sequence, int64_t offset, int64_t num_tokens,
+               int64_t local_window) {
   const SinkWindow& window = sequence.sink_window;
   Tile tile{};
   tile.sequence = &sequence;
@@ -22,7 +23,10 @@ Tile make_tile(const SequenceView& sequence, int64_t offset, int64_t num_tokens)
   tile.num_tokens = static_cast<int>(num_tokens);
   tile.window_end = tile.first_position + num_tokens;
   tile.sink_end = std::min(window.num_sink_tokens, tile.window_end);
-  tile.window_begin = std::max(tile.sink_end, window.window_start(tile.first_position));
+  // What the first token sees begins no later than what the others do.
+  tile.sink_begin = std::min(tile.sink_end, window.sink_start(tile.first_position, local_window));
+  tile.window_begin =
+      std::max(tile.sink_end, window.window_start(tile.first_position, local_window));
   tile.num_splits = 1;
   tile.split_len = tile.num_keys();
   return tile;
@@ -39,7 +43,8 @@ void split_keys(Tile& tile) {
 
 }  // namespace
 
-AttentionPlan plan_attention(const std::vector<SequenceView>& sequences, int group_size) {
+AttentionPlan plan_attention(const std::vector<SequenceView>& sequences, int group_size,
+                             int64_t local_window) {
   AttentionPlan plan;
   const int64_t max_tokens = std::max<int64_t>(1, kTileRows / group_size);
   for (const SequenceView& sequence : sequences) {
@@ -47,7 +52,7 @@ AttentionPlan plan_attention(const std::vector<SequenceView>& sequences, int gro
     for (int64_t i = 0; i < num_tiles; ++i) {
       const int64_t begin = sequence.chunk * i / num_tiles;
       const int64_t end = sequence.chunk * (i + 1) / num_tiles;
-      Tile tile = make_tile(sequence, begin, end - begin);
+      Tile tile = make_tile(sequence, begin, end - begin, local_window);
       if (num_tiles == 1) split_keys(tile);
       if (tile.num_splits > 1) {
         tile.first_part_row = plan.num_part_rows;

@@ -19,13 +19,14 @@ struct SequenceView {
 };
 
 // Consecutive tokens of one sequence, and the keys that any of them sees: positions
-// [0, sink_end) through sink queries, then [window_begin, window_end) through plain ones. Counting
-// through both gives the tile's key list, which splits cut evenly.
+// [sink_begin, sink_end) through sink queries, then [window_begin, window_end) through plain ones.
+// Counting through both gives the tile's key list, which splits cut evenly.
 struct Tile {
   const SequenceView* sequence;
   int64_t first_token;
   int64_t first_position;
   int num_tokens;
+  int64_t sink_begin;
   int64_t sink_end;
   int64_t window_begin;
   int64_t window_end;
@@ -34,7 +35,8 @@ struct Tile {
   int64_t first_part_row;  // its place among the rows of partial results
   int64_t first_counter;   // its place among the tiles that are split
 
-  int64_t num_keys() const { return sink_end + window_end - window_begin; }
+  int64_t num_sinks() const { return sink_end - sink_begin; }
+  int64_t num_keys() const { return num_sinks() + window_end - window_begin; }
 };
 
 struct AttentionPlan {
@@ -46,8 +48,9 @@ struct AttentionPlan {
   int max_tile_tokens = 0;
 };
 
-// The cut of a sequence depends on that sequence alone, so a stream's output does not depend on
-// what shares its batch, not even by rounding.
-AttentionPlan plan_attention(const std::vector<SequenceView>& sequences, int group_size);
+// The cut of a sequence depends on that sequence and the layer alone, so a stream's output does not
+// depend on what shares its batch, not even by rounding.
+AttentionPlan plan_attention(const std::vector<SequenceView>& sequences, int group_size,
+                             int64_t local_window);
 
 }  // namespace paged_stream

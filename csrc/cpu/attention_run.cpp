@@ -103,8 +103,8 @@ class Attention {
     const SoftmaxState state = new_state(tile, parts + split * part_size);
     const int64_t begin = split * tile.split_len;
     const int64_t end = std::min(begin + tile.split_len, tile.num_keys());
-    if (!run_sinks(tile, kv_head, begin, std::min(end, tile.sink_end), s, state) ||
-        !run_window(tile, kv_head, std::max(begin, tile.sink_end), end, s, state)) {
+    if (!run_sinks(tile, kv_head, begin, std::min(end, tile.num_sinks()), s, state) ||
+        !run_window(tile, kv_head, std::max(begin, tile.num_sinks()), end, s, state)) {
       return;
     }
     const SoftmaxState first = state_at(tile, parts);
@@ -134,36 +134,42 @@ class Attention {
     return state;
   }
 
-  // Keys [begin, end) of the tile's key list, all below sink_end. False after a bad block.
+  // Keys [begin, end) of the tile's key list, all of them sinks. False after a bad block.
   bool run_sinks(const Tile& tile, int64_t kv_head, int64_t begin, int64_t end, const Scratch& s,
                  const SoftmaxState& state) {
     if (begin >= end) return true;
     pack(tile, kv_head, in_.sink_query, in_.sink_query_stride, s.sink_query);
     const SinkWindow& window = tile.sequence->sink_window;
-    return run_keys(tile, kv_head, begin, end, s.sink_query, s, state,
+    const int64_t shift = tile.sink_begin;
+    return run_keys(tile, kv_head, begin + shift, end + shift, s.sink_query, s, state,
                     [&](int64_t position, int64_t first, int64_t n) {
-                      const int64_t last = std::clamp<int64_t>(position + 1 - first, 0, n);
-                      const int64_t distance = window.sink_position(position) - first;
-                      return RowView{0, static_cast<int32_t>(last), 0.0f,
-                                     static_cast<float>(distance)};
+                      const int64_t start = window.sink_start(position, in_.local_window);
+                      return row_view(start, position, window.sink_position(position), first, n);
                     });
   }
 
-  // Keys [begin, end) of the tile's key list, all from sink_end on.
+  // Keys [begin, end) of the tile's key list, all of them behind the sinks.
   bool run_window(const Tile& tile, int64_t kv_head, int64_t begin, int64_t end, const Scratch& s,
                   const SoftmaxState& state) {
     if (begin >= end) return true;
     pack(tile, kv_head, in_.query, in_.query_stride, s.query);
     const SinkWindow& window = tile.sequence->sink_window;
-    const int64_t shift = tile.window_begin - tile.sink_end;
+    const int64_t shift = tile.window_begin - tile.num_sinks();
     return run_keys(tile, kv_head, begin + shift, end + shift, s.query, s, state,
                     [&](int64_t position, int64_t first, int64_t n) {
-                      const int64_t start = window.window_start(position) - first;
-                      const int64_t last = std::clamp<int64_t>(position + 1 - first, 0, n);
-                      return RowView{static_cast<int32_t>(std::clamp<int64_t>(start, 0, n)),
-                                     static_cast<int32_t>(last), 0.0f,
-                                     static_cast<float>(position - first)};
+                      const int64_t start = window.window_start(position, in_.local_window);
+                      return row_view(start, position, position, first, n);
                     });
+  }
+
+  // The row at `position` sees [start, position], of which a run holds [first, first + n); towards
+  // these keys the row stands at `place`.
+  static RowView row_view(int64_t start, int64_t position, int64_t place, int64_t first,
+                          int64_t n) {
+    const int64_t begin = std::clamp<int64_t>(start - first, 0, n);
+    const int64_t end = std::clamp<int64_t>(position + 1 - first, 0, n);
+    return {static_cast<int32_t>(begin), static_cast<int32_t>(end), 0.0f,
+            static_cast<float>(place - first)};
   }
 
   // Positions [begin, end); view(position, first, n) is what the row at `position` sees of the n
@@ -191,7 +197,8 @@ class Attention {
                        static_cast<int>(n),
                        query,
                        s.views,
-                       in_.alibi_slopes != nullptr};
+                       in_.alibi_slopes != nullptr,
+                       in_.softcap};
       attend(run, head_dim(), state, s.kernel);
     }
     return true;

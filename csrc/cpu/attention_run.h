@@ -25,6 +25,8 @@ struct AttentionInputs {
   int64_t head_dim;
   float scale;
   const float* alibi_slopes;  // or null
+  float softcap;              // or 0
+  int64_t local_window;       // or kNoLocalWindow
 
   int64_t group_size() const { return num_heads / num_kv_heads; }
 };

@@ -36,12 +36,12 @@ Tensor add_rms_norm(Tensor residual, std::optional<Tensor> delta, Tensor weight,
     check.dense(*delta, "delta", 0);
   }
   check.shape(weight, "weight", "[dim]", {dim});
-  check.dtype(weight, "weight", residual.scalar_type());
+  check.dtype(weight, "weight", ScalarType::Float);
   check.dense(weight, "weight", 0);
   Tensor out = torch::stable::empty_like(residual);
   const RmsNormArgs args{residual.data_ptr(),
                          delta ? delta->data_ptr() : nullptr,
-                         weight.data_ptr(),
+                         weight.const_data_ptr<float>(),
                          out.data_ptr(),
                          dim,
                          static_cast<float>(eps)};

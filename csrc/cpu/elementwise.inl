@@ -2,17 +2,23 @@
 
 // A vector of consecutive elements, and a single one in the first lane: rows whose length is no
 // multiple of the vector's are rare and go through the same code.
-template <class T>
 struct WholeVector {
-  static PS_INLINE Vec<kLanes> get(const T* p) { return load_row<kLanes>(p); }
-  static PS_INLINE void put(T* p, Vec<kLanes> v) { store_row<kLanes>(p, v); }
+  template <class T>
+  static PS_INLINE Vec<kLanes> get(const T* p) {
+    return load_row<kLanes>(p);
+  }
+  template <class T>
+  static PS_INLINE void put(T* p, Vec<kLanes> v) {
+    store_row<kLanes>(p, v);
+  }
 };
-template <class T>
 struct OneElement {
+  template <class T>
   static PS_INLINE Vec<kLanes> get(const T* p) {
     const T padded[kLanes] = {*p};
     return load_row<kLanes>(padded);
   }
+  template <class T>
   static PS_INLINE void put(T* p, Vec<kLanes> v) {
     T padded[kLanes];
     store_row<kLanes>(padded, v);
@@ -21,41 +27,39 @@ struct OneElement {
 };
 
 // Calls body(i, access) for every place of a row where a vector or a left-over element begins.
-template <class T, class Body>
+template <class Body>
 PS_INLINE void for_row(int64_t dim, const Body& body) {
   int64_t i = 0;
-  for (; i + kLanes <= dim; i += kLanes) body(i, WholeVector<T>{});
-  for (; i < dim; ++i) body(i, OneElement<T>{});
+  for (; i + kLanes <= dim; i += kLanes) body(i, WholeVector{});
+  for (; i < dim; ++i) body(i, OneElement{});
 }
 
 template <class T>
 void rms_norm(const RmsNormArgs& a, int64_t row_begin, int64_t row_end) {
-  const T* weight = static_cast<const T*>(a.weight);
   for (int64_t row = row_begin; row < row_end; ++row) {
     T* residual = static_cast<T*>(a.residual) + row * a.dim;
     T* out = static_cast<T*>(a.out) + row * a.dim;
     if (a.delta != nullptr) {
       const T* delta = static_cast<const T*>(a.delta) + row * a.dim;
-      for_row<T>(a.dim, [&](int64_t i, auto access) {
+      for_row(a.dim, [&](int64_t i, auto access) {
         access.put(residual + i, access.get(residual + i) + access.get(delta + i));
       });
     }
     Vec<kLanes> squares{};
-    for_row<T>(a.dim, [&](int64_t i, auto access) {
+    for_row(a.dim, [&](int64_t i, auto access) {
       const Vec<kLanes> x = access.get(residual + i);
       squares += x * x;
     });
     const float mean = horizontal_sum<kLanes>(squares) / static_cast<float>(a.dim);
     const Vec<kLanes> scale = splat<kLanes>(1.0f / __builtin_sqrtf(mean + a.eps));
-    for_row<T>(a.dim, [&](int64_t i, auto access) {
-      access.put(out + i, access.get(residual + i) * scale * access.get(weight + i));
+    for_row(a.dim, [&](int64_t i, auto access) {
+      access.put(out + i, access.get(residual + i) * scale * access.get(a.weight + i));
     });
   }
 }
 
 // x / (1 + e^-x), from e^-|x| so that nothing overflows.
 PS_INLINE Vec<kLanes> silu(Vec<kLanes> x) {
-  constexpr float kLog2E = 1.44269504f;
   const Vec<kLanes> power = exp2_nonpositive<kLanes>((x < 0.0f ? x : -x) * kLog2E);
   return x * (x < 0.0f ? power : splat<kLanes>(1.0f)) / (1.0f + power);
 }
@@ -66,7 +70,7 @@ void silu_and_mul(const void* gate_up, void* result, int64_t dim, int64_t row_be
   for (int64_t row = row_begin; row < row_end; ++row) {
     const T* gate = static_cast<const T*>(gate_up) + row * 2 * dim;
     T* out = static_cast<T*>(result) + row * dim;
-    for_row<T>(dim, [&](int64_t i, auto access) {
+    for_row(dim, [&](int64_t i, auto access) {
       access.put(out + i, silu(access.get(gate + i)) * access.get(gate + dim + i));
     });
   }

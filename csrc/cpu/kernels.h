@@ -57,7 +57,8 @@ struct KeyRun {
   int num_keys;
   const float* query;    // [rows, padded_dim], packed by pack_query
   const RowView* views;  // [rows]
-  bool has_alibi;
+  bool has_alibi;        // never together with a softcap
+  float softcap;         // scores s become softcap * tanh(s / softcap); 0 leaves them
 };
 
 // Online softmax of some rows: what they have accumulated over the runs seen so far.
@@ -115,7 +116,7 @@ using LinearFn = void (*)(const LinearArgs&);
 struct RmsNormArgs {
   void* residual;     // [rows, dim], changed when delta is given
   const void* delta;  // [rows, dim] or null
-  const void* weight;
+  const float* weight;
   void* out;
   int64_t dim;
   float eps;

@@ -124,6 +124,8 @@ PS_INLINE void transpose(Vec<W>* v) {
   }
 }
 
+constexpr float kLog2E = 1.44269504f;
+
 // 2^x for x <= 0, relative error below 2e-7; exactly 0 below -126, NaN for NaN.
 template <int W>
 PS_INLINE Vec<W> exp2_nonpositive(Vec<W> x) {

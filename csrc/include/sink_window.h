@@ -14,6 +14,8 @@ namespace paged_stream {
 
 // The window size that stands for full attention: nothing is evicted, no token is a sink.
 constexpr int64_t kFullAttention = INT32_MAX;
+// The local window of a layer that has none.
+constexpr int64_t kNoLocalWindow = INT64_MAX;
 
 struct SinkWindow {
   int64_t num_sink_tokens;  // 0 for full attention
@@ -21,14 +23,23 @@ struct SinkWindow {
 
   PAGED_STREAM_HOST_DEVICE bool is_full() const { return window_size == kFullAttention; }
 
-  PAGED_STREAM_HOST_DEVICE bool is_visible(int64_t key_position, int64_t query_position) const {
+  PAGED_STREAM_HOST_DEVICE bool is_visible(int64_t key_position, int64_t query_position,
+                                           int64_t local_window = kNoLocalWindow) const {
     if (key_position > query_position) return false;
-    return key_position < num_sink_tokens || key_position >= window_start(query_position);
+    if (key_position < num_sink_tokens) {
+      return key_position >= sink_start(query_position, local_window);
+    }
+    return key_position >= window_start(query_position, local_window);
   }
 
-  PAGED_STREAM_HOST_DEVICE int64_t window_start(int64_t query_position) const {
-    if (is_full() || query_position < window_size) return 0;
-    return query_position - window_size + 1;
+  PAGED_STREAM_HOST_DEVICE int64_t window_start(int64_t query_position,
+                                                int64_t local_window = kNoLocalWindow) const {
+    const bool is_local = is_full() || local_window < window_size;
+    return run_start(query_position, is_local ? local_window : window_size);
+  }
+
+  PAGED_STREAM_HOST_DEVICE int64_t sink_start(int64_t query_position, int64_t local_window) const {
+    return run_start(sink_position(query_position), local_window);
   }
 
   PAGED_STREAM_HOST_DEVICE int64_t num_visible(int64_t query_position) const {
@@ -57,6 +68,11 @@ struct SinkWindow {
                                           int64_t block_size) const {
     const int64_t sinks = num_sink_blocks(block_size);
     return logical_block < sinks ? logical_block : sinks + (logical_block - sinks) % ring_blocks;
+  }
+
+  // First of the `length` positions that end with `last`.
+  PAGED_STREAM_HOST_DEVICE static int64_t run_start(int64_t last, int64_t length) {
+    return last < length ? 0 : last - length + 1;
   }
 };
 

@@ -23,6 +23,8 @@ class AttentionBackend(ABC):
         *,
         scale: float,
         alibi_slopes: torch.Tensor | None = None,
+        softcap: float | None = None,
+        local_window: int | None = None,
     ) -> torch.Tensor:
         """Attend to sinks and window; the step's own K and V are in the cache already.
 
@@ -32,6 +34,8 @@ class AttentionBackend(ABC):
             k_cache: [num_blocks, num_kv_heads, block_size, head_dim]; so is ``v_cache``.
             scale: factor on the scores.
             alibi_slopes: float32 [num_heads], or ``None``.
+            softcap: bend scores to stay below this.
+            local_window: the layer's own window, on top of the sequences' sinks and windows.
 
         Returns:
             [T, num_heads, head_dim] in the dtype of ``query``.

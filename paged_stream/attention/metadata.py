@@ -19,9 +19,9 @@ class AttentionMetadata:
         block_table: int32 [B, width], rows padded with -1.
         ring_blocks: int32 [B], ring columns of each row.
         slot_mapping: int64 [T], where each token's K and V go; -1 skips.
-        rotary: float32 [T, rotary_dim], cos then sin at each token's position.
-        sink_rotary: float32 [T, rotary_dim], the same at its position towards the sinks; ``None``
-            when no sequence in the batch has outgrown sinks plus window, so that both agree.
+        positions: int64 [T], of each token in its stream.
+        sink_positions: int64 [T], its position towards the sinks; ``None`` when no sequence in the
+            batch has outgrown sinks plus window, so that both agree.
     """
 
     query_start_loc: torch.Tensor
@@ -31,5 +31,5 @@ class AttentionMetadata:
     block_table: torch.Tensor
     ring_blocks: torch.Tensor
     slot_mapping: torch.Tensor
-    rotary: torch.Tensor
-    sink_rotary: torch.Tensor | None
+    positions: torch.Tensor
+    sink_positions: torch.Tensor | None

@@ -20,6 +20,8 @@ class NativeBackend(AttentionBackend):
         *,
         scale: float,
         alibi_slopes: torch.Tensor | None = None,
+        softcap: float | None = None,
+        local_window: int | None = None,
     ) -> torch.Tensor:
         return ops.paged_attention(
             query,
@@ -34,4 +36,6 @@ class NativeBackend(AttentionBackend):
             metadata.ring_blocks,
             scale,
             alibi_slopes,
+            softcap,
+            local_window,
         )

@@ -1,8 +1,9 @@
-"""Feed-forward blocks."""
+"""Feed-forward blocks: [T, hidden_size] to the same."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,11 +11,23 @@ import torch.nn.functional as F
 from paged_stream import ops
 from paged_stream.layers.linear import Linear
 
-ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"silu": F.silu, "gelu": F.gelu}
+_GELU_TANH = partial(F.gelu, approximate="tanh")
+
+# By transformers' names, several of which mean the same.
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": F.silu,
+    "swish": F.silu,
+    "gelu": F.gelu,
+    "gelu_new": _GELU_TANH,
+    "gelu_fast": _GELU_TANH,
+    "gelu_pytorch_tanh": _GELU_TANH,
+    "relu": F.relu,
+}
 
 
-class GatedMLP(torch.nn.Module):
-    """``down(activation(gate(x)) * up(x))`` with gate and up in one product."""
+class MLP(torch.nn.Module):
+    """``down(activation(gate(x)) * up(x))`` with gate and up in one product, if it is gated, else
+    ``down(activation(up(x)))``."""
 
     def __init__(
         self,
@@ -22,20 +35,25 @@ class GatedMLP(torch.nn.Module):
         intermediate_size: int,
         *,
         activation: str,
+        gated: bool,
         bias: bool,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[activation]
-        self.gate_up = Linear(
-            hidden_size, 2 * intermediate_size, bias=bias, dtype=dtype, device=device
-        )
+        self.gated = gated
+        up_size = 2 * intermediate_size if gated else intermediate_size
+        self.up = Linear(hidden_size, up_size, bias=bias, dtype=dtype, device=device)
         self.down = Linear(intermediate_size, hidden_size, bias=bias, dtype=dtype, device=device)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        gate_up = self.gate_up(hidden)
-        if self.activation is F.silu:
-            return self.down(ops.silu_and_mul(gate_up))
-        gate, up = gate_up.chunk(2, dim=-1)
-        return self.down(self.activation(gate) * up)
+        hidden = self.up(hidden)
+        if not self.gated:
+            hidden = self.activation(hidden)
+        elif self.activation is F.silu:
+            hidden = ops.silu_and_mul(hidden)
+        else:
+            gate, up = hidden.chunk(2, dim=-1)
+            hidden = self.activation(gate) * up
+        return self.down(hidden)

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
+
+
+class RotaryTables(NamedTuple):
+    """One step's angles, float32 [T, rotary_dim], cosines then sines.
+
+    Args:
+        rotary: at each token's position.
+        sink_rotary: at its position towards the sinks; ``None`` when both agree for all tokens.
+    """
+
+    rotary: torch.Tensor
+    sink_rotary: torch.Tensor | None
 
 
 class RotaryEmbedding:
     """Cosines and sines of ``position * inv_freq``, computed per step rather than stored.
 
     Args:
-        inv_freq: rotary_dim / 2 frequencies in radians per token, as float32 values.
+        inv_freq: rotary_dim / 2 frequencies in radians per token, as float32 values; none leave
+            queries and keys as they are.
         attention_scaling: factor on cosines and sines.
     """
 
@@ -22,8 +36,15 @@ class RotaryEmbedding:
         self.inv_freq = torch.tensor(inv_freq, dtype=torch.float64, device=device)
         self.attention_scaling = attention_scaling
 
-    def tables(self, positions: torch.Tensor) -> torch.Tensor:
-        """Return float32 [T, rotary_dim], cos then sin, for int64 positions [T]."""
+    def tables(
+        self, positions: torch.Tensor, sink_positions: torch.Tensor | None = None
+    ) -> RotaryTables:
+        """Compute the tables of a step from int64 [T] positions."""
+        if sink_positions is None or not len(self.inv_freq):
+            return RotaryTables(self._table(positions), None)
+        return RotaryTables(self._table(positions), self._table(sink_positions))
+
+    def _table(self, positions: torch.Tensor) -> torch.Tensor:
         angles = positions.to(torch.float64)[:, None] * self.inv_freq
         table = torch.cat((angles.cos(), angles.sin()), dim=-1)
         return (table * self.attention_scaling).to(torch.float32)

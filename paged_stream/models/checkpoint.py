@@ -1,7 +1,10 @@
-"""Filling a decoder's parameters from safetensors, one memory-mapped tensor at a time."""
+"""Filling a decoder's parameters from a model folder, one memory-mapped tensor at a time."""
 
 from __future__ import annotations
 
+import pickle
+import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,34 +12,105 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from tqdm.auto import tqdm
 
 from paged_stream.models.decoder import Decoder
-from paged_stream.models.family import Family
+from paged_stream.models.family import Family, Weight
 from paged_stream.models.files import ModelFiles
 
-INDEX = "model.safetensors.index.json"
-FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
+# Preferred first: (the single file, the index of several).
+FORMATS = (
+    ("model.safetensors", "model.safetensors.index.json"),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
+_FLOAT_TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_PROGRESS_DELAY = 3.0  # seconds of loading before a progress bar appears
+
+
+class Shard(ABC):
+    """One file of tensors, none of them in memory until it is read."""
+
+    names: list[str]
+
+    @abstractmethod
+    def describe(self, name: str) -> tuple[list[int], str]:
+        """Shape and dtype of a tensor; the dtype is a torch one's name if it is floating-point."""
+
+    @abstractmethod
+    def read(self, name: str) -> torch.Tensor: ...
+
+
+class SafetensorsShard(Shard):
+    def __init__(self, path: Path, stack: ExitStack) -> None:
+        try:
+            self._file: Any = stack.enter_context(safe_open(path, framework="pt"))
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"{path} is truncated or not a safetensors file ({error}); fetch the file again"
+            ) from None
+        self.names = list(self._file.keys())
+
+    def describe(self, name: str) -> tuple[list[int], str]:
+        tensor = self._file.get_slice(name)
+        dtype = tensor.get_dtype()
+        return tensor.get_shape(), _FLOAT_TYPES.get(dtype, dtype)
+
+    def read(self, name: str) -> torch.Tensor:
+        tensor: torch.Tensor = self._file.get_tensor(name)
+        return tensor
+
+
+class PickledShard(Shard):
+    """A file of ``torch.save``, read as data alone: nothing in it is executed."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            # Files of before torch 1.6 are no archives and cannot be mapped.
+            tensors = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+            reason = str(error).split("\n", 1)[0]
+            raise ValueError(
+                f"{path} is truncated or holds more than tensors ({reason}); fetch the file again"
+            ) from None
+        if not isinstance(tensors, dict) or not all(map(torch.is_tensor, tensors.values())):
+            raise ValueError(f"{path} holds no dictionary of tensors; fetch the file again")
+        self._tensors: dict[str, torch.Tensor] = tensors
+        self.names = list(tensors)
+
+    def describe(self, name: str) -> tuple[list[int], str]:
+        tensor = self._tensors[name]
+        return list(tensor.shape), str(tensor.dtype).removeprefix("torch.")
+
+    def read(self, name: str) -> torch.Tensor:
+        return self._tensors[name]
 
 
 def checkpoint_paths(files: ModelFiles) -> list[Path]:
-    """List the safetensors files of a model folder."""
-    single = files.folder / "model.safetensors"
-    if single.is_file():
-        return [single]
-    if not (files.folder / INDEX).is_file():
-        raise ValueError(
-            f"model={files.name!r}: neither model.safetensors nor {INDEX} in {files.folder}; "
-            "weights in other formats must be converted to safetensors"
-        )
-    weight_map = files.read_json(INDEX).get("weight_map")
+    """List the weight files of a model folder."""
+    for single, index in FORMATS:
+        if (files.folder / single).is_file():
+            return [files.folder / single]
+        if (files.folder / index).is_file():
+            return _shard_paths(files, index)
+    names = ", ".join(name for names in FORMATS for name in names)
+    raise ValueError(
+        f"model={files.name!r}: no weights in {files.folder}, neither of {names}; "
+        "weights in other formats must be converted to safetensors"
+    )
+
+
+def _shard_paths(files: ModelFiles, index: str) -> list[Path]:
+    weight_map = files.read_json(index).get("weight_map")
     if not isinstance(weight_map, dict):
-        raise ValueError(f"{files.folder / INDEX} has no weight_map; fetch the file again")
+        raise ValueError(f"{files.folder / index} has no weight_map; fetch the file again")
     # Only the file names: an index must not lead outside its folder.
     paths = [files.folder / Path(str(name)).name for name in sorted(set(weight_map.values()))]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise ValueError(
-            f"model={files.name!r}: {', '.join(missing)} named by {INDEX} not in {files.folder}; "
+            f"model={files.name!r}: {', '.join(missing)} named by {index} not in {files.folder}; "
             "fetch the missing files"
         )
     return paths
@@ -44,50 +118,72 @@ def checkpoint_paths(files: ModelFiles) -> list[Path]:
 
 @torch.inference_mode()
 def fill(decoder: Decoder, family: Family, files: ModelFiles) -> None:
-    """Copy every checkpoint tensor into its slice, converting dtype and device on the way."""
+    """Copy every checkpoint tensor into its slice, converting layout, dtype and device on the way.
+
+    Raises:
+        ValueError: one error that names every tensor that is missing, unexpected or unfit.
+    """
+    config = decoder.config
     parameters = dict(decoder.named_parameters())
-    targets = {
-        weight.source: parameters[weight.target][weight.start : weight.stop]
-        for weight in family.weights(decoder.config)
-    }
+    weights = {weight.source: weight for weight in family.weights(config, parameters)}
     with ExitStack() as stack:
-        shards = [_open(path, stack) for path in checkpoint_paths(files)]
-        sources = {name: shard for shard in shards for name in shard.keys()}  # noqa: SIM118
-        problems = list(_problems(decoder, family, targets, sources))
+        shards: list[Shard] = [
+            SafetensorsShard(path, stack) if path.suffix == ".safetensors" else PickledShard(path)
+            for path in checkpoint_paths(files)
+        ]
+        # By the names that the family uses: where to read, and under which name.
+        sources = {family.rename(name): (shard, name) for shard in shards for name in shard.names}
+        problems = list(_problems(decoder, family, weights, parameters, sources))
         if problems:
             raise ValueError(
                 f"model={files.name!r}: weights in {files.folder} do not fit config.json: "
                 f"{'; '.join(problems)}"
             )
-        for name, target in targets.items():
-            target.copy_(sources[name].get_tensor(name))
-
-
-def _open(path: Path, stack: ExitStack) -> Any:
-    try:
-        return stack.enter_context(safe_open(path, framework="pt"))
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} is truncated or not a safetensors file ({error}); fetch the file again"
-        ) from None
+        bar = tqdm(weights.values(), "loading", unit=" tensors", delay=_PROGRESS_DELAY)
+        for weight in bar:
+            shard, name = sources[weight.source]
+            tensor = shard.read(name)
+            if weight.transform is not None:
+                tensor = weight.transform(tensor, config)
+            parameters[weight.target][weight.start : weight.stop].copy_(tensor)
 
 
 def _problems(
-    decoder: Decoder, family: Family, targets: dict[str, torch.Tensor], sources: dict[str, Any]
+    decoder: Decoder,
+    family: Family,
+    weights: dict[str, Weight],
+    parameters: dict[str, torch.nn.Parameter],
+    sources: dict[str, tuple[Shard, str]],
 ) -> Iterator[str]:
-    missing = sorted(targets.keys() - sources.keys())
+    config = decoder.config
+    missing = sorted(weights.keys() - sources.keys())
     unexpected = sorted(
-        name for name in sources.keys() - targets.keys() if not family.ignored(decoder.config, name)
+        name for name in sources.keys() - weights.keys() if not family.ignored(config, name)
     )
     if missing:
         yield f"missing {', '.join(missing)}"
     if unexpected:
         yield f"unexpected {', '.join(unexpected)}"
-    for name, target in targets.items():
+    for name, weight in weights.items():
         if name not in sources:
             continue
-        tensor = sources[name].get_slice(name)
-        if tuple(tensor.get_shape()) != tuple(target.shape):
-            yield f"{name} has shape {tensor.get_shape()}, expected {list(target.shape)}"
-        elif tensor.get_dtype() not in FLOAT_TYPES:
-            yield f"{name} has dtype {tensor.get_dtype()}, expected {', '.join(FLOAT_TYPES)}"
+        shard, stored = sources[name]
+        shape, dtype = shard.describe(stored)
+        target = parameters[weight.target]
+        expected = [weight.stop - weight.start, *target.shape[1:]]
+        if dtype not in _FLOAT_TYPES.values():
+            yield f"{name} has dtype {dtype}, expected {', '.join(_FLOAT_TYPES.values())}"
+        elif _shape_after(weight, shape, decoder) != expected:
+            after = f" after {weight.transform.__name__}" if weight.transform else ""
+            yield f"{name} has shape {shape}, expected {expected}{after}"
+
+
+def _shape_after(weight: Weight, shape: list[int], decoder: Decoder) -> list[int] | None:
+    """Shape of a tensor once it is transformed, ``None`` if that is impossible."""
+    if weight.transform is None:
+        return shape
+    try:
+        tensor = weight.transform(torch.empty(shape, device="meta"), decoder.config)
+    except RuntimeError:
+        return None
+    return list(tensor.shape)

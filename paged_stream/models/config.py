@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+
+# Which elements of Q and K one normalisation covers, and which of them share weights: each head
+# with one weight for all of them, each head with its own, or all heads together.
+QKNorm = Literal["head", "per_head", "full"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,40 +19,94 @@ class RotaryConfig:
     Args:
         inv_freq: float32 values exactly as transformers computes them, rotary_dim / 2 of them.
         attention_scaling: factor on the cosines and sines.
+        min_length: fewest tokens a query may see at most (sinks plus window) for these
+            frequencies to be the model's; some kinds of scaling depend on it.
+        max_length: most tokens, or ``None`` for any number.
     """
 
     inv_freq: tuple[float, ...]
     attention_scaling: float
+    min_length: int = 1
+    max_length: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerConfig:
+    """What may differ from layer to layer.
+
+    Args:
+        rotary: ``None`` leaves Q and K as they are.
+        local_window: most recent tokens that the layer was trained to see, the query's own
+            included; ``None`` is all of them.
+    """
+
+    rotary: RotaryConfig | None = None
+    local_window: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """Everything the decoder, the KV cache and the engine need to know about a checkpoint.
 
+    What is left out is as in Llama: RMSNorm in front of attention and of a gated feed-forward
+    block, one after the other, no biases.
+
     Args:
         max_position_embeddings: the trained length.
         eos_token_ids: any of them ends a sequence; empty if the checkpoint names none.
         dtype: the checkpoint's own dtype.
+        norm: kind of every normalisation outside attention.
+        norm_bias: a bias in every LayerNorm.
+        pre_norm: normalise the input of attention and of the feed-forward block.
+        post_norm: normalise their outputs, before these join the residual.
+        parallel_residual: attention and feed-forward block read the same input.
+        shared_norm: they share one normalisation too.
+        qk_norm: normalise Q and K before they are rotated.
+        clip_qkv: clamp Q, K and V to plus and minus this.
+        attention_scale: factor on the scores; ``None`` is 1 / sqrt(head_dim).
+        attention_softcap: bend scores to stay below this, ``cap * tanh(score / cap)``.
+        interleaved_rotary: rotate pairs (2i, 2i + 1), not (i, i + rotary_dim / 2).
+        alibi_slopes: per head, what a score loses per token of distance.
+        gated_mlp: ``down(act(gate(x)) * up(x))``, not ``down(act(up(x)))``.
+        embedding_scale: factor on token embeddings, rounded to their dtype.
+        learned_positions: rows of a table of absolute position embeddings, 0 for none.
+        logits_softcap: as ``attention_softcap``, for the logits.
     """
 
     model_type: str
     vocab_size: int
     hidden_size: int
     intermediate_size: int
-    num_layers: int
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    rms_norm_eps: float
+    layers: tuple[LayerConfig, ...]
     max_position_embeddings: int
-    hidden_act: str
-    qkv_bias: bool
-    output_bias: bool
-    mlp_bias: bool
-    tie_word_embeddings: bool
     eos_token_ids: tuple[int, ...]
     dtype: torch.dtype
-    rotary: RotaryConfig
+    hidden_act: str
+    norm_eps: float
+    tie_word_embeddings: bool
+    norm: Literal["rms", "layer"] = "rms"
+    norm_bias: bool = False
+    pre_norm: bool = True
+    post_norm: bool = False
+    parallel_residual: bool = False
+    shared_norm: bool = False
+    qkv_bias: bool = False
+    output_bias: bool = False
+    qk_norm: QKNorm | None = None
+    clip_qkv: float | None = None
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    interleaved_rotary: bool = False
+    alibi_slopes: tuple[float, ...] | None = None
+    gated_mlp: bool = True
+    mlp_bias: bool = False
+    embedding_scale: float = 1.0
+    learned_positions: int = 0
+    head_bias: bool = False
+    logits_softcap: float | None = None
 
     def check(self) -> None:
         """Refuse what the kernels cannot compute.
@@ -62,11 +121,24 @@ class ModelConfig:
                 f"num_attention_heads ({self.num_heads}) must be a multiple of "
                 f"num_key_value_heads, got {self.num_kv_heads}"
             )
+        for layer in self.layers:
+            if layer.local_window is not None and layer.local_window < 1:
+                raise ValueError(f"sliding_window must be >= 1, got {layer.local_window}")
+            rotary_dim = 2 * len(layer.rotary.inv_freq) if layer.rotary else 0
+            if rotary_dim > self.head_dim:
+                raise ValueError(
+                    f"rotary dimensions must be at most head_dim ({self.head_dim}), "
+                    f"got {rotary_dim}"
+                )
         for token_id in self.eos_token_ids:
             if type(token_id) is not int or not 0 <= token_id < self.vocab_size:
                 raise ValueError(
                     f"eos_token_id must be in [0, {self.vocab_size}), got {token_id!r}"
                 )
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
 
     @property
     def query_size(self) -> int:
@@ -77,12 +149,26 @@ class ModelConfig:
         return self.num_kv_heads * self.head_dim
 
     @property
+    def local_window(self) -> int | None:
+        """Most recent tokens that any layer was trained to see; ``None`` is all of them."""
+        windows = [layer.local_window for layer in self.layers]
+        return None if None in windows else max(w for w in windows if w is not None)
+
+    def is_exact_at(self, length: int) -> bool:
+        """Whether the rotary frequencies are the model's when ``length`` tokens are visible."""
+        return all(
+            layer.rotary is None
+            or layer.rotary.min_length <= length <= (layer.rotary.max_length or length)
+            for layer in self.layers
+        )
+
+    @property
     def num_parameters(self) -> int:
         """Weights of the matrices; norms and biases are too few to count."""
         attention = self.hidden_size * (2 * self.query_size + 2 * self.kv_size)
-        mlp = 3 * self.hidden_size * self.intermediate_size
-        tables = 1 if self.tie_word_embeddings else 2
-        return self.num_layers * (attention + mlp) + tables * self.vocab_size * self.hidden_size
+        mlp = (3 if self.gated_mlp else 2) * self.hidden_size * self.intermediate_size
+        rows = self.vocab_size * (1 if self.tie_word_embeddings else 2) + self.learned_positions
+        return self.num_layers * (attention + mlp) + rows * self.hidden_size
 
     def kv_bytes_per_token(self, dtype: torch.dtype) -> int:
         """Bytes of K and V that one token of one stream occupies over all layers."""

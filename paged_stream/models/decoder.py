@@ -1,6 +1,8 @@
 """The decoder: token ids and a paged KV cache in, hidden states and logits out.
 
-One step runs T tokens of many sequences side by side; only attention knows which is whose.
+One decoder serves every family: what a `ModelConfig` declares is put together when the model is
+built, so a step asks little. It runs T tokens of many sequences side by side; only attention knows
+which is whose.
 """
 
 from __future__ import annotations
@@ -8,16 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 
 from paged_stream import ops
 from paged_stream.attention.backend import AttentionBackend
 from paged_stream.attention.metadata import AttentionMetadata
-from paged_stream.layers.linear import Linear, empty_parameter
-from paged_stream.layers.mlp import GatedMLP
-from paged_stream.layers.norm import RMSNorm
-from paged_stream.layers.rotary import RotaryEmbedding
-from paged_stream.models.config import ModelConfig
+from paged_stream.layers.embedding import Embedding
+from paged_stream.layers.linear import Linear
+from paged_stream.layers.mlp import MLP
+from paged_stream.layers.norm import HeadNorm, LayerNorm, NoNorm, RMSNorm
+from paged_stream.layers.rotary import RotaryEmbedding, RotaryTables
+from paged_stream.models.config import ModelConfig, RotaryConfig
 
 
 class Attention(torch.nn.Module):
@@ -26,6 +28,7 @@ class Attention(torch.nn.Module):
     def __init__(
         self,
         config: ModelConfig,
+        local_window: int | None,
         backend: AttentionBackend,
         *,
         dtype: torch.dtype,
@@ -33,29 +36,48 @@ class Attention(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.backend = backend
+        self.local_window = local_window
         self.head_dim = config.head_dim
-        self.scale = config.head_dim**-0.5
+        self.scale = config.attention_scale or config.head_dim**-0.5
+        self.softcap = config.attention_softcap
+        self.clip = config.clip_qkv
+        self.interleaved = config.interleaved_rotary
         self.split = [config.query_size, config.kv_size, config.kv_size]
         hidden = config.hidden_size
         self.qkv = Linear(hidden, sum(self.split), bias=config.qkv_bias, dtype=dtype, device=device)
         self.output = Linear(
             config.query_size, hidden, bias=config.output_bias, dtype=dtype, device=device
         )
+        self.query_norm = self.key_norm = None
+        if config.qk_norm is not None:
+            shape = (config.qk_norm, config.num_heads, config.head_dim)
+            self.query_norm = HeadNorm(*shape, eps=config.norm_eps, device=device)
+            shape = (config.qk_norm, config.num_kv_heads, config.head_dim)
+            self.key_norm = HeadNorm(*shape, eps=config.norm_eps, device=device)
+        slopes = None
+        if config.alibi_slopes is not None:
+            slopes = torch.tensor(config.alibi_slopes, dtype=torch.float32, device=device)
+        self.register_buffer("alibi_slopes", slopes, persistent=False)
 
     def forward(
         self,
         hidden: torch.Tensor,
+        tables: RotaryTables,
         metadata: AttentionMetadata,
         k_cache: torch.Tensor,
         v_cache: torch.Tensor,
     ) -> torch.Tensor:
+        qkv = self.qkv(hidden)
+        if self.clip is not None:
+            qkv.clamp_(-self.clip, self.clip)
         # Views of one product: [T, heads, head_dim] with the row stride of qkv.
         query, key, value = (
-            part.unflatten(-1, (-1, self.head_dim))
-            for part in self.qkv(hidden).split(self.split, dim=-1)
+            part.unflatten(-1, (-1, self.head_dim)) for part in qkv.split(self.split, dim=-1)
         )
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
         sink_query = None
-        if metadata.sink_rotary is not None:
+        if tables.sink_rotary is not None:
             sink_query = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         ops.rotary_and_cache(
             query,
@@ -64,59 +86,90 @@ class Attention(torch.nn.Module):
             value,
             k_cache,
             v_cache,
-            metadata.rotary,
-            metadata.sink_rotary,
+            tables.rotary,
+            tables.sink_rotary,
             metadata.slot_mapping,
-            interleaved=False,
+            interleaved=self.interleaved,
         )
         context = self.backend.forward(
-            query, sink_query, k_cache, v_cache, metadata, scale=self.scale
+            query,
+            sink_query,
+            k_cache,
+            v_cache,
+            metadata,
+            scale=self.scale,
+            alibi_slopes=self.alibi_slopes,
+            softcap=self.softcap,
+            local_window=self.local_window,
         )
         return self.output(context.flatten(1))
 
 
 class DecoderLayer(torch.nn.Module):
+    """Attention and feed-forward block, with norms and residual where the config places them."""
+
     def __init__(
         self,
         config: ModelConfig,
+        local_window: int | None,
         backend: AttentionBackend,
         *,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         super().__init__()
-        size, eps = config.hidden_size, config.rms_norm_eps
-        self.attention_norm = RMSNorm(size, eps=eps, dtype=dtype, device=device)
-        self.attention = Attention(config, backend, dtype=dtype, device=device)
-        self.mlp_norm = RMSNorm(size, eps=eps, dtype=dtype, device=device)
-        self.mlp = GatedMLP(
-            size,
+        self.parallel = config.parallel_residual
+        self.attention_norm = self.mlp_norm = None
+        self.post_attention_norm = self.post_mlp_norm = None
+        self.attention_norm = self._input_norm(config, dtype, device)
+        self.attention = Attention(config, local_window, backend, dtype=dtype, device=device)
+        if not config.shared_norm:
+            self.mlp_norm = self._input_norm(config, dtype, device)
+        self.mlp = MLP(
+            config.hidden_size,
             config.intermediate_size,
             activation=config.hidden_act,
+            gated=config.gated_mlp,
             bias=config.mlp_bias,
             dtype=dtype,
             device=device,
         )
+        if config.post_norm:
+            self.post_attention_norm = make_norm(config, dtype, device)
+            self.post_mlp_norm = make_norm(config, dtype, device)
+
+    @staticmethod
+    def _input_norm(
+        config: ModelConfig, dtype: torch.dtype, device: torch.device
+    ) -> torch.nn.Module:
+        return make_norm(config, dtype, device) if config.pre_norm else NoNorm()
 
     def forward(
         self,
         residual: torch.Tensor,
         delta: torch.Tensor | None,
+        tables: RotaryTables,
         metadata: AttentionMetadata,
         k_cache: torch.Tensor,
         v_cache: torch.Tensor,
     ) -> torch.Tensor:
         """Add the last layer's ``delta`` to ``residual`` in place; return this layer's."""
         normed = self.attention_norm(residual, delta)
-        delta = self.attention(normed, metadata, k_cache, v_cache)
-        return self.mlp(self.mlp_norm(residual, delta))
+        attended = self.attention(normed, tables, metadata, k_cache, v_cache)
+        if self.post_attention_norm is not None:
+            attended = self.post_attention_norm(attended, None)
+        if self.parallel:
+            if self.mlp_norm is not None:
+                normed = self.mlp_norm(residual, None)
+            return attended.add_(self.mlp(normed))
+        delta = self.mlp(self.mlp_norm(residual, attended))
+        if self.post_mlp_norm is not None:
+            delta = self.post_mlp_norm(delta, None)
+        return delta
 
 
 class Decoder(torch.nn.Module):
-    """A whole model; its parameters are uninitialised memory until a checkpoint fills them.
-
-    ``rotary`` makes the tables that ``AttentionMetadata`` carries.
-    """
+    """A whole model; its parameters are uninitialised memory until a checkpoint fills them."""
 
     def __init__(
         self,
@@ -129,24 +182,32 @@ class Decoder(torch.nn.Module):
         super().__init__()
         device = torch.device(device)
         self.config = config
-        self.rotary = RotaryEmbedding(
-            config.rotary.inv_freq, config.rotary.attention_scaling, device
+        # Layers mostly share their angles: one table per kind and step.
+        rotaries = list(dict.fromkeys(layer.rotary for layer in config.layers))
+        self.rotaries = [make_rotary(rotary, device) for rotary in rotaries]
+        self.layer_rotary = [rotaries.index(layer.rotary) for layer in config.layers]
+        hidden, vocab = config.hidden_size, config.vocab_size
+        self.embedding = Embedding(
+            vocab, hidden, scale=config.embedding_scale, dtype=dtype, device=device
         )
-        table = (config.vocab_size, config.hidden_size)
-        self.embedding = empty_parameter(*table, dtype=dtype, device=device)
+        self.positions = None
+        if config.learned_positions:
+            self.positions = Embedding(
+                config.learned_positions, hidden, dtype=dtype, device=device
+            )
         self.layers = torch.nn.ModuleList(
-            DecoderLayer(config, attention, dtype=dtype, device=device)
-            for _ in range(config.num_layers)
+            DecoderLayer(config, layer.local_window, attention, dtype=dtype, device=device)
+            for layer in config.layers
         )
-        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype, device=device)
-        # A tied head shares the Parameter, which named_parameters() lists once, as "embedding".
+        self.norm = make_norm(config, dtype, device)
+        # A tied head shares the Parameter, which named_parameters() lists once, as the embedding's.
         self.head = Linear(
-            config.hidden_size,
-            config.vocab_size,
-            bias=False,
+            hidden,
+            vocab,
+            bias=config.head_bias,
             dtype=dtype,
             device=device,
-            weight=self.embedding if config.tie_word_embeddings else None,
+            weight=self.embedding.weight if config.tie_word_embeddings else None,
         )
 
     def pack_weights(self) -> None:
@@ -171,11 +232,36 @@ class Decoder(torch.nn.Module):
         Returns:
             [T, hidden_size] after the final norm.
         """
-        residual, delta = F.embedding(token_ids, self.embedding), None
-        for layer, (k_cache, v_cache) in zip(self.layers, kv_caches, strict=True):
-            delta = layer(residual, delta, metadata, k_cache, v_cache)
+        residual, delta = self.embedding(token_ids), None
+        if self.positions is not None:
+            residual += self.positions(metadata.positions)
+        tables = [r.tables(metadata.positions, metadata.sink_positions) for r in self.rotaries]
+        for layer, rotary, (k_cache, v_cache) in zip(
+            self.layers, self.layer_rotary, kv_caches, strict=True
+        ):
+            delta = layer(residual, delta, tables[rotary], metadata, k_cache, v_cache)
         return self.norm(residual, delta)
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return float32 [N, vocab_size] for the [N, hidden_size] rows that are sampled from."""
-        return self.head(hidden, float_output=True)
+        logits = self.head(hidden, float_output=True)
+        cap = self.config.logits_softcap
+        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+
+
+def make_norm(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
+    if config.norm == "rms":
+        return RMSNorm(config.hidden_size, eps=config.norm_eps, device=device)
+    return LayerNorm(
+        config.hidden_size,
+        eps=config.norm_eps,
+        bias=config.norm_bias,
+        dtype=dtype,
+        device=device,
+    )
+
+
+def make_rotary(config: RotaryConfig | None, device: torch.device) -> RotaryEmbedding:
+    if config is None:
+        return RotaryEmbedding((), 1.0, device)
+    return RotaryEmbedding(config.inv_freq, config.attention_scaling, device)

@@ -2,53 +2,127 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from paged_stream.models.config import ModelConfig
+
+Transform = Callable[[torch.Tensor, ModelConfig], torch.Tensor]
+
+
+class Source:
+    """Where the tensors of one module of the decoder come from.
+
+    Args:
+        names: modules of the checkpoint; several fill consecutive rows, in this order.
+        transform: applied to each of their tensors.
+    """
+
+    def __init__(self, *names: str, transform: Transform | None = None) -> None:
+        self.names = names
+        self.transform = transform
 
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """Checkpoint tensor ``source`` fills rows ``start`` to ``stop`` of parameter ``target``.
-
-    ``stop=None`` is the whole parameter; fused projections name one slice per source.
-    """
+    """Checkpoint tensor ``source`` fills rows ``start`` to ``stop`` of parameter ``target``."""
 
     source: str
     target: str
-    start: int = 0
-    stop: int | None = None
+    start: int
+    stop: int
+    transform: Transform | None
 
 
 class Family(ABC):
     """One family; stateless.
 
-    ``model_types`` are the values of config.json's ``model_type`` it serves, ``gguf_architecture``
-    is the value of ``general.architecture``, or ``None`` if GGUF files cannot be read. ``defaults``
-    are transformers' defaults for fields that old config.json files leave out.
+    ``model_types`` are the values of config.json's ``model_type`` it serves, ``config_class`` is
+    transformers' package and configuration class for them. ``gguf_architecture`` is the value of
+    ``general.architecture``, or ``None`` if GGUF files cannot be read. ``prefix`` stands before
+    every name but the head's; checkpoints of the bare model leave it out.
     """
 
     model_types: tuple[str, ...]
+    config_class: tuple[str, str]
     gguf_architecture: str | None = None
-    defaults: dict[str, Any]
+    prefix: str = "model."
 
     @abstractmethod
-    def describe(self, config: Any) -> ModelConfig:
-        """Map a config with transformers' attribute names; end tokens come from it alone."""
+    def describe(self, config: Any, length: int | None) -> ModelConfig:
+        """Map a transformers configuration.
+
+        Args:
+            length: tokens that a query sees at most, for frequencies that depend on it; ``None``
+                is the trained length.
+        """
 
     @abstractmethod
-    def weights(self, config: ModelConfig) -> Iterator[Weight]:
-        """Every tensor that the checkpoint must hold."""
+    def sources(self, config: ModelConfig) -> dict[str, Source]:
+        """The decoder's modules, ``layers.{}.`` for those of every layer, and their sources."""
 
-    def ignored(self, config: ModelConfig, source: str) -> bool:
-        """Whether a checkpoint tensor outside ``weights`` is known to be harmless."""
-        return source.endswith("rotary_emb.inv_freq")
+    def rename(self, name: str) -> str:
+        """Turn a name that some checkpoints use into the one that `sources` uses."""
+        if name.startswith((self.prefix, "lm_head.")):
+            return name
+        return self.prefix + name
+
+    def ignored(self, config: ModelConfig, name: str) -> bool:
+        """Whether a checkpoint tensor that nothing asks for is known to be harmless."""
+        tied_head = config.tie_word_embeddings and name == "lm_head.weight"
+        return tied_head or name.endswith("rotary_emb.inv_freq")
 
     def from_gguf(self, config: ModelConfig, source: str, tensor: np.ndarray) -> np.ndarray:
-        """Undo the layout change that llama.cpp's converter made to tensor ``source``."""
+        """Undo the change that llama.cpp's converter made to tensor ``source``."""
         return tensor
+
+    def weights(
+        self, config: ModelConfig, parameters: Mapping[str, torch.Tensor]
+    ) -> Iterator[Weight]:
+        """Every tensor that the checkpoint must hold to fill the decoder's ``parameters``."""
+        sources = self.sources(config)
+        for target, parameter in parameters.items():
+            module, kind = target.rsplit(".", 1)
+            layer = re.match(r"layers\.(\d+)\.", module)
+            index = layer[1] if layer else ""
+            source = sources[re.sub(r"^layers\.\d+\.", "layers.{}.", module)]
+            rows = _split_rows(config, module, parameter.shape[0], len(source.names))
+            for name, (start, stop) in zip(source.names, rows, strict=True):
+                yield Weight(f"{name.format(index)}.{kind}", target, start, stop, source.transform)
+
+
+def _split_rows(
+    config: ModelConfig, module: str, num_rows: int, num_parts: int
+) -> list[tuple[int, int]]:
+    """Row ranges of a fused parameter: Q, K and V by their sizes, anything else evenly."""
+    if module.endswith("attention.qkv") and num_parts == 3:
+        bounds = [0, config.query_size, config.query_size + config.kv_size, num_rows]
+    else:
+        bounds = [num_rows * part // num_parts for part in range(num_parts + 1)]
+    return list(zip(bounds, bounds[1:], strict=False))
+
+
+# Transforms
+
+
+def plus_one(tensor: torch.Tensor, config: ModelConfig) -> torch.Tensor:
+    """A norm that multiplies by 1 + weight."""
+    return tensor.float() + 1.0
+
+
+def transposed(tensor: torch.Tensor, config: ModelConfig) -> torch.Tensor:
+    """Matrices stored as [in_features, out_features]; biases stay."""
+    return tensor.T if tensor.dim() == 2 else tensor
+
+
+def grouped_qkv(tensor: torch.Tensor, config: ModelConfig) -> torch.Tensor:
+    """Rows stored by KV head (its queries, its key, its value) become all Q, all K, all V."""
+    group = config.num_heads // config.num_kv_heads
+    heads = tensor.unflatten(0, (config.num_kv_heads, group + 2, config.head_dim))
+    return torch.cat([part.flatten(0, 2) for part in heads.split((group, 1, 1), dim=1)])

@@ -21,7 +21,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from paged_stream.attention.native import NativeBackend
 from paged_stream.models.config import ModelConfig
+from paged_stream.models.decoder import Decoder
 from paged_stream.models.family import Family
 from paged_stream.models.registry import family_of, family_of_gguf
 
@@ -127,7 +129,7 @@ def _write_config(path: Path, dtype: str, folder: Path) -> ModelConfig:
     hf_config.dtype = dtype
     hf_config.save_pretrained(folder)
     GenerationConfig.from_model_config(hf_config).save_pretrained(folder)
-    return family_of(hf_config.model_type).describe(hf_config)
+    return family_of(hf_config.model_type).describe(hf_config, None)
 
 
 def _write_weights(reader: Any, family: Family, config: ModelConfig, folder: Path) -> None:
@@ -160,7 +162,9 @@ def _gguf_names(reader: Any, family: Family, config: ModelConfig) -> dict[str, s
     architecture = reader.fields["general.architecture"].contents()
     enums = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
     table = gguf.get_tensor_name_map(enums[architecture], config.num_layers)
-    sources = [weight.source for weight in family.weights(config)]
+    # Only the names and shapes of a decoder, without its memory.
+    parameters = dict(Decoder(config, NativeBackend(), device="meta").named_parameters())
+    sources = [weight.source for weight in family.weights(config, parameters)]
     return {name: table.get_name(name, try_suffixes=(".weight", ".bias")) for name in sources}
 
 

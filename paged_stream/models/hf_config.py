@@ -1,57 +1,122 @@
-"""Reading config.json as transformers does, without importing its model classes.
+"""From config.json to the parts of a `ModelConfig` that most families share.
 
-Importing one ``transformers.models`` configuration class costs 1.5 s of start-up, so the fields
-are read as they are; rotary parameters go through transformers' own functions, hence are exact.
+Fields go through transformers' configuration classes and rotary parameters through its functions,
+so defaults, old names and frequencies are exactly transformers' own. A configuration class is
+imported from its own module, which costs a fraction of what transformers' top level does.
 """
 
 from __future__ import annotations
 
-import copy
+import importlib
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RotaryEmbeddingConfigMixin
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from paged_stream.layers.mlp import ACTIVATIONS
-from paged_stream.models.config import RotaryConfig
+from paged_stream.models.config import LayerConfig, ModelConfig, RotaryConfig
 
-# Kinds whose frequencies do not depend on how long the sequence is.
-FIXED_ROPE_TYPES = ("default", "linear", "llama3")
-
-
-class CheckpointConfig(RotaryEmbeddingConfigMixin):
-    """The fields of config.json as attributes, rotary ones in transformers' present form."""
-
-    def __init__(self, fields: dict[str, Any], defaults: dict[str, Any]) -> None:
-        fields = copy.deepcopy(fields)
-        scaling = fields.pop("rope_scaling", None)
-        dtype = fields.pop("torch_dtype", None)  # the name before transformers 5
-        self.rope_parameters: dict[str, Any] | None = None
-        self.__dict__.update(defaults | {"dtype": dtype} | fields)
-        self.convert_rope_params_to_dict(rope_scaling=scaling)
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"field {name!r} is missing")
+ROPE_TYPES = ("default", "linear", "llama3", "yarn", "longrope", "dynamic")
 
 
-def rotary_config(config: Any) -> RotaryConfig:
-    """Compute the frequencies of a config with transformers' attribute names."""
-    parameters = config.rope_parameters
-    kind = parameters["rope_type"]
-    if kind not in FIXED_ROPE_TYPES:
+def read_config(package: str, name: str, fields: dict[str, Any]) -> Any:
+    """Build ``transformers.models.<package>``'s configuration class ``name`` from config.json.
+
+    Raises:
+        ValueError: transformers refuses the fields.
+    """
+    module = importlib.import_module(f"transformers.models.{package}.configuration_{package}")
+    try:
+        return getattr(module, name).from_dict(fields)
+    except Exception as error:  # its validators raise errors of many kinds
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+def standard_config(config: Any, layers: Iterable[LayerConfig], **features: Any) -> ModelConfig:
+    """Fill in what configurations name alike; ``features`` are other fields of `ModelConfig`."""
+    num_heads = config.num_attention_heads
+    fields: dict[str, Any] = {
+        "model_type": config.model_type,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "num_heads": num_heads,
+        "num_kv_heads": getattr(config, "num_key_value_heads", None) or num_heads,
+        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // num_heads,
+        "layers": tuple(layers),
+        "eos_token_ids": token_ids(config.eos_token_id),
+        "dtype": dtype_of(config),
+        "tie_word_embeddings": config.tie_word_embeddings,
+    }
+    for field in ("max_position_embeddings", "intermediate_size", "hidden_act"):
+        if field not in features:
+            fields[field] = getattr(config, field)
+    result = ModelConfig(**(fields | features))
+    if result.hidden_act not in ACTIVATIONS:
         raise ValueError(
-            f"rope_type={kind!r} is not supported; supported: {', '.join(FIXED_ROPE_TYPES)}"
+            f"activation {result.hidden_act!r} is not supported; "
+            f"supported: {', '.join(ACTIVATIONS)}"
         )
+    return result
+
+
+def local_windows(config: Any) -> list[int | None]:
+    """Each layer's own window, from ``sliding_window`` and, where there are any, ``layer_types``."""
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    known = {"full_attention": None, "sliding_attention": config.sliding_window}
+    if len(kinds) != config.num_hidden_layers or not known.keys() >= set(kinds):
+        raise ValueError(
+            f"layer_types must be {config.num_hidden_layers} of {', '.join(known)}, got {kinds!r}"
+        )
+    return [known[kind] for kind in kinds]
+
+
+def rotary_config(
+    config: Any, length: int | None, layer_type: str | None = None
+) -> RotaryConfig:
+    """Compute a configuration's rotary frequencies.
+
+    Args:
+        length: tokens that a query sees at most, on which some kinds depend; ``None`` is the
+            trained length.
+        layer_type: selects the parameters where they are stated by type of layer.
+    """
+    parameters = config.rope_parameters[layer_type] if layer_type else config.rope_parameters
+    length = length or config.max_position_embeddings
+    kind = parameters["rope_type"]
+    if kind not in ROPE_TYPES:
+        raise ValueError(f"rope_type={kind!r} is not supported; supported: {', '.join(ROPE_TYPES)}")
     if kind == "default":
-        head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
-        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-        inv_freq, scaling = 1.0 / (parameters["rope_theta"] ** exponents), 1.0
+        head_dim = getattr(config, "head_dim", None)
+        head_dim = head_dim or config.hidden_size // config.num_attention_heads
+        rotary_dim = int(head_dim * parameters.get("partial_rotary_factor", 1.0))
+        inv_freq, scaling = default_frequencies(parameters["rope_theta"], rotary_dim), 1.0
     else:
         try:
-            inv_freq, scaling = ROPE_INIT_FUNCTIONS[kind](config)
+            inv_freq, scaling = ROPE_INIT_FUNCTIONS[kind](
+                config, torch.device("cpu"), seq_len=length, layer_type=layer_type
+            )
         except KeyError as error:
             raise ValueError(f"rope_type={kind!r} needs the rotary parameter {error}") from None
-    return RotaryConfig(inv_freq=tuple(inv_freq.tolist()), attention_scaling=float(scaling))
+    lengths: tuple[int, int | None] = (1, None)
+    if kind == "dynamic":
+        trained = config.max_position_embeddings
+        lengths = (1, trained) if length <= trained else (length, length)
+    elif kind == "longrope":
+        short = parameters["original_max_position_embeddings"]
+        lengths = (1, short) if length <= short else (short + 1, None)
+    return RotaryConfig(
+        inv_freq=tuple(inv_freq.tolist()),
+        attention_scaling=float(scaling),
+        min_length=lengths[0],
+        max_length=lengths[1],
+    )
+
+
+def default_frequencies(theta: float, rotary_dim: int) -> torch.Tensor:
+    """Return float32 [rotary_dim / 2], rounded as transformers does."""
+    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32) / rotary_dim
+    return 1.0 / (theta**exponents)
 
 
 def dtype_of(config: Any) -> torch.dtype:
@@ -62,16 +127,14 @@ def dtype_of(config: Any) -> torch.dtype:
     return dtype
 
 
-def activation(config: Any) -> str:
-    name: str = config.hidden_act
-    if name not in ACTIVATIONS:
-        raise ValueError(
-            f"hidden_act={name!r} is not supported; supported: {', '.join(ACTIVATIONS)}"
-        )
-    return name
-
-
 def token_ids(value: int | list[int] | None) -> tuple[int, ...]:
     if value is None:
         return ()
     return (value,) if isinstance(value, int) else tuple(value)
+
+
+def refuse(config: Any, **supported: Any) -> None:
+    """Raise ValueError for a field whose value is not the one that is supported."""
+    for field, value in supported.items():
+        if getattr(config, field) != value:
+            raise ValueError(f"{field}={getattr(config, field)!r} is not supported, only {value!r}")

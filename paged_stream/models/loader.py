@@ -11,14 +11,22 @@ from paged_stream.models.checkpoint import fill
 from paged_stream.models.config import ModelConfig
 from paged_stream.models.decoder import Decoder
 from paged_stream.models.files import ModelFiles, resolve_model
-from paged_stream.models.hf_config import CheckpointConfig, token_ids
+from paged_stream.models.hf_config import read_config, token_ids
 from paged_stream.models.registry import family_of
 
 __all__ = ["ModelFiles", "load_config", "load_model", "resolve_model"]
 
 
-def load_config(files: ModelFiles) -> ModelConfig:
-    """Read config.json, and the end tokens from generation_config.json where it names them."""
+def load_config(files: ModelFiles, length: int | None = None) -> ModelConfig:
+    """Read config.json, and the end tokens from generation_config.json where it names them.
+
+    Args:
+        length: tokens that a query sees at most, for rotary frequencies that depend on it;
+            defaults to the trained length.
+
+    Raises:
+        ValueError: names the file and the field.
+    """
     fields = files.read_json("config.json")
     try:
         if fields.get("quantization_config"):
@@ -26,7 +34,8 @@ def load_config(files: ModelFiles) -> ModelConfig:
                 "quantization_config is not supported; pass full-precision safetensors or a .gguf"
             )
         family = family_of(fields.get("model_type", ""))
-        config = family.describe(CheckpointConfig(fields, family.defaults))
+        hf_config = read_config(*family.config_class, fields)
+        config = family.describe(hf_config, length)
         config.check()
     except (ValueError, AttributeError, KeyError, TypeError, ZeroDivisionError) as error:
         raise ValueError(f"{files.folder / 'config.json'}: {error}") from error
@@ -40,12 +49,12 @@ def load_config(files: ModelFiles) -> ModelConfig:
 
 def load_model(
     files: ModelFiles,
+    config: ModelConfig,
     dtype: torch.dtype,
     device: torch.device | str,
     attention: AttentionBackend,
 ) -> Decoder:
     """Build the decoder and fill it; never holds more than one tensor above the model's size."""
-    config = load_config(files)
     decoder = Decoder(config, attention, dtype=dtype, device=device)
     fill(decoder, family_of(config.model_type), files)
     return decoder.eval()

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from paged_stream.attention.metadata import AttentionMetadata
-from paged_stream.layers.rotary import RotaryEmbedding
 from paged_stream.scheduler.output import SchedulerOutput
 from paged_stream.scheduler.sink_window import SinkWindow
 
@@ -34,7 +33,7 @@ class ForwardBatch:
 
 
 def build_forward_batch(
-    output: SchedulerOutput, block_size: int, rotary: RotaryEmbedding, device: torch.device
+    output: SchedulerOutput, block_size: int, device: torch.device
 ) -> ForwardBatch:
     """Lay a step's chunks end to end and work out where each token sits and goes."""
     sequences = output.sequences
@@ -75,8 +74,8 @@ def build_forward_batch(
             block_table=tensor(table, torch.int32),
             ring_blocks=tensor(rings, torch.int32),
             slot_mapping=tensor(slot_mapping, torch.int64),
-            rotary=rotary.tables(tensor(positions, torch.int64)),
-            sink_rotary=rotary.tables(tensor(sink_positions, torch.int64)) if grown else None,
+            positions=tensor(positions, torch.int64),
+            sink_positions=tensor(sink_positions, torch.int64) if grown else None,
         ),
     )
 

@@ -30,7 +30,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def execute(self, output: SchedulerOutput) -> ModelOutput:
-        batch = build_forward_batch(output, self.block_size, self.model.rotary, self.device)
+        batch = build_forward_batch(output, self.block_size, self.device)
         hidden = self.model(batch.token_ids, batch.attention, self.kv_cache.layers)
         bounds = batch.query_start_loc
         prompt_logprobs = [

@@ -13,7 +13,7 @@ from paged_stream.models.config import ModelConfig
 from paged_stream.models.files import ModelFiles
 from paged_stream.models.loader import load_model
 from paged_stream.scheduler.output import ModelOutput, SchedulerOutput
-from paged_stream.scheduler.sink_window import SinkWindow
+from paged_stream.scheduler.sink_window import SinkWindow, cdiv
 from paged_stream.worker.kv_cache import CachePlan, KVCache
 from paged_stream.worker.model_runner import ModelRunner
 
@@ -48,9 +48,10 @@ def plan_cache(
         ValueError: the memory does not hold one stream; names the least that would.
     """
     block_bytes = model_config.kv_bytes_per_token(dtype) * config.block_size
-    stream_blocks = sink_window.num_sink_blocks(config.block_size)
-    least = stream_blocks + sink_window.ring_blocks(1, config.block_size)
-    most = stream_blocks + sink_window.ring_blocks(config.max_num_batched_tokens, config.block_size)
+    least = blocks_per_stream(config, model_config, sink_window, chunk=1)
+    most = blocks_per_stream(
+        config, model_config, sink_window, chunk=config.max_num_batched_tokens
+    )
     budget = memory_budget(config)
     if config.kv_cache_memory_bytes is None:
         assert config.max_num_seqs is not None
@@ -60,10 +61,20 @@ def plan_cache(
         raise ValueError(
             f"kv_cache_memory_bytes={budget} is too little for one stream: "
             f"num_sink_tokens={sink_window.num_sink_tokens} and "
-            f"window_size={sink_window.window_size} need {least * block_bytes} bytes; "
-            "raise it or lower window_size"
+            f"window_size={sink_window.window_size} need {least * block_bytes} bytes; raise it"
+            f"{'' if model_config.learned_positions else ' or lower window_size'}"
         )
     return CachePlan(num_blocks=num_blocks, block_bytes=block_bytes)
+
+
+def blocks_per_stream(
+    config: EngineConfig, model_config: ModelConfig, sink_window: SinkWindow, *, chunk: int
+) -> int:
+    """Most blocks that a stream holds while ``chunk`` of its tokens are computed at a time."""
+    if sink_window.window_size is None:
+        return cdiv(model_config.max_position_embeddings, config.block_size)
+    sinks = sink_window.num_sink_blocks(config.block_size)
+    return sinks + sink_window.ring_blocks(chunk, config.block_size)
 
 
 def resolve_dtype(name: str, checkpoint: torch.dtype) -> torch.dtype:
@@ -90,7 +101,7 @@ class Worker:
         # Before the weights are read: a cache that cannot be is reported at once.
         self.cache_plan = plan_cache(config, model_config, dtype, sink_window)
         self.dtype = dtype
-        model = load_model(files, dtype, device, NativeBackend())
+        model = load_model(files, model_config, dtype, device, NativeBackend())
         model.pack_weights()
         kv_cache = KVCache(
             num_layers=model_config.num_layers,

@@ -27,11 +27,11 @@ class Batch:
     block_table: Tensor
     scale: float
     alibi_slopes: Tensor | None
+    softcap: float | None
+    local_window: int | None
 
     def arguments(self) -> tuple:
-        windows = [s.window for s in self.sequences]
-        sinks = [0 if w.window_size is None else w.num_sink_tokens for w in windows]
-        sizes = [w.window_size or reference.FULL_ATTENTION for w in windows]
+        sinks, windows = zip(*(s.sizes() for s in self.sequences), strict=True)
         block_size = self.k_cache.shape[2]
         rings = [s.ring_blocks(block_size) for s in self.sequences]
         chunks = torch.tensor([0] + [s.chunk for s in self.sequences])
@@ -44,16 +44,24 @@ class Batch:
             chunks.cumsum(0).int(),
             torch.tensor([s.seq_len for s in self.sequences], dtype=torch.int64),
             torch.tensor(sinks, dtype=torch.int32),
-            torch.tensor(sizes, dtype=torch.int32),
+            torch.tensor(windows, dtype=torch.int32),
             torch.tensor(rings, dtype=torch.int32),
             self.scale,
             self.alibi_slopes,
+            self.softcap or 0.0,
+            self.local_window or 0,
         )
 
     def expected(self) -> Tensor:
         sink_query = self.query if self.sink_query is None else self.sink_query
         return reference.paged_attention(
-            self.query, sink_query, self.sequences, self.scale, self.alibi_slopes
+            self.query,
+            sink_query,
+            self.sequences,
+            self.scale,
+            self.alibi_slopes,
+            self.softcap,
+            self.local_window,
         )
 
     def check(self) -> Tensor:
@@ -74,6 +82,8 @@ def make_batch(
     dtype: torch.dtype = torch.float32,
     with_sink_query: bool = True,
     with_alibi: bool = False,
+    softcap: float | None = None,
+    local_window: int | None = None,
     seed: int = 0,
 ) -> Batch:
     generator = torch.Generator().manual_seed(seed)
@@ -92,16 +102,16 @@ def make_batch(
         sequence.keys = randn(len(positions), num_kv_heads, head_dim)
         sequence.values = randn(len(positions), num_kv_heads, head_dim)
         ring = sequence.ring_blocks(block_size)
+        # What lives for other layers' sake, but nobody here sees, is NaN too.
+        seen = sequence.visible(local_window).any(0)
         for block in (positions // block_size).unique().tolist():
             column = sequence.window.column(block, ring, block_size)
             assert block_table[row, column] < 0, "two live blocks in one column"
             block_table[row, column] = free.pop()
-            inside = positions // block_size == block
+            inside = seen & (positions // block_size == block)
             slots = positions[inside] % block_size
-            kv_cache[0, block_table[row, column], :, slots] = sequence.keys[inside].transpose(0, 1)
-            kv_cache[1, block_table[row, column], :, slots] = sequence.values[inside].transpose(
-                0, 1
-            )
+            for cache, rows in zip(kv_cache, (sequence.keys, sequence.values), strict=True):
+                cache[block_table[row, column], :, slots] = rows[inside].transpose(0, 1)
     num_tokens = sum(s.chunk for s in sequences)
     # Queries are views of a fused projection: rows are strided.
     fused = randn(num_tokens, num_heads + 2 * num_kv_heads, head_dim)
@@ -114,6 +124,8 @@ def make_batch(
         block_table=block_table,
         scale=head_dim**-0.5,
         alibi_slopes=0.5 ** torch.arange(1, num_heads + 1) if with_alibi else None,
+        softcap=softcap,
+        local_window=local_window,
     )
 
 

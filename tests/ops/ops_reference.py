@@ -39,6 +39,12 @@ class Sequence:
     def query_positions(self) -> range:
         return range(self.seq_len - self.chunk, self.seq_len)
 
+    def sizes(self) -> tuple[int, int]:
+        """num_sink_tokens and window_size as the ops take them."""
+        if self.window.window_size is None:
+            return 0, FULL_ATTENTION
+        return self.window.num_sink_tokens, self.window.window_size
+
     def live_positions(self) -> list[int]:
         if not self.chunk:
             return []
@@ -46,6 +52,18 @@ class Sequence:
         sinks = range(min(self.window.num_sink_tokens, self.seq_len))
         start = self.window.window_start(first)
         return sorted(set(sinks) | set(range(start, last + 1)))
+
+    def visible(self, local_window: int | None = None) -> Tensor:
+        """Which of live_positions() each token of the chunk sees, bool [chunk, positions]."""
+        num_sinks, window_size = self.sizes()
+        j = torch.tensor(self.live_positions(), dtype=torch.int64)
+        p = torch.tensor(self.query_positions(), dtype=torch.int64)[:, None]
+        visible = (j <= p) & ((j < num_sinks) | (j > p - window_size))
+        if local_window is not None:
+            # Places in a cache that holds the visible keys alone, as the published algorithm sees.
+            place = visible.cumsum(1)
+            visible &= place > visible.sum(1, keepdim=True) - local_window
+        return visible
 
     def ring_blocks(self, block_size: int) -> int:
         if self.window.window_size is None:
@@ -59,27 +77,31 @@ def paged_attention(
     sequences: list[Sequence],
     scale: float,
     alibi_slopes: Tensor | None = None,
+    softcap: float | None = None,
+    local_window: int | None = None,
 ) -> Tensor:
     """Attention of ``query`` [T, num_heads, head_dim] over the sequences' dense keys."""
     outputs, begin = [], 0
     for sequence in sequences:
         rows = slice(begin, begin := begin + sequence.chunk)
         if sequence.chunk:
-            outputs.append(_attend(query[rows], sink_query[rows], sequence, scale, alibi_slopes))
+            visible = sequence.visible(local_window)
+            scores = _scores(query[rows], sink_query[rows], sequence, scale, alibi_slopes, softcap)
+            weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
+            values = _repeat_heads(sequence.values, query.shape[1])
+            outputs.append(torch.einsum("hpj,jhd->phd", weights, values))
     return torch.cat(outputs) if outputs else query.double()
 
 
-def _attend(query, sink_query, sequence, scale, alibi_slopes) -> Tensor:
-    full = sequence.window.window_size is None
-    num_sinks = 0 if full else sequence.window.num_sink_tokens
-    window_size = FULL_ATTENTION if full else sequence.window.window_size
+def _repeat_heads(x: Tensor, num_heads: int) -> Tensor:
+    return x.double().repeat_interleave(num_heads // x.shape[1], dim=1)
+
+
+def _scores(query, sink_query, sequence, scale, alibi_slopes, softcap) -> Tensor:
+    num_sinks, window_size = sequence.sizes()
     j = torch.tensor(sequence.live_positions())
     p = torch.tensor(sequence.query_positions())[:, None]
-    visible = (j <= p) & ((j < num_sinks) | (j > p - window_size))
-    keys, values = (
-        x.double().repeat_interleave(query.shape[1] // x.shape[1], dim=1)
-        for x in (sequence.keys, sequence.values)
-    )
+    keys = _repeat_heads(sequence.keys, query.shape[1])
     scores, sink_scores = (
         torch.einsum("phd,jhd->hpj", q.double(), keys) * scale for q in (query, sink_query)
     )
@@ -88,8 +110,7 @@ def _attend(query, sink_query, sequence, scale, alibi_slopes) -> Tensor:
         clamped = p.clamp(max=num_sinks + window_size - 1)
         distance = torch.where(j < num_sinks, clamped, p) - j
         scores = scores - distance * alibi_slopes.double()[:, None, None]
-    weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
-    return torch.einsum("hpj,jhd->phd", weights, values)
+    return scores if softcap is None else softcap * (scores / softcap).tanh()
 
 
 def gather_blocks(

@@ -11,7 +11,7 @@ from paged_stream import ops
 
 ATTENTION_ARGUMENTS = (
     "query sink_query k_cache v_cache block_table query_start_loc seq_lens num_sink_tokens "
-    "window_size ring_blocks scale alibi_slopes"
+    "window_size ring_blocks scale alibi_slopes softcap local_window"
 ).split()
 
 
@@ -74,11 +74,20 @@ def attention_without(**changes) -> None:
         ("ring_blocks", lambda x: x * 0 + 1, r"ring_blocks of sequence . must be at least 2"),
         ("num_sink_tokens", lambda x: x - 5, r"num_sink_tokens >= 0"),
         ("alibi_slopes", lambda x: torch.ones(5), r"alibi_slopes must have shape .*\[6\], got"),
+        ("softcap", lambda x: -2.5, "softcap must be a positive float32, or 0 for none, got -2.5"),
+        ("softcap", lambda x: float("nan"), "softcap must be a positive float32"),
+        ("softcap", lambda x: 1e-60, "softcap must be a positive float32"),
+        ("local_window", lambda x: -1, "local_window must be at least 1, or 0 for none, got -1"),
     ],
 )
 def test_attention_names_the_bad_argument(name, change, message):
     with pytest.raises(RuntimeError, match="paged_attention.*" + message):
         attention_without(**{name: change})
+
+
+def test_softcap_and_alibi_exclude_each_other():
+    with pytest.raises(RuntimeError, match="softcap and alibi_slopes must not both be given"):
+        attention_without(softcap=lambda x: 30.0, alibi_slopes=lambda x: torch.ones(6))
 
 
 def test_heads_must_share_kv_heads_evenly():

@@ -49,6 +49,62 @@ def test_alibi(isa, with_sink_query):
     make_batch(mixed(), with_alibi=True, with_sink_query=with_sink_query).check()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("softcap", [0.05, 1.0, 50.0])
+def test_softcap(isa, softcap, dtype):
+    batch = make_batch(mixed(), softcap=softcap, dtype=dtype)
+    # Sharpens the scores, so that some lie far beyond every cap.
+    batch.scale = 4.0
+    batch.check()
+
+
+def test_softcap_takes_any_score(isa):
+    batch = make_batch(mixed(), softcap=30.0)
+    batch.query.mul_(1e18)
+    batch.k_cache.mul_(1e18)
+    for s in batch.sequences:
+        s.keys *= 1e18
+    batch.check()
+
+
+def test_what_a_local_window_hides_is_nan():
+    """The other tests here would notice a read outside of it."""
+    batch = make_batch([sequence(4, 100, 900, 1)], local_window=102)
+    batch.check()
+    batch.local_window = 103
+    assert ops.paged_attention(*batch.arguments()).isnan().all()
+
+
+# Within the window, its size, reaching some sinks, just all of them, and more than everything.
+@pytest.mark.parametrize("local_window", [1, 17, 60, 63, 102, 104, 300, 2**40])
+@pytest.mark.parametrize("num_kv_heads, group", [(2, 3), (1, 71)])
+def test_local_window(isa, local_window, num_kv_heads, group):
+    batch = make_batch(
+        mixed(), num_kv_heads=num_kv_heads, group=group, local_window=local_window, block_size=4
+    )
+    batch.check()
+
+
+def test_wide_local_window_changes_nothing(isa):
+    plain = make_batch(mixed(), dtype=torch.bfloat16)
+    local = make_batch(mixed(), dtype=torch.bfloat16, local_window=130)
+    assert torch.equal(plain.check(), local.check())
+
+
+@pytest.mark.parametrize("seq_len", [1, 3, 4, 20, 43, 44, 45, 46, 100])
+@pytest.mark.parametrize("local_window", [39, 40, 41, 42, 43, 44])
+def test_sinks_leave_a_local_window_one_by_one(isa, local_window, seq_len):
+    sequences = [sequence(4, 40, seq_len, 1), sequence(4, 40, seq_len, seq_len)]
+    make_batch(sequences, local_window=local_window, block_size=2, with_alibi=True).check()
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 130])
+@pytest.mark.parametrize("local_window", [600, 1702])
+def test_local_windows_are_split_and_merged(isa, chunk, local_window):
+    sequences = [sequence(4, 1700, 100_000, chunk), sequence(0, None, 1900, chunk)]
+    make_batch(sequences, num_kv_heads=1, softcap=5.0, local_window=local_window).check()
+
+
 @pytest.mark.parametrize("chunk", [1, 3, 130])
 def test_keys_are_split_and_merged(isa, chunk):
     sequences = [sequence(4, 1700, 100_000, chunk), sequence(0, None, 1300, chunk)]
@@ -67,11 +123,12 @@ def test_large_scores_do_not_overflow(isa):
     assert out.isfinite().all()
 
 
-def test_result_does_not_depend_on_the_rest_of_the_batch(isa):
-    alone = make_batch([sequence(4, 1500, 9000, 1)], dtype=torch.bfloat16)
+@pytest.mark.parametrize("layer", [{}, {"softcap": 20.0, "local_window": 1502}])
+def test_result_does_not_depend_on_the_rest_of_the_batch(isa, layer):
+    alone = make_batch([sequence(4, 1500, 9000, 1)], dtype=torch.bfloat16, **layer)
     arguments = alone.arguments()
     expected = ops.paged_attention(*arguments)
-    query, sink_query, k_cache, v_cache, block_table, _, *per_sequence, scale, slopes = arguments
+    query, sink_query, k_cache, v_cache, block_table, _, *per_sequence = arguments[:10]
     batched = ops.paged_attention(
         query.expand(3, -1, -1).contiguous(),
         sink_query.expand(3, -1, -1).contiguous(),
@@ -80,8 +137,7 @@ def test_result_does_not_depend_on_the_rest_of_the_batch(isa):
         block_table.expand(3, -1).contiguous(),
         torch.arange(4, dtype=torch.int32),
         *(x.expand(3).contiguous() for x in per_sequence),
-        scale,
-        slopes,
+        *arguments[10:],
     )
     assert (batched == expected).all()
 
@@ -119,6 +175,7 @@ def sequences(draw):
 )
 @given(data=st.data())
 def test_random_batches(isa, data):
+    softcap = data.draw(st.one_of(st.none(), st.floats(0.1, 60)))
     make_batch(
         data.draw(st.lists(sequences(), min_size=1, max_size=4)),
         num_kv_heads=data.draw(st.integers(1, 3)),
@@ -127,6 +184,8 @@ def test_random_batches(isa, data):
         block_size=data.draw(st.sampled_from([1, 4, 5, 8, 16, 32])),
         dtype=data.draw(st.sampled_from(DTYPES)),
         with_sink_query=data.draw(st.booleans()),
-        with_alibi=data.draw(st.booleans()),
+        with_alibi=softcap is None and data.draw(st.booleans()),
+        softcap=softcap,
+        local_window=data.draw(st.one_of(st.none(), st.integers(1, 260))),
         seed=data.draw(st.integers(0, 99)),
     ).check()

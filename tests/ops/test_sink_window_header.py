@@ -19,8 +19,12 @@ SOURCE = """
 extern "C" void evaluate(const int64_t* in, int64_t* out) {
   const paged_stream::SinkWindow window{in[0], in[1]};
   const int64_t key = in[2], query = in[3], block_size = in[4], chunk = in[5], block = in[6];
+  const int64_t local_window = in[7];
   *out++ = window.is_visible(key, query);
   *out++ = window.window_start(query);
+  *out++ = window.is_visible(key, query, local_window);
+  *out++ = window.window_start(query, local_window);
+  *out++ = window.sink_start(query, local_window);
   *out++ = window.num_visible(query);
   *out++ = window.sink_position(query);
   *out++ = window.num_sink_blocks(block_size);
@@ -54,14 +58,20 @@ def evaluate(tmp_path_factory):
     block_size=st.integers(1, 64),
     chunk=st.integers(1, 100),
     block=st.one_of(st.integers(0, 40), st.integers(0, 2**40)),
+    local_window=st.one_of(st.none(), st.integers(1, 400), st.integers(1, 2**40)),
 )
-def test_header_equals_python(evaluate, sinks, window_size, key, query, block_size, chunk, block):
+def test_header_equals_python(
+    evaluate, sinks, window_size, key, query, block_size, chunk, block, local_window
+):
     full = window_size is None
     window = SinkWindow(0 if full else sinks, window_size)
     ring_blocks = block + 1 if full else window.ring_blocks(chunk, block_size)
     expected = [
         window.is_visible(key, query),
         window.window_start(query),
+        window.is_visible(key, query, local_window),
+        window.window_start(query, local_window),
+        window.sink_start(query, local_window),
         window.num_visible(query),
         window.sink_position(query),
         window.num_sink_blocks(block_size),
@@ -71,6 +81,7 @@ def test_header_equals_python(evaluate, sinks, window_size, key, query, block_si
     ]
     arguments = [window.num_sink_tokens, 2**31 - 1 if full else window_size]
     arguments += [key, query, block_size, chunk, block]
+    arguments += [2**63 - 1 if local_window is None else local_window]
     out = (ctypes.c_int64 * len(expected))()
     evaluate((ctypes.c_int64 * len(arguments))(*arguments), out)
     assert list(out) == expected

@@ -1,0 +1,23 @@
+"""Mistral: Llama whose layers may all have a window of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from paged_stream.models.config import LayerConfig, ModelConfig
+from paged_stream.models.hf_config import local_windows, rotary_config, standard_config
+from paged_stream.models.families.llama import Llama
+
+
+class Mistral(Llama):
+    model_types = ("mistral",)
+    config_class = ("mistral", "MistralConfig")
+    gguf_architecture = None  # llama.cpp calls these files "llama"
+
+    def describe(self, config: Any, length: int | None) -> ModelConfig:
+        rotary = rotary_config(config, length)
+        return standard_config(
+            config,
+            [LayerConfig(rotary=rotary, local_window=w) for w in local_windows(config)],
+            norm_eps=config.rms_norm_eps,
+        )

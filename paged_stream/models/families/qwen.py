@@ -1,0 +1,45 @@
+"""Dense Qwen2, Qwen2.5 and Qwen3: biases on Q, K and V in the former, Q and K norms in the latter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from paged_stream.models.config import LayerConfig, ModelConfig
+from paged_stream.models.hf_config import local_windows, rotary_config, standard_config
+from paged_stream.models.families.llama import Llama
+
+
+class Qwen2(Llama):
+    model_types = ("qwen2",)
+    config_class = ("qwen2", "Qwen2Config")
+    gguf_architecture = "qwen2"
+
+    def describe(self, config: Any, length: int | None) -> ModelConfig:
+        rotary = rotary_config(config, length)
+        return standard_config(
+            config,
+            [LayerConfig(rotary=rotary, local_window=w) for w in local_windows(config)],
+            norm_eps=config.rms_norm_eps,
+            **self.attention(config),
+        )
+
+    def attention(self, config: Any) -> dict[str, Any]:
+        return {"qkv_bias": True}
+
+    def from_gguf(self, config: ModelConfig, source: str, tensor: np.ndarray) -> np.ndarray:
+        return tensor  # llama.cpp keeps the halves that Llama's files interleave
+
+
+class Qwen3(Qwen2):
+    model_types = ("qwen3",)
+    config_class = ("qwen3", "Qwen3Config")
+    gguf_architecture = "qwen3"
+
+    def attention(self, config: Any) -> dict[str, Any]:
+        return {
+            "qkv_bias": config.attention_bias,
+            "output_bias": config.attention_bias,
+            "qk_norm": "head",
+        }
