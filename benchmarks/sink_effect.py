@@ -4,8 +4,9 @@ The figures come from banded masks over transformers' weights, made without this
 engine scores the same texts through its paged cache, in chunks, in float32. A measurement that is
 further than `LIMIT_PERCENT` from its figure fails the run.
 
-    python -m benchmarks.sink_effect            # all of it: on two cores, six minutes
-    python -m benchmarks.sink_effect --quick    # the first 2,048 tokens of Persuasion only
+    python -m benchmarks.sink_effect            # all of SmolLM2: on two cores, six minutes
+    python -m benchmarks.sink_effect --quick    # 2,048 tokens at most
+    python -m benchmarks.sink_effect --model qwen2.5-coder-0.5b    # or gemma-3-270m
 """
 
 from __future__ import annotations
@@ -21,11 +22,10 @@ from unittest import mock
 
 from benchmarks.harness import record
 from benchmarks.texts import austen
+from benchmarks.weights import model_path
 from paged_stream import LLM
 from paged_stream.worker import model_runner
 
-MODEL = "smollm2-135m-instruct"
-TRAINED_LENGTH = 8192  # no text below is scored past this where the window is as long
 LIMIT_PERCENT = 0.5
 
 
@@ -36,18 +36,19 @@ class Case:
     Args:
         figures: ``{(first, last): perplexity}``, over the predictions of tokens first + 1 to last,
             the text's first token being number 0.
+        window_size: ``None`` is the model's trained length, beyond which no text below goes.
         clamped: ``False`` lets the distance to the sink tokens grow: the ablation.
     """
 
     text: str
     num_sink_tokens: int
-    window_size: int
+    window_size: int | None
     figures: dict[tuple[int, int], float]
     clamped: bool = True
 
     @property
     def name(self) -> str:
-        if self.window_size >= TRAINED_LENGTH:
+        if self.window_size is None:
             return "dense"
         unclamped = "" if self.clamped else ", unclamped"
         return f"{self.num_sink_tokens}+{self.window_size}{unclamped}"
@@ -70,7 +71,7 @@ PERSUASION = (
     Case(  # nothing leaves the window
         text="persuasion",
         num_sink_tokens=0,
-        window_size=TRAINED_LENGTH,
+        window_size=None,
         figures=first({1024: 35.52, 2048: 40.18, 4096: 37.34, 6144: 35.73, 8192: 34.44}),
     ),
     Case(
@@ -127,6 +128,24 @@ EMMA = (
         clamped=False,
     ),
 )
+QWEN = (
+    Case(text="persuasion", num_sink_tokens=0, window_size=None, figures=first({4096: 58.72})),
+    Case(text="persuasion", num_sink_tokens=4, window_size=508, figures=first({4096: 65.49})),
+    Case(text="persuasion", num_sink_tokens=0, window_size=512, figures=first({4096: 97.00})),
+)
+GEMMA = (
+    Case(
+        text="persuasion",
+        num_sink_tokens=0,
+        window_size=None,
+        figures=first({1024: 33.76, 2048: 36.18, 8192: 32.02}),
+    ),
+)
+CASES = {
+    "smollm2-135m-instruct": PERSUASION + EMMA,
+    "qwen2.5-coder-0.5b": QWEN,
+    "gemma-3-270m": GEMMA,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,17 +165,17 @@ def unclamped_sinks() -> Iterator[None]:
     """Queries meet the sink tokens at their true distance, as if no position were clamped."""
     build = model_runner.build_forward_batch
 
-    def without_sink_rotary(*args, **kwargs):
+    def without_sink_positions(*args, **kwargs):
         batch = build(*args, **kwargs)
-        return replace(batch, attention=replace(batch.attention, sink_rotary=None))
+        return replace(batch, attention=replace(batch.attention, sink_positions=None))
 
-    with mock.patch.object(model_runner, "build_forward_batch", without_sink_rotary):
+    with mock.patch.object(model_runner, "build_forward_batch", without_sink_positions):
         yield
 
 
-def measure(case: Case) -> list[Measurement]:
+def measure(model: str, case: Case) -> list[Measurement]:
     llm = LLM(
-        MODEL,
+        model_path(model),
         num_sink_tokens=case.num_sink_tokens,
         window_size=case.window_size,
         max_num_seqs=1,
@@ -199,18 +218,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="2,048 tokens of Persuasion only")
+    parser.add_argument("--model", choices=CASES, default=next(iter(CASES)))
+    parser.add_argument("--quick", action="store_true", help="2,048 tokens at most")
     arguments = parser.parse_args()
 
-    cases = [*PERSUASION, *EMMA]
+    cases = CASES[arguments.model]
     if arguments.quick:
-        cases = [short for case in PERSUASION if (short := case.first(2048))]
+        cases = [short for case in cases if (short := case.first(2048))]
     measurements = []
     for number, case in enumerate(cases, 1):
         print(f"[{number}/{len(cases)}] {case.text} {case.name}", file=sys.stderr)
-        done = measure(case)
+        done = measure(arguments.model, case)
         for measurement in done:  # what was measured survives a Ctrl-C
-            record("sink_effect", model=MODEL, dtype="float32", **asdict(measurement))
+            record("sink_effect", model=arguments.model, dtype="float32", **asdict(measurement))
         measurements += done
     report(measurements)
     return int(any(abs(m.difference_percent) > LIMIT_PERCENT for m in measurements))

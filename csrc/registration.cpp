@@ -11,8 +11,8 @@ STABLE_TORCH_LIBRARY(paged_stream, m) {
   m.def(
       "paged_attention(Tensor query, Tensor? sink_query, Tensor k_cache, Tensor v_cache, "
       "Tensor block_table, Tensor query_start_loc, Tensor seq_lens, Tensor num_sink_tokens, "
-      "Tensor window_size, Tensor ring_blocks, float scale, Tensor? alibi_slopes, float softcap, "
-      "int local_window) -> Tensor");
+      "Tensor window_size, Tensor window_floor, Tensor ring_blocks, float scale, "
+      "Tensor? alibi_slopes, float softcap, int local_window) -> Tensor");
   m.def(
       "gather_blocks(Tensor k_cache, Tensor v_cache, Tensor slot_mapping, Tensor? rotary, "
       "bool interleaved) -> (Tensor, Tensor)");

@@ -19,9 +19,11 @@ class EngineConfig:
             bfloat16 if the checkpoint is 16-bit or quantised. Sums are float32 in any case.
         block_size: tokens per KV cache block.
         num_sink_tokens: ``S``, tokens at the start of each stream that stay visible for ever. 4
-            is enough for models trained without a sink token of their own; 1 for those with one.
+            is enough for models trained without a sink token of their own; 1 for those trained
+            with one, which their tokenizer puts first.
         window_size: ``W``, most recent tokens that are visible. ``None`` is the model's trained
-            length minus the sinks: exact up to there, streaming after.
+            length minus the sinks: exact up to there, streaming after. A model with learned
+            absolute positions cannot have a window.
         kv_cache_memory_bytes: memory for K and V. ``None`` takes what ``max_num_seqs`` streams
             can use, up to 4 GiB and half of the memory that is free.
         max_num_seqs: sequences in one step. ``None`` is 64, or ``max_num_batched_tokens`` if

@@ -43,6 +43,15 @@ def resolve_sink_window(
     if window_size is None:
         usable = trained - num_sink_tokens
         return SinkWindow(num_sink_tokens, min(usable, model_config.local_window or usable))
+    local_window = model_config.local_window
+    if num_sink_tokens and local_window is not None and window_size >= local_window:
+        logger.warning(
+            "no layer sees the sink tokens beyond window_size = %d: all have a window of their own "
+            "of at most %d; choose window_size <= %d to keep them visible",
+            window_size,
+            local_window,
+            local_window - num_sink_tokens,
+        )
     if num_sink_tokens + window_size > trained:
         logger.warning(
             "num_sink_tokens + window_size = %d exceeds the model's trained length of %d",

@@ -73,6 +73,7 @@ def paged_attention(
     seq_lens: Tensor,
     num_sink_tokens: Tensor,
     window_size: Tensor,
+    window_floor: Tensor,
     ring_blocks: Tensor,
     scale: float,
     alibi_slopes: Tensor | None = None,
@@ -82,9 +83,10 @@ def paged_attention(
     """Attention of each token over the sinks and the window of its sequence.
 
     The token at position p sees the keys j < num_sink_tokens, through ``sink_query``, and
-    p - window_size < j <= p, through ``query``. A local window narrows both to the last
-    ``local_window`` of the keys that a sequence keeps; the block table does not depend on it.
-    Blocks that no token of a chunk sees are not touched, so their columns may hold anything.
+    p - window_size < j <= p that are not below window_floor, through ``query``. A local window
+    narrows both to the last ``local_window`` of the keys that a sequence keeps; the block table
+    does not depend on it. Keys and blocks that no token of a chunk sees are not touched, so slots
+    and columns may hold anything there.
 
     Args:
         query: [T, num_heads, head_dim], rows strided; num_heads a multiple of num_kv_heads.
@@ -95,10 +97,13 @@ def paged_attention(
         seq_lens: int64 [B], length of each stream with its chunk.
         num_sink_tokens: int32 [B], 0 for full attention.
         window_size: int32 [B], the largest int32 for full attention.
+        window_floor: int64 [B], first position behind the sinks whose key there is: from
+            num_sink_tokens up to the chunk's first position; 0 for all, and for full attention.
         ring_blocks: int32 [B], columns of the ring.
         scale: factor on the scores.
         alibi_slopes: float32 [num_heads]; a score loses slope times the distance to its key, for
-            sink keys measured from position min(p, num_sink_tokens + window_size - 1).
+            sink keys measured from num_sink_tokens + p - max(num_sink_tokens, p - window_size + 1,
+            window_floor), its place in a cache of what it sees.
         softcap: scaled scores s become softcap * tanh(s / softcap); not with ``alibi_slopes``.
         local_window: the layer's own sliding window L: of the sink keys only those at a distance
             below L are seen, measured in the same way, and of the others those with p - L < j.
@@ -116,6 +121,7 @@ def paged_attention(
         seq_lens,
         num_sink_tokens,
         window_size,
+        window_floor,
         ring_blocks,
         scale,
         alibi_slopes,
@@ -285,6 +291,7 @@ def _(
     seq_lens,
     num_sink_tokens,
     window_size,
+    window_floor,
     ring_blocks,
     scale,
     alibi_slopes,

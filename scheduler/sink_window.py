@@ -7,6 +7,10 @@ about chunks, batches or steps. ``csrc/include/sink_window.h`` mirrors this file
 A layer may have a sliding window ``L`` of its own, `local_window`: of those keys its queries see
 only the last ``L``, counted in a cache that holds nothing else. Then a window key is visible if
 ``p - L < j`` too, and a sink key if its distance from `sink_position` is below ``L``.
+
+A span cut out of the window, or tokens taken back after others were evicted, leave a stream with
+less than a whole window behind the sinks. Where its keys begin is one number, `window_floor`, and
+queries see none between the sinks and that. Queries themselves stand at the floor or behind it.
 """
 
 from __future__ import annotations
@@ -26,20 +30,27 @@ class SinkWindow:
         num_sink_tokens: ``S``, tokens at the start of the stream that stay visible for ever.
         window_size: ``W``, most recent tokens that are visible, the query's own included.
             ``None`` is full attention: nothing is ever evicted and ``S`` has no effect.
+        window_floor: ``F``, first position behind the sinks whose key there is: ``S`` or more, or
+            0 when none is missing but those that the window has left behind.
 
     Raises:
-        ValueError: ``num_sink_tokens`` is no int of at least 0, or ``window_size`` of at least 1.
+        ValueError: ``num_sink_tokens`` is no int of at least 0, ``window_size`` of at least 1, or
+            ``window_floor`` a position among the sinks, or not 0 with full attention.
     """
 
     num_sink_tokens: int
     window_size: int | None
+    window_floor: int = 0
 
     def __post_init__(self) -> None:
-        sinks, window = self.num_sink_tokens, self.window_size
+        sinks, window, floor = self.num_sink_tokens, self.window_size, self.window_floor
         if type(sinks) is not int or sinks < 0:
             raise ValueError(f"num_sink_tokens must be an int >= 0, got {sinks!r}")
         if window is not None and (type(window) is not int or window < 1):
             raise ValueError(f"window_size must be an int >= 1 or None, got {window!r}")
+        if type(floor) is not int or (floor != 0 and (window is None or floor < max(sinks, 1))):
+            least = "" if window is None else f" or an int >= num_sink_tokens={sinks}"
+            raise ValueError(f"window_floor must be 0{least}, got {floor!r}")
 
     # Visibility
 
@@ -55,7 +66,7 @@ class SinkWindow:
     def window_start(self, query_position: int, local_window: int | None = None) -> int:
         """First position inside the window of ``query_position`` (it may lie among the sinks)."""
         sizes = [size for size in (self.window_size, local_window) if size is not None]
-        return max(0, query_position - min(sizes) + 1) if sizes else 0
+        return max(self.window_floor, query_position - min(sizes) + 1) if sizes else 0
 
     def sink_start(self, query_position: int, local_window: int | None) -> int:
         """First sink that ``query_position`` sees; ``num_sink_tokens`` or more if it sees none."""
@@ -64,15 +75,14 @@ class SinkWindow:
         return max(0, self.sink_position(query_position) - local_window + 1)
 
     def num_visible(self, query_position: int) -> int:
-        if self.window_size is None:
-            return query_position + 1
-        return min(query_position + 1, self.num_sink_tokens + self.window_size)
+        return self.sink_position(query_position) + 1
 
     def sink_position(self, query_position: int) -> int:
-        """Position the query takes towards sink keys: its place in a cache of ``S + W`` tokens."""
+        """Position the query takes towards sink keys: its place in a cache of what it sees."""
         if self.window_size is None:
             return query_position
-        return min(query_position, self.num_sink_tokens + self.window_size - 1)
+        first = max(self.num_sink_tokens, self.window_start(query_position))
+        return self.num_sink_tokens + query_position - first
 
     # Blocks
 

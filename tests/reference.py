@@ -113,6 +113,7 @@ def dense_logits(
     *,
     dtype: torch.dtype | None = torch.float64,
     clamp_sinks: bool = True,
+    window_floors: torch.Tensor | None = None,
     query_chunk: int = 256,
 ) -> torch.Tensor:
     """Logits [T, vocab] of ``token_ids``, every query seeing its sink tokens and its window.
@@ -121,18 +122,22 @@ def dense_logits(
         window_size: ``None`` is full causal attention.
         dtype: what all arithmetic is done in; ``None`` is the model's own. Angles are float64.
         clamp_sinks: ``False`` keeps true distances to the sinks: a different, worse algorithm.
+        window_floors: int64 [T], for each query the first position behind the sinks whose key there
+            is; ``None`` is 0 for all.
         query_chunk: queries attended to at a time; bounds memory, changes nothing.
     """
     model = _in_dtype(model, dtype)
     ids = torch.as_tensor(token_ids, dtype=torch.long)
     positions = torch.arange(len(ids))
+    floors = torch.zeros_like(positions) if window_floors is None else window_floors
     x = model.model.embed_tokens(ids)
     for layer in model.model.layers:
         attention = layer.self_attn
         q, k, v = _project(attention, _norm(layer.input_layernorm, x))
         sink_positions = positions
         if window_size is not None and clamp_sinks:
-            sink_positions = positions.clamp(max=num_sink_tokens + window_size - 1)
+            gap = torch.maximum(positions - window_size + 1, floors) - num_sink_tokens
+            sink_positions = positions - gap.clamp(min=0)
         window_q, sink_q = _rotate(q, positions, model), _rotate(q, sink_positions, model)
         groups = attention.num_key_value_groups
         k = _rotate(k, positions, model).repeat_interleave(groups, dim=0)
@@ -140,7 +145,7 @@ def dense_logits(
 
         outputs = []
         for chunk in positions.split(query_chunk):
-            visible = _visible(chunk, positions, num_sink_tokens, window_size)
+            visible = _visible(chunk, positions, num_sink_tokens, window_size, floors[chunk])
             scores = torch.where(
                 positions < num_sink_tokens,  # decided per key
                 sink_q[:, chunk] @ k.mT,
@@ -155,13 +160,18 @@ def dense_logits(
 
 
 def _visible(
-    queries: torch.Tensor, keys: torch.Tensor, num_sink_tokens: int, window_size: int | None
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    num_sink_tokens: int,
+    window_size: int | None,
+    floors: torch.Tensor,
 ) -> torch.Tensor:
-    """bool [queries, keys]: key in {j < S} or in {p - W < j}, and never after the query."""
+    """bool [queries, keys]: j < S, or p - W < j and j >= F, and never after the query."""
     p, j = queries[:, None], keys[None, :]
     if window_size is None:
         return j <= p
-    return (j <= p) & ((j < num_sink_tokens) | (p - window_size < j))
+    in_window = (p - window_size < j) & (floors[:, None] <= j)
+    return (j <= p) & ((j < num_sink_tokens) | in_window)
 
 
 # Oracle 2: the published algorithm, token by token
@@ -171,12 +181,14 @@ class PublishedStream:
     """One stream of the published algorithm: S + R raw keys are kept, a step sees S + R + 1.
 
     ``window_size`` counts the query's own token, so the published "S+R" is ``R = window_size - 1``.
+    ``position`` is that of the next token as the engine counts, by which `cut` names tokens.
     """
 
     def __init__(self, model: LlamaForCausalLM, num_sink_tokens: int, window_size: int) -> None:
         self.model = model
         self.start_size = num_sink_tokens
         self.recent_size = window_size - 1
+        self.position = 0
         self.keys: list[torch.Tensor | None] = [None] * len(model.model.layers)  # never rotated
         self.values: list[torch.Tensor | None] = [None] * len(model.model.layers)
 
@@ -188,7 +200,20 @@ class PublishedStream:
             x = x + self._attend(index, layer.self_attn, _norm(layer.input_layernorm, x))
             x = x + layer.mlp(_norm(layer.post_attention_layernorm, x))
         self._evict()
+        self.position += 1
         return _logits(self.model, x)[0]
+
+    def cut(self, start: int, end: int) -> None:
+        """Removes positions [start, end) of the window; what is older there moves up by as many."""
+        shift = self._length() - self.position  # from a position in the window to its place
+        assert self.start_size <= start + shift <= end + shift <= self._length()
+        self._remove(start + shift, end + shift)
+
+    def rewind(self, num_tokens: int) -> None:
+        """Drops the newest tokens. Back among the sinks, position and place are one again."""
+        length = self._length() - num_tokens
+        self._remove(length, self._length())
+        self.position = length if length < self.start_size else self.position - num_tokens
 
     def _attend(self, index: int, attention: nn.Module, x: torch.Tensor) -> torch.Tensor:
         q, k, v = _project(attention, x)
@@ -207,14 +232,20 @@ class PublishedStream:
             outputs.append(weights @ v[kv_head])
         return attention.o_proj(torch.cat(outputs)[None])
 
+    def _length(self) -> int:
+        return 0 if self.keys[0] is None else self.keys[0].shape[1]
+
     def _evict(self) -> None:
-        for index, (k, v) in enumerate(zip(self.keys, self.values, strict=True)):
-            length = k.shape[1]
-            if length <= self.start_size + self.recent_size:
-                continue
-            start = length - self.recent_size
-            self.keys[index] = torch.cat((k[:, : self.start_size], k[:, start:]), dim=1)
-            self.values[index] = torch.cat((v[:, : self.start_size], v[:, start:]), dim=1)
+        if self._length() > self.start_size + self.recent_size:
+            self._remove(self.start_size, self._length() - self.recent_size)
+
+    def _remove(self, start: int, end: int) -> None:
+        """Removes the places [start, end) of the cache."""
+        assert 0 <= start <= end <= self._length()
+        for cache in (self.keys, self.values):
+            for index, x in enumerate(cache):
+                if x is not None:
+                    cache[index] = torch.cat((x[:, :start], x[:, end:]), dim=1)
 
 
 def published_logits(

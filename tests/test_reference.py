@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.reference import (
+    PublishedStream,
     dense_logits,
     published_greedy,
     published_logits,
@@ -95,6 +96,82 @@ def test_greedy_follows_the_logits_past_the_window():
     generated = model.generate(torch.tensor([prompt]), max_new_tokens=60, do_sample=False)[0, 10:]
     assert published_greedy(model, prompt, 60, 4, 80) == generated.tolist()
     assert tokens != generated.tolist()
+
+
+def feed(stream, ids):
+    return torch.stack([stream.step(token) for token in ids])
+
+
+@pytest.mark.parametrize("length", [2, 9, 40])
+def test_cutting_nothing_changes_nothing(length):
+    model = tiny_llama(7).double()
+    ids = random_ids(model, length + 30)
+    stream = PublishedStream(model, 3, 12)
+    feed(stream, ids[:length])
+    for position in range(max(3, length - 11), length + 1):
+        stream.cut(position, position)
+    stream.rewind(0)
+    assert torch.equal(feed(stream, ids[length:]), published_logits(model, ids, 3, 12)[length:])
+
+
+@pytest.mark.parametrize("length, dropped", [(14, 5), (14, 13), (8, 8), (14, 0)])
+def test_rewound_before_eviction_it_says_the_same_again(length, dropped):
+    model = tiny_llama(8).double()
+    ids = random_ids(model, 50)
+    stream = PublishedStream(model, 3, 12)
+    feed(stream, ids[:length])
+    stream.rewind(dropped)
+    assert stream.position == length - dropped
+    expected = published_logits(model, ids, 3, 12)[length - dropped :]
+    assert torch.equal(feed(stream, ids[length - dropped :]), expected)
+
+
+@pytest.mark.parametrize("length, dropped", [(15, 4), (40, 4), (40, 10), (40, 11)])
+def test_rewound_after_eviction_it_lacks_what_was_evicted(length, dropped):
+    model = tiny_llama(9).double()
+    ids, start = random_ids(model, 70), length - dropped
+    stream = PublishedStream(model, 3, 12)
+    feed(stream, ids[:length])
+    stream.rewind(dropped)
+    floors = torch.zeros(70, dtype=torch.int64)
+    floors[start:] = length - 11
+    expected = dense_logits(model, ids, 3, 12, window_floors=floors)[start:]
+    again = feed(stream, ids[start:])
+    torch.testing.assert_close(again, expected, rtol=0, atol=1e-9)
+    difference = (again - dense_logits(model, ids, 3, 12)[start:]).abs().amax(-1)
+    assert difference[0] > 1e-2
+
+
+@pytest.mark.parametrize("start, end", [(3, 6), (5, 12), (10, 14), (3, 14)])
+def test_a_cut_leaves_what_keys_and_values_have_read_but_no_gap(start, end):
+    """In a single layer they have read nothing but their own tokens, so there the span is gone."""
+    for num_layers in (1, 2):
+        model = tiny_llama(10, num_hidden_layers=num_layers).double()
+        ids = random_ids(model, 60)
+        stream = PublishedStream(model, 3, 12)
+        feed(stream, ids[:14])
+        stream.cut(start, end)
+        assert stream.position == 14
+        without = published_logits(model, ids[:start] + ids[end:], 3, 12)[14 - (end - start) :]
+        difference = (feed(stream, ids[14:]) - without).abs().amax(-1)
+        # What was cut at the very end has been read by nobody.
+        unread = num_layers == 1 or end == 14
+        assert difference.max() < 1e-9 if unread else difference[0] > 1e-2
+
+
+def test_cuts_name_positions_as_the_engine_counts_them():
+    """Three cuts in a stream far past its window, by position and by hand in its cache."""
+    model = tiny_llama(11).double()
+    ids, places = random_ids(model, 80), list(range(3)) + list(range(39, 50))
+    stream, cache = PublishedStream(model, 3, 12), PublishedStream(model, 3, 12)
+    feed(stream, ids[:50]), feed(cache, ids[:50])
+    for start, end in [(41, 43), (45, 46), (43, 47)]:
+        stream.cut(start, end)
+        begin = places.index(start)
+        cache._remove(begin, begin + end - start)
+        kept = places[:begin] + places[begin + end - start :]
+        places = kept[:3] + list(range(50 - len(kept) + 3, 50))
+    assert torch.equal(feed(stream, ids[50:]), feed(cache, ids[50:]))
 
 
 def test_token_logprobs():

@@ -49,6 +49,7 @@ struct Batch {
   const Tensor& seq_lens;
   const Tensor& num_sink_tokens;
   const Tensor& window_size;
+  const Tensor& window_floor;
   const Tensor& ring_blocks;
 
   void check(const Tensor& query) const {
@@ -61,6 +62,7 @@ struct Batch {
     kCheck.metadata(seq_lens, "seq_lens", ScalarType::Long, "[B]", {b}, query);
     kCheck.metadata(num_sink_tokens, "num_sink_tokens", ScalarType::Int, "[B]", {b}, query);
     kCheck.metadata(window_size, "window_size", ScalarType::Int, "[B]", {b}, query);
+    kCheck.metadata(window_floor, "window_floor", ScalarType::Long, "[B]", {b}, query);
     kCheck.metadata(ring_blocks, "ring_blocks", ScalarType::Int, "[B]", {b}, query);
   }
 };
@@ -78,11 +80,24 @@ void check_columns(const SequenceView& s, int64_t index, int64_t block_size, int
                   " columns for sequence ", index, ", got ", width);
 }
 
+void check_floor(const SequenceView& s, int64_t index) {
+  const SinkWindow& w = s.sink_window;
+  if (w.window_floor == 0) return;
+  STD_TORCH_CHECK(!w.is_full(), "paged_attention: sequence ", index,
+                  " has full attention, so window_floor must be 0, got ", w.window_floor);
+  const int64_t first_query = s.seq_len - s.chunk;
+  STD_TORCH_CHECK(w.window_floor >= w.num_sink_tokens && w.window_floor <= first_query,
+                  "paged_attention: window_floor of sequence ", index, " must be 0, or at least ",
+                  w.num_sink_tokens, " and at most its first query's position ", first_query,
+                  ", got ", w.window_floor);
+}
+
 SequenceView read_sequence(const Batch& batch, int64_t i, int64_t block_size) {
   const int32_t* starts = batch.query_start_loc.const_data_ptr<int32_t>();
   SequenceView s{};
   s.sink_window = {batch.num_sink_tokens.const_data_ptr<int32_t>()[i],
-                   batch.window_size.const_data_ptr<int32_t>()[i]};
+                   batch.window_size.const_data_ptr<int32_t>()[i],
+                   batch.window_floor.const_data_ptr<int64_t>()[i]};
   s.seq_len = batch.seq_lens.const_data_ptr<int64_t>()[i];
   s.first_token = starts[i];
   s.chunk = starts[i + 1] - starts[i];
@@ -99,6 +114,7 @@ SequenceView read_sequence(const Batch& batch, int64_t i, int64_t block_size) {
                   " and ", w.window_size);
   STD_TORCH_CHECK(!w.is_full() || w.num_sink_tokens == 0, "paged_attention: sequence ", i,
                   " has full attention, so num_sink_tokens must be 0, got ", w.num_sink_tokens);
+  check_floor(s, i);
   check_columns(s, i, block_size, batch.block_table.size(1));
   return s;
 }
@@ -121,13 +137,13 @@ Tensor paged_attention(const Tensor& query, const std::optional<Tensor>& sink_qu
                        const Tensor& k_cache, const Tensor& v_cache, const Tensor& block_table,
                        const Tensor& query_start_loc, const Tensor& seq_lens,
                        const Tensor& num_sink_tokens, const Tensor& window_size,
-                       const Tensor& ring_blocks, double scale,
+                       const Tensor& window_floor, const Tensor& ring_blocks, double scale,
                        const std::optional<Tensor>& alibi_slopes, double softcap,
                        int64_t local_window) {
   check_heads(query, sink_query, k_cache, v_cache);
   check_layer(softcap, local_window, alibi_slopes.has_value());
-  const Batch batch{block_table,     query_start_loc, seq_lens,
-                    num_sink_tokens, window_size,     ring_blocks};
+  const Batch batch{block_table, query_start_loc, seq_lens,   num_sink_tokens,
+                    window_size, window_floor,    ring_blocks};
   batch.check(query);
   const int64_t num_tokens = query.size(0), num_heads = query.size(1);
   if (alibi_slopes) {

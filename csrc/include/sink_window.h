@@ -20,6 +20,7 @@ constexpr int64_t kNoLocalWindow = INT64_MAX;
 struct SinkWindow {
   int64_t num_sink_tokens;  // 0 for full attention
   int64_t window_size;      // kFullAttention for full attention
+  int64_t window_floor;     // 0 or at least num_sink_tokens; 0 for full attention
 
   PAGED_STREAM_HOST_DEVICE bool is_full() const { return window_size == kFullAttention; }
 
@@ -35,7 +36,8 @@ struct SinkWindow {
   PAGED_STREAM_HOST_DEVICE int64_t window_start(int64_t query_position,
                                                 int64_t local_window = kNoLocalWindow) const {
     const bool is_local = is_full() || local_window < window_size;
-    return run_start(query_position, is_local ? local_window : window_size);
+    const int64_t start = run_start(query_position, is_local ? local_window : window_size);
+    return start < window_floor ? window_floor : start;
   }
 
   PAGED_STREAM_HOST_DEVICE int64_t sink_start(int64_t query_position, int64_t local_window) const {
@@ -43,13 +45,13 @@ struct SinkWindow {
   }
 
   PAGED_STREAM_HOST_DEVICE int64_t num_visible(int64_t query_position) const {
-    const int64_t bound = num_sink_tokens + window_size;
-    return is_full() || query_position < bound ? query_position + 1 : bound;
+    return sink_position(query_position) + 1;
   }
 
   PAGED_STREAM_HOST_DEVICE int64_t sink_position(int64_t query_position) const {
-    const int64_t last = num_sink_tokens + window_size - 1;
-    return is_full() || query_position < last ? query_position : last;
+    if (is_full()) return query_position;
+    const int64_t start = window_start(query_position);
+    return start < num_sink_tokens ? query_position : num_sink_tokens + query_position - start;
   }
 
   PAGED_STREAM_HOST_DEVICE int64_t num_sink_blocks(int64_t block_size) const {

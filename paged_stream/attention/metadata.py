@@ -16,18 +16,20 @@ class AttentionMetadata:
         seq_lens: int64 [B], length of each stream including its chunk.
         num_sink_tokens: int32 [B], 0 for full attention.
         window_size: int32 [B], the largest int32 for full attention.
+        window_floor: int64 [B], first position behind the sinks whose key there is, 0 for all.
         block_table: int32 [B, width], rows padded with -1.
         ring_blocks: int32 [B], ring columns of each row.
         slot_mapping: int64 [T], where each token's K and V go; -1 skips.
         positions: int64 [T], of each token in its stream.
-        sink_positions: int64 [T], its position towards the sinks; ``None`` when no sequence in the
-            batch has outgrown sinks plus window, so that both agree.
+        sink_positions: int64 [T], its position towards the sinks; ``None`` when no key between the
+            sinks and any token has gone, so that both agree.
     """
 
     query_start_loc: torch.Tensor
     seq_lens: torch.Tensor
     num_sink_tokens: torch.Tensor
     window_size: torch.Tensor
+    window_floor: torch.Tensor
     block_table: torch.Tensor
     ring_blocks: torch.Tensor
     slot_mapping: torch.Tensor

@@ -33,6 +33,7 @@ class NativeBackend(AttentionBackend):
             metadata.seq_lens,
             metadata.num_sink_tokens,
             metadata.window_size,
+            metadata.window_floor,
             metadata.ring_blocks,
             scale,
             alibi_slopes,

@@ -24,7 +24,7 @@ FORMATS = (
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
 _FLOAT_TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_PROGRESS_DELAY = 3.0  # seconds of loading before a progress bar appears
+PROGRESS_DELAY = 3.0  # seconds of loading before a progress bar appears
 
 
 class Shard(ABC):
@@ -139,7 +139,7 @@ def fill(decoder: Decoder, family: Family, files: ModelFiles) -> None:
                 f"model={files.name!r}: weights in {files.folder} do not fit config.json: "
                 f"{'; '.join(problems)}"
             )
-        bar = tqdm(weights.values(), "loading", unit=" tensors", delay=_PROGRESS_DELAY)
+        bar = tqdm(weights.values(), "loading", unit=" tensors", delay=PROGRESS_DELAY, disable=None)
         for weight in bar:
             shard, name = sources[weight.source]
             tensor = shard.read(name)
@@ -184,6 +184,6 @@ def _shape_after(weight: Weight, shape: list[int], decoder: Decoder) -> list[int
         return shape
     try:
         tensor = weight.transform(torch.empty(shape, device="meta"), decoder.config)
-    except RuntimeError:
+    except (RuntimeError, IndexError):
         return None
     return list(tensor.shape)

@@ -61,6 +61,9 @@ class ModelConfig:
         post_norm: normalise their outputs, before these join the residual.
         parallel_residual: attention and feed-forward block read the same input.
         shared_norm: they share one normalisation too.
+        qkv_bias: a bias in the projections of Q, K and V; so have ``output_bias`` that of
+            attention's output, ``mlp_bias`` those of the feed-forward block, ``head_bias`` the
+            head.
         qk_norm: normalise Q and K before they are rotated.
         clip_qkv: clamp Q, K and V to plus and minus this.
         attention_scale: factor on the scores; ``None`` is 1 / sqrt(head_dim).

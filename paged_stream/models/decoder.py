@@ -54,10 +54,11 @@ class Attention(torch.nn.Module):
             self.query_norm = HeadNorm(*shape, eps=config.norm_eps, device=device)
             shape = (config.qk_norm, config.num_kv_heads, config.head_dim)
             self.key_norm = HeadNorm(*shape, eps=config.norm_eps, device=device)
-        slopes = None
+        self.alibi_slopes: torch.Tensor | None = None
         if config.alibi_slopes is not None:
-            slopes = torch.tensor(config.alibi_slopes, dtype=torch.float32, device=device)
-        self.register_buffer("alibi_slopes", slopes, persistent=False)
+            self.alibi_slopes = torch.tensor(
+                config.alibi_slopes, dtype=torch.float32, device=device
+            )
 
     def forward(
         self,
@@ -119,10 +120,9 @@ class DecoderLayer(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.parallel = config.parallel_residual
-        self.attention_norm = self.mlp_norm = None
-        self.post_attention_norm = self.post_mlp_norm = None
         self.attention_norm = self._input_norm(config, dtype, device)
         self.attention = Attention(config, local_window, backend, dtype=dtype, device=device)
+        self.mlp_norm: torch.nn.Module | None = None
         if not config.shared_norm:
             self.mlp_norm = self._input_norm(config, dtype, device)
         self.mlp = MLP(
@@ -134,6 +134,8 @@ class DecoderLayer(torch.nn.Module):
             dtype=dtype,
             device=device,
         )
+        self.post_attention_norm: torch.nn.Module | None = None
+        self.post_mlp_norm: torch.nn.Module | None = None
         if config.post_norm:
             self.post_attention_norm = make_norm(config, dtype, device)
             self.post_mlp_norm = make_norm(config, dtype, device)
@@ -162,6 +164,7 @@ class DecoderLayer(torch.nn.Module):
             if self.mlp_norm is not None:
                 normed = self.mlp_norm(residual, None)
             return attended.add_(self.mlp(normed))
+        assert self.mlp_norm is not None, "only parallel blocks share a norm"
         delta = self.mlp(self.mlp_norm(residual, attended))
         if self.post_mlp_norm is not None:
             delta = self.post_mlp_norm(delta, None)
@@ -192,9 +195,7 @@ class Decoder(torch.nn.Module):
         )
         self.positions = None
         if config.learned_positions:
-            self.positions = Embedding(
-                config.learned_positions, hidden, dtype=dtype, device=device
-            )
+            self.positions = Embedding(config.learned_positions, hidden, dtype=dtype, device=device)
         self.layers = torch.nn.ModuleList(
             DecoderLayer(config, layer.local_window, attention, dtype=dtype, device=device)
             for layer in config.layers

@@ -13,6 +13,8 @@ import torch
 
 from paged_stream.models.config import ModelConfig
 
+# From a tensor as the checkpoint holds it (weight or bias) to the decoder's rows. Called with meta
+# tensors too, to check shapes; raises RuntimeError for a shape that it cannot take.
 Transform = Callable[[torch.Tensor, ModelConfig], torch.Tensor]
 
 
@@ -20,7 +22,9 @@ class Source:
     """Where the tensors of one module of the decoder come from.
 
     Args:
-        names: modules of the checkpoint; several fill consecutive rows, in this order.
+        names: modules of the checkpoint; several fill consecutive rows, in this order. Three of
+            ``attention.qkv`` are Q, K and V; others share the rows evenly, as the gate and up
+            projections of ``mlp.up`` do.
         transform: applied to each of their tensors.
     """
 
@@ -91,7 +95,9 @@ class Family(ABC):
             module, kind = target.rsplit(".", 1)
             layer = re.match(r"layers\.(\d+)\.", module)
             index = layer[1] if layer else ""
-            source = sources[re.sub(r"^layers\.\d+\.", "layers.{}.", module)]
+            pattern = re.sub(r"^layers\.\d+\.", "layers.{}.", module)
+            assert pattern in sources, f"{type(self).__name__}.sources has no entry for {pattern!r}"
+            source = sources[pattern]
             rows = _split_rows(config, module, parameter.shape[0], len(source.names))
             for name, (start, stop) in zip(source.names, rows, strict=True):
                 yield Weight(f"{name.format(index)}.{kind}", target, start, stop, source.transform)

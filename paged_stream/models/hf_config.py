@@ -30,7 +30,8 @@ def read_config(package: str, name: str, fields: dict[str, Any]) -> Any:
     try:
         return getattr(module, name).from_dict(fields)
     except Exception as error:  # its validators raise errors of many kinds
-        raise ValueError(" ".join(str(error).split())) from error
+        reason = error.__cause__ or error  # validators wrap what they found
+        raise ValueError(" ".join(str(reason).split())) from error
 
 
 def standard_config(config: Any, layers: Iterable[LayerConfig], **features: Any) -> ModelConfig:
@@ -61,7 +62,8 @@ def standard_config(config: Any, layers: Iterable[LayerConfig], **features: Any)
 
 
 def local_windows(config: Any) -> list[int | None]:
-    """Each layer's own window, from ``sliding_window`` and, where there are any, ``layer_types``."""
+    """Each layer's own window: ``sliding_window``, in the layers that ``layer_types`` names, or in
+    all where the configuration has no such field. A ``sliding_window`` of ``None`` is none."""
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
     known = {"full_attention": None, "sliding_attention": config.sliding_window}
     if len(kinds) != config.num_hidden_layers or not known.keys() >= set(kinds):
@@ -71,9 +73,7 @@ def local_windows(config: Any) -> list[int | None]:
     return [known[kind] for kind in kinds]
 
 
-def rotary_config(
-    config: Any, length: int | None, layer_type: str | None = None
-) -> RotaryConfig:
+def rotary_config(config: Any, length: int | None, layer_type: str | None = None) -> RotaryConfig:
     """Compute a configuration's rotary frequencies.
 
     Args:
@@ -102,7 +102,7 @@ def rotary_config(
     if kind == "dynamic":
         trained = config.max_position_embeddings
         lengths = (1, trained) if length <= trained else (length, length)
-    elif kind == "longrope":
+    elif kind == "longrope" and parameters["short_factor"] != parameters["long_factor"]:
         short = parameters["original_max_position_embeddings"]
         lengths = (1, short) if length <= short else (short + 1, None)
     return RotaryConfig(

@@ -22,6 +22,9 @@ def all_families() -> tuple[Family, ...]:
             for _, kind in inspect.getmembers(module, inspect.isclass)
             if issubclass(kind, Family) and kind.__module__ == module.__name__
         ]
+    for names in ([n for f in found for n in f.model_types], [f.gguf_architecture for f in found]):
+        taken = [name for name in names if name]
+        assert len(taken) == len(set(taken)), f"two families claim one of {sorted(taken)}"
     return tuple(found)
 
 

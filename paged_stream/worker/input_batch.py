@@ -41,6 +41,7 @@ def build_forward_batch(
     starts = np.array([s.num_computed_tokens for s in sequences], dtype=np.int64)
     sinks = np.array([_num_sink_tokens(s.sink_window) for s in sequences], dtype=np.int64)
     windows = np.array([s.sink_window.window_size or FULL_ATTENTION for s in sequences])
+    floors = np.array([s.sink_window.window_floor for s in sequences], dtype=np.int64)
     rings = np.array([s.ring_blocks for s in sequences], dtype=np.int32)
     table = np.full((len(sequences), max(len(s.block_row) for s in sequences)), -1, np.int32)
     for row, sequence in zip(table, sequences, strict=True):
@@ -57,7 +58,8 @@ def build_forward_batch(
         block < sink_blocks, block, sink_blocks + (block - sink_blocks) % rings[owner]
     )
     slot_mapping = table[owner, column].astype(np.int64) * block_size + offset
-    sink_positions = np.minimum(positions, (sinks + windows - 1)[owner])
+    window_start = np.maximum(positions - (windows - 1)[owner], np.maximum(sinks, floors)[owner])
+    sink_positions = positions - (window_start - sinks[owner])
     grown = bool((sink_positions < positions).any())
 
     def tensor(values: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
@@ -71,6 +73,7 @@ def build_forward_batch(
             seq_lens=tensor(starts + lens, torch.int64),
             num_sink_tokens=tensor(sinks, torch.int32),
             window_size=tensor(windows, torch.int32),
+            window_floor=tensor(floors, torch.int64),
             block_table=tensor(table, torch.int32),
             ring_blocks=tensor(rings, torch.int32),
             slot_mapping=tensor(slot_mapping, torch.int64),

@@ -49,9 +49,7 @@ def plan_cache(
     """
     block_bytes = model_config.kv_bytes_per_token(dtype) * config.block_size
     least = blocks_per_stream(config, model_config, sink_window, chunk=1)
-    most = blocks_per_stream(
-        config, model_config, sink_window, chunk=config.max_num_batched_tokens
-    )
+    most = blocks_per_stream(config, model_config, sink_window, chunk=config.max_num_batched_tokens)
     budget = memory_budget(config)
     if config.kv_cache_memory_bytes is None:
         assert config.max_num_seqs is not None

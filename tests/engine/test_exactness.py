@@ -10,10 +10,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from benchmarks.texts import austen
 from paged_stream import LLM, SamplingParams
+from tests.conftest import save_tokenizer
 from tests.reference import (
     dense_logits,
     published_greedy,
@@ -281,6 +283,32 @@ def test_sampled_logprobs_are_the_models(saved) -> None:
     ranks = 1 + (logits.log_softmax(-1) > expected[:, None]).sum(-1)
     assert [e.rank for e in output.logprobs] == ranks.tolist()
     assert ranks.max() > 1
+
+
+# a trained sink token
+
+
+def test_sink_token_that_the_tokenizer_prepends(tmp_path) -> None:
+    """With one sink token, a stream of many appended texts keeps exactly the trained one."""
+    model = tiny_llama(0)
+    model.save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<unk> $A", special_tokens=[("<unk>", 1)]
+    )
+    tokenizer.save_pretrained(tmp_path)
+    llm = LLM(str(tmp_path), num_sink_tokens=1, window_size=16, dtype="float32")
+    texts = ["a stream of text", " that goes on", " far beyond its window of 16 tokens."]
+    params = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+    with llm.engine.open_stream() as stream:
+        ids = [1]
+        for text in texts:
+            ids += tokenizer(text, add_special_tokens=False)["input_ids"]
+            stream.append(text)
+            actual = [t for delta in stream.generate(params) for t in delta.delta_token_ids]
+            assert actual == published_greedy(model, ids, 8, 1, 16)
+            ids += actual
 
 
 # the embedded model

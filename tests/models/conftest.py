@@ -1,4 +1,4 @@
-"""Tiny random Llama checkpoints, built with transformers and saved the way users find them."""
+"""Tiny random checkpoints, built with transformers and saved the way users find them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
-    AutoModelForCausalLM,
-    GgufConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
-from paged_stream.models.decoder import Decoder
-from paged_stream.models.registry import family_of
+from tests import family_reference
 
 TINY = {
     "vocab_size": 300,
@@ -48,38 +46,28 @@ def tiny_llama():
 
 
 @pytest.fixture
+def tiny(monkeypatch):
+    """Build `tests.family_reference.tiny_model` of a variant with some settings changed."""
+
+    def build(variant: str, **overrides: Any) -> PreTrainedModel:
+        settings = family_reference.VARIANTS[variant] | overrides
+        monkeypatch.setitem(family_reference.VARIANTS, "changed", settings)
+        return family_reference.tiny_model("changed")
+
+    return build
+
+
+@pytest.fixture
 def save(tmp_path: Path):
     """Save a model, and a byte-level tokenizer, into a folder of its own."""
 
-    def write(model: LlamaForCausalLM, **options: Any) -> Path:
+    def write(model: PreTrainedModel, **options: Any) -> Path:
         folder = tmp_path / f"model{len(list(tmp_path.iterdir()))}"
         model.save_pretrained(folder, **options)
         byte_level_tokenizer().save_pretrained(folder)
         return folder
 
     return write
-
-
-@pytest.fixture(scope="session")
-def assert_equals_gguf():
-    """Check that every parameter equals what transformers reads from a GGUF file, bit for bit."""
-
-    def check(decoder: Decoder, path: Path) -> None:
-        oracle = AutoModelForCausalLM.from_pretrained(
-            path.parent,
-            gguf_file=path.name,
-            dtype=torch.float32,
-            quantization_config=GgufConfig(dequantize=True),
-        ).state_dict()
-        parameters = dict(decoder.named_parameters())
-        unseen = {name: parameter.numel() for name, parameter in parameters.items()}
-        for weight in family_of("llama").weights(decoder.config):
-            loaded = parameters[weight.target][weight.start : weight.stop]
-            assert torch.equal(loaded, oracle[weight.source]), weight.source
-            unseen[weight.target] -= loaded.numel()
-        assert not any(unseen.values())
-
-    return check
 
 
 def byte_level_tokenizer() -> PreTrainedTokenizerFast:

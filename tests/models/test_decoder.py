@@ -8,16 +8,15 @@ import torch
 from paged_stream.attention.metadata import AttentionMetadata
 from paged_stream.attention.native import NativeBackend
 from paged_stream.models.decoder import Decoder
-from paged_stream.models.loader import load_model, resolve_model
+from paged_stream.models.loader import load_config, load_model, resolve_model
 from paged_stream.worker.kv_cache import KVCache
+from tests.models.checkpoints import load_decoder
 
 BLOCK_SIZE = 4
 INT32_MAX = 2**31 - 1
 
 
-def metadata_for(
-    decoder: Decoder, tables: list[list[int]], starts: list[int], stops: list[int]
-) -> AttentionMetadata:
+def metadata_for(tables: list[list[int]], starts: list[int], stops: list[int]) -> AttentionMetadata:
     """Describe a step that runs positions ``start`` to ``stop`` of each sequence."""
     batch = len(tables)
     spans = [range(start, stop) for start, stop in zip(starts, stops, strict=True)]
@@ -33,11 +32,12 @@ def metadata_for(
         seq_lens=torch.tensor(stops),
         num_sink_tokens=torch.zeros(batch, dtype=torch.int32),
         window_size=torch.full((batch,), INT32_MAX, dtype=torch.int32),
+        window_floor=torch.zeros(batch, dtype=torch.int64),
         block_table=torch.tensor(tables, dtype=torch.int32),
         ring_blocks=torch.full((batch,), len(tables[0]), dtype=torch.int32),
         slot_mapping=torch.tensor(slots),
-        rotary=decoder.rotary.tables(positions),
-        sink_rotary=None,
+        positions=positions,
+        sink_positions=None,
     )
 
 
@@ -62,7 +62,7 @@ def paged_logits(decoder: Decoder, prompts: list[list[int]], chunk: int) -> list
         live = [b for b, prompt in enumerate(prompts) if start < len(prompt)]
         stops = [min(start + chunk, len(prompts[b])) for b in live]
         ids = [prompts[b][start:stop] for b, stop in zip(live, stops, strict=True)]
-        metadata = metadata_for(decoder, [tables[b] for b in live], [start] * len(live), stops)
+        metadata = metadata_for([tables[b] for b in live], [start] * len(live), stops)
         hidden = decoder(torch.tensor(sum(ids, [])), metadata, cache.layers)
         parts = decoder.compute_logits(hidden).split([len(part) for part in ids])
         for b, part in zip(live, parts, strict=True):
@@ -96,7 +96,7 @@ def paged_logits(decoder: Decoder, prompts: list[list[int]], chunk: int) -> list
 )
 def test_logits_equal_transformers(tiny_llama, save, overrides):
     oracle = tiny_llama(**overrides)
-    decoder = load_model(resolve_model(save(oracle)), torch.float32, "cpu", NativeBackend())
+    decoder = load_decoder(save(oracle))
     generator = torch.Generator().manual_seed(1)
     prompts = [torch.randint(300, (n,), generator=generator).tolist() for n in (13, 9, 22)]
     for chunk in (22, 5, 1):
@@ -107,7 +107,10 @@ def test_logits_equal_transformers(tiny_llama, save, overrides):
             torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
 
 
-def test_no_parameter_asks_for_gradients(tiny_llama, save):
-    decoder = load_model(resolve_model(save(tiny_llama())), torch.bfloat16, "cpu", NativeBackend())
-    assert {parameter.dtype for parameter in decoder.parameters()} == {torch.bfloat16}
-    assert not any(parameter.requires_grad for parameter in decoder.parameters())
+def test_parameters_are_of_the_dtype_asked_for(tiny_llama, save):
+    files = resolve_model(save(tiny_llama(attention_bias=True)))
+    decoder = load_model(files, load_config(files), torch.bfloat16, "cpu", NativeBackend())
+    for name, parameter in decoder.named_parameters():
+        # An RMSNorm multiplies in float32.
+        assert parameter.dtype == (torch.float32 if "norm" in name else torch.bfloat16), name
+        assert not parameter.requires_grad

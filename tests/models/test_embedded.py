@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from paged_stream.attention.native import NativeBackend
 from paged_stream.models.files import EMBEDDED_MODEL, EMBEDDED_PACKAGE, embedded_gguf
-from paged_stream.models.loader import load_config, load_model, resolve_model
+from paged_stream.models.loader import load_config, resolve_model
 from paged_stream.tokenizer import load_tokenizer
+from tests.models.checkpoints import assert_equals_gguf, load_decoder
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec(EMBEDDED_PACKAGE) is None,
@@ -31,15 +31,16 @@ def test_config(files):
     assert (config.head_dim, config.vocab_size, config.hidden_size) == (64, 49152, 576)
     assert (config.max_position_embeddings, config.tie_word_embeddings) == (8192, True)
     assert (config.eos_token_ids, config.dtype) == ((2,), torch.bfloat16)
+    assert config.norm_eps == 1e-5
     assert config.kv_bytes_per_token(torch.bfloat16) == 23040
-    assert config.rotary.inv_freq[1] == pytest.approx(100000 ** (-1 / 32))
+    assert config.layers[0].rotary.inv_freq[1] == pytest.approx(100000 ** (-1 / 32))
 
 
 @pytest.mark.slow
-def test_every_weight_equals_transformers(files, assert_equals_gguf):
-    decoder = load_model(files, torch.float32, "cpu", NativeBackend())
+def test_every_weight_equals_transformers(files):
+    decoder = load_decoder(files.folder)
     assert sum(parameter.numel() for parameter in decoder.parameters()) == 134_515_008
-    assert_equals_gguf(decoder, embedded_gguf())
+    assert_equals_gguf(decoder, files.folder, embedded_gguf())
 
 
 @pytest.mark.slow

@@ -45,6 +45,7 @@ class Batch:
             torch.tensor([s.seq_len for s in self.sequences], dtype=torch.int64),
             torch.tensor(sinks, dtype=torch.int32),
             torch.tensor(windows, dtype=torch.int32),
+            torch.tensor([s.window.window_floor for s in self.sequences], dtype=torch.int64),
             torch.tensor(rings, dtype=torch.int32),
             self.scale,
             self.alibi_slopes,
@@ -129,5 +130,7 @@ def make_batch(
     )
 
 
-def sequence(sinks: int, window: int | None, seq_len: int, chunk: int, extra_ring: int = 0):
-    return reference.Sequence(SinkWindow(sinks, window), seq_len, chunk, extra_ring)
+def sequence(
+    sinks: int, window: int | None, seq_len: int, chunk: int, extra_ring: int = 0, floor: int = 0
+) -> reference.Sequence:
+    return reference.Sequence(SinkWindow(sinks, window, floor), seq_len, chunk, extra_ring)

@@ -58,7 +58,8 @@ class Sequence:
         num_sinks, window_size = self.sizes()
         j = torch.tensor(self.live_positions(), dtype=torch.int64)
         p = torch.tensor(self.query_positions(), dtype=torch.int64)[:, None]
-        visible = (j <= p) & ((j < num_sinks) | (j > p - window_size))
+        in_window = (j > p - window_size) & (j >= self.window.window_floor)
+        visible = (j <= p) & ((j < num_sinks) | in_window)
         if local_window is not None:
             # Places in a cache that holds the visible keys alone, as the published algorithm sees.
             place = visible.cumsum(1)
@@ -98,7 +99,7 @@ def _repeat_heads(x: Tensor, num_heads: int) -> Tensor:
 
 
 def _scores(query, sink_query, sequence, scale, alibi_slopes, softcap) -> Tensor:
-    num_sinks, window_size = sequence.sizes()
+    num_sinks, _ = sequence.sizes()
     j = torch.tensor(sequence.live_positions())
     p = torch.tensor(sequence.query_positions())[:, None]
     keys = _repeat_heads(sequence.keys, query.shape[1])
@@ -107,8 +108,8 @@ def _scores(query, sink_query, sequence, scale, alibi_slopes, softcap) -> Tensor
     )
     scores = torch.where(j < num_sinks, sink_scores, scores)
     if alibi_slopes is not None:
-        clamped = p.clamp(max=num_sinks + window_size - 1)
-        distance = torch.where(j < num_sinks, clamped, p) - j
+        place = sequence.visible().sum(1, keepdim=True) - 1  # in a cache of what it sees
+        distance = torch.where(j < num_sinks, place, p) - j
         scores = scores - distance * alibi_slopes.double()[:, None, None]
     return scores if softcap is None else softcap * (scores / softcap).tanh()
 

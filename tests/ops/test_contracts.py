@@ -11,7 +11,7 @@ from paged_stream import ops
 
 ATTENTION_ARGUMENTS = (
     "query sink_query k_cache v_cache block_table query_start_loc seq_lens num_sink_tokens "
-    "window_size ring_blocks scale alibi_slopes softcap local_window"
+    "window_size window_floor ring_blocks scale alibi_slopes softcap local_window"
 ).split()
 
 
@@ -21,7 +21,7 @@ def op_arguments(dtype) -> dict[str, tuple]:
     query, key, value = heads.split([6, 3, 3], dim=1)
     slots, rotary = torch.tensor([3, 8, -1, 0, 20]), angles(5, 32)
     sink_query = torch.empty(5, 6, 64, dtype=dtype)
-    batch = make_batch([sequence(4, 20, 90, 3), sequence(4, 20, 900, 1)], dtype=dtype)
+    batch = make_batch([sequence(4, 20, 90, 3), sequence(4, 20, 900, 1, 0, 890)], dtype=dtype)
     return {
         "rotary_and_cache": (
             *(query, sink_query, key, value, k_cache, v_cache, rotary, rotary, slots, False),
@@ -71,6 +71,11 @@ def attention_without(**changes) -> None:
         ("seq_lens", lambda x: x * 0 + 2, r"seq_lens\[0\] must be at least the chunk's length 3"),
         ("query_start_loc", lambda x: x + 1, r"query_start_loc must run from 0 to 4, got 1 to 5"),
         ("window_size", lambda x: x * 0, r"window_size >= 1, got 4 and 0"),
+        ("window_floor", lambda x: x.int(), r"window_floor must be Long, got Int"),
+        ("window_floor", lambda x: x[:1], r"window_floor must have shape \[B\] = \[2\], got \[1\]"),
+        ("window_floor", lambda x: x + 3, r"sequence 0 must be 0, or at least 4 .*, got 3"),
+        ("window_floor", lambda x: x + 88, r"at most its first query's position 87, got 88"),
+        ("window_floor", lambda x: x - 1, r"sequence 0 must be 0, or at least 4 .*, got -1"),
         ("ring_blocks", lambda x: x * 0 + 1, r"ring_blocks of sequence . must be at least 2"),
         ("num_sink_tokens", lambda x: x - 5, r"num_sink_tokens >= 0"),
         ("alibi_slopes", lambda x: torch.ones(5), r"alibi_slopes must have shape .*\[6\], got"),
@@ -104,6 +109,15 @@ def test_attention_refuses_block_ids_outside_the_cache(block_id):
 def test_full_attention_has_no_sinks():
     with pytest.raises(RuntimeError, match="full attention, so num_sink_tokens must be 0, got 4"):
         attention_without(window_size=lambda x: x * 0 + 2**31 - 1)
+
+
+def test_full_attention_has_no_floor():
+    with pytest.raises(RuntimeError, match="full attention, so window_floor must be 0, got 5"):
+        attention_without(
+            window_size=lambda x: x * 0 + 2**31 - 1,
+            num_sink_tokens=lambda x: x * 0,
+            window_floor=lambda x: x + 5,
+        )
 
 
 @pytest.mark.parametrize("slot", [-2, 36])

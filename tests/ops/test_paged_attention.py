@@ -21,10 +21,29 @@ MIXED = [
     (0, None, 130, 1),
     (0, None, 70, 40),
 ]
+# With a floor; in the default blocks of 16 the last sink block holds positions 16 to 31.
+FLOORED = [
+    (20, 60, 5000, 1, 0, 4970),  # inside the window
+    (20, 60, 5000, 45, 0, 4930),
+    (20, 60, 5000, 45, 1, 4955),  # at the first query, so it sees sinks and itself only
+    (20, 60, 4_000_037, 1, 0, 4_000_036),
+    (20, 60, 41, 10, 0, 20),  # right behind the sinks: nothing is missing
+    (20, 60, 41, 10, 0, 25),  # in the last sink block
+    (20, 60, 26, 1, 0, 25),
+    (16, 60, 41, 1, 0, 32),  # between whole blocks
+    (0, 60, 41, 3, 0, 7),
+    (20, 60, 5000, 3, 0, 4000),  # long before the window
+    (3, 1, 50, 3, 0, 47),
+    (3, 9, 50, 0, 0, 90),  # nothing to compute
+]
 
 
 def mixed() -> list:
     return [sequence(*args) for args in MIXED]
+
+
+def floored() -> list:
+    return [sequence(*args) for args in FLOORED]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -111,9 +130,54 @@ def test_keys_are_split_and_merged(isa, chunk):
     make_batch(sequences, num_kv_heads=1, with_alibi=True).check()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("block_size", [1, 5, 16, 64])
+@pytest.mark.parametrize("num_kv_heads, group", [(2, 3), (1, 71)])
+def test_floor(isa, num_kv_heads, group, block_size, dtype):
+    make_batch(
+        floored(), num_kv_heads=num_kv_heads, group=group, block_size=block_size, dtype=dtype
+    ).check()
+
+
+# Reaching a few of the window, some of the sinks, and more than everything.
+@pytest.mark.parametrize("local_window", [None, 1, 9, 20, 31, 50, 300])
+@pytest.mark.parametrize("layer", [{"with_alibi": True}, {"softcap": 1.0}])
+def test_floor_with_features(isa, layer, local_window):
+    make_batch(floored(), local_window=local_window, **layer).check()
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 130])
+@pytest.mark.parametrize("floor", [98_999, 99_003, 99_870])
+def test_what_a_floor_leaves_is_split_and_merged(isa, chunk, floor):
+    sequences = [sequence(4, 1700, 100_000, chunk, 0, floor)]
+    make_batch(sequences, num_kv_heads=1, with_alibi=True).check()
+
+
+@pytest.mark.parametrize("floor, below", [(890, 889), (10, 9)])
+def test_what_lies_below_a_floor_is_nan(floor, below):
+    """The other tests here would notice a read of it, in the block that the floor cuts too."""
+    arguments = list(make_batch([sequence(4, 100, floor + 2, 1, 0, floor)]).arguments())
+    assert ops.paged_attention(*arguments).isfinite().all()
+    arguments[9] = torch.tensor([below])
+    assert ops.paged_attention(*arguments).isnan().all()
+
+
+@pytest.mark.parametrize("chunk, floor", [(1, 901), (20, 4), (20, 882)])
+def test_a_floor_outside_the_window_changes_nothing(isa, chunk, floor):
+    plain = make_batch([sequence(4, 100, 1001, chunk)], with_alibi=True)
+    floored = make_batch([sequence(4, 100, 1001, chunk, 0, floor)], with_alibi=True)
+    assert torch.equal(plain.check(), floored.check())
+
+
+def test_fewer_columns_do_above_a_floor():
+    make_batch([sequence(4, 20, 90, 3, -2, 87)]).check()
+
+
 @pytest.mark.parametrize("seq_len", [2**31 - 1, 2**31 + 5, 2**40])
 def test_positions_beyond_int32(isa, seq_len):
-    make_batch([sequence(4, 40, seq_len, 1), sequence(4, 40, seq_len, 20)]).check()
+    sequences = [sequence(4, 40, seq_len, 1), sequence(4, 40, seq_len, 20)]
+    sequences += [sequence(4, 40, seq_len, 3, 0, seq_len - 9)]
+    make_batch(sequences, with_alibi=True).check()
 
 
 def test_large_scores_do_not_overflow(isa):
@@ -128,7 +192,7 @@ def test_result_does_not_depend_on_the_rest_of_the_batch(isa, layer):
     alone = make_batch([sequence(4, 1500, 9000, 1)], dtype=torch.bfloat16, **layer)
     arguments = alone.arguments()
     expected = ops.paged_attention(*arguments)
-    query, sink_query, k_cache, v_cache, block_table, _, *per_sequence = arguments[:10]
+    query, sink_query, k_cache, v_cache, block_table, _, *per_sequence = arguments[:11]
     batched = ops.paged_attention(
         query.expand(3, -1, -1).contiguous(),
         sink_query.expand(3, -1, -1).contiguous(),
@@ -137,7 +201,7 @@ def test_result_does_not_depend_on_the_rest_of_the_batch(isa, layer):
         block_table.expand(3, -1).contiguous(),
         torch.arange(4, dtype=torch.int32),
         *(x.expand(3).contiguous() for x in per_sequence),
-        *arguments[10:],
+        *arguments[11:],
     )
     assert (batched == expected).all()
 
@@ -164,7 +228,11 @@ def sequences(draw):
     chunk = draw(st.one_of(st.just(1), st.integers(0, 70)))
     nearby = st.integers(max(chunk, 1), max(chunk, 1) + 300)
     seq_len = draw(st.one_of(nearby, st.integers(max(chunk, 1), deepest)))
-    return sequence(sinks, window, seq_len, chunk, draw(st.integers(0, 2)))
+    first_query, floor = seq_len - chunk, 0
+    if window is not None and first_query >= max(sinks, 1):
+        least = max(sinks, 1, first_query - window - 5)
+        floor = draw(st.one_of(st.just(0), st.integers(least, first_query)))
+    return sequence(sinks, window, seq_len, chunk, draw(st.integers(0, 2)), floor)
 
 
 @settings(

@@ -17,7 +17,7 @@ INCLUDE = Path(__file__).parents[2] / "csrc" / "include"
 SOURCE = """
 #include "sink_window.h"
 extern "C" void evaluate(const int64_t* in, int64_t* out) {
-  const paged_stream::SinkWindow window{in[0], in[1]};
+  const paged_stream::SinkWindow window{in[0], in[1], in[8]};
   const int64_t key = in[2], query = in[3], block_size = in[4], chunk = in[5], block = in[6];
   const int64_t local_window = in[7];
   *out++ = window.is_visible(key, query);
@@ -55,16 +55,19 @@ def evaluate(tmp_path_factory):
     window_size=st.one_of(st.none(), st.integers(1, 300)),
     key=POSITIONS,
     query=POSITIONS,
+    depth=st.one_of(st.none(), st.integers(0, 400)),
     block_size=st.integers(1, 64),
     chunk=st.integers(1, 100),
     block=st.one_of(st.integers(0, 40), st.integers(0, 2**40)),
     local_window=st.one_of(st.none(), st.integers(1, 400), st.integers(1, 2**40)),
 )
 def test_header_equals_python(
-    evaluate, sinks, window_size, key, query, block_size, chunk, block, local_window
+    evaluate, sinks, window_size, key, query, depth, block_size, chunk, block, local_window
 ):
     full = window_size is None
-    window = SinkWindow(0 if full else sinks, window_size)
+    # The floor lies `depth` below the query, if there is room.
+    floor = 0 if full or depth is None or query < sinks else max(sinks, query - depth)
+    window = SinkWindow(0 if full else sinks, window_size, floor)
     ring_blocks = block + 1 if full else window.ring_blocks(chunk, block_size)
     expected = [
         window.is_visible(key, query),
@@ -81,7 +84,7 @@ def test_header_equals_python(
     ]
     arguments = [window.num_sink_tokens, 2**31 - 1 if full else window_size]
     arguments += [key, query, block_size, chunk, block]
-    arguments += [2**63 - 1 if local_window is None else local_window]
+    arguments += [2**63 - 1 if local_window is None else local_window, floor]
     out = (ctypes.c_int64 * len(expected))()
     evaluate((ctypes.c_int64 * len(arguments))(*arguments), out)
     assert list(out) == expected

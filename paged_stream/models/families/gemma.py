@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from paged_stream.models.config import LayerConfig, ModelConfig
+from paged_stream.models.families.llama import Llama
 from paged_stream.models.family import Source, plus_one
 from paged_stream.models.hf_config import local_windows, refuse, rotary_config, standard_config
-from paged_stream.models.families.llama import Llama
 
 
 class Gemma2(Llama):

@@ -14,7 +14,7 @@ from paged_stream.models.hf_config import rotary_config, standard_config
 class Llama(Family):
     model_types = ("llama",)
     config_class = ("llama", "LlamaConfig")
-    gguf_architecture = "llama"
+    gguf_architecture: str | None = "llama"
 
     def describe(self, config: Any, length: int | None) -> ModelConfig:
         layer = LayerConfig(rotary=rotary_config(config, length))

@@ -50,7 +50,7 @@ class MPT(Family):
 
 
 def alibi_slopes(num_heads: int) -> tuple[float, ...]:
-    """2^(-8 i / n) for i = 1 to n, a power of two; of more than ``num_heads``, even i come first."""
+    """2^(-8 i / n) for i = 1 to n, a power of two; of more than are needed, even i come first."""
     power = 2 ** math.ceil(math.log2(num_heads))
     slopes = [2.0 ** (-8 * (head + 1) / power) for head in range(power)]
     if power != num_heads:

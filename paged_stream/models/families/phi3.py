@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from paged_stream.models.config import LayerConfig, ModelConfig
+from paged_stream.models.families.llama import Llama
 from paged_stream.models.family import Source
 from paged_stream.models.hf_config import local_windows, rotary_config, standard_config
-from paged_stream.models.families.llama import Llama
 
 
 class Phi3(Llama):

@@ -1,4 +1,4 @@
-"""Dense Qwen2, Qwen2.5 and Qwen3: biases on Q, K and V in the former, Q and K norms in the latter."""
+"""Dense Qwen2, Qwen2.5 and Qwen3: Llama with biases on Q, K and V, or with norms on Q and K."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from paged_stream.models.config import LayerConfig, ModelConfig
-from paged_stream.models.hf_config import local_windows, rotary_config, standard_config
 from paged_stream.models.families.llama import Llama
+from paged_stream.models.hf_config import local_windows, rotary_config, standard_config
 
 
 class Qwen2(Llama):

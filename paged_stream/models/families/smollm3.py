@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from paged_stream.models.config import LayerConfig, ModelConfig
-from paged_stream.models.hf_config import local_windows, rotary_config, standard_config
 from paged_stream.models.families.llama import Llama
+from paged_stream.models.hf_config import local_windows, rotary_config, standard_config
 
 
 class SmolLM3(Llama):
