@@ -180,7 +180,6 @@ def measure(model: str, case: Case) -> list[Measurement]:
         window_size=case.window_size,
         max_num_seqs=1,
         dtype="float32",
-        kv_cache_memory_bytes=1 << 30,
     )
     # The last token is predicted by the one before it, so one more is needed than is predicted.
     token_ids = llm.engine.encode(austen(case.text))[: case.num_tokens + 1]
