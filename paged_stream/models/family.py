@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from paged_stream.models.config import ModelConfig
+from paged_stream.models.hf_config import read_config
 
 # From a tensor as the checkpoint holds it (weight or bias) to the decoder's rows. Called with meta
 # tensors too, to check shapes; raises RuntimeError for a shape that it cannot take.
@@ -57,6 +58,14 @@ class Family(ABC):
     config_class: tuple[str, str]
     gguf_architecture: str | None = None
     prefix: str = "model."
+
+    def read_config(self, fields: dict[str, Any]) -> Any:
+        """Turn the fields of config.json into a transformers configuration.
+
+        Raises:
+            ValueError: transformers refuses them.
+        """
+        return read_config(*self.config_class, fields)
 
     @abstractmethod
     def describe(self, config: Any, length: int | None) -> ModelConfig:

@@ -27,8 +27,17 @@ def read_config(package: str, name: str, fields: dict[str, Any]) -> Any:
         ValueError: transformers refuses the fields.
     """
     module = importlib.import_module(f"transformers.models.{package}.configuration_{package}")
+    return build_config(getattr(module, name), fields)
+
+
+def build_config(kind: Any, fields: dict[str, Any]) -> Any:
+    """Build a configuration of the given class from config.json.
+
+    Raises:
+        ValueError: transformers refuses the fields.
+    """
     try:
-        return getattr(module, name).from_dict(fields)
+        return kind.from_dict(fields)
     except Exception as error:  # its validators raise errors of many kinds
         reason = error.__cause__ or error  # validators wrap what they found
         raise ValueError(" ".join(str(reason).split())) from error

@@ -11,7 +11,7 @@ from paged_stream.models.checkpoint import fill
 from paged_stream.models.config import ModelConfig
 from paged_stream.models.decoder import Decoder
 from paged_stream.models.files import ModelFiles, resolve_model
-from paged_stream.models.hf_config import read_config, token_ids
+from paged_stream.models.hf_config import token_ids
 from paged_stream.models.registry import family_of
 
 __all__ = ["ModelFiles", "load_config", "load_model", "resolve_model"]
@@ -34,8 +34,7 @@ def load_config(files: ModelFiles, length: int | None = None) -> ModelConfig:
                 "quantization_config is not supported; pass full-precision safetensors or a .gguf"
             )
         family = family_of(fields.get("model_type", ""))
-        hf_config = read_config(*family.config_class, fields)
-        config = family.describe(hf_config, length)
+        config = family.describe(family.read_config(fields), length)
         config.check()
     except (ValueError, AttributeError, KeyError, TypeError, ZeroDivisionError) as error:
         raise ValueError(f"{files.folder / 'config.json'}: {error}") from error

@@ -20,7 +20,9 @@ def all_families() -> tuple[Family, ...]:
         found += [
             kind()
             for _, kind in inspect.getmembers(module, inspect.isclass)
-            if issubclass(kind, Family) and kind.__module__ == module.__name__
+            if issubclass(kind, Family)
+            and kind.__module__ == module.__name__
+            and not inspect.isabstract(kind)
         ]
     for names in ([n for f in found for n in f.model_types], [f.gguf_architecture for f in found]):
         taken = [name for name in names if name]

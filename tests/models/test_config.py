@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from paged_stream.models.hf_config import read_config
 from paged_stream.models.loader import load_config, resolve_model
-from paged_stream.models.registry import all_families
+from paged_stream.models.registry import all_families, family_of
 from tests.family_reference import VARIANTS
 from tests.models.checkpoints import load_decoder
 
@@ -116,7 +117,7 @@ def test_unsupported_types_list_the_supported_ones(folder_of):
          ["rotary dimensions must be at most head_dim (16), got 32"]),
         # What transformers' own classes refuse.
         ("llama3", {"vocab_size": "many"}, ["vocab_size", "'many'"]),
-        ("llama3", {"num_attention_heads": 5}, ["hidden size (64)", "heads (5)"]),
+        ("gpt_neox", {"num_attention_heads": 5}, ["not divisible by the number of attention heads"]),
         ("qwen3", {"num_hidden_layers": None}, ["num_hidden_layers"]),
         ("gemma2", {"layer_types": ["full_attention", "odd", "odd", "odd"]}, ["odd"]),
         ("gemma3", {"layer_types": ["full_attention"]}, ["layer"]),
@@ -153,3 +154,20 @@ def test_broken_configs(folder_of):
         assert_refused(folder, part, "fetch the file again")
     path.write_text('{"model_type": "llama", "rope_scaling": {"rope_type": "yarn"}}')
     assert_refused(folder, "rope")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"num_attention_heads": 8, "num_key_value_heads": 2, "hidden_size": 512},
+        {"head_dim": 64, "rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"torch_dtype": "float16", "tie_word_embeddings": True, "eos_token_id": [2, 5]},
+        {"attention_bias": True, "mlp_bias": True, "head_dim": None, "dtype": "bfloat16"},
+    ],
+)
+def test_llama_is_read_as_transformers_reads_it(fields):
+    family = family_of("llama")
+    oracle = read_config(*family.config_class, {"model_type": "llama"} | fields)
+    actual = family.read_config({"model_type": "llama"} | fields)
+    assert family.describe(actual, None) == family.describe(oracle, None)

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from paged_stream.models.config import LayerConfig, ModelConfig
-from paged_stream.models.families.llama import Llama
+from paged_stream.models.families.llama import LlamaLike
 from paged_stream.models.family import Source, plus_one
 from paged_stream.models.hf_config import local_windows, refuse, rotary_config, standard_config
 
 
-class Gemma2(Llama):
+class Gemma2(LlamaLike):
     model_types = ("gemma2",)
     config_class = ("gemma2", "Gemma2Config")
     gguf_architecture = "gemma2"

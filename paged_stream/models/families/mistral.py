@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from paged_stream.models.config import LayerConfig, ModelConfig
-from paged_stream.models.families.llama import Llama
+from paged_stream.models.families.llama import LlamaLike
 from paged_stream.models.hf_config import local_windows, rotary_config, standard_config
 
 
-class Mistral(Llama):
+class Mistral(LlamaLike):
     model_types = ("mistral",)
     config_class = ("mistral", "MistralConfig")
-    gguf_architecture = None  # llama.cpp calls these files "llama"
 
     def describe(self, config: Any, length: int | None) -> ModelConfig:
         rotary = rotary_config(config, length)

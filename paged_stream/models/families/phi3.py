@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from paged_stream.models.config import LayerConfig, ModelConfig
-from paged_stream.models.families.llama import Llama
+from paged_stream.models.families.llama import LlamaLike
 from paged_stream.models.family import Source
 from paged_stream.models.hf_config import local_windows, rotary_config, standard_config
 
 
-class Phi3(Llama):
+class Phi3(LlamaLike):
     model_types = ("phi3",)
     config_class = ("phi3", "Phi3Config")
-    gguf_architecture = None
 
     def describe(self, config: Any, length: int | None) -> ModelConfig:
         rotary = rotary_config(config, length)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from paged_stream.models.config import LayerConfig, ModelConfig
-from paged_stream.models.families.llama import Llama
+from paged_stream.models.families.llama import LlamaLike
 from paged_stream.models.hf_config import local_windows, rotary_config, standard_config
 
 
-class Qwen2(Llama):
+class Qwen2(LlamaLike):
     model_types = ("qwen2",)
     config_class = ("qwen2", "Qwen2Config")
     gguf_architecture = "qwen2"
@@ -27,9 +25,6 @@ class Qwen2(Llama):
 
     def attention(self, config: Any) -> dict[str, Any]:
         return {"qkv_bias": True}
-
-    def from_gguf(self, config: ModelConfig, source: str, tensor: np.ndarray) -> np.ndarray:
-        return tensor  # llama.cpp keeps the halves that Llama's files interleave
 
 
 class Qwen3(Qwen2):

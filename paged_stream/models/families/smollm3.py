@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from paged_stream.models.config import LayerConfig, ModelConfig
-from paged_stream.models.families.llama import Llama
+from paged_stream.models.families.llama import LlamaLike
 from paged_stream.models.hf_config import local_windows, rotary_config, standard_config
 
 
-class SmolLM3(Llama):
+class SmolLM3(LlamaLike):
     model_types = ("smollm3",)
     config_class = ("smollm3", "SmolLM3Config")
-    gguf_architecture = None
 
     def describe(self, config: Any, length: int | None) -> ModelConfig:
         rotary = rotary_config(config, length)

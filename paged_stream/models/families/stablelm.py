@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from paged_stream.models.config import LayerConfig, ModelConfig
-from paged_stream.models.families.llama import Llama
+from paged_stream.models.families.llama import LlamaLike
 from paged_stream.models.family import Source
 from paged_stream.models.hf_config import rotary_config, standard_config
 
 
-class StableLM(Llama):
+class StableLM(LlamaLike):
     model_types = ("stablelm",)
     config_class = ("stablelm", "StableLmConfig")
-    gguf_architecture = None
 
     def describe(self, config: Any, length: int | None) -> ModelConfig:
         layer = LayerConfig(rotary=rotary_config(config, length))
