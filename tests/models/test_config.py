@@ -117,7 +117,7 @@ def test_unsupported_types_list_the_supported_ones(folder_of):
          ["rotary dimensions must be at most head_dim (16), got 32"]),
         # What transformers' own classes refuse.
         ("llama3", {"vocab_size": "many"}, ["vocab_size", "'many'"]),
-        ("gpt_neox", {"num_attention_heads": 5}, ["not divisible by the number of attention heads"]),
+        ("gpt_neox", {"num_attention_heads": 5}, ["not divisible by the number of attention"]),
         ("qwen3", {"num_hidden_layers": None}, ["num_hidden_layers"]),
         ("gemma2", {"layer_types": ["full_attention", "odd", "odd", "odd"]}, ["odd"]),
         ("gemma3", {"layer_types": ["full_attention"]}, ["layer"]),
