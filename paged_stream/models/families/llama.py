@@ -1,6 +1,6 @@
 """Llama, SmolLM2 and others of the same architecture; the tensor names that many others share."""
 
-from __future__ import annotations
+# No `from __future__ import annotations`: `strict` reads the types of the fields.
 
 from typing import Any
 
