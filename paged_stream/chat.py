@@ -2,43 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeGuard
+
 from paged_stream.tokenizer import Tokenizer
 
 # Stands for the answer that is already in the stream; letters only, so that no template edits it.
 _ANSWER = "PagedStreamAnswer"
+_QUESTION = "PagedStreamQuestion"
 
 
-class ChatTurns:
-    """Token ids to append to a stream for each turn of a conversation.
+Messages = Sequence[Mapping[str, Any]]
+
+
+def is_messages(value: object) -> TypeGuard[Messages]:
+    """Whether a prompt is a conversation rather than text or token ids."""
+    return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], Mapping)
+
+
+def first_turn(
+    tokenizer: Tokenizer, pinned: Messages, messages: Messages, *, is_open: bool = True
+) -> list[int]:
+    """Ids of a conversation's first messages.
 
     Args:
-        tokenizer: one with a chat template.
-        system: system message, or ``None`` for the template's own.
+        pinned: messages before them, which are in the stream already.
+        is_open: end where an answer begins.
+
+    Raises:
+        ValueError: the template writes the pinned ones differently when others follow.
     """
+    text = tokenizer.render_chat_template([*pinned, *messages], is_open)
+    before = tokenizer.render_chat_template(pinned, False) if pinned else ""
+    if not text.startswith(before):
+        raise ValueError("messages: this model's chat template cannot go on from pinned messages")
+    return tokenizer.encode(text[len(before) :], add_special_tokens=False)
 
-    def __init__(self, tokenizer: Tokenizer, system: str | None = None) -> None:
-        self._tokenizer = tokenizer
-        self._system = [] if system is None else [{"role": "system", "content": system}]
 
-    def first(self, content: str) -> list[int]:
-        """Ids of the conversation up to the place where the first answer begins."""
-        messages = [*self._system, {"role": "user", "content": content}]
-        return self._tokenizer.apply_chat_template(messages)
+def next_turn(tokenizer: Tokenizer, messages: Messages, last_token_id: int) -> list[int]:
+    """Ids from the end of an answer to the place where the next one begins.
 
-    def following(self, content: str, last_token_id: int) -> list[int]:
-        """Ids from the end of an answer to the place where the next one begins.
+    Args:
+        messages: the new ones.
+        last_token_id: last token of the answer. If it is the end token that the template puts
+            after answers, that token is not given again.
 
-        Args:
-            content: the user's next message.
-            last_token_id: last token of the answer. If it is the end token that the template
-                puts after answers, that token is not given again.
-        """
-        messages = [
-            *self._system,
-            {"role": "user", "content": _ANSWER[::-1]},
-            {"role": "assistant", "content": _ANSWER},
-            {"role": "user", "content": content},
-        ]
-        text = self._tokenizer.render_chat_template(messages)
-        ids = self._tokenizer.encode(text.split(_ANSWER, 1)[1], add_special_tokens=False)
-        return ids[1:] if ids[:1] == [last_token_id] else ids
+    Raises:
+        ValueError: the template does not write answers as they are.
+    """
+    history = [
+        {"role": "user", "content": _QUESTION},
+        {"role": "assistant", "content": _ANSWER},
+    ]
+    text = tokenizer.render_chat_template([*history, *messages])
+    if text.count(_ANSWER) != 1:
+        raise ValueError("messages: this model's chat template cannot go on turn by turn")
+    ids = tokenizer.encode(text.split(_ANSWER)[1], add_special_tokens=False)
+    return ids[1:] if ids[:1] == [last_token_id] else ids

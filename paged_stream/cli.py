@@ -160,25 +160,19 @@ def _generate(args: argparse.Namespace) -> int:
 
 
 def _chat(args: argparse.Namespace) -> int:
-    from paged_stream.chat import ChatTurns
-
     params = _sampling_params(args)
     engine = _load(args)
-    if engine.tokenizer is None:
-        raise ValueError(f"chat needs a tokenizer, and {args.model} has none")
-    turns = ChatTurns(engine.tokenizer, args.system)
+    engine.chat_tokenizer()  # says what is missing before the first question
+    messages = [] if args.system is None else [{"role": "system", "content": args.system}]
     window = engine.sink_window
     print(f"{args.model}: {window.num_sink_tokens} sink tokens, window {window.window_size}")
-    last_token_id = None
     with engine.open_stream() as stream:
         while (content := _ask()) is not None:
             if not content:
                 continue
-            if last_token_id is None:
-                stream.append(turns.first(content))
-            else:
-                stream.append(turns.following(content, last_token_id))
-            last_token_id = _show(stream, stream.generate(params))
+            messages.append({"role": "user", "content": content})
+            _show(stream, stream.chat(messages, params))
+            messages = []
     return 0
 
 
@@ -190,12 +184,8 @@ def _ask() -> str | None:
         return None
 
 
-def _show(stream: Stream, deltas: Iterable[RequestDelta]) -> int:
-    """Print an answer as it comes and a summary at its end; Ctrl-C ends the answer.
-
-    Returns:
-        The last token.
-    """
+def _show(stream: Stream, deltas: Iterable[RequestDelta]) -> None:
+    """Print an answer as it comes and a summary at its end; Ctrl-C ends the answer."""
     meter = _Meter(stream)
     try:
         for delta in deltas:
@@ -208,7 +198,6 @@ def _show(stream: Stream, deltas: Iterable[RequestDelta]) -> int:
         pass
     print()
     print(meter.summary(), file=sys.stderr)
-    return meter.last_token_id
 
 
 def _show_long(stream: Stream, prompt: str, deltas: Iterable[RequestDelta]) -> None:
@@ -245,7 +234,6 @@ class _Meter:
     """Counts the tokens of one turn and describes its stream."""
 
     def __init__(self, stream: Stream) -> None:
-        self.last_token_id = -1
         self._last_summary = time.perf_counter()
         self._stream = stream
         self._num_tokens = 0
@@ -262,7 +250,6 @@ class _Meter:
         if not self._num_tokens:
             self._started = time.perf_counter()  # the time before is the prompt's
         self._num_tokens += len(delta.delta_token_ids)
-        self.last_token_id = delta.delta_token_ids[-1]
 
     def summary(self) -> str:
         self._last_summary = time.perf_counter()

@@ -30,6 +30,13 @@ class EngineConfig:
             that is less.
         max_num_batched_tokens: tokens in one step, no fewer than ``max_num_seqs``. Larger makes
             prefill cheaper per token, smaller keeps the time between tokens short for others.
+        enable_prefix_caching: keep full blocks of K and V after their sequences end, and use them
+            for new ones that begin with the same tokens under the same sinks and window.
+        parking_memory_bytes: host memory for streams that had to leave the cache; more go to
+            disk. ``None`` is a quarter of the memory that is free at the start.
+        parking_dir: where those on disk go; ``None`` is the system's folder for temporary files.
+        park_after_seconds: move streams out of the cache that were idle for so long, even if
+            nobody needs the room; ``None`` waits until somebody does.
         seed: for the requests that bring none.
         num_threads: processor threads; ``None`` leaves it to torch.
 
@@ -46,6 +53,10 @@ class EngineConfig:
     kv_cache_memory_bytes: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int = 512
+    enable_prefix_caching: bool = True
+    parking_memory_bytes: int | None = None
+    parking_dir: str | Path | None = None
+    park_after_seconds: float | None = None
     seed: int = 0
     num_threads: int | None = None
 
@@ -73,8 +84,23 @@ class EngineConfig:
                 f"max_num_batched_tokens must be >= max_num_seqs ({self.max_num_seqs}), so that "
                 f"every sequence can decode, got {self.max_num_batched_tokens}"
             )
+        if not isinstance(self.enable_prefix_caching, bool):
+            raise ValueError(
+                f"enable_prefix_caching must be a bool, got {self.enable_prefix_caching!r}"
+            )
+        self._check_int("parking_memory_bytes", 0, optional=True)
+        self._check_parking()
         self._check_int("seed", None)
         self._check_int("num_threads", 1, optional=True)
+
+    def _check_parking(self) -> None:
+        folder, seconds = self.parking_dir, self.park_after_seconds
+        if folder is not None and (not isinstance(folder, str | Path) or Path(folder).is_file()):
+            raise ValueError(f"parking_dir must be a folder, got {folder!r}")
+        if seconds is not None and (
+            isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0
+        ):
+            raise ValueError(f"park_after_seconds must be a number >= 0, got {seconds!r}")
 
     def _check_int(self, name: str, low: int | None, *, optional: bool = False) -> None:
         value = getattr(self, name)

@@ -12,22 +12,22 @@ _REPLACEMENT = "\ufffd"  # how a decoder shows bytes that are not a whole charac
 _MAX_INCOMPLETE = 8
 # Tokens decoded again with each new one, so that decoders that look at what precedes (for
 # leading spaces) see it.
-_CONTEXT = 4
+CONTEXT_TOKENS = 4
 
 
 class Detokenizer:
-    """Text of one completion, which follows ``prompt``.
+    """Text of one completion, which follows ``context``: the last tokens before it.
 
     Decoding a token alone can differ from decoding it in its place. So each step decodes a short
     tail twice, without and with the new tokens, and emits the difference.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, stop: Sequence[str], prompt: Sequence[int] = ()
+        self, tokenizer: Tokenizer, stop: Sequence[str], context: Sequence[int] = ()
     ) -> None:
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
-        self._context = list(prompt[-_CONTEXT:])  # emitted, or before what is to be emitted
+        self._context = list(context[-CONTEXT_TOKENS:])  # emitted, or before what is to be emitted
         self._pending: list[int] = []  # not emitted: the end of their text is not whole
         self._held = ""  # text that may be the beginning of a stop string
 
@@ -50,7 +50,7 @@ class Detokenizer:
         incomplete = text.endswith(_REPLACEMENT) and len(self._pending) < _MAX_INCOMPLETE
         if incomplete and not final:
             return ""
-        self._context = (self._context + self._pending)[-_CONTEXT:]
+        self._context = (self._context + self._pending)[-CONTEXT_TOKENS:]
         self._pending = []
         return text[len(before) :]
 

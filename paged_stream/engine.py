@@ -1,19 +1,23 @@
 """The engine: requests and streams in, text and tokens out, one step at a time.
 
 The engine owns what has to do with users (ids, text, stop strings, seeds); the scheduler owns
-progress, and an executor computes. Not thread-safe.
+progress, and an executor computes. Not thread-safe: `AsyncLLMEngine` is.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
-from collections import deque
-from collections.abc import Collection
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
+from paged_stream.chat import first_turn, is_messages
 from paged_stream.config import EngineConfig
-from paged_stream.detokenizer import Detokenizer
+from paged_stream.detokenizer import CONTEXT_TOKENS, Detokenizer
+from paged_stream.executor.base import Executor
 from paged_stream.executor.local import LocalExecutor
 from paged_stream.inputs import (
     Prompt,
@@ -25,25 +29,56 @@ from paged_stream.inputs import (
     visible_tokens,
 )
 from paged_stream.models.loader import load_config, resolve_model
-from paged_stream.outputs import EngineStats, RequestDelta, StreamStats
+from paged_stream.outputs import EngineStats, Inbox, RequestDelta, StreamStats
 from paged_stream.scheduler.config import SchedulerConfig
-from paged_stream.scheduler.output import SequenceUpdate
+from paged_stream.scheduler.output import SchedulerOutput, SequenceUpdate
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.scheduler.scheduler import Scheduler
 from paged_stream.stream import Stream
+from paged_stream.stream_file import read_stream_file
 from paged_stream.tokenizer import Tokenizer, load_tokenizer
+
+
+@dataclass(slots=True)
+class _Counters:
+    """Since the engine's start."""
+
+    num_computed_tokens: int = 0
+    num_generated_tokens: int = 0
+    num_evicted_tokens: int = 0
+    num_steps: int = 0
+    step_seconds: float = 0.0
+    num_started_turns: int = 0
+    queue_seconds: float = 0.0
 
 
 @dataclass(slots=True, kw_only=True)
 class _Turn:
-    """What the engine remembers of a running turn of one sequence."""
+    """What the engine remembers of a running turn of one sequence.
+
+    ``inbox`` is where a stream's deltas go. Once the prompt of a request is computed, its sequence
+    ``generates``, and beside it ``num_copies`` copies.
+    """
 
     request_id: str
     index: int
     params: SamplingParams
-    stop_token_ids: tuple[int, ...]
-    detokenizer: Detokenizer | None
-    inbox: deque[RequestDelta] | None  # where a stream's deltas go
+    seed: int = 0
+    detokenizer: Detokenizer | None = None
+    inbox: Inbox | None = None
+    num_copies: int = 0
+    generates: bool = False
+    queued_at: float = field(default_factory=time.monotonic)
+    is_queued: bool = True
+
+
+@dataclass(slots=True)
+class _StreamRecord:
+    """What the engine remembers of an open stream."""
+
+    last_used: float
+    on_evict: Callable[[int, int], None] | None
+    queue_seconds: float = 0.0
 
 
 class LLMEngine:
@@ -65,24 +100,26 @@ class LLMEngine:
             model_config = load_config(files, length)
         self.model_config = model_config
         self.tokenizer: Tokenizer | None = load_tokenizer(files) if files.has_tokenizer else None
-        self._executor = LocalExecutor(config, files, self.model_config, self.sink_window)
-        self.cache_plan = self._executor.cache_plan
-        self._scheduler = Scheduler(
+        self.executor: Executor = LocalExecutor(config, files, self.model_config, self.sink_window)
+        self.cache_plan = self.executor.cache_plan
+        self.scheduler = Scheduler(
             SchedulerConfig(
                 num_blocks=self.cache_plan.num_blocks,
                 block_size=config.block_size,
                 max_num_seqs=config.max_num_seqs,
                 max_num_batched_tokens=config.max_num_batched_tokens,
                 max_model_len=self.model_config.max_position_embeddings,
+                enable_prefix_caching=config.enable_prefix_caching,
             )
         )
         self._seq_ids = itertools.count()
         self._seeds = random.Random(config.seed)
         self._turns: dict[int, _Turn] = {}  # by seq_id
+        self._streams: dict[int, _StreamRecord] = {}  # by seq_id
         self._requests: dict[str, list[int]] = {}  # request_id to its unfinished seq_ids
         self._undelivered: list[RequestDelta] = []
-        self._num_computed_tokens = 0
-        self._num_generated_tokens = 0
+        self._failure: BaseException | None = None
+        self._counters = _Counters()
 
     # Requests
 
@@ -93,6 +130,7 @@ class LLMEngine:
         params: SamplingParams | None = None,
         *,
         priority: int = 0,
+        inbox: Inbox | None = None,
     ) -> None:
         """Queue a request.
 
@@ -101,6 +139,7 @@ class LLMEngine:
             prompt: text or token ids, of any length.
             params: defaults to ``SamplingParams()``.
             priority: smaller runs first.
+            inbox: where its deltas go; without one, `step` returns them.
 
         Raises:
             ValueError: names what is wrong; the engine is as before.
@@ -111,15 +150,28 @@ class LLMEngine:
             raise ValueError(f"priority must be an int, got {priority!r}")
         token_ids = self.encode(prompt)
         self.check_length(len(token_ids))
-        seed = self._seeds.getrandbits(63) if params.seed is None else params.seed
-        for index in range(params.n):
-            seq_id = next(self._seq_ids)
-            limit = None if params.max_tokens is None else len(token_ids) + params.max_tokens
-            self._scheduler.open(seq_id, self.sink_window, max_tokens=limit, priority=priority)
-            self._start_turn(
-                seq_id, token_ids, params, request_id=request_id, index=index, seed=seed + index
-            )
-            self._requests.setdefault(request_id, []).append(seq_id)
+        limit = None if params.max_tokens is None else len(token_ids) + params.max_tokens
+        seq_id = next(self._seq_ids)
+        # Several completions share their prompt; only a stream outlives the turn that computes it.
+        fans_out = params.n > 1 and len(token_ids) > 1
+        self.scheduler.open(
+            seq_id, self.sink_window, is_stream=fans_out, max_tokens=limit, priority=priority
+        )
+        self._requests[request_id] = [seq_id]
+        turn = _Turn(
+            request_id=request_id,
+            index=0,
+            params=params,
+            seed=self._seeds.getrandbits(63) if params.seed is None else params.seed,
+            inbox=inbox,
+            num_copies=params.n - 1,
+        )
+        self._turns[seq_id] = turn
+        self.scheduler.append(seq_id, token_ids)
+        if fans_out:
+            self.scheduler.start_turn(seq_id, params, generates=False)
+        else:
+            self._fan_out(seq_id, turn)
 
     def add_score_request(self, request_id: str, prompt: Prompt) -> None:
         """Queue a request that generates nothing and reports ``prompt_logprobs``.
@@ -134,15 +186,17 @@ class LLMEngine:
         if len(token_ids) < 2:
             raise ValueError(f"prompt must have at least 2 tokens to score, got {len(token_ids)}")
         seq_id = next(self._seq_ids)
-        self._scheduler.open(seq_id, self.sink_window, max_tokens=len(token_ids))
-        self._start_turn(seq_id, token_ids, params, request_id=request_id, generates=False)
+        self.scheduler.open(seq_id, self.sink_window, max_tokens=len(token_ids))
+        self._turns[seq_id] = _Turn(request_id=request_id, index=0, params=params)
         self._requests[request_id] = [seq_id]
+        self.scheduler.append(seq_id, token_ids)
+        self.scheduler.start_turn(seq_id, params, generates=False)
 
     def abort_request(self, request_id: str) -> None:
         """Drop a request and free its blocks; one that is unknown or finished is ignored."""
         for seq_id in self._requests.pop(request_id, ()):
             self._turns.pop(seq_id, None)
-            self._scheduler.close(seq_id)
+            self.scheduler.close(seq_id)
         self._undelivered = [d for d in self._undelivered if d.request_id != request_id]
 
     def has_unfinished_requests(self) -> bool:
@@ -157,8 +211,7 @@ class LLMEngine:
             request_ids: return what belongs to these; the rest waits for another call.
 
         Raises:
-            RuntimeError: nothing can run, because idle streams hold every block. Nothing is lost:
-                once a stream is closed, the next step goes on.
+            RuntimeError: the engine has failed before.
         """
         self._step()
         deltas, self._undelivered = self._undelivered, []
@@ -170,96 +223,187 @@ class LLMEngine:
     # Streams
 
     def open_stream(
-        self, *, num_sink_tokens: int | None = None, window_size: int | None = None
+        self,
+        *,
+        num_sink_tokens: int | None = None,
+        window_size: int | None = None,
+        pin: Prompt | Sequence[Mapping[str, Any]] | None = None,
+        on_evict: Callable[[int, int], None] | None = None,
     ) -> Stream:
-        """Open a live stream: its K and V stay in the cache between turns.
+        """Open a live stream: its K and V stay between turns.
 
         Args:
             num_sink_tokens: of this stream; defaults to the engine's.
             window_size: of this stream; defaults to the engine's.
+            pin: text, token ids or messages in the chat template that the stream begins with and
+                sees for ever, such as a system prompt: they are its sink tokens. Streams with the
+                same ones share their blocks.
+            on_evict: called with the first position and the one behind the last whenever tokens
+                leave the window.
 
         Raises:
             ValueError: sinks or window that are out of range or do not fit the cache.
         """
+        messages, pinned = [], []
+        if is_messages(pin):
+            messages = [dict(message) for message in pin]
+            pinned = self.encode(first_turn(self.chat_tokenizer(), [], messages, is_open=False))
+        elif pin is not None:
+            pinned = self.encode(pin)
+        if pinned:
+            if num_sink_tokens is not None:
+                raise ValueError("num_sink_tokens follows from pin; pass one of them")
+            num_sink_tokens = len(pinned)
         sink_window = self.sink_window
         if num_sink_tokens is not None or window_size is not None:
             sinks = self.config.num_sink_tokens if num_sink_tokens is None else num_sink_tokens
             window = self.config.window_size if window_size is None else window_size
             sink_window = resolve_sink_window(self.model_config, sinks, window)
             check_rotary_length(self.model_config, sink_window)
+        self.check_length(len(pinned))
         seq_id = next(self._seq_ids)
-        self._scheduler.open(seq_id, sink_window, is_stream=True)
-        return Stream(self, seq_id)
+        self.scheduler.open(seq_id, sink_window, is_stream=True)
+        self._streams[seq_id] = _StreamRecord(time.monotonic(), on_evict)
+        self.scheduler.append(seq_id, pinned)
+        return Stream(self, seq_id, seed=self._seeds.getrandbits(63), pinned_messages=messages)
 
-    def stream_check_length(self, seq_id: int, num_appended: int) -> None:
-        """Refuse what goes beyond the trained length of a model that cannot stream.
+    def load_stream(
+        self, path: str | Path, *, on_evict: Callable[[int, int], None] | None = None
+    ) -> Stream:
+        """Open a stream that `Stream.save` wrote, here or in another process.
 
         Raises:
-            ValueError: as `check_length`.
+            ValueError: the file is truncated, no stream, of a newer version, or of other weights
+                or another dtype; or its sinks and window do not fit this engine.
         """
-        self.check_length(self._scheduler.sequences[seq_id].num_tokens + num_appended)
-
-    def stream_start_turn(
-        self, seq_id: int, token_ids: list[int], params: SamplingParams
-    ) -> deque[RequestDelta]:
-        """Start a stream's turn; its deltas will appear in the returned queue."""
-        inbox: deque[RequestDelta] = deque()
-        self._start_turn(
+        saved = read_stream_file(Path(path))
+        saved.check(self.executor.fingerprint, self.model_config.vocab_size)
+        check_rotary_length(self.model_config, saved.state.sink_window)
+        seq_id = next(self._seq_ids)
+        self.scheduler.restore(seq_id, saved.state)
+        if saved.state.num_computed_tokens:
+            self.executor.put_parked(seq_id, saved.tokens)
+        self._streams[seq_id] = _StreamRecord(time.monotonic(), on_evict)
+        return Stream(
+            self,
             seq_id,
-            token_ids,
-            params,
-            request_id=f"stream-{seq_id}",
-            seed=self._seeds.getrandbits(63) if params.seed is None else params.seed,
-            inbox=inbox,
+            seed=saved.seed,
+            num_turns=saved.num_turns,
+            pinned_messages=saved.pinned_messages,
+            has_chatted=saved.has_chatted,
         )
-        return inbox
 
-    def stream_step(self) -> None:
-        """Advance everything by one step; deltas of requests wait for the next `step`."""
-        self._step()
+    def park_idle_streams(self, *, idle_seconds: float = 0.0) -> int:
+        """Move streams out of the cache that did nothing for so long; returns how many."""
+        limit = time.monotonic() - idle_seconds
+        idle = []
+        for seq_id in self.scheduler.idle_streams():
+            if self._streams[seq_id].last_used > limit:
+                break  # the others were used later
+            idle.append(seq_id)
+        for seq_id in idle:
+            self.scheduler.park(seq_id)
+        self.flush()
+        return len(idle)
 
-    def stream_end_turn(self, seq_id: int) -> None:
+    # What `Stream` is made of
+
+    def fork_stream(self, seq_id: int) -> tuple[int, int]:
+        """Copy an idle stream; returns the copy's seq_id and seed."""
+        child_id = next(self._seq_ids)
+        self.scheduler.fork(seq_id, child_id)
+        self._streams[child_id] = _StreamRecord(time.monotonic(), None)
+        return child_id, self._seeds.getrandbits(63)
+
+    def start_stream_turn(
+        self, seq_id: int, params: SamplingParams, seed: int, inbox: Inbox
+    ) -> None:
+        """Let a stream generate; its deltas will appear in ``inbox``."""
+        turn = _Turn(request_id=f"stream-{seq_id}", index=0, params=params, seed=seed, inbox=inbox)
+        self._turns[seq_id] = turn
+        self._generate(seq_id, turn)
+
+    def end_stream_turn(self, seq_id: int) -> None:
+        if self._turns.pop(seq_id, None) is not None:
+            self.scheduler.end_turn(seq_id)
+            self._streams[seq_id].last_used = time.monotonic()
+
+    def close_stream(self, seq_id: int) -> None:
         self._turns.pop(seq_id, None)
-        self._scheduler.end_turn(seq_id)
+        self._streams.pop(seq_id, None)
+        self.scheduler.close(seq_id)
 
-    def stream_close(self, seq_id: int) -> None:
-        self._turns.pop(seq_id, None)
-        self._scheduler.close(seq_id)
+    def advance(self) -> bool:
+        """Compute one step; deltas of requests without an inbox wait for the next `step`.
+
+        Returns:
+            Whether there was anything to compute.
+        """
+        return self._step()
+
+    def flush(self) -> None:
+        """Do to the cache now what the scheduler wants done before the next step."""
+        operations = self.scheduler.take_operations()
+        if not operations:
+            return
+        try:
+            self.executor.apply(operations)
+        except BaseException as error:
+            self._failure = error  # some were done, and cannot be done again
+            raise
 
     def stream_stats(self, seq_id: int) -> StreamStats:
-        sequence = self._scheduler.sequences[seq_id]
+        sequence = self.scheduler.sequences[seq_id]
         computed = sequence.num_computed_tokens
         visible = sequence.sink_window.num_visible(computed - 1) if computed else 0
-        num_blocks = 0
-        if seq_id in self._scheduler.kv:
-            num_blocks = len(self._scheduler.kv[seq_id].held)
+        num_blocks, location = 0, "none"
+        if seq_id in self.scheduler.kv:
+            num_blocks, location = len(self.scheduler.kv[seq_id].held), "cache"
+        elif sequence.is_parked:
+            self.flush()
+            location = self.executor.parked_location(seq_id)
         return StreamStats(
             num_tokens=sequence.num_tokens,
+            num_pending_tokens=sequence.num_tokens + len(sequence.queued) - computed,
             num_visible_tokens=visible,
             num_evicted_tokens=computed - visible,
+            window_start=sequence.first_kept,
             num_blocks=num_blocks,
-            kv_bytes=num_blocks * self.cache_plan.block_bytes,
+            kv_bytes=num_blocks * self.cache_plan.block_bytes
+            if location == "cache"
+            else visible * self.cache_plan.block_bytes // self.config.block_size,
+            location=location,
+            queue_seconds=self._streams[seq_id].queue_seconds,
         )
 
     # Both
 
     def stats(self) -> EngineStats:
         """Describe the engine as it is now."""
-        scheduler = self._scheduler
+        scheduler = self.scheduler
+        parked_host_bytes, parked_disk_bytes = self.executor.parked_bytes()
         used = scheduler.kv.pool.num_blocks - scheduler.kv.pool.num_free
-        sequences = scheduler.sequences
+        sequences = [scheduler.sequences[seq_id] for seq_id in self._streams]
+        counters = self._counters
         return EngineStats(
             num_running=scheduler.num_running,
             num_waiting=scheduler.num_waiting,
-            num_streams=sum(sequence.is_stream for sequence in sequences.values()),
+            num_streams=len(self._streams),
+            num_parked_streams=sum(sequence.is_parked for sequence in sequences),
             num_blocks=scheduler.kv.pool.num_blocks,
             num_used_blocks=used,
             kv_bytes=used * self.cache_plan.block_bytes,
-            num_evicted_tokens=sum(
-                self.stream_stats(seq_id).num_evicted_tokens for seq_id in sequences
-            ),
-            num_computed_tokens=self._num_computed_tokens,
-            num_generated_tokens=self._num_generated_tokens,
+            parked_host_bytes=parked_host_bytes,
+            parked_disk_bytes=parked_disk_bytes,
+            num_evicted_tokens=counters.num_evicted_tokens,
+            num_computed_tokens=counters.num_computed_tokens,
+            num_generated_tokens=counters.num_generated_tokens,
+            num_prefix_queries=scheduler.num_prefix_queries,
+            num_prefix_hits=scheduler.num_prefix_hits,
+            num_steps=counters.num_steps,
+            step_seconds=counters.step_seconds,
+            queue_seconds=counters.queue_seconds,
+            num_started_turns=counters.num_started_turns,
         )
 
     def encode(self, prompt: Prompt, *, continues: bool = False) -> list[int]:
@@ -297,6 +441,16 @@ class LLMEngine:
                 f"tokens, got {num_tokens}"
             )
 
+    def chat_tokenizer(self) -> Tokenizer:
+        """The tokenizer, for its chat template.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.tokenizer is None:
+            raise ValueError(f"messages need a tokenizer, and {self.config.model} has none")
+        return self.tokenizer
+
     def _check_request(self, request_id: str, params: SamplingParams) -> None:
         if not isinstance(request_id, str):
             raise ValueError(f"request_id must be a string, got {request_id!r}")
@@ -320,67 +474,94 @@ class LLMEngine:
             if token_id >= vocab_size:
                 raise ValueError(f"stop_token_ids must be below {vocab_size}, got {token_id}")
 
-    def _start_turn(
-        self,
-        seq_id: int,
-        token_ids: list[int],
-        params: SamplingParams,
-        *,
-        request_id: str,
-        index: int = 0,
-        generates: bool = True,
-        seed: int = 0,
-        inbox: deque[RequestDelta] | None = None,
-    ) -> None:
+    def _generate(self, seq_id: int, turn: _Turn) -> None:
+        params = turn.params
         stop_token_ids = tuple(params.stop_token_ids or ())
         if not params.ignore_eos:
             stop_token_ids += self.model_config.eos_token_ids
-        detokenizer = None
-        if self.tokenizer is not None and generates:
-            detokenizer = Detokenizer(self.tokenizer, params.stop or (), token_ids)
-        self._scheduler.start_turn(
-            seq_id,
-            token_ids,
-            params,
-            generates=generates,
-            stop_token_ids=stop_token_ids,
-            seed=seed,
-        )
-        self._turns[seq_id] = _Turn(
-            request_id=request_id,
-            index=index,
-            params=params,
-            stop_token_ids=stop_token_ids,
-            detokenizer=detokenizer,
-            inbox=inbox,
-        )
+        if self.tokenizer is not None:
+            context = self.scheduler.sequences[seq_id].last_token_ids(CONTEXT_TOKENS)
+            turn.detokenizer = Detokenizer(self.tokenizer, params.stop or (), context)
+        turn.generates = True
+        self.scheduler.start_turn(seq_id, params, stop_token_ids=stop_token_ids, seed=turn.seed)
 
-    def _step(self) -> None:
+    def _fan_out(self, seq_id: int, leader: _Turn) -> None:
+        """Let a sequence generate, and copies of it beside it, each with a seed of its own."""
+        turns = {seq_id: leader}
+        for index in range(1, leader.num_copies + 1):
+            child_id = next(self._seq_ids)
+            self.scheduler.fork(seq_id, child_id).is_stream = False
+            turns[child_id] = replace(leader, index=index, seed=leader.seed + index)
+            self._requests[leader.request_id].append(child_id)
+        self.scheduler.sequences[seq_id].is_stream = False
+        self._turns |= turns
+        for turn_id, turn in turns.items():
+            self._generate(turn_id, turn)
+
+    def _step(self) -> bool:
+        if self._failure is not None:
+            raise RuntimeError("the engine has failed and must be replaced") from self._failure
+        started = time.monotonic()
+        if (seconds := self.config.park_after_seconds) is not None:
+            self.park_idle_streams(idle_seconds=seconds)
         # Whoever reads a stream slowly holds up that stream only, and its deltas do not pile up.
-        unread = {seq_id for seq_id, turn in self._turns.items() if turn.inbox}
-        output = self._scheduler.schedule(unread)
+        unread = {
+            seq_id for seq_id, turn in self._turns.items() if turn.inbox and turn.inbox.is_full
+        }
+        output = self.scheduler.schedule(unread)
+        self.flush()
         if not output.sequences:
-            if self._scheduler.has_unfinished() and not unread:
-                raise RuntimeError(
-                    "every block is held by idle streams, so nothing that waits can start; close "
-                    "a stream or raise kv_cache_memory_bytes"
-                )
-            return
-        result = self._executor.execute(output)
-        self._num_computed_tokens += sum(len(s.token_ids) for s in output.sequences)
-        for update in self._scheduler.update(output, result):
+            return False
+        result = self.executor.execute(output)
+        counters = self._counters
+        for scheduled in output.sequences:
+            counters.num_computed_tokens += len(scheduled.token_ids)
+            turn = self._turns.get(scheduled.seq_id)
+            if turn is not None and turn.is_queued:
+                turn.is_queued = False
+                waited = started - turn.queued_at
+                counters.num_started_turns += 1
+                counters.queue_seconds += waited
+                if (record := self._streams.get(scheduled.seq_id)) is not None:
+                    record.queue_seconds = waited
+        for update in self.scheduler.update(output, result):
             self._deliver(update)
+        self._note_evictions(output)
+        counters.num_steps += 1
+        counters.step_seconds += time.monotonic() - started
+        return True
+
+    def _note_evictions(self, output: SchedulerOutput) -> None:
+        """Count what left its window in this step, and tell who wants to know."""
+        for scheduled in output.sequences:
+            window = scheduled.sink_window
+            before = window.window_start(scheduled.num_computed_tokens)
+            after = window.window_start(scheduled.num_tokens)
+            first = max(before, window.num_sink_tokens)
+            if after <= first:
+                continue
+            self._counters.num_evicted_tokens += after - first
+            record = self._streams.get(scheduled.seq_id)
+            if record is not None and record.on_evict is not None:
+                record.on_evict(first, after)
 
     def _deliver(self, update: SequenceUpdate) -> None:
-        turn = self._turns[update.seq_id]
+        turn = self._turns.get(update.seq_id)
+        if turn is None:  # tokens appended to a stream were computed
+            return
+        if update.seq_id in self._streams:
+            self._streams[update.seq_id].last_used = time.monotonic()
         text, finish_reason = "", update.finish_reason
+        if turn.num_copies and not turn.generates and finish_reason is not None:
+            self._fan_out(update.seq_id, turn)
+            finish_reason = None
         if update.token_id >= 0:
-            self._num_generated_tokens += 1
+            self._counters.num_generated_tokens += 1
         if turn.detokenizer is not None:
             text, stopped = self._detokenize(turn, update)
             if stopped:
                 finish_reason = "stop"
-                self._scheduler.end_turn(update.seq_id)
+                self.scheduler.end_turn(update.seq_id)
         delta = RequestDelta(
             request_id=turn.request_id,
             index=turn.index,
@@ -412,7 +593,7 @@ class LLMEngine:
 
     def _forget(self, seq_id: int, turn: _Turn) -> None:
         del self._turns[seq_id]
-        if turn.inbox is not None:
+        if seq_id in self._streams:
             return
         unfinished = self._requests[turn.request_id]
         unfinished.remove(seq_id)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from paged_stream.scheduler.output import TokenLogprob
 
 __all__ = [
     "CompletionOutput",
+    "DeltaQueue",
     "EngineStats",
+    "Inbox",
     "RequestDelta",
     "RequestOutput",
     "StreamStats",
@@ -43,6 +47,24 @@ class RequestDelta:
     prompt_logprobs: list[TokenLogprob] | None
 
 
+class Inbox(Protocol):
+    """Where the deltas of one turn go."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the turn must wait until some were taken out."""
+
+    def append(self, delta: RequestDelta, /) -> None: ...
+
+
+class DeltaQueue(deque[RequestDelta]):
+    """An inbox that holds up its turn as long as anything is unread."""
+
+    @property
+    def is_full(self) -> bool:
+        return bool(self)
+
+
 @dataclass(slots=True, kw_only=True)
 class CompletionOutput:
     """One whole completion."""
@@ -70,13 +92,29 @@ class RequestOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamStats:
-    """One stream: tokens seen since its start, visible now, evicted; blocks and bytes held."""
+    """One stream at one moment.
+
+    Args:
+        num_tokens: length of the stream; positions count from 0 to here.
+        num_pending_tokens: those not computed yet, appended ones that queue included.
+        num_visible_tokens: those that the last computed one sees.
+        num_evicted_tokens: computed ones that are gone from the window, or were cut out of it.
+        window_start: first position behind the sinks that is still there.
+        num_blocks: blocks held in the cache.
+        kv_bytes: bytes of K and V, wherever they are.
+        location: ``"cache"``, ``"host"`` or ``"disk"``; ``"none"`` before anything is computed.
+        queue_seconds: time that the last turn waited for its first step.
+    """
 
     num_tokens: int
+    num_pending_tokens: int
     num_visible_tokens: int
     num_evicted_tokens: int
+    window_start: int
     num_blocks: int
     kv_bytes: int
+    location: str
+    queue_seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,20 +124,36 @@ class EngineStats:
     Args:
         num_running: sequences in the current batch.
         num_waiting: sequences queued for it.
-        num_streams: open streams.
+        num_streams: open streams, of which ``num_parked_streams`` are out of the cache.
         num_blocks: blocks in the cache; ``num_used_blocks`` hold tokens now.
         kv_bytes: bytes of the used blocks.
-        num_evicted_tokens: tokens of the present sequences that left their windows.
+        parked_host_bytes: K and V of parked streams in host memory; so is ``parked_disk_bytes``
+            on disk.
+        num_evicted_tokens: tokens that left their windows since the start.
         num_computed_tokens: tokens that went through the model since the start.
         num_generated_tokens: tokens sampled since the start.
+        num_prefix_queries: tokens of new sequences since the start, of which ``num_prefix_hits``
+            were in the cache already.
+        num_steps: steps since the start, which took ``step_seconds`` together.
+        num_started_turns: requests and turns that came to their first step since the start,
+            having waited ``queue_seconds`` together.
     """
 
     num_running: int
     num_waiting: int
     num_streams: int
+    num_parked_streams: int
     num_blocks: int
     num_used_blocks: int
     kv_bytes: int
+    parked_host_bytes: int
+    parked_disk_bytes: int
     num_evicted_tokens: int
     num_computed_tokens: int
     num_generated_tokens: int
+    num_prefix_queries: int
+    num_prefix_hits: int
+    num_steps: int
+    step_seconds: float
+    num_started_turns: int
+    queue_seconds: float

@@ -1,84 +1,276 @@
-"""A live stream: one endless sequence whose K and V stay in the cache between turns."""
+"""A live stream: one endless sequence whose K and V stay between turns."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from paged_stream.outputs import RequestDelta, StreamStats
+from paged_stream.chat import first_turn, next_turn
+from paged_stream.outputs import DeltaQueue, Inbox, RequestDelta, StreamStats
 from paged_stream.scheduler.sampling_params import SamplingParams
+from paged_stream.scheduler.sequence import SequenceStatus
+from paged_stream.stream_file import SavedStream, write_stream_file
 
 if TYPE_CHECKING:
     from paged_stream.engine import LLMEngine
+
+_MASK63 = (1 << 63) - 1
+_TURN_STEP = 0x9E3779B97F4A7C15  # odd and irregular, so that turns get unlike seeds
 
 
 class Stream:
     """Made by `LLMEngine.open_stream`. Append to it and generate from it, in any order, for ever:
     only new tokens are computed, and memory stays the same.
 
-    Use it as a context manager, or call `close`.
+    Positions count the stream's tokens from 0 and never decrease, but for `rewind`. Use it as a
+    context manager, or call `close`.
     """
 
-    def __init__(self, engine: LLMEngine, seq_id: int) -> None:
+    def __init__(
+        self,
+        engine: LLMEngine,
+        seq_id: int,
+        *,
+        seed: int,
+        num_turns: int = 0,
+        pinned_messages: Sequence[Mapping[str, Any]] = (),
+        has_chatted: bool = False,
+    ) -> None:
         self._engine = engine
         self._seq_id = seq_id
-        self._appended: list[int] = []
-        self._has_tokens = False
-        self._generating = False
+        self._seed = seed
+        self._num_turns = num_turns
+        self._pinned_messages = pinned_messages
+        self._has_chatted = has_chatted
         self._closed = False
 
+    @property
+    def position(self) -> int:
+        """Where the next token will stand."""
+        return self._sequence.num_tokens
+
+    @property
+    def is_generating(self) -> bool:
+        return self._sequence.generates
+
+    # Turns
+
     def append(self, prompt: str | Sequence[int]) -> None:
-        """Add text or token ids. They are computed with the next `generate`.
+        """Add text or token ids of any length, at any time.
+
+        They are computed by the steps that come, whoever causes them; while the stream is
+        generating they queue behind the turn. More than `max_num_batched_tokens` of them are
+        computed before the call returns, so that they do not pile up.
 
         Raises:
             ValueError: as `LLMEngine.add_request`, the stream is closed, or it would grow beyond
                 the trained length of a model that cannot stream.
         """
-        self._check_open()
-        token_ids = self._engine.encode(prompt, continues=self._has_tokens)
-        self._engine.stream_check_length(self._seq_id, len(self._appended) + len(token_ids))
-        self._appended += token_ids
-        self._has_tokens = True
+        self.queue(prompt)
+        while self.is_behind:
+            self._engine.advance()
+
+    def queue(self, prompt: str | Sequence[int]) -> None:
+        """As `append`, but computes nothing, however much it is."""
+        sequence, engine = self._sequence, self._engine
+        num_tokens = sequence.num_tokens + len(sequence.queued)
+        token_ids = engine.encode(prompt, continues=num_tokens > 0)
+        engine.check_length(num_tokens + len(token_ids))
+        engine.scheduler.append(self._seq_id, token_ids)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether more appended tokens wait to be computed than one step takes."""
+        sequence = self._sequence
+        limit = self._engine.config.max_num_batched_tokens
+        return not sequence.generates and sequence.num_pending_tokens > limit
 
     def generate(self, params: SamplingParams | None = None) -> Iterator[RequestDelta]:
         """Generate until something stops it, yielding what each step adds.
 
         What was generated is part of the stream, the stop token included. Leaving the iterator
         early (``break``) ends the turn where it is. The turn starts with the first item asked for;
-        the iterator ends early if the stream is closed meanwhile.
+        the iterator ends early if the stream is closed meanwhile. Without a seed in ``params``,
+        each turn has one of its own.
 
         Raises:
             ValueError: the stream is closed, empty or generating already, or ``params`` are wrong.
         """
-        self._check_idle()
-        params = params or SamplingParams()
-        self._engine.check_params(params)
-        self._engine.stream_check_length(self._seq_id, len(self._appended))
-        if params.n != 1:
-            raise ValueError(f"n must be 1 for a stream, got {params.n}")
+        self.check_can_generate(params)
         return self._generate(params)
 
-    def _generate(self, params: SamplingParams) -> Iterator[RequestDelta]:
-        self._check_idle()  # again: time has passed since generate() was called
-        inbox = self._engine.stream_start_turn(self._seq_id, self._appended, params)
-        self._appended = []
-        self._generating = True
+    def _generate(self, params: SamplingParams | None) -> Iterator[RequestDelta]:
+        inbox = DeltaQueue()
+        self.start_turn(params, inbox)
         try:
             finished = False
             while not finished and not self._closed:
                 if not inbox:
-                    self._engine.stream_step()
+                    self._engine.advance()
                     continue
                 delta = inbox.popleft()
                 finished = delta.finished
                 yield delta
         finally:
-            self._generating = False
-            if not self._closed:
-                self._engine.stream_end_turn(self._seq_id)
+            self.end_turn()
+
+    def start_turn(self, params: SamplingParams | None, inbox: Inbox) -> None:
+        """Let the stream generate by the steps that come, into ``inbox``.
+
+        Raises:
+            ValueError: as `generate`.
+        """
+        params = params or SamplingParams()
+        self.check_can_generate(params)
+        seed = (self._seed + self._num_turns * _TURN_STEP) & _MASK63
+        self._num_turns += 1
+        if params.seed is not None:
+            seed = params.seed
+        self._engine.start_stream_turn(self._seq_id, params, seed, inbox)
+
+    def end_turn(self) -> None:
+        """Stop generating where it is."""
+        if not self._closed:
+            self._engine.end_stream_turn(self._seq_id)
+
+    def chat(
+        self, messages: str | Sequence[Mapping[str, Any]], params: SamplingParams | None = None
+    ) -> Iterator[RequestDelta]:
+        """Append the next messages of a conversation in the model's chat template, and generate
+        the answer. What was said before is neither tokenized nor computed again.
+
+        Args:
+            messages: the new ones only: text is one message of the user.
+
+        Raises:
+            ValueError: as `generate`, or the model has no chat template that can go on.
+        """
+        self.queue_chat(messages, params)
+        return self.generate(params)
+
+    def queue_chat(
+        self, messages: str | Sequence[Mapping[str, Any]], params: SamplingParams | None = None
+    ) -> None:
+        """Append the messages that `chat` would answer with ``params``."""
+        self._check_settled()
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        engine, sequence = self._engine, self._sequence
+        tokenizer = engine.chat_tokenizer()
+        if self._has_chatted:
+            token_ids = next_turn(tokenizer, messages, sequence.last_token_ids(1)[0])
+        else:
+            token_ids = first_turn(tokenizer, self._pinned_messages, messages)
+        engine.check_params(params or SamplingParams())
+        self.queue(token_ids)
+        self._has_chatted = True
+
+    # Editing, between turns
+
+    def fork(self) -> Stream:
+        """Open a stream that goes on from here on its own. Both share what is computed until one
+        of them overwrites it.
+
+        Raises:
+            ValueError: the stream is closed or generating.
+        """
+        self._settle()
+        seq_id, seed = self._engine.fork_stream(self._seq_id)
+        return Stream(
+            self._engine,
+            seq_id,
+            seed=seed,
+            pinned_messages=self._pinned_messages,
+            has_chatted=self._has_chatted,
+        )
+
+    def cut(self, start: int, end: int) -> None:
+        """Remove the tokens at positions ``[start, end)``, which must be in the window still.
+
+        Older tokens of the window move up to close the gap, so the position stays. K and V of
+        later tokens stay as they are: they have read what is removed.
+
+        Raises:
+            ValueError: a span that is not in the window, or the stream is closed or generating.
+        """
+        self._settle()
+        if self._engine.sink_window.window_size is None:
+            raise ValueError("a model with learned absolute positions cannot close a gap")
+        first, stop = self._sequence.first_kept, self._sequence.num_computed_tokens
+        if not first <= start < end <= stop:
+            raise ValueError(
+                f"start and end must be a span within [{first}, {stop}), where the window's "
+                f"computed tokens are, got [{start}, {end})"
+            )
+        self._engine.scheduler.cut(self._seq_id, start, end)
+
+    def rewind(self, position: int) -> None:
+        """Go back to ``position``, which must be in the window still: later tokens are forgotten.
+
+        What was evicted does not come back: until the window is full again, it is shorter. To
+        generate without appending, the last token that is left is read once more.
+
+        Raises:
+            ValueError: a position that is out of the window, or the stream is closed or
+                generating.
+        """
+        self._settle()
+        sequence = self._sequence
+        first = max(sequence.first_kept, sequence.sink_window.num_sink_tokens)
+        if not first <= position <= sequence.num_tokens:
+            raise ValueError(
+                f"position must be from {first} (the window's beginning) to "
+                f"{sequence.num_tokens}, got {position}"
+            )
+        self._engine.scheduler.rewind(self._seq_id, position)
+
+    # Away and back
+
+    def park(self) -> None:
+        """Move the stream out of the cache until its next turn.
+
+        Raises:
+            ValueError: the stream is closed or generating.
+        """
+        self._settle()
+        self._engine.scheduler.park(self._seq_id)
+        self._engine.flush()
+
+    def save(self, path: str | Path) -> None:
+        """Write the stream to a file, from which `LLMEngine.load_stream` makes one like it.
+
+        Raises:
+            ValueError: the stream is closed or generating.
+            OSError: the file cannot be written; one that was there before is unharmed.
+        """
+        write_stream_file(Path(path), self.snapshot())
+
+    def snapshot(self) -> SavedStream:
+        """Copy all that the stream is.
+
+        Raises:
+            ValueError: the stream is closed or generating.
+        """
+        self._settle()
+        engine, sequence = self._engine, self._sequence
+        engine.flush()
+        if sequence.is_parked:
+            tokens = engine.executor.read_parked(self._seq_id)
+        else:
+            tokens = engine.executor.read(engine.scheduler.kept_slots(self._seq_id))
+        return SavedStream(
+            state=sequence.state(),
+            seed=self._seed,
+            num_turns=self._num_turns,
+            pinned_messages=[dict(message) for message in self._pinned_messages],
+            has_chatted=self._has_chatted,
+            fingerprint=engine.executor.fingerprint,
+            tokens=tokens,
+        )
 
     def stats(self) -> StreamStats:
-        """Tokens seen, visible and evicted; blocks and bytes held."""
+        """Tokens seen, visible and evicted; what the stream holds and where."""
         self._check_open()
         return self._engine.stream_stats(self._seq_id)
 
@@ -86,7 +278,7 @@ class Stream:
         """Free the stream's blocks. Closing twice is harmless."""
         if not self._closed:
             self._closed = True
-            self._engine.stream_close(self._seq_id)
+            self._engine.close_stream(self._seq_id)
 
     def __enter__(self) -> Stream:
         return self
@@ -94,12 +286,42 @@ class Stream:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _check_idle(self) -> None:
+    @property
+    def _sequence(self) -> Any:
         self._check_open()
-        if not self._has_tokens:
-            raise ValueError("the stream is empty; append to it before generating")
-        if self._generating:
+        return self._engine.scheduler.sequences[self._seq_id]
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all that was appended is computed, but for the last token."""
+        return self._sequence.status is SequenceStatus.IDLE
+
+    def _settle(self) -> None:
+        """Compute what was appended, so that the stream is at rest."""
+        self._check_settled()
+        while not self.is_settled:
+            self._engine.advance()
+
+    def _check_settled(self) -> None:
+        if self._sequence.generates:
+            raise ValueError("the stream is generating; let it finish first")
+
+    def check_can_generate(self, params: SamplingParams | None) -> None:
+        """Raise what `generate` would."""
+        params = params or SamplingParams()
+        self._engine.check_params(params)
+        if params.n != 1:
+            raise ValueError(f"n must be 1 for a stream, got {params.n}; fork it")
+        sequence = self._sequence
+        if sequence.generates:
             raise ValueError("the stream is generating already")
+        if not sequence.num_tokens:
+            raise ValueError("the stream is empty; append to it before generating")
+        if not sequence.has_next:
+            raise ValueError(
+                "the stream was rewound to where its window begins; append to it before generating"
+            )
+        self._engine.check_length(sequence.num_tokens)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -15,6 +15,7 @@ class SchedulerConfig:
         max_num_seqs: sequences in one step.
         max_num_batched_tokens: tokens in one step, over all sequences.
         max_model_len: longest sequence under full attention; windows have no limit.
+        enable_prefix_caching: look for the leading blocks of new sequences in the cache.
 
     Raises:
         ValueError: a limit below 1, or a token budget that cannot hold one token per sequence.
@@ -25,6 +26,7 @@ class SchedulerConfig:
     max_num_seqs: int
     max_num_batched_tokens: int
     max_model_len: int
+    enable_prefix_caching: bool = True
 
     def __post_init__(self) -> None:
         for name in ("num_blocks", "block_size", "max_num_seqs", "max_model_len"):

@@ -1,15 +1,18 @@
 """Who holds which block, and how much each sequence may ever hold.
 
-The invariant: reservations never exceed the pool and no table outgrows its reservation, so a
-sequence that was admitted never lacks a block.
+The invariant: free blocks cover every column that is still empty and every shared block that may
+have to be replaced, so a sequence that was admitted never lacks a block.
 """
 
 from __future__ import annotations
 
+import hashlib
 from array import array
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .block_pool import BlockPool
+from .output import CopyBlock, KVOperation, MoveTokens
 from .sink_window import SinkWindow, cdiv
 
 
@@ -18,16 +21,22 @@ class BlockTable:
     """One sequence's row and its bound.
 
     ``row`` has the pinned sink columns first, then ``ring_blocks`` columns that logical blocks
-    take in turn; -1 is a column not reached yet. ``max_blocks`` is the number of blocks the
-    sequence can ever touch, or ``None`` for an endless one.
+    take in turn; -1 is a column without a block. The first ``num_pure_sink_blocks`` hold nothing
+    but sinks and are never overwritten. ``max_blocks`` is the number of blocks the sequence can
+    ever touch, or ``None`` for an endless one. The first ``num_hashed_blocks`` logical blocks are
+    in the chain that ends with ``last_hash``; ``None`` once the content is no longer what the
+    tokens alone say.
     """
 
     sink_window: SinkWindow
     num_sink_blocks: int
+    num_pure_sink_blocks: int
     ring_blocks: int
     max_blocks: int | None
     row: array[int]
     num_logical_blocks: int = 0
+    num_hashed_blocks: int | None = 0
+    last_hash: bytes = b""
 
     @property
     def held(self) -> list[int]:
@@ -37,14 +46,50 @@ class BlockTable:
     def wraps(self) -> bool:
         return self.max_blocks is None or len(self.row) < self.max_blocks
 
+    def overwrites(self, column: int) -> bool:
+        return column >= self.num_pure_sink_blocks
+
+    def column(self, logical_block: int, block_size: int) -> int:
+        return self.sink_window.column(logical_block, self.ring_blocks, block_size)
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixHit:
+    """Blocks found by content: the first ``num_blocks`` logical blocks need not be computed;
+    ``blocks`` maps those of them that are still visible to blocks of the pool."""
+
+    num_blocks: int
+    blocks: dict[int, int]
+
+
+NO_HIT = PrefixHit(0, {})
+
+
+def hash_block(previous: bytes, token_ids: array[int]) -> bytes:
+    """Hash of a full block: of its tokens and of all before them."""
+    return hashlib.blake2b(previous + token_ids.tobytes(), digest_size=16).digest()
+
+
+def hash_seed(sink_window: SinkWindow) -> bytes:
+    """K and V depend on what each token saw, so sinks and window are part of every hash."""
+    return repr((sink_window.num_sink_tokens, sink_window.window_size)).encode()
+
 
 class KVCacheManager:
-    """Reserves, allocates, recycles and frees the blocks of all sequences."""
+    """Reserves, allocates, shares, recycles and frees the blocks of all sequences.
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    What has to be done to the cache itself is collected in ``operations``, to be carried out in
+    order before the next step.
+    """
+
+    def __init__(
+        self, num_blocks: int, block_size: int, *, enable_prefix_caching: bool = True
+    ) -> None:
         self.block_size = block_size
+        self.enable_prefix_caching = enable_prefix_caching
         self.pool = BlockPool(num_blocks)
-        self.num_reserved_blocks = 0
+        self.operations: list[KVOperation] = []
+        self._num_missing = 0  # columns without a block, over all tables
         self._tables: dict[int, BlockTable] = {}
 
     def __contains__(self, seq_id: int) -> bool:
@@ -55,35 +100,171 @@ class KVCacheManager:
 
     @property
     def num_unreserved_blocks(self) -> int:
-        return self.pool.num_blocks - self.num_reserved_blocks
+        return self.pool.num_free - self.pool.num_owed - self._num_missing
 
     def min_blocks(self, sink_window: SinkWindow, max_tokens: int | None) -> int:
         """Blocks a sequence of at most ``max_tokens`` tokens needs to run at all."""
         sinks, ring = self._shape(sink_window, self._max_blocks(max_tokens), chunk=1)
         return sinks + ring
 
+    # Prefixes
+
+    def find_prefix(self, sink_window: SinkWindow, hashes: Sequence[bytes]) -> PrefixHit:
+        """Longest run of leading blocks after which everything visible is in the cache.
+
+        Args:
+            hashes: of the leading full blocks.
+        """
+        found = [self.pool.find(block_hash) for block_hash in hashes]
+        sinks = sink_window.num_sink_blocks(self.block_size)
+        best = first = last_gap = 0  # last_gap: one behind the last block that is not found
+        for count, block_id in enumerate(found, 1):
+            if block_id is None:
+                last_gap = count
+                if count <= sinks:
+                    break
+            start = sink_window.window_start(count * self.block_size) // self.block_size
+            if last_gap <= start:
+                best, first = count, start
+        blocks = {}
+        for block in (*range(min(sinks, best)), *range(max(sinks, first), best)):
+            block_id = found[block]
+            assert block_id is not None
+            blocks[block] = block_id
+        return PrefixHit(best, blocks)
+
+    def remember(
+        self, seq_id: int, num_computed: int, token_ids: Callable[[int, int], array[int]]
+    ) -> int:
+        """Enter the blocks that have become full into the index.
+
+        Args:
+            token_ids: ids at positions from the first argument up to the second.
+
+        Returns:
+            The position up to which ids will not be asked for again.
+        """
+        table, size = self._tables[seq_id], self.block_size
+        if table.num_hashed_blocks is None:
+            return num_computed
+        for logical_block in range(table.num_hashed_blocks, num_computed // size):
+            start = logical_block * size
+            table.last_hash = hash_block(
+                table.last_hash or hash_seed(table.sink_window), token_ids(start, start + size)
+            )
+            # Whatever the last chunk filled is still in the row: the ring has room for a chunk.
+            self.pool.remember(table.row[table.column(logical_block, size)], table.last_hash)
+        table.num_hashed_blocks = max(table.num_hashed_blocks, num_computed // size)
+        return table.num_hashed_blocks * size
+
+    # Coming and going
+
     def admit(
-        self, seq_id: int, sink_window: SinkWindow, max_tokens: int | None, chunk: int
+        self,
+        seq_id: int,
+        sink_window: SinkWindow,
+        max_tokens: int | None,
+        chunk: int,
+        hit: PrefixHit = NO_HIT,
+        last_hash: bytes = b"",
     ) -> bool:
-        """Reserve for a new sequence: enough for ``chunk``-token steps if there is room, and at
-        least enough for single tokens. False, and nothing changed, if even that does not fit."""
+        """Reserve for a sequence: enough for ``chunk``-token steps if there is room, and at least
+        enough for single tokens. False, and nothing changed, if even that does not fit.
+
+        Args:
+            hit: blocks to share; ``last_hash`` is the hash of the last of them.
+        """
         assert seq_id not in self._tables, f"sequence {seq_id} admitted twice"
         max_blocks = self._max_blocks(max_tokens)
         sinks, ring = self._shape(sink_window, max_blocks, chunk)
-        if sinks + ring > self.num_unreserved_blocks:
+        pure = min(sinks, sink_window.num_sink_tokens // self.block_size)
+        # A shared block takes a free one or, if it is to be overwritten one day, owes one.
+        shared = sum(
+            1
+            for block, block_id in hit.blocks.items()
+            if not self.pool.num_refs(block_id) or block >= pure
+        )
+        room = self.num_unreserved_blocks - shared + len(hit.blocks)
+        if sinks + ring > room:
             smallest = self._shape(sink_window, max_blocks, 1)[1]
-            ring = max(smallest, self.num_unreserved_blocks - sinks)
-            if sinks + ring > self.num_unreserved_blocks:
+            ring = max(smallest, room - sinks)
+            if sinks + ring > room:
                 return False
-        self.num_reserved_blocks += sinks + ring
-        self._tables[seq_id] = BlockTable(
+        table = BlockTable(
             sink_window=sink_window,
             num_sink_blocks=sinks,
+            num_pure_sink_blocks=pure,
             ring_blocks=ring,
             max_blocks=max_blocks,
             row=array("i", [-1]) * (sinks + ring),
+            num_logical_blocks=hit.num_blocks,
+            num_hashed_blocks=hit.num_blocks if self.enable_prefix_caching else None,
+            last_hash=last_hash,
         )
+        self._tables[seq_id] = table
+        self._num_missing += sinks + ring
+        for logical_block, block_id in hit.blocks.items():
+            column = table.column(logical_block, self.block_size)
+            self.pool.share(block_id, overwrites=table.overwrites(column))
+            self._put(table, column, block_id)
         return True
+
+    def admit_parked(
+        self, seq_id: int, sink_window: SinkWindow, max_tokens: int | None, num_computed: int
+    ) -> bool:
+        """Reserve for a sequence that comes back, and give it blocks for what it had computed."""
+        if not self.admit(seq_id, sink_window, max_tokens, chunk=1):
+            return False
+        table = self._tables[seq_id]
+        table.num_hashed_blocks = None
+        for logical_block in self._live_blocks(table, num_computed):
+            self._allocate(table, table.column(logical_block, self.block_size))
+        table.num_logical_blocks = cdiv(num_computed, self.block_size)
+        return True
+
+    def fork(self, parent_id: int, child_id: int, num_computed: int) -> bool:
+        """Let a new sequence share all that another has computed. False, and nothing changed, if
+        there is not enough room for both to go their own ways."""
+        assert child_id not in self._tables, f"sequence {child_id} admitted twice"
+        parent, size = self._tables[parent_id], self.block_size
+        columns = [parent.column(block, size) for block in self._live_blocks(parent, num_computed)]
+        # A block that is not full yet will be written by both: the child gets a copy.
+        partial = columns.pop() if num_computed % size else -1
+        shared = [column for column in columns if parent.row[column] >= 0]
+        needed = len(parent.row) - len(shared) + sum(map(parent.overwrites, shared))
+        if needed > self.num_unreserved_blocks:
+            return False
+        child = BlockTable(
+            sink_window=parent.sink_window,
+            num_sink_blocks=parent.num_sink_blocks,
+            num_pure_sink_blocks=parent.num_pure_sink_blocks,
+            ring_blocks=parent.ring_blocks,
+            max_blocks=parent.max_blocks,
+            row=array("i", [-1]) * len(parent.row),
+            num_logical_blocks=cdiv(num_computed, size),
+            num_hashed_blocks=parent.num_hashed_blocks,
+            last_hash=parent.last_hash,
+        )
+        self._tables[child_id] = child
+        self._num_missing += len(child.row)
+        for column in shared:
+            self.pool.share(parent.row[column], overwrites=child.overwrites(column))
+            self._put(child, column, parent.row[column])
+        if partial >= 0:
+            self._allocate(child, partial)
+            self.operations.append(CopyBlock(parent.row[partial], child.row[partial]))
+        return True
+
+    def free(self, seq_id: int) -> None:
+        table = self._tables.pop(seq_id)
+        # Backwards: of a chain of hashed blocks, the end is to be reused first.
+        for column in reversed(range(len(table.row))):
+            if table.row[column] >= 0:
+                self.pool.release(table.row[column], overwrites=table.overwrites(column))
+            else:
+                self._num_missing -= 1
+
+    # Growing
 
     def fit(self, seq_id: int, num_computed: int, chunk: int, *, may_grow: bool) -> int:
         """Largest chunk, up to ``chunk``, that the sequence can take next.
@@ -94,7 +275,7 @@ class KVCacheManager:
         table = self._tables[seq_id]
         _, wanted = self._shape(table.sink_window, table.max_blocks, chunk)
         if wanted > table.ring_blocks and may_grow:
-            room = table.ring_blocks + self.num_unreserved_blocks
+            room = table.ring_blocks + max(0, self.num_unreserved_blocks)
             self._resize(table, min(wanted, room), num_computed)
         elif wanted < table.ring_blocks and chunk == 1:
             self._resize(table, wanted, num_computed)
@@ -104,29 +285,104 @@ class KVCacheManager:
 
     def allocate(self, seq_id: int, num_tokens: int) -> None:
         """Give the sequence the blocks for its first ``num_tokens`` tokens. A ring column that
-        comes round again keeps its block: the tokens in it are out of every later window."""
+        comes round again keeps its block if nobody else holds it: the tokens in it are out of
+        every later window."""
         table = self._tables[seq_id]
         needed = cdiv(num_tokens, self.block_size)
         for logical_block in range(table.num_logical_blocks, needed):
-            column = table.sink_window.column(logical_block, table.ring_blocks, self.block_size)
+            column = table.column(logical_block, self.block_size)
             if table.row[column] < 0:
-                table.row[column] = self.pool.allocate()
+                self._allocate(table, column)
+            elif self.pool.num_refs(table.row[column]) > 1:
+                self._release(table, column)
+                self._allocate(table, column)
+            else:
+                self.pool.forget(table.row[column])
         table.num_logical_blocks = max(table.num_logical_blocks, needed)
 
-    def free(self, seq_id: int) -> None:
-        table = self._tables.pop(seq_id)
-        self.pool.release(table.held)
-        self.num_reserved_blocks -= len(table.row)
+    # Editing
+
+    def truncate(self, seq_id: int, num_computed: int) -> None:
+        """Make everything from position ``num_computed`` on free to be written again."""
+        table, size = self._tables[seq_id], self.block_size
+        if num_computed % size:
+            self._make_private(table, table.column(num_computed // size, size))
+        table.num_logical_blocks = min(table.num_logical_blocks, cdiv(num_computed, size))
+        table.num_hashed_blocks = None
+
+    def close_gap(self, seq_id: int, first: int, start: int, end: int) -> None:
+        """Move the tokens at ``[first, start)`` up so that they end where ``end`` is."""
+        table, size = self._tables[seq_id], self.block_size
+        table.num_hashed_blocks = None
+        if first == start:
+            return
+        begin = first + end - start
+        for logical_block in range(begin // size, cdiv(end, size)):
+            self._make_private(table, table.column(logical_block, size))
+        self.operations.append(
+            MoveTokens(
+                self.slots(seq_id, first, start), self.slots(seq_id, begin, end), end - start
+            )
+        )
+
+    def slots(self, seq_id: int, start: int, stop: int) -> array[int]:
+        """Slots (int64) of the tokens at positions ``[start, stop)``."""
+        table, size = self._tables[seq_id], self.block_size
+        slots = array("q")
+        while start < stop:
+            block, offset = divmod(start, size)
+            count = min(size - offset, stop - start)
+            block_id = table.row[table.column(block, size)]
+            assert block_id >= 0, f"position {start} has no block"
+            slots.extend(range(block_id * size + offset, block_id * size + offset + count))
+            start += count
+        return slots
 
     def check_integrity(self) -> None:
         """Assert the invariants of the pool and of every table."""
-        self.pool.check_integrity(b for table in self._tables.values() for b in table.held)
-        widths = [len(table.row) for table in self._tables.values()]
-        assert sum(widths) == self.num_reserved_blocks <= self.pool.num_blocks
+        self.pool.check_integrity(
+            (block_id, table.overwrites(column))
+            for table in self._tables.values()
+            for column, block_id in enumerate(table.row)
+            if block_id >= 0
+        )
+        missing = sum(block_id < 0 for table in self._tables.values() for block_id in table.row)
+        assert missing == self._num_missing
+        assert self.num_unreserved_blocks >= 0, "more is promised than there is"
         for table in self._tables.values():
+            assert len(table.held) == len(set(table.held)), "a block is held twice"
             assert len(table.row) == table.num_sink_blocks + table.ring_blocks
             pinned = min(table.num_sink_blocks, table.num_logical_blocks)
             assert all(block >= 0 for block in table.row[:pinned]), "a sink block was let go"
+
+    def _put(self, table: BlockTable, column: int, block_id: int) -> None:
+        assert table.row[column] < 0, "the column is taken"
+        table.row[column] = block_id
+        self._num_missing -= 1
+
+    def _allocate(self, table: BlockTable, column: int) -> None:
+        self._put(table, column, self.pool.allocate(overwrites=table.overwrites(column)))
+
+    def _release(self, table: BlockTable, column: int) -> None:
+        self.pool.release(table.row[column], overwrites=table.overwrites(column))
+        table.row[column] = -1
+        self._num_missing += 1
+
+    def _make_private(self, table: BlockTable, column: int) -> None:
+        """See to it that the block may be written: nobody else holds it, nor finds it by hash."""
+        source = table.row[column]
+        if self.pool.num_refs(source) == 1:
+            self.pool.forget(source)
+            return
+        self._release(table, column)
+        self._allocate(table, column)
+        self.operations.append(CopyBlock(source, table.row[column]))
+
+    def _live_blocks(self, table: BlockTable, num_computed: int) -> list[int]:
+        """Logical blocks with a computed token that the query at ``num_computed`` may see."""
+        sinks, computed = table.num_sink_blocks, cdiv(num_computed, self.block_size)
+        first = table.sink_window.window_start(num_computed) // self.block_size
+        return [*range(min(sinks, computed)), *range(max(sinks, first), computed)]
 
     def _max_blocks(self, max_tokens: int | None) -> int | None:
         return None if max_tokens is None else cdiv(max_tokens, self.block_size)
@@ -152,16 +408,21 @@ class KVCacheManager:
         to its end.
         """
         sinks = table.num_sink_blocks
-        row = table.row[:sinks] + array("i", [-1]) * ring_blocks
-        first = table.sink_window.window_start(num_computed) // self.block_size
+        missing = table.row[sinks:].count(-1)
+        ring = array("i", [-1]) * ring_blocks
         computed = cdiv(num_computed, self.block_size)
-        for logical_block in range(max(sinks, first), computed):
-            column = table.sink_window.column(logical_block, table.ring_blocks, self.block_size)
+        for logical_block in self._live_blocks(table, num_computed):
+            if logical_block < sinks:
+                continue
+            column = table.column(logical_block, self.block_size)
             new_column = table.sink_window.column(logical_block, ring_blocks, self.block_size)
-            assert row[new_column] < 0, "the ring is too small for its live blocks"
-            row[new_column] = table.row[column]
-        self.pool.release(set(table.row[sinks:]) - set(row[sinks:]) - {-1})
-        self.num_reserved_blocks += ring_blocks - table.ring_blocks
-        table.row, table.ring_blocks = row, ring_blocks
+            assert ring[new_column - sinks] < 0, "the ring is too small for its live blocks"
+            ring[new_column - sinks] = table.row[column]
+            table.row[column] = -1
+        for block_id in reversed(table.row[sinks:]):
+            if block_id >= 0:
+                self.pool.release(block_id, overwrites=True)
+        self._num_missing += ring.count(-1) - missing
+        table.row, table.ring_blocks = table.row[:sinks] + ring, ring_blocks
         # Sink blocks stay, computed or not.
         table.num_logical_blocks = max(computed, min(table.num_logical_blocks, sinks))

@@ -67,6 +67,50 @@ class SchedulerOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class CopyBlock:
+    """Copy a whole block, every layer's K and V, before ``source`` or its copy is written again."""
+
+    source: int
+    destination: int
+
+
+@dataclass(frozen=True, slots=True)
+class MoveTokens:
+    """Move K and V from slots to slots (they may overlap), and turn K by ``distance`` positions."""
+
+    source_slots: array[int]
+    destination_slots: array[int]
+    distance: int
+
+
+@dataclass(frozen=True, slots=True)
+class ParkTokens:
+    """Copy a sequence's K and V out of the cache, under ``key``; the slots may be reused then."""
+
+    key: int
+    slots: array[int]
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreTokens:
+    """Copy what was parked under ``key`` back, its first tokens to these slots, and forget it."""
+
+    key: int
+    slots: array[int]
+
+
+@dataclass(frozen=True, slots=True)
+class DropParked:
+    """Forget what was parked under ``key``."""
+
+    key: int
+
+
+# What the cache needs done before the next step, in order. Slots are int64.
+KVOperation = CopyBlock | MoveTokens | ParkTokens | RestoreTokens | DropParked
+
+
+@dataclass(frozen=True, slots=True)
 class TokenLogprob:
     """Log-probability of one token and of the most likely ones at its place.
 

@@ -2,8 +2,9 @@
 
 One rule covers everything: every sequence has pending tokens, and a step computes some of them
 within a token budget. Sequences with one pending token (they decode) come first, then those with
-more in order of priority, then as many waiting ones as fit. Nothing is ever preempted, because
-admission reserves all that a sequence can need.
+more in order of priority, then as many waiting ones as fit. Nothing that runs is ever preempted,
+because admission reserves all that a sequence can need; to make room, streams that do not run are
+parked, least recently used first.
 """
 
 from __future__ import annotations
@@ -15,10 +16,19 @@ from array import array
 from collections.abc import Collection, Iterable
 
 from .config import SchedulerConfig
-from .kv_cache_manager import KVCacheManager
-from .output import ModelOutput, ScheduledSequence, SchedulerOutput, SequenceUpdate
+from .kv_cache_manager import NO_HIT, KVCacheManager, PrefixHit, hash_block, hash_seed
+from .output import (
+    DropParked,
+    KVOperation,
+    ModelOutput,
+    ParkTokens,
+    RestoreTokens,
+    ScheduledSequence,
+    SchedulerOutput,
+    SequenceUpdate,
+)
 from .sampling_params import SamplingParams
-from .sequence import Sequence, SequenceStatus
+from .sequence import Sequence, SequenceState, SequenceStatus
 from .sink_window import SinkWindow
 
 # Priority, arrival (which is unique), sequence.
@@ -31,12 +41,19 @@ class Scheduler:
 
     def __init__(self, config: SchedulerConfig) -> None:
         self.config = config
-        self.kv = KVCacheManager(config.num_blocks, config.block_size)
+        self.kv = KVCacheManager(
+            config.num_blocks,
+            config.block_size,
+            enable_prefix_caching=config.enable_prefix_caching,
+        )
         self.sequences: dict[int, Sequence] = {}
         self._arrivals = itertools.count()
         self._waiting: list[_Entry] = []  # heap of sequences that hold no blocks yet
-        self._resumed: list[_Entry] = []  # heap of streams that kept theirs between turns
+        self._resumed: list[_Entry] = []  # heap of sequences that have theirs
         self._running: list[_Entry] = []  # sorted
+        self._idle: dict[int, None] = {}  # streams with blocks between turns, oldest first
+        self.num_prefix_queries = 0  # prompt tokens looked for in the cache
+        self.num_prefix_hits = 0  # and found
 
     # Coming and going
 
@@ -79,37 +96,63 @@ class Scheduler:
         self.sequences[seq_id] = sequence
         return sequence
 
+    def restore(self, seq_id: int, state: SequenceState) -> Sequence:
+        """Create an idle stream from a saved state. What it had computed is parked.
+
+        Raises:
+            ValueError: as `open`.
+        """
+        self.open(seq_id, state.sink_window, is_stream=True)
+        sequence = Sequence.restore(seq_id, state, max_tokens=self.sequences[seq_id].max_tokens)
+        self.sequences[seq_id] = sequence
+        return sequence
+
+    def append(self, seq_id: int, token_ids: Iterable[int]) -> None:
+        """Add known tokens, to be computed when their turn comes: behind the present turn if it
+        generates, at once otherwise."""
+        sequence = self.sequences[seq_id]
+        if sequence.generates:
+            sequence.queued.extend(token_ids)
+            return
+        sequence.append(token_ids)
+        sequence.num_prompt_tokens = sequence.num_tokens
+        if sequence.status is SequenceStatus.IDLE and sequence.num_pending_tokens:
+            self._enqueue(sequence)
+
     def start_turn(
         self,
         seq_id: int,
-        token_ids: Iterable[int],
         sampling_params: SamplingParams,
         *,
         generates: bool = True,
         stop_token_ids: tuple[int, ...] = (),
         seed: int = 0,
     ) -> None:
-        """Append tokens to an idle sequence and queue it, to generate or only to compute them.
-
-        There must be something to compute: at least one token not computed yet, two for a turn
-        that does not generate.
-        """
+        """Let a sequence that has tokens generate, or (to score them) only compute them."""
         sequence = self.sequences[seq_id]
-        assert sequence.status is SequenceStatus.IDLE, sequence.status
-        sequence.append(token_ids)
+        assert not sequence.generates and sequence.num_tokens, "generating already, or empty"
+        if generates and sequence.num_computed_tokens == sequence.num_tokens:
+            sequence.reread()
+            if seq_id in self.kv:
+                self.kv.truncate(seq_id, sequence.num_computed_tokens)
         sequence.num_prompt_tokens = sequence.num_tokens
         sequence.sampling_params = sampling_params
         sequence.generates = generates
         sequence.stop_token_ids = stop_token_ids
         sequence.seed = seed
-        assert sequence.num_pending_tokens > 0, "nothing to compute"
+        if sequence.status is SequenceStatus.IDLE:
+            assert sequence.num_pending_tokens > 0, "nothing to compute"
+            self._enqueue(sequence)
+
+    def _enqueue(self, sequence: Sequence) -> None:
         sequence.status = SequenceStatus.WAITING
-        queue = self._resumed if seq_id in self.kv else self._waiting
+        self._idle.pop(sequence.seq_id, None)
+        queue = self._resumed if sequence.seq_id in self.kv else self._waiting
         heapq.heappush(queue, (sequence.priority, next(self._arrivals), sequence))
 
     def end_turn(self, seq_id: int) -> None:
-        """Stop a sequence between steps: a stream becomes idle, another one is gone. A sequence
-        that is unknown or idle is left alone."""
+        """Stop a sequence between steps: a stream becomes idle, or goes on with what was appended
+        meanwhile; another one is gone. A sequence that is unknown or idle is left alone."""
         sequence = self.sequences.get(seq_id)
         if sequence is None or sequence.status is SequenceStatus.IDLE:
             return
@@ -118,8 +161,13 @@ class Scheduler:
             return
         self._dequeue(sequence)
         sequence.status = SequenceStatus.IDLE
+        sequence.generates = False
         if seq_id in self.kv:
             self.kv.fit(seq_id, sequence.num_computed_tokens, 1, may_grow=False)
+            self._idle[seq_id] = None
+        if sequence.queued or sequence.num_pending_tokens:
+            queued, sequence.queued = sequence.queued, array("i")
+            self.append(seq_id, queued)
 
     def close(self, seq_id: int) -> None:
         """Forget a sequence and free its blocks; an unknown one is left alone."""
@@ -128,8 +176,11 @@ class Scheduler:
             return
         self._dequeue(sequence)
         sequence.status = SequenceStatus.FINISHED
+        self._idle.pop(seq_id, None)
         if seq_id in self.kv:
             self.kv.free(seq_id)
+        elif sequence.is_parked:
+            self.kv.operations.append(DropParked(seq_id))
 
     def _dequeue(self, sequence: Sequence) -> None:
         if sequence.status is SequenceStatus.RUNNING:
@@ -138,6 +189,117 @@ class Scheduler:
             for queue in (self._waiting, self._resumed):
                 queue[:] = [entry for entry in queue if entry[2] is not sequence]
                 heapq.heapify(queue)
+
+    # Editing streams between turns
+
+    def fork(self, seq_id: int, child_id: int) -> Sequence:
+        """Create an idle sequence with the same tokens, which shares what was computed of them.
+
+        If the cache has no room for both to go on, the copy is a parked one.
+
+        Raises:
+            RuntimeError: as `make_resident`.
+        """
+        parent = self.sequences[seq_id]
+        assert child_id not in self.sequences and not parent.generates
+        self.make_resident(seq_id)
+        child = self.sequences[child_id] = parent.fork(child_id)
+        if parent.num_computed_tokens == 0:
+            return child
+        if self.kv.fork(seq_id, child_id, parent.num_computed_tokens):
+            self._idle[child_id] = None
+        else:
+            child.is_parked = True
+            self.kv.operations.append(ParkTokens(child_id, self.kept_slots(seq_id)))
+        return child
+
+    def cut(self, seq_id: int, start: int, end: int) -> None:
+        """Take the tokens at ``[start, end)`` out of an idle stream and close the gap."""
+        sequence = self.sequences[seq_id]
+        assert sequence.status is SequenceStatus.IDLE
+        self.make_resident(seq_id)
+        self.kv.close_gap(seq_id, sequence.first_kept, start, end)
+        sequence.cut(start, end)
+
+    def rewind(self, seq_id: int, num_tokens: int) -> None:
+        """Forget an idle stream's tokens from position ``num_tokens`` on."""
+        sequence = self.sequences[seq_id]
+        assert sequence.status is SequenceStatus.IDLE
+        if num_tokens < sequence.num_computed_tokens:
+            self.make_resident(seq_id)
+            self.kv.truncate(seq_id, num_tokens)
+        sequence.rewind(num_tokens)
+
+    def park(self, seq_id: int) -> None:
+        """Move what a stream has computed out of the cache, unless it runs or has nothing there."""
+        sequence = self.sequences[seq_id]
+        if seq_id not in self.kv or sequence.status is SequenceStatus.RUNNING:
+            return
+        if sequence.num_computed_tokens:
+            self.kv.operations.append(ParkTokens(seq_id, self.kept_slots(seq_id)))
+            sequence.is_parked = True
+        self.kv.free(seq_id)
+        self._idle.pop(seq_id, None)
+        sequence.trim(sequence.num_computed_tokens, slack=0)
+        if sequence.status is SequenceStatus.WAITING:
+            entry = next(entry for entry in self._resumed if entry[2] is sequence)
+            self._remove(self._resumed, entry)
+            heapq.heappush(self._waiting, entry)
+
+    def make_resident(self, seq_id: int) -> None:
+        """Bring a parked stream back into the cache, parking others if need be.
+
+        Raises:
+            RuntimeError: what runs leaves no room.
+        """
+        sequence = self.sequences[seq_id]
+        if not sequence.is_parked:
+            return
+        assert sequence.status is SequenceStatus.IDLE
+        while not self._restore(sequence):
+            if not self._park_one():
+                raise RuntimeError(
+                    "the cache has no room for this stream beside what runs now; let it finish"
+                )
+        self._idle[seq_id] = None
+
+    def kept_slots(self, seq_id: int) -> array[int]:
+        """Slots of the computed tokens that later ones can see: sinks, then the window."""
+        sequence = self.sequences[seq_id]
+        computed = sequence.num_computed_tokens
+        sinks = min(sequence.sink_window.num_sink_tokens, computed)
+        slots = self.kv.slots(seq_id, 0, sinks)
+        return slots + self.kv.slots(seq_id, sequence.first_kept, computed)
+
+    def take_operations(self) -> list[KVOperation]:
+        """What must be done to the cache, in order, before anything else is done with it."""
+        operations, self.kv.operations = self.kv.operations, []
+        return operations
+
+    def idle_streams(self) -> Iterable[int]:
+        """Streams that hold blocks between turns, least recently used first."""
+        return self._idle.keys()
+
+    def _restore(self, sequence: Sequence) -> bool:
+        if not self.kv.admit_parked(
+            sequence.seq_id,
+            sequence.sink_window,
+            sequence.max_tokens,
+            sequence.num_computed_tokens,
+        ):
+            return False
+        sequence.is_parked = False
+        slots = self.kept_slots(sequence.seq_id)
+        self.kv.operations.append(RestoreTokens(sequence.seq_id, slots))
+        return True
+
+    def _park_one(self, paused: Collection[int] = ()) -> bool:
+        """Park the stream that has not run for longest, idle ones first."""
+        waiting = (entry[2].seq_id for entry in self._resumed if entry[2].seq_id in paused)
+        for seq_id in itertools.chain(self._idle, waiting):
+            self.park(seq_id)
+            return True
+        return False
 
     # Looking
 
@@ -158,8 +320,10 @@ class Scheduler:
         """Choose the next step's chunks and give them blocks.
 
         Args:
-            paused: running sequences that sit this step out. They keep their places.
+            paused: sequences that sit this step out. Others that wait get their places.
         """
+        if paused and self.num_waiting:
+            self._set_aside(paused)
         budget = self.config.max_num_batched_tokens
         scheduled = []
         prefilling = []
@@ -178,7 +342,7 @@ class Scheduler:
                 break
             scheduled.append(self._take(sequence, budget, may_grow=may_grow))
             budget -= len(scheduled[-1].token_ids)
-        while budget > 0 and (admitted := self._admit(budget)) is not None:
+        while budget > 0 and (admitted := self._admit(budget, paused)) is not None:
             scheduled.append(self._take(admitted, budget, may_grow=may_grow))
             budget -= len(scheduled[-1].token_ids)
         return SchedulerOutput(tuple(scheduled))
@@ -200,6 +364,9 @@ class Scheduler:
             if sequence is None or sequence.status is not SequenceStatus.RUNNING:
                 continue
             sequence.advance(len(scheduled.token_ids))
+            sequence.trim(
+                self.kv.remember(sequence.seq_id, sequence.num_computed_tokens, sequence.token_ids)
+            )
             finish_reason = None
             if token_id >= 0:
                 sequence.append((token_id,))
@@ -228,9 +395,16 @@ class Scheduler:
                 assert sequence.status is status
                 assert (sequence.seq_id in self.kv) == holds_blocks
                 assert sequence.num_pending_tokens > 0
+                assert not (holds_blocks and sequence.is_parked)
         queued = len(self._running) + self.num_waiting
         idle = sum(s.status is SequenceStatus.IDLE for s in self.sequences.values())
         assert queued + idle == len(self.sequences), "a sequence is queued twice or not at all"
+        resident = {
+            seq_id
+            for seq_id, sequence in self.sequences.items()
+            if sequence.status is SequenceStatus.IDLE and seq_id in self.kv
+        }
+        assert resident == self._idle.keys()
 
     def _take(self, sequence: Sequence, budget: int, *, may_grow: bool) -> ScheduledSequence:
         """Cut the sequence's next chunk and see to its blocks."""
@@ -259,22 +433,79 @@ class Scheduler:
             else _NO_TOKENS,
         )
 
-    def _admit(self, budget: int) -> Sequence | None:
-        """Let in the next waiting sequence, in order; a stream that has its blocks may pass one
-        that has to wait for them."""
+    def _set_aside(self, paused: Collection[int]) -> None:
+        for entry in [entry for entry in self._running if entry[2].seq_id in paused]:
+            self._running.remove(entry)
+            entry[2].status = SequenceStatus.WAITING
+            heapq.heappush(self._resumed, entry)
+
+    def _admit(self, budget: int, paused: Collection[int]) -> Sequence | None:
+        """Let in the next waiting sequence, in order; one that has its blocks may pass one that
+        has to wait for them."""
         if self.num_running >= self.config.max_num_seqs:
             return None
-        queues = [queue for queue in (self._waiting, self._resumed) if queue]
-        for queue in sorted(queues, key=lambda queue: queue[0][:2]):
-            sequence = queue[0][2]
-            chunk = min(sequence.num_pending_tokens, budget)
-            if queue is self._resumed or self.kv.admit(
-                sequence.seq_id, sequence.sink_window, sequence.max_tokens, chunk
-            ):
-                bisect.insort(self._running, heapq.heappop(queue))
-                sequence.status = SequenceStatus.RUNNING
-                return sequence
+        heads = [self._head(queue, paused) for queue in (self._waiting, self._resumed)]
+        for entry in sorted(entry for entry in heads if entry is not None):
+            sequence = entry[2]
+            had_blocks = sequence.seq_id in self.kv
+            if not had_blocks and not self._give_blocks(sequence, budget, paused):
+                continue
+            self._remove(self._resumed if had_blocks else self._waiting, entry)
+            bisect.insort(self._running, entry)
+            sequence.status = SequenceStatus.RUNNING
+            return sequence
         return None
+
+    @staticmethod
+    def _remove(queue: list[_Entry], entry: _Entry) -> None:
+        if entry is queue[0]:
+            heapq.heappop(queue)
+        else:
+            queue.remove(entry)
+            heapq.heapify(queue)
+
+    @staticmethod
+    def _head(queue: list[_Entry], paused: Collection[int]) -> _Entry | None:
+        if not paused or not queue:
+            return queue[0] if queue else None
+        return min((entry for entry in queue if entry[2].seq_id not in paused), default=None)
+
+    def _give_blocks(self, sequence: Sequence, budget: int, paused: Collection[int]) -> bool:
+        """Find room for a waiting sequence, and what the cache holds of it already."""
+        while True:
+            if sequence.is_parked:
+                admitted = self._restore(sequence)
+            else:
+                chunk = min(sequence.num_pending_tokens, budget)
+                hit = self._find_prefix(sequence)
+                last_hash = sequence.block_hashes[hit.num_blocks - 1] if hit.num_blocks else b""
+                admitted = self.kv.admit(
+                    sequence.seq_id,
+                    sequence.sink_window,
+                    sequence.max_tokens,
+                    chunk,
+                    hit,
+                    last_hash,
+                )
+                if admitted:
+                    sequence.advance(hit.num_blocks * self.config.block_size)
+                    self.num_prefix_hits += sequence.num_computed_tokens
+                    self.num_prefix_queries += sequence.num_tokens
+                    sequence.block_hashes = []
+            if admitted or not self._park_one(paused):
+                return admitted
+
+    def _find_prefix(self, sequence: Sequence) -> PrefixHit:
+        """Look for the sequence's leading full blocks in the cache; one token stays to compute."""
+        params = sequence.sampling_params
+        if not self.config.enable_prefix_caching or params.prompt_logprobs is not None:
+            return NO_HIT
+        size, hashes = self.config.block_size, sequence.block_hashes
+        previous = hashes[-1] if hashes else hash_seed(sequence.sink_window)
+        for block in range(len(hashes), (sequence.num_pending_tokens - 1) // size):
+            previous = hash_block(previous, sequence.token_ids(block * size, (block + 1) * size))
+            hashes.append(previous)
+        return self.kv.find_prefix(sequence.sink_window, hashes)
 
     def _finish_reason(self, sequence: Sequence, token_id: int) -> str | None:
         params = sequence.sampling_params

@@ -9,12 +9,13 @@ from __future__ import annotations
 import enum
 from array import array
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from .sampling_params import SamplingParams
 from .sink_window import SinkWindow
 
 # Tokens that may pile up behind the window before the tail is trimmed, so that trimming costs
-# nothing per token.
+# next to nothing per token.
 _TRIM_SLACK = 256
 
 
@@ -32,7 +33,7 @@ class Sequence:
 
     A turn is what is computed between two idle moments. One that ``generates`` goes on until
     something stops it; another only computes what was appended, all but the last token, whose
-    logits the next turn will need.
+    logits the next turn will need. Tokens appended while it generates queue behind the turn.
 
     Args:
         seq_id: unique in the scheduler.
@@ -52,6 +53,9 @@ class Sequence:
         "num_computed_tokens",
         "num_prompt_tokens",
         "generates",
+        "is_parked",
+        "block_hashes",
+        "queued",
         "sampling_params",
         "stop_token_ids",
         "seed",
@@ -78,6 +82,9 @@ class Sequence:
         self.num_computed_tokens = 0
         self.num_prompt_tokens = 0
         self.generates = False
+        self.is_parked = False  # what was computed is out of the cache
+        self.block_hashes: list[bytes] = []  # of its leading blocks, while it has none in the cache
+        self.queued = array("i")
         self.sampling_params = SamplingParams()
         self.stop_token_ids: tuple[int, ...] = ()
         self.seed = 0
@@ -112,23 +119,135 @@ class Sequence:
         assert self._tail_start <= start <= stop <= self.num_tokens
         return self._tail[start - self._tail_start : stop - self._tail_start]
 
+    def last_token_ids(self, count: int) -> array[int]:
+        """Ids of the last ``count`` tokens, or of as many as there still are."""
+        return self._tail[max(0, len(self._tail) - count) :]
+
     def visible_token_ids(self) -> array[int]:
         """Ids that the query at the last position sees, in order."""
         last = self.num_tokens - 1
-        sinks = self.sink_window.num_sink_tokens
-        first = self.sink_window.window_start(last)
-        if first <= sinks:
-            first = 0
-        window = self.token_ids(max(first, self._tail_start), last + 1)
-        if first == self._tail_start == 0:
-            return window
-        return self._sink_ids[: min(sinks, max(first, self._tail_start))] + window
+        sinks = min(self.sink_window.num_sink_tokens, last + 1)
+        start = max(sinks, self.sink_window.window_start(last))
+        return self._sink_ids[:sinks] + self.token_ids(start, last + 1)
 
     def advance(self, num_tokens: int) -> None:
-        """Count ``num_tokens`` as computed and drop ids that nothing will ask for again."""
+        """Count ``num_tokens`` as computed."""
         self.num_computed_tokens += num_tokens
         assert self.num_computed_tokens <= self.num_tokens
-        dead = self.sink_window.window_start(self.num_computed_tokens) - self._tail_start
-        if dead > _TRIM_SLACK + (len(self._tail) >> 2):
-            del self._tail[:dead]
-            self._tail_start += dead
+
+    def trim(self, keep_from: int, *, slack: int = _TRIM_SLACK) -> None:
+        """Drop ids out of the window and before ``keep_from``, once there are ``slack`` of them."""
+        start = self.sink_window.window_start(self.num_computed_tokens)
+        dead = min(start, keep_from) - self._tail_start
+        if dead > slack:
+            self._drop(dead)
+
+    def _drop(self, count: int) -> None:
+        del self._tail[:count]
+        self._tail_start += count
+
+    # Editing
+
+    def fork(self, seq_id: int) -> Sequence:
+        """An idle copy of what is known so far."""
+        child = Sequence(
+            seq_id,
+            self.sink_window,
+            is_stream=self.is_stream,
+            max_tokens=self.max_tokens,
+            priority=self.priority,
+        )
+        child.num_computed_tokens = self.num_computed_tokens
+        child.num_prompt_tokens = self.num_prompt_tokens
+        child._sink_ids = self._sink_ids[:]
+        child._tail, child._tail_start = self._tail[:], self._tail_start
+        return child
+
+    @property
+    def first_kept(self) -> int:
+        """First position behind the sinks that the next token to be computed may see."""
+        return self.sink_window.first_kept(self.num_computed_tokens)
+
+    def cut(self, start: int, end: int) -> None:
+        """Take out the tokens at ``[start, end)``, all computed and in the window; older ones in
+        the window move up."""
+        first = self.first_kept
+        assert first <= start < end <= self.num_computed_tokens
+        self._drop(first - self._tail_start)
+        del self._tail[start - first : end - first]
+        self._tail_start += end - start
+        if self.num_prompt_tokens < end:
+            self.num_prompt_tokens = min(self.num_prompt_tokens, start) + end - start
+        self.sink_window = replace(self.sink_window, window_floor=first + end - start)
+
+    def rewind(self, num_tokens: int) -> None:
+        """Forget all tokens from position ``num_tokens`` on."""
+        sinks = self.sink_window.num_sink_tokens
+        first = self.first_kept
+        assert max(first, sinks) <= num_tokens <= self.num_tokens
+        if first > sinks:  # what was evicted does not come back
+            self.sink_window = replace(self.sink_window, window_floor=first)
+        del self._tail[num_tokens - self._tail_start :]
+        self.num_computed_tokens = min(self.num_computed_tokens, num_tokens)
+        self.num_prompt_tokens = min(self.num_prompt_tokens, num_tokens)
+
+    @property
+    def has_next(self) -> bool:
+        """Whether there is a token whose logits say what comes next, once it is computed (again).
+
+        There is none in an empty stream, nor in one that was rewound to its sinks or to the
+        beginning of its window."""
+        if self.num_computed_tokens < self.num_tokens:
+            return True
+        return self.num_tokens > max(self.first_kept, self.sink_window.num_sink_tokens)
+
+    def reread(self) -> None:
+        """Compute the last token once more, so that the next one can be sampled."""
+        assert self.num_computed_tokens == self.num_tokens and self.has_next
+        self.rewind(self.num_tokens)  # fixes what is visible
+        self.num_computed_tokens -= 1
+
+    # Out of the process and back
+
+    def state(self) -> SequenceState:
+        """All that `restore` needs, next to K and V of `positions`."""
+        return SequenceState(
+            sink_window=self.sink_window,
+            num_computed_tokens=self.num_computed_tokens,
+            num_prompt_tokens=self.num_prompt_tokens,
+            sink_ids=self._sink_ids.tolist(),
+            tail_ids=self._tail.tolist(),
+            tail_start=self._tail_start,
+        )
+
+    @classmethod
+    def restore(cls, seq_id: int, state: SequenceState, *, max_tokens: int | None) -> Sequence:
+        """A parked stream in the given state."""
+        sequence = cls(seq_id, state.sink_window, is_stream=True, max_tokens=max_tokens)
+        sequence.num_computed_tokens = state.num_computed_tokens
+        sequence.num_prompt_tokens = state.num_prompt_tokens
+        sequence._sink_ids = array("i", state.sink_ids)
+        sequence._tail = array("i", state.tail_ids)
+        sequence._tail_start = state.tail_start
+        sequence.is_parked = state.num_computed_tokens > 0
+        return sequence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceState:
+    """What a stream is, apart from K and V: plain values, to be written to a file.
+
+    Args:
+        sink_window: what its queries see.
+        num_computed_tokens: K and V exist for the visible ones among the first so many.
+        num_prompt_tokens: of its last turn.
+        sink_ids: the first tokens, as many as are pinned.
+        tail_ids: the tokens from position ``tail_start`` to the end of the stream.
+    """
+
+    sink_window: SinkWindow
+    num_computed_tokens: int
+    num_prompt_tokens: int
+    sink_ids: list[int]
+    tail_ids: list[int]
+    tail_start: int

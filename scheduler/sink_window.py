@@ -84,6 +84,12 @@ class SinkWindow:
         first = max(self.num_sink_tokens, self.window_start(query_position))
         return self.num_sink_tokens + query_position - first
 
+    def first_kept(self, num_computed: int) -> int:
+        """First position behind the sinks, among the first ``num_computed``, that later tokens
+        can see; ``num_computed`` itself if there is none."""
+        sinks = min(self.num_sink_tokens, num_computed)
+        return max(sinks, self.window_start(num_computed))
+
     # Blocks
 
     def num_sink_blocks(self, block_size: int) -> int:

@@ -77,4 +77,4 @@ def test_help_shows_an_example(capsys, command):
 
 def test_chat_without_a_tokenizer(bare_folder, capsys):
     assert main(["chat", "--model", str(bare_folder), *ENGINE]) == 2
-    assert "needs a tokenizer" in capsys.readouterr().err
+    assert "need a tokenizer" in capsys.readouterr().err

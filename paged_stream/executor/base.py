@@ -3,16 +3,51 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from array import array
+from collections.abc import Sequence
 
-from paged_stream.scheduler.output import ModelOutput, SchedulerOutput
+import torch
+
+from paged_stream.kv_tokens import KVTokens
+from paged_stream.scheduler.output import KVOperation, ModelOutput, SchedulerOutput
 from paged_stream.worker.kv_cache import CachePlan
 
 
 class Executor(ABC):
-    """Runs scheduled steps somewhere. ``cache_plan`` is what its workers have room for."""
+    """Runs scheduled steps somewhere.
+
+    ``cache_plan`` is what its workers have room for, ``dtype`` that of K and V, ``fingerprint``
+    says which weights they run.
+    """
 
     cache_plan: CachePlan
+    dtype: torch.dtype
+    fingerprint: str
 
     @abstractmethod
     def execute(self, output: SchedulerOutput) -> ModelOutput:
         """Compute one step, on every worker that has a part in it."""
+
+    @abstractmethod
+    def apply(self, operations: Sequence[KVOperation]) -> None:
+        """Do to the cache what the scheduler decided, in order."""
+
+    @abstractmethod
+    def read(self, slots: array[int]) -> KVTokens:
+        """Copy tokens out of the cache."""
+
+    @abstractmethod
+    def put_parked(self, key: int, tokens: KVTokens) -> None:
+        """Add a sequence to those that were moved out of the cache."""
+
+    @abstractmethod
+    def read_parked(self, key: int) -> KVTokens:
+        """Look at a sequence that was moved out of the cache."""
+
+    @abstractmethod
+    def parked_location(self, key: int) -> str:
+        """Where it is: ``"host"`` or ``"disk"``."""
+
+    @abstractmethod
+    def parked_bytes(self) -> tuple[int, int]:
+        """Bytes of such sequences in host memory and on disk."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
+
 from paged_stream.config import EngineConfig
 from paged_stream.executor.base import Executor
+from paged_stream.kv_tokens import KVTokens
 from paged_stream.models.config import ModelConfig
 from paged_stream.models.files import ModelFiles
-from paged_stream.scheduler.output import ModelOutput, SchedulerOutput
+from paged_stream.scheduler.output import KVOperation, ModelOutput, SchedulerOutput
 from paged_stream.scheduler.sink_window import SinkWindow
 from paged_stream.worker.worker import Worker
 
@@ -21,6 +25,26 @@ class LocalExecutor(Executor):
     ) -> None:
         self._worker = Worker(config, files, model_config, sink_window)
         self.cache_plan = self._worker.cache_plan
+        self.fingerprint = self._worker.fingerprint
+        self.dtype = self._worker.dtype
 
     def execute(self, output: SchedulerOutput) -> ModelOutput:
         return self._worker.execute(output)
+
+    def apply(self, operations: Sequence[KVOperation]) -> None:
+        self._worker.apply(operations)
+
+    def read(self, slots: array[int]) -> KVTokens:
+        return self._worker.read(slots)
+
+    def put_parked(self, key: int, tokens: KVTokens) -> None:
+        self._worker.parked.put(key, tokens)
+
+    def read_parked(self, key: int) -> KVTokens:
+        return self._worker.parked.read(key)
+
+    def parked_location(self, key: int) -> str:
+        return self._worker.parked.location(key)
+
+    def parked_bytes(self) -> tuple[int, int]:
+        return self._worker.parked.host_bytes, self._worker.parked.disk_bytes

@@ -44,6 +44,11 @@ class RotaryEmbedding:
             return RotaryTables(self._table(positions), None)
         return RotaryTables(self._table(positions), self._table(sink_positions))
 
+    def turn(self, distance: int, count: int) -> torch.Tensor:
+        """Table that turns ``count`` keys, rotated already, on by ``distance`` positions."""
+        angles = self.inv_freq * distance
+        return torch.cat((angles.cos(), angles.sin())).to(torch.float32).repeat(count, 1)
+
     def _table(self, positions: torch.Tensor) -> torch.Tensor:
         angles = positions.to(torch.float64)[:, None] * self.inv_freq
         table = torch.cat((angles.cos(), angles.sin()), dim=-1)

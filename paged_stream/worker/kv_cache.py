@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
+from paged_stream import ops
+from paged_stream.kv_tokens import KVTokens
+from paged_stream.layers.rotary import RotaryEmbedding
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachePlan:
@@ -36,3 +40,40 @@ class KVCache:
         shape = (num_layers, 2, num_blocks, num_kv_heads, block_size, head_dim)
         self.tensor = torch.zeros(shape, dtype=dtype, device=device)
         self.layers = [(layer[0], layer[1]) for layer in self.tensor]
+
+    def read(self, slots: torch.Tensor) -> KVTokens:
+        """Copy the tokens at ``slots`` (int64 [N]) to the host."""
+        parts = [ops.gather_blocks(k_cache, v_cache, slots) for k_cache, v_cache in self.layers]
+        return KVTokens(*(torch.stack(part).cpu() for part in zip(*parts, strict=True)))
+
+    def write(self, slots: torch.Tensor, tokens: KVTokens) -> None:
+        """Copy the first N tokens to ``slots`` (int64 [N])."""
+        count, device = len(slots), self.tensor.device
+        for (k_cache, v_cache), key, value in zip(self.layers, *tokens, strict=True):
+            key, value = (x[:count].to(device) for x in (key, value))
+            ops.scatter_blocks(key, value, k_cache, v_cache, slots)
+
+    def copy_block(self, source: int, destination: int) -> None:
+        mapping = torch.tensor([[source, destination]], device=self.tensor.device)
+        ops.copy_blocks(self.tensor, mapping)
+
+    def move(
+        self,
+        source: torch.Tensor,
+        destination: torch.Tensor,
+        distance: int,
+        rotaries: list[RotaryEmbedding],
+        *,
+        interleaved: bool,
+    ) -> None:
+        """Move tokens from slots to slots, which may overlap, and turn their keys.
+
+        Args:
+            distance: positions that the tokens move by.
+            rotaries: each layer's.
+        """
+        for (k_cache, v_cache), rotary in zip(self.layers, rotaries, strict=True):
+            key, value = ops.gather_blocks(k_cache, v_cache, source)
+            ops.scatter_blocks(key, value, k_cache, v_cache, destination)
+            table = rotary.turn(distance, len(destination))
+            ops.rotary_reindex(k_cache, destination, table, interleaved)

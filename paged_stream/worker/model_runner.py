@@ -1,18 +1,30 @@
-"""One forward pass: inputs, model, sampling. Holds no state of any sequence but K and V."""
+"""One forward pass: inputs, model, sampling. Holds no state of any sequence but K and V, in the
+cache or parked beside it."""
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
+
 import torch
 
+from paged_stream.kv_tokens import KVTokens
 from paged_stream.models.decoder import Decoder
 from paged_stream.scheduler.output import (
+    CopyBlock,
+    DropParked,
+    KVOperation,
     ModelOutput,
+    MoveTokens,
+    ParkTokens,
+    RestoreTokens,
     ScheduledSequence,
     SchedulerOutput,
     TokenLogprob,
 )
 from paged_stream.worker.input_batch import build_forward_batch
 from paged_stream.worker.kv_cache import KVCache
+from paged_stream.worker.parking import ParkedStore
 from paged_stream.worker.sampler import sample, token_logprobs
 
 # Rows of logits held at once for prompt log-probabilities: 256 x 49152 in float32 is 50 MB.
@@ -22,9 +34,12 @@ _LOGPROB_ROWS = 256
 class ModelRunner:
     """Runs scheduled steps on one model and one cache."""
 
-    def __init__(self, model: Decoder, kv_cache: KVCache, block_size: int) -> None:
+    def __init__(
+        self, model: Decoder, kv_cache: KVCache, parked: ParkedStore, block_size: int
+    ) -> None:
         self.model = model
         self.kv_cache = kv_cache
+        self.parked = parked
         self.block_size = block_size
         self.device = kv_cache.tensor.device
 
@@ -46,6 +61,37 @@ class ModelRunner:
             for i, token_id, logprob in zip(sampled, *results, strict=True):
                 token_ids[i], logprobs[i] = token_id, logprob
         return ModelOutput(token_ids, logprobs, prompt_logprobs)
+
+    @torch.inference_mode()
+    def apply(self, operations: Sequence[KVOperation]) -> None:
+        """Carry out what the scheduler wants done to the cache, in order."""
+        for operation in operations:
+            match operation:
+                case CopyBlock(source, destination):
+                    self.kv_cache.copy_block(source, destination)
+                case MoveTokens(source, destination, distance):
+                    model = self.model
+                    self.kv_cache.move(
+                        self._slots(source),
+                        self._slots(destination),
+                        distance,
+                        [model.rotaries[index] for index in model.layer_rotary],
+                        interleaved=model.config.interleaved_rotary,
+                    )
+                case ParkTokens(key, slots):
+                    self.parked.put(key, self.read(slots))
+                case RestoreTokens(key, slots):
+                    self.kv_cache.write(self._slots(slots), self.parked.pop(key))
+                case DropParked(key):
+                    self.parked.drop(key)
+
+    @torch.inference_mode()
+    def read(self, slots: array[int]) -> KVTokens:
+        """Copy tokens out of the cache."""
+        return self.kv_cache.read(self._slots(slots))
+
+    def _slots(self, slots: array[int]) -> torch.Tensor:
+        return torch.frombuffer(slots, dtype=torch.int64).to(self.device)
 
     def _prompt_logprobs(
         self, hidden: torch.Tensor, sequence: ScheduledSequence

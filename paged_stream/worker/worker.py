@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 from paged_stream.attention.native import NativeBackend
 from paged_stream.config import EngineConfig
+from paged_stream.kv_tokens import KVTokens
 from paged_stream.models.config import ModelConfig
+from paged_stream.models.decoder import Decoder
 from paged_stream.models.files import ModelFiles
 from paged_stream.models.loader import load_model
-from paged_stream.scheduler.output import ModelOutput, SchedulerOutput
+from paged_stream.scheduler.output import KVOperation, ModelOutput, SchedulerOutput
 from paged_stream.scheduler.sink_window import SinkWindow, cdiv
 from paged_stream.worker.kv_cache import CachePlan, KVCache
 from paged_stream.worker.model_runner import ModelRunner
+from paged_stream.worker.parking import ParkedStore
 
 logger = logging.getLogger(__name__)
 
 _DEFAULT_KV_BYTES = 4 << 30
+_SAMPLES = 64  # of each parameter, for the fingerprint
 
 
 def memory_budget(config: EngineConfig) -> int:
@@ -100,6 +108,7 @@ class Worker:
         self.cache_plan = plan_cache(config, model_config, dtype, sink_window)
         self.dtype = dtype
         model = load_model(files, model_config, dtype, device, NativeBackend())
+        self.fingerprint = _fingerprint(model)
         model.pack_weights()
         kv_cache = KVCache(
             num_layers=model_config.num_layers,
@@ -110,11 +119,37 @@ class Worker:
             dtype=dtype,
             device=device,
         )
-        self._runner = ModelRunner(model, kv_cache, config.block_size)
+        self.parked = ParkedStore(
+            _parking_budget(config), Path(config.parking_dir) if config.parking_dir else None
+        )
+        self._runner = ModelRunner(model, kv_cache, self.parked, config.block_size)
         logger.info("%d blocks of %d tokens", self.cache_plan.num_blocks, config.block_size)
 
     def execute(self, output: SchedulerOutput) -> ModelOutput:
         return self._runner.execute(output)
+
+    def apply(self, operations: Sequence[KVOperation]) -> None:
+        self._runner.apply(operations)
+
+    def read(self, slots: array[int]) -> KVTokens:
+        return self._runner.read(slots)
+
+
+def _parking_budget(config: EngineConfig) -> int:
+    if config.parking_memory_bytes is not None:
+        return config.parking_memory_bytes
+    return _available_memory() // 4
+
+
+def _fingerprint(model: Decoder) -> str:
+    """Digest of a sample of every parameter: the same for the same weights in the same dtype."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name} {list(parameter.shape)} {parameter.dtype}".encode())
+        step = max(1, parameter.numel() // _SAMPLES)
+        sample = parameter.flatten()[::step][:_SAMPLES].float().cpu()
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _available_memory() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from paged_stream import SamplingParams
-from paged_stream.chat import ChatTurns
+from paged_stream.chat import first_turn, next_turn
 
 GREEDY = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True)
 
@@ -164,7 +164,7 @@ def test_an_interrupted_prefill_can_be_taken_up_again(make_engine, monkeypatch):
     expected = continuation(engine, prompt)
     stream = engine.open_stream()
     stream.append(prompt)
-    execute, calls = engine._executor.execute, []
+    execute, calls = engine.executor.execute, []
 
     def interrupted(output):
         calls.append(output)
@@ -172,7 +172,7 @@ def test_an_interrupted_prefill_can_be_taken_up_again(make_engine, monkeypatch):
             raise KeyboardInterrupt
         return execute(output)
 
-    monkeypatch.setattr(engine._executor, "execute", interrupted)
+    monkeypatch.setattr(engine.executor, "execute", interrupted)
     with pytest.raises(KeyboardInterrupt):
         list(stream.generate(GREEDY))
     assert ids(stream.generate(GREEDY)) == expected
@@ -206,17 +206,18 @@ def test_generate_without_append_goes_on(make_engine):
 
 def test_chat_turns_equal_the_whole_template(make_engine):
     engine = make_engine()
-    turns = ChatTurns(engine.tokenizer, system="be brief")
-    eos = 0
-    answer = engine.tokenizer.encode("fine")
+    eos, tokenizer = 0, engine.tokenizer
+    answer = tokenizer.encode("fine")
     messages = [
         {"role": "system", "content": "be brief"},
         {"role": "user", "content": "how are you"},
         {"role": "assistant", "content": "fine"},
         {"role": "user", "content": "good"},
     ]
-    whole = engine.tokenizer.apply_chat_template(messages)
-    first = turns.first("how are you")
-    assert first + [*answer, eos] + turns.following("good", eos) == whole
+    whole = tokenizer.apply_chat_template(messages)
+    first = first_turn(tokenizer, [], messages[:2])
+    assert first + [*answer, eos] + next_turn(tokenizer, messages[3:], eos) == whole
     # An answer that was cut off gets the end token it lacks.
-    assert first + answer + turns.following("good", answer[-1]) == whole
+    assert first + answer + next_turn(tokenizer, messages[3:], answer[-1]) == whole
+    pinned = first_turn(tokenizer, [], messages[:1], is_open=False)
+    assert pinned + first_turn(tokenizer, messages[:1], messages[1:2]) == first

@@ -1,17 +1,27 @@
-"""Any interleaving of opening, stepping, ending turns, appending and closing keeps every promise.
+"""Any interleaving of opening, stepping, appending, forking, cutting, rewinding, parking, saving and
+closing keeps every promise.
 
-A simulated cache remembers which token was last written to each slot; before a step counts, every
-position that any of its queries may see has to be where the block table says.
+A simulated cache remembers what was last written to each slot, as a digest of all that K and V of
+that token depend on; before a step counts, every position that any of its queries may see has to be
+where the block table says, with the right content. Prompts repeat, so blocks are found by hash.
 """
 
 from __future__ import annotations
 
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from paged_stream.scheduler.config import SchedulerConfig
-from paged_stream.scheduler.output import ModelOutput, ScheduledSequence
+from paged_stream.scheduler.output import (
+    CopyBlock,
+    DropParked,
+    ModelOutput,
+    MoveTokens,
+    ParkTokens,
+    RestoreTokens,
+    ScheduledSequence,
+)
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.scheduler.scheduler import Scheduler
 from paged_stream.scheduler.sequence import SequenceStatus
@@ -21,9 +31,38 @@ STOP = 9
 PENALTY = 1.5  # any penalty makes the scheduler send the visible tokens
 
 
+class Truth:
+    """One sequence, remembered whole: by position, its token and the digest of its K and V."""
+
+    def __init__(self, sink_window: SinkWindow) -> None:
+        self.ids: list[int | None] = []
+        self.digests: list[int | None] = []
+        self.chain = hash((sink_window.num_sink_tokens, sink_window.window_size))
+        self.queued: list[int] = []
+
+    def append(self, ids: list[int]) -> None:
+        for token_id in ids:
+            self.chain = hash((self.chain, token_id))
+            self.ids.append(token_id)
+            self.digests.append(self.chain)
+
+    def copy(self) -> Truth:
+        other = Truth(SinkWindow(0, 1))
+        other.ids, other.digests, other.chain = self.ids[:], self.digests[:], self.chain
+        return other
+
+    def cut(self, first: int, start: int, end: int) -> None:
+        for values in (self.ids, self.digests):
+            gap: list[int | None] = [None] * (end - start)
+            values[first:end] = gap + values[first:start]
+
+    def rewind(self, num_tokens: int) -> None:
+        del self.ids[num_tokens:], self.digests[num_tokens:]
+
+
 class SchedulerMachine(RuleBasedStateMachine):
     @initialize(
-        num_blocks=st.integers(6, 40),
+        num_blocks=st.one_of(st.integers(6, 40), st.integers(60, 120)),
         block_size=st.sampled_from([1, 2, 4, 7]),
         max_num_seqs=st.integers(1, 5),
         extra_tokens=st.integers(0, 30),
@@ -38,17 +77,36 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
         self.scheduler = Scheduler(self.config)
         self.next_id = 0
-        self.truth: dict[int, list[int]] = {}  # every token of each sequence, never trimmed
-        self.slots: dict[int, tuple[int, int]] = {}  # slot to (seq_id, position)
-        self.next_token = 0
+        self.edits = 0
+        self.truth: dict[int, Truth] = {}
+        self.slots: dict[int, int | None] = {}
+        self.parked: dict[int, list[int | None]] = {}
 
-    def sequences(self, *statuses):
-        return [s for s in self.scheduler.sequences.values() if s.status in statuses]
+    def sequences(self, *statuses, streams=False):
+        return [
+            s
+            for s in self.scheduler.sequences.values()
+            if s.status in statuses and (s.is_stream or not streams)
+        ]
+
+    def idle_streams(self):
+        return self.sequences(SequenceStatus.IDLE, streams=True)
+
+    def new_id(self):
+        self.next_id += 1
+        return self.next_id
+
+    # Prompts are ranges from one of two starts, so that many begin alike.
+    prompts = st.builds(
+        lambda start, length: [start + i % 50 for i in range(length)],
+        st.sampled_from([100, 100, 200]),
+        st.integers(1, 60),
+    )
 
     @rule(
-        sinks=st.integers(0, 9),
-        window=st.one_of(st.none(), st.integers(1, 40)),
-        prompt=st.integers(1, 60),
+        sinks=st.sampled_from([0, 1, 4, 4, 8]),
+        window=st.sampled_from([None, 1, 5, 12, 12, 33]),
+        prompt=prompts,
         max_tokens=st.integers(1, 30),
         is_stream=st.booleans(),
         bounded=st.booleans(),
@@ -57,42 +115,145 @@ class SchedulerMachine(RuleBasedStateMachine):
     )
     def open(self, sinks, window, prompt, max_tokens, is_stream, bounded, generates, priority):
         if window is None:
-            prompt, is_stream = min(prompt, 40), False
-        seq_id, self.next_id = self.next_id, self.next_id + 1
-        limit = prompt + max_tokens if bounded and not is_stream else None
+            prompt, is_stream, sinks = prompt[:40], False, 0
+        if not generates and len(prompt) == 1:
+            prompt = prompt * 2
+        seq_id, sink_window = self.new_id(), SinkWindow(sinks, window)
+        limit = len(prompt) + max_tokens if bounded and not is_stream else None
         try:
             self.scheduler.open(
-                seq_id,
-                SinkWindow(sinks, window),
-                is_stream=is_stream,
-                max_tokens=limit,
-                priority=priority,
+                seq_id, sink_window, is_stream=is_stream, max_tokens=limit, priority=priority
             )
         except ValueError:
             assert seq_id not in self.scheduler.sequences
             return
-        self.truth[seq_id] = []
-        self.start(seq_id, prompt + 1 - generates, max_tokens, generates)
+        self.truth[seq_id] = Truth(sink_window)
+        self.append_to(seq_id, prompt)
+        if generates or not is_stream:
+            self.start(seq_id, max_tokens, generates)
 
-    @precondition(lambda self: self.sequences(SequenceStatus.IDLE))
-    @rule(
-        data=st.data(),
-        tokens=st.integers(2, 60),
-        max_tokens=st.integers(1, 30),
-        generates=st.booleans(),
-    )
-    def append(self, data, tokens, max_tokens, generates):
-        stream = data.draw(st.sampled_from(self.sequences(SequenceStatus.IDLE)))
-        self.start(stream.seq_id, tokens, max_tokens, generates)
+    def append_to(self, seq_id, tokens):
+        truth = self.truth[seq_id]
+        if self.scheduler.sequences[seq_id].generates:
+            truth.queued += tokens
+        else:
+            truth.append(tokens)
+        self.scheduler.append(seq_id, tokens)
 
-    def start(self, seq_id, num_tokens, max_tokens, generates):
-        tokens = [100 + (self.next_token + i) % 1000 for i in range(num_tokens)]
-        self.next_token += num_tokens
-        self.truth[seq_id] += tokens
+    def start(self, seq_id, max_tokens, generates=True):
         params = SamplingParams(max_tokens=max_tokens, repetition_penalty=PENALTY)
-        self.scheduler.start_turn(
-            seq_id, tokens, params, generates=generates, stop_token_ids=(STOP,)
-        )
+        self.scheduler.start_turn(seq_id, params, generates=generates, stop_token_ids=(STOP,))
+
+    @precondition(lambda self: self.sequences(*SequenceStatus, streams=True))
+    @rule(data=st.data(), tokens=prompts)
+    def append(self, data, tokens):
+        stream = data.draw(st.sampled_from(self.sequences(*SequenceStatus, streams=True)))
+        self.append_to(stream.seq_id, tokens)
+
+    @precondition(lambda self: self.sequences(*SequenceStatus, streams=True))
+    @rule(data=st.data(), max_tokens=st.integers(1, 30))
+    def generate(self, data, max_tokens):
+        stream = data.draw(st.sampled_from(self.sequences(*SequenceStatus, streams=True)))
+        if not stream.generates and stream.has_next:
+            self.start(stream.seq_id, max_tokens)
+
+    @precondition(lambda self: self.idle_streams())
+    @rule(data=st.data())
+    def fork(self, data):
+        parent = data.draw(st.sampled_from(self.idle_streams()))
+        child_id = self.new_id()
+        try:
+            self.scheduler.fork(parent.seq_id, child_id)
+        except RuntimeError:
+            assert self.sequences(SequenceStatus.RUNNING, SequenceStatus.WAITING)
+            assert child_id not in self.scheduler.sequences
+            return
+        self.truth[child_id] = self.truth[parent.seq_id].copy()
+
+    @precondition(lambda self: self.idle_streams())
+    @rule(data=st.data(), steps=st.integers(1, 20))
+    def fork_and_run(self, data, steps):
+        """Both go on at once, so that one overwrites what the other still sees."""
+        before = set(self.scheduler.sequences)
+        self.fork(data)
+        for child_id in set(self.scheduler.sequences) - before:
+            self.append_to(child_id, [300 + child_id, 301])
+            self.start(child_id, 40)
+            self.generate(data, 40)
+            self.step(steps, False)
+
+    @precondition(lambda self: self.idle_streams())
+    @rule(data=st.data(), length=st.integers(1, 60), steps=st.integers(1, 20))
+    def open_twin(self, data, length, steps):
+        """A stream that begins like another one shares its blocks."""
+        other = data.draw(st.sampled_from(self.idle_streams()))
+        ids = self.truth[other.seq_id].ids[:length]
+        window = other.sink_window
+        if not ids or None in ids:
+            return
+        seq_id = self.new_id()
+        window = SinkWindow(window.num_sink_tokens, window.window_size)
+        self.scheduler.open(seq_id, window, is_stream=True)
+        self.truth[seq_id] = Truth(window)
+        self.append_to(seq_id, ids)
+        self.start(seq_id, 30)
+        self.step(steps, False)
+
+    @precondition(lambda self: self.idle_streams())
+    @rule(data=st.data())
+    def cut(self, data):
+        stream = data.draw(st.sampled_from(self.idle_streams()))
+        first, stop = stream.first_kept, stream.num_computed_tokens
+        if first == stop:
+            return
+        start = data.draw(st.integers(first, stop - 1))
+        end = data.draw(st.integers(start + 1, stop))
+        try:
+            self.scheduler.cut(stream.seq_id, start, end)
+        except RuntimeError:
+            return
+        self.truth[stream.seq_id].cut(first, start, end)
+        self.branch(stream.seq_id)
+
+    @precondition(lambda self: self.idle_streams())
+    @rule(data=st.data())
+    def rewind(self, data):
+        stream = data.draw(st.sampled_from(self.idle_streams()))
+        first = max(stream.first_kept, stream.sink_window.num_sink_tokens)
+        if first > stream.num_tokens:
+            return
+        position = data.draw(st.integers(first, stream.num_tokens))
+        try:
+            self.scheduler.rewind(stream.seq_id, position)
+        except RuntimeError:
+            return
+        self.truth[stream.seq_id].rewind(position)
+        self.branch(stream.seq_id)
+
+    def branch(self, seq_id):
+        """What comes now depends on more than the tokens."""
+        self.edits += 1
+        self.truth[seq_id].chain = hash((self.truth[seq_id].chain, "edit", self.edits))
+
+    @precondition(lambda self: self.idle_streams())
+    @rule(data=st.data())
+    def park(self, data):
+        self.scheduler.park(data.draw(st.sampled_from(self.idle_streams())).seq_id)
+
+    @precondition(lambda self: self.idle_streams())
+    @rule(data=st.data())
+    def save_and_load(self, data):
+        """Through a state, and K and V put aside under a new name."""
+        stream = data.draw(st.sampled_from(self.idle_streams()))
+        new_id = self.new_id()
+        self.apply_operations()
+        if stream.is_parked:
+            self.parked[new_id] = self.parked[stream.seq_id]
+        elif stream.num_computed_tokens:
+            slots = self.scheduler.kept_slots(stream.seq_id)
+            self.parked[new_id] = [self.slots.get(slot) for slot in slots]
+        self.scheduler.restore(new_id, stream.state())
+        self.truth[new_id] = self.truth[stream.seq_id].copy()
 
     @precondition(lambda self: self.scheduler.has_unfinished())
     @rule(steps=st.integers(1, 12), stops=st.booleans())
@@ -100,12 +261,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         for _ in range(steps):
             self.one_step(STOP if stops else 8)
 
-    def one_step(self, token_id):
-        output = self.scheduler.schedule()
-        held = any(s.seq_id in self.scheduler.kv for s in self.sequences(SequenceStatus.IDLE))
+    def one_step(self, token_id, paused=()):
+        output = self.scheduler.schedule(paused)
+        self.apply_operations()
         if not output.sequences:
-            assert held or not self.scheduler.has_unfinished(), "a step without progress"
+            unpaused = [
+                s
+                for s in self.sequences(SequenceStatus.RUNNING, SequenceStatus.WAITING)
+                if s.seq_id not in paused
+            ]
+            assert not unpaused or paused, "a step without progress"
         scheduled = output.sequences
+        assert not {s.seq_id for s in scheduled} & set(paused)
         assert len({s.seq_id for s in scheduled}) == len(scheduled) <= self.config.max_num_seqs
         assert sum(len(s.token_ids) for s in scheduled) <= self.config.max_num_batched_tokens
         for sequence in scheduled:
@@ -115,27 +282,54 @@ class SchedulerMachine(RuleBasedStateMachine):
         tokens = [token_id if s.samples else -1 for s in scheduled]
         result = ModelOutput(tokens, [None] * len(tokens), [[] for _ in tokens])
         for update in self.scheduler.update(output, result):
+            truth = self.truth[update.seq_id]
             if update.token_id >= 0:
-                self.truth[update.seq_id].append(update.token_id)
+                truth.append([update.token_id])
+            if update.finish_reason is not None:
+                self.release_queue(update.seq_id)
+
+    def release_queue(self, seq_id):
+        truth = self.truth[seq_id]
+        truth.append(truth.queued)
+        truth.queued = []
 
     @precondition(lambda self: self.scheduler.has_unfinished())
     @rule(data=st.data())
     def step_that_fails(self, data):
         """The executor raises: the step is scheduled and written, but never counted."""
-        for sequence in self.scheduler.schedule().sequences:
+        output = self.scheduler.schedule()
+        self.apply_operations()
+        for sequence in output.sequences:
             self.write(sequence)
         if data.draw(st.booleans()):
             self.leave(data, close=False)
 
     @precondition(lambda self: self.scheduler.has_unfinished())
-    @rule(data=st.data())
-    def step_without_some(self, data):
+    @rule(data=st.data(), steps=st.integers(1, 5))
+    def steps_without_some(self, data, steps):
         paused = data.draw(st.sets(st.sampled_from(sorted(self.scheduler.sequences))))
-        running = {s.seq_id for s in self.sequences(SequenceStatus.RUNNING)}
-        output = self.scheduler.schedule(paused)
-        assert not {s.seq_id for s in output.sequences} & paused & running
-        for sequence in output.sequences:
-            self.write(sequence)
+        for _ in range(steps):
+            self.one_step(8, paused)
+
+    def apply_operations(self):
+        size = self.config.block_size
+        for operation in self.scheduler.take_operations():
+            match operation:
+                case CopyBlock(source, destination):
+                    for i in range(size):
+                        self.slots[destination * size + i] = self.slots.get(source * size + i)
+                case MoveTokens(source, destination, distance):
+                    assert len(source) == len(destination) == len(set(destination)) > 0 < distance
+                    values = [self.slots.get(slot) for slot in source]
+                    self.slots |= dict(zip(destination, values, strict=True))
+                case ParkTokens(key, slots):
+                    assert key not in self.parked
+                    self.parked[key] = [self.slots.get(slot) for slot in slots]
+                case RestoreTokens(key, slots):
+                    values = self.parked.pop(key)
+                    self.slots |= dict(zip(slots, values[: len(slots)], strict=True))
+                case DropParked(key):
+                    del self.parked[key]
 
     def slot(self, sequence: ScheduledSequence, position: int) -> int:
         block, offset = divmod(position, self.config.block_size)
@@ -146,29 +340,33 @@ class SchedulerMachine(RuleBasedStateMachine):
     def write(self, sequence: ScheduledSequence) -> None:
         start, stop = sequence.num_computed_tokens, sequence.num_tokens
         truth = self.truth[sequence.seq_id]
-        assert list(sequence.token_ids) == truth[start:stop]
-        assert sequence.samples == (stop == len(truth))
+        assert list(sequence.token_ids) == truth.ids[start:stop]
+        assert sequence.samples == (
+            stop == len(truth.ids) and self.scheduler.sequences[sequence.seq_id].generates
+        ) or (stop == len(truth.ids) - 1)
         if not sequence.samples:
-            assert sequence.next_token_id == truth[stop]
+            assert sequence.next_token_id == truth.ids[stop]
         for position in range(start, stop):
-            self.slots[self.slot(sequence, position)] = (sequence.seq_id, position)
+            self.slots[self.slot(sequence, position)] = truth.digests[position]
 
     def read(self, sequence: ScheduledSequence) -> None:
         window = sequence.sink_window
+        truth = self.truth[sequence.seq_id]
         for query in range(sequence.num_computed_tokens, sequence.num_tokens):
             visible = [key for key in range(query + 1) if window.is_visible(key, query)]
             assert len(visible) == window.num_visible(query)
             for key in visible:
-                assert self.slots[self.slot(sequence, key)] == (sequence.seq_id, key)
+                assert truth.digests[key] is not None
+                assert self.slots[self.slot(sequence, key)] == truth.digests[key]
         if sequence.samples:
-            truth = self.truth[sequence.seq_id]
-            assert list(sequence.history) == [truth[key] for key in visible]
+            assert list(sequence.history) == [truth.ids[key] for key in visible]
 
     @precondition(lambda self: self.scheduler.sequences)
     @rule(data=st.data(), close=st.booleans())
     def leave(self, data, close):
         seq_id = data.draw(st.sampled_from(sorted(self.scheduler.sequences)))
         (self.scheduler.close if close else self.scheduler.end_turn)(seq_id)
+        self.release_queue(seq_id)
 
     @invariant()
     def integrity(self):
@@ -186,7 +384,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         for stream in self.sequences(SequenceStatus.IDLE):
             self.scheduler.close(stream.seq_id)
         work = sum(
-            s.num_tokens - s.num_computed_tokens + 40 for s in self.sequences(*SequenceStatus)
+            s.num_tokens + len(s.queued) - s.num_computed_tokens + 40
+            for s in self.sequences(*SequenceStatus)
         )
         for _ in range(work):
             if not self.scheduler.has_unfinished():
@@ -195,13 +394,17 @@ class SchedulerMachine(RuleBasedStateMachine):
             for stream in self.sequences(SequenceStatus.IDLE):
                 self.scheduler.close(stream.seq_id)
         assert not self.scheduler.has_unfinished(), "a sequence starved"
+        self.apply_operations()
+        assert not self.parked
         self.scheduler.check_integrity()
-        pool = self.scheduler.kv.pool
-        assert pool.num_free == pool.num_blocks and self.scheduler.kv.num_reserved_blocks == 0
+        kv = self.scheduler.kv
+        assert kv.pool.num_free == kv.num_unreserved_blocks == kv.pool.num_blocks
 
 
 TestScheduler = SchedulerMachine.TestCase
-TestScheduler.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+TestScheduler.settings = settings(
+    max_examples=250, stateful_step_count=40, deadline=None, phases=[Phase.generate]
+)
 
 
 def test_cdiv():

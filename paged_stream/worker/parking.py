@@ -1,0 +1,82 @@
+"""K and V of parked sequences: in host memory up to a budget, beyond it on disk."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections import OrderedDict
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from paged_stream.kv_tokens import KVTokens
+
+logger = logging.getLogger(__name__)
+
+
+class ParkedStore:
+    """Holds what was taken out of the cache until it is wanted again.
+
+    Args:
+        memory_bytes: host memory to use; what was stored first goes to disk.
+        folder: for the files; ``None`` makes a temporary one, which goes away with the store.
+    """
+
+    def __init__(self, memory_bytes: int, folder: Path | None = None) -> None:
+        self.memory_bytes = memory_bytes
+        self.host_bytes = 0
+        self.disk_bytes = 0
+        self._folder = folder
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._host: OrderedDict[int, KVTokens] = OrderedDict()
+        self._disk: dict[int, tuple[Path, int]] = {}
+
+    def put(self, key: int, tokens: KVTokens) -> None:
+        assert key not in self._host and key not in self._disk, f"{key} is parked already"
+        self._host[key] = tokens
+        self.host_bytes += tokens.nbytes
+        while self.host_bytes > self.memory_bytes and self._spill_first():
+            pass
+
+    def read(self, key: int) -> KVTokens:
+        """Look at what is stored, which stays."""
+        if key in self._host:
+            return self._host[key]
+        return KVTokens(**load_file(self._disk[key][0]))
+
+    def pop(self, key: int) -> KVTokens:
+        tokens = self.read(key)
+        self.drop(key)
+        return tokens
+
+    def drop(self, key: int) -> None:
+        if key in self._host:
+            self.host_bytes -= self._host.pop(key).nbytes
+        else:
+            path, num_bytes = self._disk.pop(key)
+            self.disk_bytes -= num_bytes
+            path.unlink(missing_ok=True)
+
+    def location(self, key: int) -> str:
+        return "host" if key in self._host else "disk"
+
+    def _spill_first(self) -> bool:
+        """Write what has been in memory for longest to disk; False if that cannot be."""
+        key, tokens = next(iter(self._host.items()))
+        try:
+            path = self._file(key)
+            save_file(tokens._asdict(), path)
+        except OSError as error:
+            logger.warning("cannot park on disk, so host memory is used: %s", error)
+            return False
+        self._disk[key] = path, tokens.nbytes
+        self.disk_bytes += tokens.nbytes
+        self.host_bytes -= self._host.pop(key).nbytes
+        return bool(self._host)
+
+    def _file(self, key: int) -> Path:
+        if self._temporary is None:
+            if self._folder is not None:
+                self._folder.mkdir(parents=True, exist_ok=True)
+            self._temporary = tempfile.TemporaryDirectory(prefix="parked-", dir=self._folder)
+        return Path(self._temporary.name) / f"{key}.safetensors"
