@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from paged_stream.async_engine import AsyncLLMEngine as AsyncLLMEngine
+    from paged_stream.async_engine import AsyncStream as AsyncStream
+    from paged_stream.async_engine import EngineStoppedError as EngineStoppedError
     from paged_stream.config import EngineConfig as EngineConfig
     from paged_stream.engine import LLMEngine as LLMEngine
     from paged_stream.llm import LLM as LLM
@@ -17,6 +20,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "AsyncLLMEngine": "async_engine",
+    "AsyncStream": "async_engine",
+    "EngineStoppedError": "async_engine",
     "CompletionOutput": "outputs",
     "EngineConfig": "config",
     "LLM": "llm",

@@ -335,7 +335,7 @@ class AsyncStream:
                 yield delta
         finally:
             self._engine._mailboxes.discard(mailbox)
-            self._engine._post(lambda: self.inner.end_turn_of(mailbox))
+            self._engine._post(lambda: self.inner.end_turn(mailbox))
 
     async def chat(
         self, messages: str | Sequence[Mapping[str, Any]], params: SamplingParams | None = None

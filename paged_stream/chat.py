@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Any
+
+from typing_extensions import TypeIs
 
 from paged_stream.tokenizer import Tokenizer
 
@@ -15,7 +17,7 @@ _QUESTION = "PagedStreamQuestion"
 Messages = Sequence[Mapping[str, Any]]
 
 
-def is_messages(value: object) -> TypeGuard[Messages]:
+def is_messages(value: object) -> TypeIs[Messages]:
     """Whether a prompt is a conversation rather than text or token ids."""
     return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], Mapping)
 

@@ -6,17 +6,15 @@ progress, and an executor computes. Not thread-safe: `AsyncLLMEngine` is.
 
 from __future__ import annotations
 
-import itertools
 import random
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from paged_stream.chat import first_turn, is_messages
 from paged_stream.config import EngineConfig
-from paged_stream.detokenizer import CONTEXT_TOKENS, Detokenizer
+from paged_stream.engine_core import EngineCore, StreamRecord, Turn
 from paged_stream.executor.base import Executor
 from paged_stream.executor.local import LocalExecutor
 from paged_stream.inputs import (
@@ -31,54 +29,11 @@ from paged_stream.inputs import (
 from paged_stream.models.loader import load_config, resolve_model
 from paged_stream.outputs import EngineStats, Inbox, RequestDelta, StreamStats
 from paged_stream.scheduler.config import SchedulerConfig
-from paged_stream.scheduler.output import SchedulerOutput, SequenceUpdate
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.scheduler.scheduler import Scheduler
 from paged_stream.stream import Stream
 from paged_stream.stream_file import read_stream_file
 from paged_stream.tokenizer import Tokenizer, load_tokenizer
-
-
-@dataclass(slots=True)
-class _Counters:
-    """Since the engine's start."""
-
-    num_computed_tokens: int = 0
-    num_generated_tokens: int = 0
-    num_evicted_tokens: int = 0
-    num_steps: int = 0
-    step_seconds: float = 0.0
-    num_started_turns: int = 0
-    queue_seconds: float = 0.0
-
-
-@dataclass(slots=True, kw_only=True)
-class _Turn:
-    """What the engine remembers of a running turn of one sequence.
-
-    ``inbox`` is where a stream's deltas go. Once the prompt of a request is computed, its sequence
-    ``generates``, and beside it ``num_copies`` copies.
-    """
-
-    request_id: str
-    index: int
-    params: SamplingParams
-    seed: int = 0
-    detokenizer: Detokenizer | None = None
-    inbox: Inbox | None = None
-    num_copies: int = 0
-    generates: bool = False
-    queued_at: float = field(default_factory=time.monotonic)
-    is_queued: bool = True
-
-
-@dataclass(slots=True)
-class _StreamRecord:
-    """What the engine remembers of an open stream."""
-
-    last_used: float
-    on_evict: Callable[[int, int], None] | None
-    queue_seconds: float = 0.0
 
 
 class LLMEngine:
@@ -112,14 +67,10 @@ class LLMEngine:
                 enable_prefix_caching=config.enable_prefix_caching,
             )
         )
-        self._seq_ids = itertools.count()
+        self.core = EngineCore(
+            self.scheduler, self.executor, self.tokenizer, model_config.eos_token_ids
+        )
         self._seeds = random.Random(config.seed)
-        self._turns: dict[int, _Turn] = {}  # by seq_id
-        self._streams: dict[int, _StreamRecord] = {}  # by seq_id
-        self._requests: dict[str, list[int]] = {}  # request_id to its unfinished seq_ids
-        self._undelivered: list[RequestDelta] = []
-        self._failure: BaseException | None = None
-        self._counters = _Counters()
 
     # Requests
 
@@ -151,14 +102,14 @@ class LLMEngine:
         token_ids = self.encode(prompt)
         self.check_length(len(token_ids))
         limit = None if params.max_tokens is None else len(token_ids) + params.max_tokens
-        seq_id = next(self._seq_ids)
+        seq_id = next(self.core.seq_ids)
         # Several completions share their prompt; only a stream outlives the turn that computes it.
         fans_out = params.n > 1 and len(token_ids) > 1
         self.scheduler.open(
             seq_id, self.sink_window, is_stream=fans_out, max_tokens=limit, priority=priority
         )
-        self._requests[request_id] = [seq_id]
-        turn = _Turn(
+        self.core.requests[request_id] = [seq_id]
+        turn = Turn(
             request_id=request_id,
             index=0,
             params=params,
@@ -166,12 +117,12 @@ class LLMEngine:
             inbox=inbox,
             num_copies=params.n - 1,
         )
-        self._turns[seq_id] = turn
+        self.core.turns[seq_id] = turn
         self.scheduler.append(seq_id, token_ids)
         if fans_out:
             self.scheduler.start_turn(seq_id, params, generates=False)
         else:
-            self._fan_out(seq_id, turn)
+            self.core.fan_out(seq_id, turn)
 
     def add_score_request(self, request_id: str, prompt: Prompt) -> None:
         """Queue a request that generates nothing and reports ``prompt_logprobs``.
@@ -185,24 +136,24 @@ class LLMEngine:
         self.check_length(len(token_ids))
         if len(token_ids) < 2:
             raise ValueError(f"prompt must have at least 2 tokens to score, got {len(token_ids)}")
-        seq_id = next(self._seq_ids)
+        seq_id = next(self.core.seq_ids)
         self.scheduler.open(seq_id, self.sink_window, max_tokens=len(token_ids))
-        self._turns[seq_id] = _Turn(request_id=request_id, index=0, params=params)
-        self._requests[request_id] = [seq_id]
+        self.core.turns[seq_id] = Turn(request_id=request_id, index=0, params=params)
+        self.core.requests[request_id] = [seq_id]
         self.scheduler.append(seq_id, token_ids)
         self.scheduler.start_turn(seq_id, params, generates=False)
 
     def abort_request(self, request_id: str) -> None:
         """Drop a request and free its blocks; one that is unknown or finished is ignored."""
-        for seq_id in self._requests.pop(request_id, ()):
-            self._turns.pop(seq_id, None)
+        for seq_id in self.core.requests.pop(request_id, ()):
+            self.core.turns.pop(seq_id, None)
             self.scheduler.close(seq_id)
-        self._undelivered = [d for d in self._undelivered if d.request_id != request_id]
+        self.core.undelivered = [d for d in self.core.undelivered if d.request_id != request_id]
 
     def has_unfinished_requests(self) -> bool:
         """Whether `step` has something to do or to hand out. Streams do not count: whoever reads
         one drives it."""
-        return bool(self._requests or self._undelivered)
+        return bool(self.core.requests or self.core.undelivered)
 
     def step(self, request_ids: Collection[str] | None = None) -> list[RequestDelta]:
         """Compute one step and return what was added to each request.
@@ -213,10 +164,10 @@ class LLMEngine:
         Raises:
             RuntimeError: the engine has failed before.
         """
-        self._step()
-        deltas, self._undelivered = self._undelivered, []
+        self.advance()
+        deltas, self.core.undelivered = self.core.undelivered, []
         if request_ids is not None:
-            self._undelivered = [d for d in deltas if d.request_id not in request_ids]
+            self.core.undelivered = [d for d in deltas if d.request_id not in request_ids]
             deltas = [d for d in deltas if d.request_id in request_ids]
         return deltas
 
@@ -244,10 +195,11 @@ class LLMEngine:
         Raises:
             ValueError: sinks or window that are out of range or do not fit the cache.
         """
-        messages, pinned = [], []
+        messages: list[dict[str, Any]] = []
+        pinned: list[int] = []
         if is_messages(pin):
             messages = [dict(message) for message in pin]
-            pinned = self.encode(first_turn(self.chat_tokenizer(), [], messages, is_open=False))
+            pinned = first_turn(self.chat_tokenizer(), [], messages, is_open=False)
         elif pin is not None:
             pinned = self.encode(pin)
         if pinned:
@@ -261,9 +213,9 @@ class LLMEngine:
             sink_window = resolve_sink_window(self.model_config, sinks, window)
             check_rotary_length(self.model_config, sink_window)
         self.check_length(len(pinned))
-        seq_id = next(self._seq_ids)
+        seq_id = next(self.core.seq_ids)
         self.scheduler.open(seq_id, sink_window, is_stream=True)
-        self._streams[seq_id] = _StreamRecord(time.monotonic(), on_evict)
+        self.core.streams[seq_id] = StreamRecord(time.monotonic(), on_evict)
         self.scheduler.append(seq_id, pinned)
         return Stream(self, seq_id, seed=self._seeds.getrandbits(63), pinned_messages=messages)
 
@@ -279,11 +231,11 @@ class LLMEngine:
         saved = read_stream_file(Path(path))
         saved.check(self.executor.fingerprint, self.model_config.vocab_size)
         check_rotary_length(self.model_config, saved.state.sink_window)
-        seq_id = next(self._seq_ids)
+        seq_id = next(self.core.seq_ids)
         self.scheduler.restore(seq_id, saved.state)
         if saved.state.num_computed_tokens:
             self.executor.put_parked(seq_id, saved.tokens)
-        self._streams[seq_id] = _StreamRecord(time.monotonic(), on_evict)
+        self.core.streams[seq_id] = StreamRecord(time.monotonic(), on_evict)
         return Stream(
             self,
             seq_id,
@@ -298,39 +250,42 @@ class LLMEngine:
         limit = time.monotonic() - idle_seconds
         idle = []
         for seq_id in self.scheduler.idle_streams():
-            if self._streams[seq_id].last_used > limit:
+            if self.core.streams[seq_id].last_used > limit:
                 break  # the others were used later
             idle.append(seq_id)
         for seq_id in idle:
             self.scheduler.park(seq_id)
-        self.flush()
+        self.core.flush()
         return len(idle)
 
     # What `Stream` is made of
 
     def fork_stream(self, seq_id: int) -> tuple[int, int]:
         """Copy an idle stream; returns the copy's seq_id and seed."""
-        child_id = next(self._seq_ids)
+        child_id = next(self.core.seq_ids)
         self.scheduler.fork(seq_id, child_id)
-        self._streams[child_id] = _StreamRecord(time.monotonic(), None)
+        self.core.streams[child_id] = StreamRecord(time.monotonic(), None)
         return child_id, self._seeds.getrandbits(63)
 
     def start_stream_turn(
         self, seq_id: int, params: SamplingParams, seed: int, inbox: Inbox
     ) -> None:
         """Let a stream generate; its deltas will appear in ``inbox``."""
-        turn = _Turn(request_id=f"stream-{seq_id}", index=0, params=params, seed=seed, inbox=inbox)
-        self._turns[seq_id] = turn
-        self._generate(seq_id, turn)
+        turn = Turn(request_id=f"stream-{seq_id}", index=0, params=params, seed=seed, inbox=inbox)
+        self.core.turns[seq_id] = turn
+        self.core.generate(seq_id, turn)
 
-    def end_stream_turn(self, seq_id: int) -> None:
-        if self._turns.pop(seq_id, None) is not None:
+    def end_stream_turn(self, seq_id: int, inbox: Inbox | None) -> None:
+        """Stop a stream's turn, if it is the one that fills ``inbox`` or that is not given."""
+        turn = self.core.turns.get(seq_id)
+        if turn is not None and inbox in (None, turn.inbox):
+            del self.core.turns[seq_id]
             self.scheduler.end_turn(seq_id)
-            self._streams[seq_id].last_used = time.monotonic()
+            self.core.streams[seq_id].last_used = time.monotonic()
 
     def close_stream(self, seq_id: int) -> None:
-        self._turns.pop(seq_id, None)
-        self._streams.pop(seq_id, None)
+        self.core.turns.pop(seq_id, None)
+        self.core.streams.pop(seq_id, None)
         self.scheduler.close(seq_id)
 
     def advance(self) -> bool:
@@ -339,18 +294,9 @@ class LLMEngine:
         Returns:
             Whether there was anything to compute.
         """
-        return self._step()
-
-    def flush(self) -> None:
-        """Do to the cache now what the scheduler wants done before the next step."""
-        operations = self.scheduler.take_operations()
-        if not operations:
-            return
-        try:
-            self.executor.apply(operations)
-        except BaseException as error:
-            self._failure = error  # some were done, and cannot be done again
-            raise
+        if (seconds := self.config.park_after_seconds) is not None:
+            self.park_idle_streams(idle_seconds=seconds)
+        return self.core.step()
 
     def stream_stats(self, seq_id: int) -> StreamStats:
         sequence = self.scheduler.sequences[seq_id]
@@ -360,7 +306,7 @@ class LLMEngine:
         if seq_id in self.scheduler.kv:
             num_blocks, location = len(self.scheduler.kv[seq_id].held), "cache"
         elif sequence.is_parked:
-            self.flush()
+            self.core.flush()
             location = self.executor.parked_location(seq_id)
         return StreamStats(
             num_tokens=sequence.num_tokens,
@@ -373,7 +319,7 @@ class LLMEngine:
             if location == "cache"
             else visible * self.cache_plan.block_bytes // self.config.block_size,
             location=location,
-            queue_seconds=self._streams[seq_id].queue_seconds,
+            queue_seconds=self.core.streams[seq_id].queue_seconds,
         )
 
     # Both
@@ -383,12 +329,12 @@ class LLMEngine:
         scheduler = self.scheduler
         parked_host_bytes, parked_disk_bytes = self.executor.parked_bytes()
         used = scheduler.kv.pool.num_blocks - scheduler.kv.pool.num_free
-        sequences = [scheduler.sequences[seq_id] for seq_id in self._streams]
-        counters = self._counters
+        sequences = [scheduler.sequences[seq_id] for seq_id in self.core.streams]
+        counters = self.core.counters
         return EngineStats(
             num_running=scheduler.num_running,
             num_waiting=scheduler.num_waiting,
-            num_streams=len(self._streams),
+            num_streams=len(self.core.streams),
             num_parked_streams=sum(sequence.is_parked for sequence in sequences),
             num_blocks=scheduler.kv.pool.num_blocks,
             num_used_blocks=used,
@@ -454,8 +400,8 @@ class LLMEngine:
     def _check_request(self, request_id: str, params: SamplingParams) -> None:
         if not isinstance(request_id, str):
             raise ValueError(f"request_id must be a string, got {request_id!r}")
-        undelivered = (delta.request_id for delta in self._undelivered)
-        if request_id in self._requests or request_id in undelivered:
+        undelivered = (delta.request_id for delta in self.core.undelivered)
+        if request_id in self.core.requests or request_id in undelivered:
             raise ValueError(f"request_id {request_id!r} is in use by an unfinished request")
         self.check_params(params)
 
@@ -473,129 +419,3 @@ class LLMEngine:
         for token_id in params.stop_token_ids or ():
             if token_id >= vocab_size:
                 raise ValueError(f"stop_token_ids must be below {vocab_size}, got {token_id}")
-
-    def _generate(self, seq_id: int, turn: _Turn) -> None:
-        params = turn.params
-        stop_token_ids = tuple(params.stop_token_ids or ())
-        if not params.ignore_eos:
-            stop_token_ids += self.model_config.eos_token_ids
-        if self.tokenizer is not None:
-            context = self.scheduler.sequences[seq_id].last_token_ids(CONTEXT_TOKENS)
-            turn.detokenizer = Detokenizer(self.tokenizer, params.stop or (), context)
-        turn.generates = True
-        self.scheduler.start_turn(seq_id, params, stop_token_ids=stop_token_ids, seed=turn.seed)
-
-    def _fan_out(self, seq_id: int, leader: _Turn) -> None:
-        """Let a sequence generate, and copies of it beside it, each with a seed of its own."""
-        turns = {seq_id: leader}
-        for index in range(1, leader.num_copies + 1):
-            child_id = next(self._seq_ids)
-            self.scheduler.fork(seq_id, child_id).is_stream = False
-            turns[child_id] = replace(leader, index=index, seed=leader.seed + index)
-            self._requests[leader.request_id].append(child_id)
-        self.scheduler.sequences[seq_id].is_stream = False
-        self._turns |= turns
-        for turn_id, turn in turns.items():
-            self._generate(turn_id, turn)
-
-    def _step(self) -> bool:
-        if self._failure is not None:
-            raise RuntimeError("the engine has failed and must be replaced") from self._failure
-        started = time.monotonic()
-        if (seconds := self.config.park_after_seconds) is not None:
-            self.park_idle_streams(idle_seconds=seconds)
-        # Whoever reads a stream slowly holds up that stream only, and its deltas do not pile up.
-        unread = {
-            seq_id for seq_id, turn in self._turns.items() if turn.inbox and turn.inbox.is_full
-        }
-        output = self.scheduler.schedule(unread)
-        self.flush()
-        if not output.sequences:
-            return False
-        result = self.executor.execute(output)
-        counters = self._counters
-        for scheduled in output.sequences:
-            counters.num_computed_tokens += len(scheduled.token_ids)
-            turn = self._turns.get(scheduled.seq_id)
-            if turn is not None and turn.is_queued:
-                turn.is_queued = False
-                waited = started - turn.queued_at
-                counters.num_started_turns += 1
-                counters.queue_seconds += waited
-                if (record := self._streams.get(scheduled.seq_id)) is not None:
-                    record.queue_seconds = waited
-        for update in self.scheduler.update(output, result):
-            self._deliver(update)
-        self._note_evictions(output)
-        counters.num_steps += 1
-        counters.step_seconds += time.monotonic() - started
-        return True
-
-    def _note_evictions(self, output: SchedulerOutput) -> None:
-        """Count what left its window in this step, and tell who wants to know."""
-        for scheduled in output.sequences:
-            window = scheduled.sink_window
-            before = window.window_start(scheduled.num_computed_tokens)
-            after = window.window_start(scheduled.num_tokens)
-            first = max(before, window.num_sink_tokens)
-            if after <= first:
-                continue
-            self._counters.num_evicted_tokens += after - first
-            record = self._streams.get(scheduled.seq_id)
-            if record is not None and record.on_evict is not None:
-                record.on_evict(first, after)
-
-    def _deliver(self, update: SequenceUpdate) -> None:
-        turn = self._turns.get(update.seq_id)
-        if turn is None:  # tokens appended to a stream were computed
-            return
-        if update.seq_id in self._streams:
-            self._streams[update.seq_id].last_used = time.monotonic()
-        text, finish_reason = "", update.finish_reason
-        if turn.num_copies and not turn.generates and finish_reason is not None:
-            self._fan_out(update.seq_id, turn)
-            finish_reason = None
-        if update.token_id >= 0:
-            self._counters.num_generated_tokens += 1
-        if turn.detokenizer is not None:
-            text, stopped = self._detokenize(turn, update)
-            if stopped:
-                finish_reason = "stop"
-                self.scheduler.end_turn(update.seq_id)
-        delta = RequestDelta(
-            request_id=turn.request_id,
-            index=turn.index,
-            delta_text=text,
-            delta_token_ids=[update.token_id] if update.token_id >= 0 else [],
-            finished=finish_reason is not None,
-            finish_reason=finish_reason,
-            logprobs=[update.logprob] if update.logprob is not None else None,
-            prompt_logprobs=update.prompt_logprobs or None,
-        )
-        if delta.finished:
-            self._forget(update.seq_id, turn)
-        if turn.inbox is not None:
-            turn.inbox.append(delta)
-        elif delta.finished or delta.delta_token_ids or delta.prompt_logprobs:
-            self._undelivered.append(delta)
-
-    def _detokenize(self, turn: _Turn, update: SequenceUpdate) -> tuple[str, bool]:
-        """Text of an update, and whether it completed a stop string. A stop token has no text."""
-        assert turn.detokenizer is not None
-        text, stopped = "", False
-        stop_token = update.finish_reason == "stop"
-        if update.token_id >= 0 and not stop_token:
-            text, stopped = turn.detokenizer.append(update.token_id)
-        if update.finish_reason is not None and not stopped:
-            rest, stopped = turn.detokenizer.finish()
-            text += rest
-        return text, stopped
-
-    def _forget(self, seq_id: int, turn: _Turn) -> None:
-        del self._turns[seq_id]
-        if seq_id in self._streams:
-            return
-        unfinished = self._requests[turn.request_id]
-        unfinished.remove(seq_id)
-        if not unfinished:
-            del self._requests[turn.request_id]

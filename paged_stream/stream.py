@@ -113,7 +113,7 @@ class Stream:
                 finished = delta.finished
                 yield delta
         finally:
-            self.end_turn()
+            self.end_turn(inbox)
 
     def start_turn(self, params: SamplingParams | None, inbox: Inbox) -> None:
         """Let the stream generate by the steps that come, into ``inbox``.
@@ -129,10 +129,10 @@ class Stream:
             seed = params.seed
         self._engine.start_stream_turn(self._seq_id, params, seed, inbox)
 
-    def end_turn(self) -> None:
-        """Stop generating where it is."""
+    def end_turn(self, inbox: Inbox | None = None) -> None:
+        """Stop generating where it is; with an inbox, only if that is where the deltas go."""
         if not self._closed:
-            self._engine.end_stream_turn(self._seq_id)
+            self._engine.end_stream_turn(self._seq_id, inbox)
 
     def chat(
         self, messages: str | Sequence[Mapping[str, Any]], params: SamplingParams | None = None
@@ -235,7 +235,7 @@ class Stream:
         """
         self._settle()
         self._engine.scheduler.park(self._seq_id)
-        self._engine.flush()
+        self._engine.core.flush()
 
     def save(self, path: str | Path) -> None:
         """Write the stream to a file, from which `LLMEngine.load_stream` makes one like it.
@@ -254,7 +254,7 @@ class Stream:
         """
         self._settle()
         engine, sequence = self._engine, self._sequence
-        engine.flush()
+        engine.core.flush()
         if sequence.is_parked:
             tokens = engine.executor.read_parked(self._seq_id)
         else:

@@ -1,0 +1,226 @@
+"""The engine's inside: turns of sequences, advanced step by step and delivered as text.
+
+A turn is one generation: a request's, one of its copies', or a stream's. `LLMEngine` starts turns;
+the core runs the scheduler and the executor, and turns tokens into deltas.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from paged_stream.detokenizer import CONTEXT_TOKENS, Detokenizer
+from paged_stream.executor.base import Executor
+from paged_stream.outputs import Inbox, RequestDelta
+from paged_stream.scheduler.output import SchedulerOutput, SequenceUpdate
+from paged_stream.scheduler.sampling_params import SamplingParams
+from paged_stream.scheduler.scheduler import Scheduler
+from paged_stream.tokenizer import Tokenizer
+
+
+@dataclass(slots=True)
+class Counters:
+    """Since the engine's start."""
+
+    num_computed_tokens: int = 0
+    num_generated_tokens: int = 0
+    num_evicted_tokens: int = 0
+    num_steps: int = 0
+    step_seconds: float = 0.0
+    num_started_turns: int = 0
+    queue_seconds: float = 0.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Turn:
+    """What the engine remembers of a running turn of one sequence.
+
+    ``inbox`` is where a stream's deltas go. Once the prompt of a request is computed, its sequence
+    ``generates``, and beside it ``num_copies`` copies.
+    """
+
+    request_id: str
+    index: int
+    params: SamplingParams
+    seed: int = 0
+    detokenizer: Detokenizer | None = None
+    inbox: Inbox | None = None
+    num_copies: int = 0
+    generates: bool = False
+    queued_at: float = field(default_factory=time.monotonic)
+    is_queued: bool = True
+
+
+@dataclass(slots=True)
+class StreamRecord:
+    """What the engine remembers of an open stream."""
+
+    last_used: float
+    on_evict: Callable[[int, int], None] | None
+    queue_seconds: float = 0.0
+
+
+class EngineCore:
+    """Owns the scheduler, the executor and what the engine remembers of turns and streams."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executor: Executor,
+        tokenizer: Tokenizer | None,
+        eos_token_ids: tuple[int, ...],
+    ) -> None:
+        self.scheduler = scheduler
+        self.executor = executor
+        self.tokenizer = tokenizer
+        self.seq_ids = itertools.count()
+        self.turns: dict[int, Turn] = {}  # by seq_id
+        self.streams: dict[int, StreamRecord] = {}  # by seq_id
+        self.requests: dict[str, list[int]] = {}  # request_id to its unfinished seq_ids
+        self.undelivered: list[RequestDelta] = []
+        self.counters = Counters()
+        self._eos_token_ids = eos_token_ids
+        self._failure: BaseException | None = None
+
+    def generate(self, seq_id: int, turn: Turn) -> None:
+        """Let a sequence that has tokens generate."""
+        params = turn.params
+        stop_token_ids = tuple(params.stop_token_ids or ())
+        if not params.ignore_eos:
+            stop_token_ids += self._eos_token_ids
+        if self.tokenizer is not None:
+            context = self.scheduler.sequences[seq_id].last_token_ids(CONTEXT_TOKENS)
+            turn.detokenizer = Detokenizer(self.tokenizer, params.stop or (), context)
+        turn.generates = True
+        self.scheduler.start_turn(seq_id, params, stop_token_ids=stop_token_ids, seed=turn.seed)
+
+    def fan_out(self, seq_id: int, leader: Turn) -> None:
+        """Let a sequence generate, and copies of it beside it, each with a seed of its own."""
+        turns = {seq_id: leader}
+        for index in range(1, leader.num_copies + 1):
+            child_id = next(self.seq_ids)
+            self.scheduler.fork(seq_id, child_id).is_stream = False
+            turns[child_id] = replace(leader, index=index, seed=leader.seed + index)
+            self.requests[leader.request_id].append(child_id)
+        self.scheduler.sequences[seq_id].is_stream = False
+        self.turns |= turns
+        for turn_id, turn in turns.items():
+            self.generate(turn_id, turn)
+
+    def step(self) -> bool:
+        """Compute one step; False if there was nothing to compute.
+
+        Raises:
+            RuntimeError: the engine has failed before.
+        """
+        if self._failure is not None:
+            raise RuntimeError("the engine has failed and must be replaced") from self._failure
+        started = time.monotonic()
+        # Whoever reads a stream slowly holds up that stream only, and its deltas do not pile up.
+        unread = {
+            seq_id for seq_id, turn in self.turns.items() if turn.inbox and turn.inbox.is_full
+        }
+        output = self.scheduler.schedule(unread)
+        self.flush()
+        if not output.sequences:
+            return False
+        result = self.executor.execute(output)
+        counters = self.counters
+        for scheduled in output.sequences:
+            counters.num_computed_tokens += len(scheduled.token_ids)
+            turn = self.turns.get(scheduled.seq_id)
+            if turn is not None and turn.is_queued:
+                turn.is_queued = False
+                waited = started - turn.queued_at
+                counters.num_started_turns += 1
+                counters.queue_seconds += waited
+                if (record := self.streams.get(scheduled.seq_id)) is not None:
+                    record.queue_seconds = waited
+        for update in self.scheduler.update(output, result):
+            self._deliver(update)
+        self._note_evictions(output)
+        counters.num_steps += 1
+        counters.step_seconds += time.monotonic() - started
+        return True
+
+    def flush(self) -> None:
+        """Do to the cache now what the scheduler wants done before the next step."""
+        operations = self.scheduler.take_operations()
+        if not operations:
+            return
+        try:
+            self.executor.apply(operations)
+        except BaseException as error:
+            self._failure = error  # some were done, and cannot be done again
+            raise
+
+    def _note_evictions(self, output: SchedulerOutput) -> None:
+        """Count what left its window in this step, and tell who wants to know."""
+        for scheduled in output.sequences:
+            window = scheduled.sink_window
+            before = window.window_start(scheduled.num_computed_tokens)
+            after = window.window_start(scheduled.num_tokens)
+            first = max(before, window.num_sink_tokens)
+            if after <= first:
+                continue
+            self.counters.num_evicted_tokens += after - first
+            record = self.streams.get(scheduled.seq_id)
+            if record is not None and record.on_evict is not None:
+                record.on_evict(first, after)
+
+    def _deliver(self, update: SequenceUpdate) -> None:
+        turn = self.turns.get(update.seq_id)
+        if turn is None:  # tokens appended to a stream were computed
+            return
+        if update.seq_id in self.streams:
+            self.streams[update.seq_id].last_used = time.monotonic()
+        text, finish_reason = "", update.finish_reason
+        if turn.num_copies and not turn.generates and finish_reason is not None:
+            self.fan_out(update.seq_id, turn)
+            finish_reason = None
+        if update.token_id >= 0:
+            self.counters.num_generated_tokens += 1
+        if turn.detokenizer is not None:
+            text, stopped = self._detokenize(turn, update)
+            if stopped:
+                finish_reason = "stop"
+                self.scheduler.end_turn(update.seq_id)
+        delta = RequestDelta(
+            request_id=turn.request_id,
+            index=turn.index,
+            delta_text=text,
+            delta_token_ids=[update.token_id] if update.token_id >= 0 else [],
+            finished=finish_reason is not None,
+            finish_reason=finish_reason,
+            logprobs=[update.logprob] if update.logprob is not None else None,
+            prompt_logprobs=update.prompt_logprobs or None,
+        )
+        if delta.finished:
+            self._forget(update.seq_id, turn)
+        if turn.inbox is not None:
+            turn.inbox.append(delta)
+        elif delta.finished or delta.delta_token_ids or delta.prompt_logprobs:
+            self.undelivered.append(delta)
+
+    def _detokenize(self, turn: Turn, update: SequenceUpdate) -> tuple[str, bool]:
+        """Text of an update, and whether it completed a stop string. A stop token has no text."""
+        assert turn.detokenizer is not None
+        text, stopped = "", False
+        stop_token = update.finish_reason == "stop"
+        if update.token_id >= 0 and not stop_token:
+            text, stopped = turn.detokenizer.append(update.token_id)
+        if update.finish_reason is not None and not stopped:
+            rest, stopped = turn.detokenizer.finish()
+            text += rest
+        return text, stopped
+
+    def _forget(self, seq_id: int, turn: Turn) -> None:
+        del self.turns[seq_id]
+        if seq_id in self.streams:
+            return
+        unfinished = self.requests[turn.request_id]
+        unfinished.remove(seq_id)
+        if not unfinished:
+            del self.requests[turn.request_id]
