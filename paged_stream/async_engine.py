@@ -1,88 +1,43 @@
 """`LLMEngine` for asyncio services: a thread of its own computes, coroutines wait for deltas.
 
-Only that thread touches the engine. What others want done is queued and done between two steps, so
-several threads and event loops may use one engine.
+Only that thread touches the engine, and only it completes what others wait for. What they want done
+is queued and done between two steps, so several threads and event loops may use one engine.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import queue
 import threading
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 from paged_stream.config import EngineConfig
 from paged_stream.engine import LLMEngine
 from paged_stream.inputs import Prompt
+from paged_stream.mailbox import Call, EngineStoppedError, Mailbox
 from paged_stream.outputs import EngineStats, RequestDelta, StreamStats
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.stream import Stream
 from paged_stream.stream_file import write_stream_file
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-class EngineStoppedError(RuntimeError):
-    """The engine was shut down or has failed; ``__cause__`` says why."""
-
-
-class _Mailbox:
-    """An inbox that a coroutine reads. Filled by the engine's thread."""
-
-    def __init__(self, limit: int, wake_engine: Callable[[], None]) -> None:
-        self._deltas: deque[RequestDelta] = deque()
-        self._limit = limit
-        self._wake_engine = wake_engine
-        self._loop = asyncio.get_running_loop()
-        self._ready = asyncio.Event()
-        self._error: EngineStoppedError | None = None
-
-    @property
-    def is_full(self) -> bool:
-        return len(self._deltas) >= self._limit
-
-    def append(self, delta: RequestDelta) -> None:
-        self._deltas.append(delta)
-        self._notify()
-
-    def fail(self, error: EngineStoppedError) -> None:
-        """Let the reader know that no more will come, once it has read what there is."""
-        self._error = error
-        self._notify()
-
-    def _notify(self) -> None:
-        try:
-            self._loop.call_soon_threadsafe(self._ready.set)
-        except RuntimeError:  # the loop is closed, so nobody waits
-            pass
-
-    async def get(self) -> RequestDelta:
-        while not self._deltas:
-            if self._error is not None:
-                raise self._error
-            self._ready.clear()
-            if not self._deltas and self._error is None:
-                await self._ready.wait()
-        was_full = self.is_full
-        delta = self._deltas.popleft()
-        if was_full:
-            self._wake_engine()
-        return delta
+Deltas = AsyncGenerator[RequestDelta, None]
+OnEvict = Callable[[int, int], None]
 
 
 class AsyncLLMEngine:
     """Runs requests and streams on one model for any number of coroutines.
 
     A slow reader holds up its own request or stream only: once ``max_unread`` of its deltas are
-    unread, the engine passes it over.
-
-    Use it as an asynchronous context manager, or call `shutdown`.
+    unread, the engine passes it over. Use it as an asynchronous context manager, or call
+    `shutdown`.
 
     Raises:
         ValueError: as `LLMEngine`. The model is loaded before the constructor returns.
@@ -93,51 +48,69 @@ class AsyncLLMEngine:
             raise ValueError(f"max_unread must be an int >= 1, got {max_unread!r}")
         self.engine = LLMEngine(config)
         self._max_unread = max_unread
-        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._lock = threading.Lock()  # guards `_stopped` together with what it lets in
+        self._numbers = itertools.count()
+        self._calls: queue.SimpleQueue[Call[Any]] = queue.SimpleQueue()
+        self._lock = threading.Lock()  # nothing is queued once `_stopped` is set
         self._stopped: EngineStoppedError | None = None
-        self._calls: set[Future[Any]] = set()
-        self._conditions: list[tuple[Callable[[], bool], Future[None]]] = []
-        self._mailboxes: set[_Mailbox] = set()
-        self._streams: set[AsyncStream] = set()
-        self._request_ids = (f"async-{number}" for number in itertools.count())
+        self._is_stopping = False
+        # Of the engine's thread only:
+        self._waiting: list[Call[Any]] = []
+        self._mailboxes: set[Mailbox] = set()
+        self._streams: dict[AsyncStream, None] = {}
         self._thread = threading.Thread(target=self._run, name="paged_stream", daemon=True)
         self._thread.start()
 
     # Requests
 
-    async def generate(
+    def generate(
         self,
         prompt: Prompt,
         params: SamplingParams | None = None,
         *,
         request_id: str | None = None,
         priority: int = 0,
-    ) -> AsyncIterator[RequestDelta]:
+    ) -> Deltas:
         """Complete a prompt, yielding what each step adds to each of its ``n`` completions.
 
-        Leaving the iterator, or cancelling the task that reads it, frees the request's blocks.
+        The request starts with the first item asked for. Closing the iterator (Python does when a
+        ``break`` drops it), or cancelling the task that reads it, frees the request's blocks.
 
         Raises:
             ValueError: as `LLMEngine.add_request`.
             EngineStoppedError: the engine was shut down or has failed.
         """
-        name = next(self._request_ids) if request_id is None else request_id
-        mailbox = self._open_mailbox()
+        name = f"async-{next(self._numbers)}" if request_id is None else request_id
+
+        def start(mailbox: Mailbox) -> None:
+            self.engine.add_request(name, prompt, params, priority=priority, inbox=mailbox)
+            mailbox.num_unfinished = 1 if params is None else params.n
+
+        return self._read(start, lambda mailbox: self.engine.abort_request(name))
+
+    async def _read(
+        self, start: Callable[[Mailbox], None], stop: Callable[[Mailbox], None]
+    ) -> Deltas:
+        """Yield what comes into a mailbox. ``stop`` is only called if ``start`` has succeeded and
+        what it started has not ended; both are in the engine's thread."""
+        mailbox = Mailbox(self._max_unread, self._post)
+
+        def enter() -> None:
+            start(mailbox)
+            self._mailboxes.add(mailbox)
+
+        def leave() -> None:
+            if mailbox in self._mailboxes:
+                self._mailboxes.remove(mailbox)
+                if not mailbox.has_ended:
+                    stop(mailbox)
+
+        mailbox.release = leave
         try:
-            await self.call(
-                lambda: self.engine.add_request(
-                    name, prompt, params, priority=priority, inbox=mailbox
-                )
-            )
-            num_unfinished = (params or SamplingParams()).n
-            while num_unfinished:
-                delta = await mailbox.get()
-                num_unfinished -= delta.finished
+            await self.call(enter)
+            while (delta := await mailbox.get()) is not None:
                 yield delta
         finally:
-            self._mailboxes.discard(mailbox)
-            self._post(lambda: self.engine.abort_request(name))
+            self._post(leave)  # behind `enter`, which may still be queued
 
     # Streams
 
@@ -147,11 +120,11 @@ class AsyncLLMEngine:
         num_sink_tokens: int | None = None,
         window_size: int | None = None,
         pin: Prompt | Sequence[Mapping[str, Any]] | None = None,
-        on_evict: Callable[[int, int], None] | None = None,
+        on_evict: OnEvict | None = None,
     ) -> AsyncStream:
         """Open a live stream, as `LLMEngine.open_stream`. ``on_evict`` is called in the engine's
         thread."""
-        stream = await self.call(
+        return await self._open(
             lambda: self.engine.open_stream(
                 num_sink_tokens=num_sink_tokens,
                 window_size=window_size,
@@ -159,19 +132,32 @@ class AsyncLLMEngine:
                 on_evict=on_evict,
             )
         )
-        return self._adopt(stream)
 
     async def load_stream(
-        self, path: str | Path, *, on_evict: Callable[[int, int], None] | None = None
+        self, path: str | Path, *, on_evict: OnEvict | None = None
     ) -> AsyncStream:
         """Open a saved stream, as `LLMEngine.load_stream`."""
-        stream = await self.call(lambda: self.engine.load_stream(path, on_evict=on_evict))
-        return self._adopt(stream)
+        return await self._open(lambda: self.engine.load_stream(path, on_evict=on_evict))
 
-    def _adopt(self, stream: Stream) -> AsyncStream:
-        adopted = AsyncStream(self, stream)
-        self._streams.add(adopted)
-        return adopted
+    async def _open(
+        self, function: Callable[[], Stream], when: Callable[[], bool] | None = None
+    ) -> AsyncStream:
+        opened: list[AsyncStream] = []
+
+        def run() -> AsyncStream:
+            opened.append(AsyncStream(self, function()))
+            self._streams[opened[0]] = None
+            return opened[0]
+
+        def undo() -> None:
+            for stream in opened:
+                stream._close()
+
+        try:
+            return await self.call(run, when=when)
+        except asyncio.CancelledError:
+            self._post(undo)  # it may be running just now
+            raise
 
     async def stats(self) -> EngineStats:
         """Describe the engine between two steps."""
@@ -187,127 +173,113 @@ class AsyncLLMEngine:
 
         Returns:
             Where each stream was saved.
+
+        Raises:
+            EngineStoppedError: there is a ``save_dir``, but the engine has stopped already.
+            OSError: a file cannot be written. The engine goes on, so that you can try again; what
+                was generating is over.
         """
         saved: dict[AsyncStream, Path] = {}
-        if save_dir is not None and self._stopped is None:
+        if save_dir is not None:
             folder = Path(save_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            for number, stream in enumerate(list(self._streams)):
-                path = folder / f"stream-{number}.safetensors"
-                await self.call(stream.inner.end_turn)
-                await stream.save(path)
-                saved[stream] = path
-        self._stop(EngineStoppedError("the engine was shut down"))
+            saved = await self.call(lambda: self._save_streams(folder))
+        self._is_stopping = True
+        self._post(lambda: None)
         await asyncio.to_thread(self._thread.join)
+        return saved
+
+    def _save_streams(self, folder: Path) -> dict[AsyncStream, Path]:
+        folder.mkdir(parents=True, exist_ok=True)
+        for mailbox in list(self._mailboxes):
+            mailbox.release()
+            mailbox.end(EngineStoppedError("the engine is being shut down"))
+        saved = {}
+        for number, stream in enumerate(self._streams):
+            saved[stream] = folder / f"stream-{number}.safetensors"
+            stream.inner.save(saved[stream])
+        self._is_stopping = True  # before anybody can go on with a stream
         return saved
 
     async def __aenter__(self) -> AsyncLLMEngine:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         await self.shutdown()
 
     # Between coroutines and the engine's thread
 
-    def call(self, function: Callable[[], T]) -> Awaitable[T]:
-        """Run a function in the engine's thread, between two steps.
+    async def call(self, function: Callable[[], T], *, when: Callable[[], bool] | None = None) -> T:
+        """Run a function in the engine's thread between two steps, at once or as soon as ``when``
+        holds, which is tested there too.
 
         Raises:
             EngineStoppedError: the engine was shut down or has failed.
         """
-        future: Future[T] = Future()
-
-        def run() -> None:
-            self._calls.discard(future)
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                future.set_result(function())
-            except BaseException as error:
-                future.set_exception(error)
-
+        call = Call(function, when)
         with self._lock:
             if self._stopped is not None:
-                raise self._stopped
-            self._calls.add(future)
-            self._commands.put(run)
-        return asyncio.wrap_future(future)
+                raise self._stopped_error()
+            self._calls.put(call)
+        return await asyncio.wrap_future(call.future)
 
-    async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until a condition holds; it is tested in the engine's thread, after each step."""
-        future: Future[None] = Future()
-        await self.call(lambda: self._conditions.append((condition, future)))
-        await asyncio.wrap_future(future)
-
-    def _post(self, function: Callable[[], None]) -> None:
+    def _post(self, function: Callable[[], object]) -> None:
         """Have something done by the engine's thread if it is still there."""
-        with self._lock:
-            if self._stopped is None:
-                self._commands.put(function)
+        call = Call(function)
+        call.future.add_done_callback(_log_failure)
+        self._calls.put(call)
 
-    def _wake(self) -> None:
-        self._post(lambda: None)
-
-    def _open_mailbox(self) -> _Mailbox:
-        mailbox = _Mailbox(self._max_unread, self._wake)
-        with self._lock:
-            if self._stopped is not None:
-                raise self._stopped
-            self._mailboxes.add(mailbox)
-        return mailbox
+    def _stopped_error(self) -> EngineStoppedError:
+        """One for each who waits: raising an exception changes it."""
+        assert self._stopped is not None
+        error = EngineStoppedError(*self._stopped.args)
+        error.__cause__ = self._stopped.__cause__
+        return error
 
     def _run(self) -> None:
-        engine, idle = self.engine, False
+        reason, is_idle = EngineStoppedError("the engine was shut down"), False
         try:
-            while self._stopped is None:
-                self._run_commands(wait=idle)
-                idle = not engine.advance()
-                self._test_conditions()
+            while not self._is_stopping:
+                # What was called for may be what another call waits for, so look once more.
+                has_called = self._run_calls(wait=is_idle)
+                is_idle = not (self._is_stopping or self.engine.advance() or has_called)
         except BaseException as error:
-            stopped = EngineStoppedError(f"the engine has failed: {error!r}")
-            stopped.__cause__ = error
-            self._stop(stopped)
-
-    def _run_commands(self, *, wait: bool) -> None:
-        """Do what was asked for; if there is nothing, wait for it when told to."""
-        try:
-            if wait:
-                self._commands.get(timeout=self.engine.config.park_after_seconds)()
-            while True:
-                self._commands.get_nowait()()
-        except queue.Empty:
-            pass
-
-    def _test_conditions(self) -> None:
-        waiting = []
-        for condition, future in self._conditions:
-            if future.cancelled():
-                continue
-            try:
-                if not condition():
-                    waiting.append((condition, future))
-                    continue
-                future.set_result(None)
-            except BaseException as error:
-                future.set_exception(error)
-        self._conditions = waiting
-
-    def _stop(self, reason: EngineStoppedError) -> None:
+            logger.exception("the engine has failed")
+            reason = EngineStoppedError(f"the engine has failed: {error!r}")
+            reason.__cause__ = error
         with self._lock:
-            if self._stopped is not None:
-                return
             self._stopped = reason
-            self._commands.put(lambda: None)
-        for future in [*self._calls, *(future for _, future in self._conditions)]:
-            if not future.done():
-                future.set_exception(reason)
-        for mailbox in list(self._mailboxes):
-            mailbox.fail(reason)
+        self._run_calls(wait=False)
+        for mailbox in self._mailboxes:
+            mailbox.end(self._stopped_error())
+
+    def _run_calls(self, *, wait: bool) -> bool:
+        """Do what was asked for and can be done; if nothing was asked for, wait when told to.
+
+        Returns:
+            Whether anything was done.
+        """
+        calls, self._waiting = self._waiting, []
+        if wait:
+            try:
+                calls.append(self._calls.get(timeout=self._seconds_to_parking()))
+            except queue.Empty:
+                pass
+        calls += [self._calls.get_nowait() for _ in range(self._calls.qsize())]
+        for call in calls:
+            if self._stopped is not None:
+                call.fail(self._stopped_error())
+            elif self._is_stopping or not call.attempt():
+                self._waiting.append(call)
+        return len(self._waiting) < len(calls)
+
+    def _seconds_to_parking(self) -> float | None:
+        """How long the engine has nothing to do if nobody asks for anything; ``None``: for ever."""
+        seconds = self.engine.config.park_after_seconds
+        oldest = next(iter(self.engine.scheduler.idle_streams()), None)
+        if seconds is None or oldest is None:
+            return None
+        left = self.engine.core.streams[oldest].last_used + seconds - time.monotonic()
+        return min(max(left, 0.0), threading.TIMEOUT_MAX)
 
 
 class AsyncStream:
@@ -315,68 +287,78 @@ class AsyncStream:
 
     def __init__(self, engine: AsyncLLMEngine, stream: Stream) -> None:
         self._engine = engine
-        self.inner = stream
+        self.inner = stream  # for the engine's thread only
+        self._mailbox: Mailbox | None = None  # of the last turn
 
     async def append(self, prompt: str | Sequence[int]) -> None:
         """Add text or token ids; returns once no more than a step's worth waits."""
         await self._engine.call(lambda: self.inner.queue(prompt))
-        await self._engine.until(lambda: not self.inner.is_behind)
+        await self._engine.call(lambda: None, when=lambda: not self.inner.is_behind)
 
-    async def generate(self, params: SamplingParams | None = None) -> AsyncIterator[RequestDelta]:
-        """Generate until something stops it, yielding what each step adds. Leaving the iterator,
-        or cancelling the task that reads it, ends the turn where it is."""
-        mailbox = self._engine._open_mailbox()
-        try:
-            await self._engine.call(lambda: self.inner.start_turn(params, mailbox))
-            finished = False
-            while not finished:
-                delta = await mailbox.get()
-                finished = delta.finished
-                yield delta
-        finally:
-            self._engine._mailboxes.discard(mailbox)
-            self._engine._post(lambda: self.inner.end_turn(mailbox))
+    def generate(self, params: SamplingParams | None = None) -> Deltas:
+        """Generate until something stops it, yielding what each step adds. Closing the iterator,
+        or cancelling the task that reads it, ends the turn where it is; closing the stream ends
+        the iterator."""
+        return self._turn(lambda mailbox: self.inner.start_turn(params, mailbox))
 
-    async def chat(
+    def chat(
         self, messages: str | Sequence[Mapping[str, Any]], params: SamplingParams | None = None
-    ) -> AsyncIterator[RequestDelta]:
+    ) -> Deltas:
         """Append the next messages of a conversation and generate the answer."""
-        await self._engine.call(lambda: self.inner.queue_chat(messages, params))
-        async for delta in self.generate(params):
-            yield delta
+
+        def start(mailbox: Mailbox) -> None:
+            self.inner.queue_chat(messages, params)
+            self.inner.start_turn(params, mailbox)
+
+        return self._turn(start)
+
+    def _turn(self, start: Callable[[Mailbox], None]) -> Deltas:
+        def start_and_remember(mailbox: Mailbox) -> None:
+            start(mailbox)
+            self._mailbox = mailbox
+
+        return self._engine._read(start_and_remember, self.inner.end_turn)
 
     async def fork(self) -> AsyncStream:
-        return self._engine._adopt(await self._settled(self.inner.fork))
+        return await self._engine._open(self.inner.fork, self._is_ready)
 
     async def cut(self, start: int, end: int) -> None:
-        await self._settled(lambda: self.inner.cut(start, end))
+        await self._engine.call(lambda: self.inner.cut(start, end), when=self._is_ready)
 
     async def rewind(self, position: int) -> None:
-        await self._settled(lambda: self.inner.rewind(position))
+        await self._engine.call(lambda: self.inner.rewind(position), when=self._is_ready)
 
     async def park(self) -> None:
-        await self._settled(self.inner.park)
+        await self._engine.call(self.inner.park, when=self._is_ready)
 
     async def save(self, path: str | Path) -> None:
-        saved = await self._settled(self.inner.snapshot)
+        saved = await self._engine.call(self.inner.snapshot, when=self._is_ready)
         await asyncio.to_thread(write_stream_file, Path(path), saved)
 
     async def stats(self) -> StreamStats:
         return await self._engine.call(self.inner.stats)
 
     async def close(self) -> None:
-        self._engine._streams.discard(self)
-        await self._engine.call(self.inner.close)
+        """Free the stream's blocks; harmless twice, and when the engine has stopped."""
+        self._engine._post(self._close)
 
     async def __aenter__(self) -> AsyncStream:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        self._engine._streams.discard(self)
-        self._engine._post(self.inner.close)
+        await self.close()
 
-    async def _settled(self, function: Callable[[], T]) -> T:
-        """Call a function that would otherwise keep the engine's thread until the stream is at
-        rest."""
-        await self._engine.until(lambda: self.inner.is_generating or self.inner.is_settled)
-        return await self._engine.call(function)
+    def _close(self) -> None:
+        self._engine._streams.pop(self, None)
+        self.inner.close()
+        if self._mailbox is not None:
+            self._mailbox.end()
+
+    def _is_ready(self) -> bool:
+        """Whether the stream's editing methods would return, or raise, without computing."""
+        return self.inner.is_generating or self.inner.is_settled
+
+
+def _log_failure(future: Future[Any]) -> None:
+    if (error := future.exception()) and not isinstance(error, EngineStoppedError):
+        logger.error("the engine could not do what was asked for", exc_info=error)

@@ -41,13 +41,13 @@ def first_turn(
     return tokenizer.encode(text[len(before) :], add_special_tokens=False)
 
 
-def next_turn(tokenizer: Tokenizer, messages: Messages, last_token_id: int) -> list[int]:
+def next_turn(tokenizer: Tokenizer, messages: Messages, last_token_id: int = -1) -> list[int]:
     """Ids from the end of an answer to the place where the next one begins.
 
     Args:
         messages: the new ones.
         last_token_id: last token of the answer. If it is the end token that the template puts
-            after answers, that token is not given again.
+            after answers, that token is not given again. -1 if it is not known any more.
 
     Raises:
         ValueError: the template does not write answers as they are.

@@ -163,16 +163,15 @@ def _chat(args: argparse.Namespace) -> int:
     params = _sampling_params(args)
     engine = _load(args)
     engine.chat_tokenizer()  # says what is missing before the first question
-    messages = [] if args.system is None else [{"role": "system", "content": args.system}]
+    # Pinned, the system message stays visible however long the conversation gets.
+    pin = None if args.system is None else [{"role": "system", "content": args.system}]
     window = engine.sink_window
     print(f"{args.model}: {window.num_sink_tokens} sink tokens, window {window.window_size}")
-    with engine.open_stream() as stream:
+    with engine.open_stream(pin=pin) as stream:
         while (content := _ask()) is not None:
             if not content:
                 continue
-            messages.append({"role": "user", "content": content})
-            _show(stream, stream.chat(messages, params))
-            messages = []
+            _show(stream, stream.chat(content, params))
     return 0
 
 

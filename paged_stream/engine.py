@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import time
+from array import array
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -229,13 +230,21 @@ class LLMEngine:
                 or another dtype; or its sinks and window do not fit this engine.
         """
         saved = read_stream_file(Path(path))
-        saved.check(self.executor.fingerprint, self.model_config.vocab_size)
+        like = self.executor.read(array("q"))
+        try:
+            saved.check(self.executor.fingerprint, self.model_config.vocab_size, like)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
         check_rotary_length(self.model_config, saved.state.sink_window)
+        if (saved.state.sink_window.window_size is None) != (self.sink_window.window_size is None):
+            raise ValueError(f"{path}: the stream has a window where the model has none, or none")
         seq_id = next(self.core.seq_ids)
         self.scheduler.restore(seq_id, saved.state)
         if saved.state.num_computed_tokens:
             self.executor.put_parked(seq_id, saved.tokens)
-        self.core.streams[seq_id] = StreamRecord(time.monotonic(), on_evict)
+        self.core.streams[seq_id] = StreamRecord(
+            time.monotonic(), on_evict, saved.state.num_computed_tokens
+        )
         return Stream(
             self,
             seq_id,
@@ -263,9 +272,15 @@ class LLMEngine:
     def fork_stream(self, seq_id: int) -> tuple[int, int]:
         """Copy an idle stream; returns the copy's seq_id and seed."""
         child_id = next(self.core.seq_ids)
-        self.scheduler.fork(seq_id, child_id)
-        self.core.streams[child_id] = StreamRecord(time.monotonic(), None)
+        computed = self.scheduler.fork(seq_id, child_id).num_computed_tokens
+        self.core.streams[child_id] = StreamRecord(time.monotonic(), None, computed)
         return child_id, self._seeds.getrandbits(63)
+
+    def rewind_stream(self, seq_id: int, position: int) -> None:
+        """Forget an idle stream's tokens from ``position`` on."""
+        self.scheduler.rewind(seq_id, position)
+        record = self.core.streams[seq_id]
+        record.num_computed_tokens = min(record.num_computed_tokens, position)
 
     def start_stream_turn(
         self, seq_id: int, params: SamplingParams, seed: int, inbox: Inbox
@@ -275,10 +290,15 @@ class LLMEngine:
         self.core.turns[seq_id] = turn
         self.core.generate(seq_id, turn)
 
+    def has_turn(self, seq_id: int, inbox: Inbox) -> bool:
+        """Whether the stream's turn is the one that fills ``inbox``."""
+        turn = self.core.turns.get(seq_id)
+        return turn is not None and turn.inbox is inbox
+
     def end_stream_turn(self, seq_id: int, inbox: Inbox | None) -> None:
         """Stop a stream's turn, if it is the one that fills ``inbox`` or that is not given."""
         turn = self.core.turns.get(seq_id)
-        if turn is not None and inbox in (None, turn.inbox):
+        if turn is not None and (inbox is None or inbox is turn.inbox):
             del self.core.turns[seq_id]
             self.scheduler.end_turn(seq_id)
             self.core.streams[seq_id].last_used = time.monotonic()
@@ -287,6 +307,8 @@ class LLMEngine:
         self.core.turns.pop(seq_id, None)
         self.core.streams.pop(seq_id, None)
         self.scheduler.close(seq_id)
+        if not self.core.has_failed:
+            self.core.flush()  # what was parked goes now, even if nothing is computed any more
 
     def advance(self) -> bool:
         """Compute one step; deltas of requests without an inbox wait for the next `step`.
@@ -302,6 +324,7 @@ class LLMEngine:
         sequence = self.scheduler.sequences[seq_id]
         computed = sequence.num_computed_tokens
         visible = sequence.sink_window.num_visible(computed - 1) if computed else 0
+        kept = min(sequence.sink_window.num_sink_tokens, computed) + computed - sequence.first_kept
         num_blocks, location = 0, "none"
         if seq_id in self.scheduler.kv:
             num_blocks, location = len(self.scheduler.kv[seq_id].held), "cache"
@@ -312,12 +335,13 @@ class LLMEngine:
             num_tokens=sequence.num_tokens,
             num_pending_tokens=sequence.num_tokens + len(sequence.queued) - computed,
             num_visible_tokens=visible,
-            num_evicted_tokens=computed - visible,
+            num_evicted_tokens=sequence.first_kept
+            - min(sequence.sink_window.num_sink_tokens, computed),
             window_start=sequence.first_kept,
             num_blocks=num_blocks,
             kv_bytes=num_blocks * self.cache_plan.block_bytes
             if location == "cache"
-            else visible * self.cache_plan.block_bytes // self.config.block_size,
+            else kept * self.cache_plan.block_bytes // self.config.block_size,
             location=location,
             queue_seconds=self.core.streams[seq_id].queue_seconds,
         )
@@ -327,6 +351,8 @@ class LLMEngine:
     def stats(self) -> EngineStats:
         """Describe the engine as it is now."""
         scheduler = self.scheduler
+        if not self.core.has_failed:
+            self.core.flush()
         parked_host_bytes, parked_disk_bytes = self.executor.parked_bytes()
         used = scheduler.kv.pool.num_blocks - scheduler.kv.pool.num_free
         sequences = [scheduler.sequences[seq_id] for seq_id in self.core.streams]

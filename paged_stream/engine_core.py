@@ -7,7 +7,9 @@ the core runs the scheduler and the executor, and turns tokens into deltas.
 from __future__ import annotations
 
 import itertools
+import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -18,6 +20,11 @@ from paged_stream.scheduler.output import SchedulerOutput, SequenceUpdate
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.scheduler.scheduler import Scheduler
 from paged_stream.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+# Deltas of one request that may wait for `step` while others drive the engine.
+_MAX_UNDELIVERED = 1024
 
 
 @dataclass(slots=True)
@@ -59,6 +66,7 @@ class StreamRecord:
 
     last_used: float
     on_evict: Callable[[int, int], None] | None
+    num_computed_tokens: int = 0  # of which evictions were told
     queue_seconds: float = 0.0
 
 
@@ -118,11 +126,7 @@ class EngineCore:
         if self._failure is not None:
             raise RuntimeError("the engine has failed and must be replaced") from self._failure
         started = time.monotonic()
-        # Whoever reads a stream slowly holds up that stream only, and its deltas do not pile up.
-        unread = {
-            seq_id for seq_id, turn in self.turns.items() if turn.inbox and turn.inbox.is_full
-        }
-        output = self.scheduler.schedule(unread)
+        output = self.scheduler.schedule(self._unread())
         self.flush()
         if not output.sequences:
             return False
@@ -145,8 +149,34 @@ class EngineCore:
         counters.step_seconds += time.monotonic() - started
         return True
 
+    def _unread(self) -> set[int]:
+        """Sequences that wait for their reader: whoever reads slowly holds up what it reads only,
+        and deltas do not pile up."""
+        backlog: Counter[str] = Counter()
+        if len(self.undelivered) >= _MAX_UNDELIVERED:
+            backlog.update(delta.request_id for delta in self.undelivered)
+        return {
+            seq_id
+            for seq_id, turn in self.turns.items()
+            if (
+                backlog[turn.request_id] >= _MAX_UNDELIVERED
+                if turn.inbox is None
+                else turn.inbox.is_full
+            )
+        }
+
+    @property
+    def has_failed(self) -> bool:
+        return self._failure is not None
+
     def flush(self) -> None:
-        """Do to the cache now what the scheduler wants done before the next step."""
+        """Do to the cache now what the scheduler wants done before the next step.
+
+        Raises:
+            RuntimeError: the engine has failed before.
+        """
+        if self._failure is not None:
+            raise RuntimeError("the engine has failed and must be replaced") from self._failure
         operations = self.scheduler.take_operations()
         if not operations:
             return
@@ -160,29 +190,39 @@ class EngineCore:
         """Count what left its window in this step, and tell who wants to know."""
         for scheduled in output.sequences:
             window = scheduled.sink_window
-            before = window.window_start(scheduled.num_computed_tokens)
+            record = self.streams.get(scheduled.seq_id)
+            computed = scheduled.num_computed_tokens
+            if record is not None:
+                # Fewer than now if the cache had the first ones already.
+                computed = min(computed, record.num_computed_tokens)
+                record.num_computed_tokens = scheduled.num_tokens
+            before = window.window_start(computed)
             after = window.window_start(scheduled.num_tokens)
             first = max(before, window.num_sink_tokens)
             if after <= first:
                 continue
             self.counters.num_evicted_tokens += after - first
-            record = self.streams.get(scheduled.seq_id)
-            if record is not None and record.on_evict is not None:
+            if record is None or record.on_evict is None:
+                continue
+            try:
                 record.on_evict(first, after)
+            except Exception:
+                logger.exception("on_evict failed")  # the step is done, and is others' too
 
     def _deliver(self, update: SequenceUpdate) -> None:
+        if update.seq_id in self.streams:
+            self.streams[update.seq_id].last_used = time.monotonic()
         turn = self.turns.get(update.seq_id)
         if turn is None:  # tokens appended to a stream were computed
             return
-        if update.seq_id in self.streams:
-            self.streams[update.seq_id].last_used = time.monotonic()
         text, finish_reason = "", update.finish_reason
-        if turn.num_copies and not turn.generates and finish_reason is not None:
-            self.fan_out(update.seq_id, turn)
-            finish_reason = None
         if update.token_id >= 0:
             self.counters.num_generated_tokens += 1
-        if turn.detokenizer is not None:
+        if turn.num_copies and not turn.generates:
+            if finish_reason is not None:  # the prompt is computed
+                self.fan_out(update.seq_id, turn)
+                finish_reason = None
+        elif turn.detokenizer is not None:
             text, stopped = self._detokenize(turn, update)
             if stopped:
                 finish_reason = "stop"
@@ -199,10 +239,8 @@ class EngineCore:
         )
         if delta.finished:
             self._forget(update.seq_id, turn)
-        if turn.inbox is not None:
-            turn.inbox.append(delta)
-        elif delta.finished or delta.delta_token_ids or delta.prompt_logprobs:
-            self.undelivered.append(delta)
+        if delta.finished or delta.delta_token_ids or delta.prompt_logprobs:
+            (self.undelivered if turn.inbox is None else turn.inbox).append(delta)
 
     def _detokenize(self, turn: Turn, update: SequenceUpdate) -> tuple[str, bool]:
         """Text of an update, and whether it completed a stop string. A stop token has no text."""

@@ -98,8 +98,9 @@ class StreamStats:
         num_tokens: length of the stream; positions count from 0 to here.
         num_pending_tokens: those not computed yet, appended ones that queue included.
         num_visible_tokens: those that the last computed one sees.
-        num_evicted_tokens: computed ones that are gone from the window, or were cut out of it.
-        window_start: first position behind the sinks that is still there.
+        num_evicted_tokens: computed ones that no later one will see: between the sinks and
+            ``window_start``, evicted or cut out.
+        window_start: first position behind the sinks that the next token sees.
         num_blocks: blocks held in the cache.
         kv_bytes: bytes of K and V, wherever they are.
         location: ``"cache"``, ``"host"`` or ``"disk"``; ``"none"`` before anything is computed.

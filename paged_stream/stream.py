@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,9 +91,10 @@ class Stream:
         """Generate until something stops it, yielding what each step adds.
 
         What was generated is part of the stream, the stop token included. Leaving the iterator
-        early (``break``) ends the turn where it is. The turn starts with the first item asked for;
-        the iterator ends early if the stream is closed meanwhile. Without a seed in ``params``,
-        each turn has one of its own.
+        early (``break``) ends the turn where it is; a token that was computed and not read stays in
+        the stream. The turn starts with the first item asked for;
+        the iterator ends early if the stream is closed, or `end_turn` called, meanwhile. Without a
+        seed in ``params``, each turn has one of its own.
 
         Raises:
             ValueError: the stream is closed, empty or generating already, or ``params`` are wrong.
@@ -107,6 +109,8 @@ class Stream:
             finished = False
             while not finished and not self._closed:
                 if not inbox:
+                    if not self._engine.has_turn(self._seq_id, inbox):
+                        break  # `end_turn` was called meanwhile
                     self._engine.advance()
                     continue
                 delta = inbox.popleft()
@@ -159,7 +163,7 @@ class Stream:
         engine, sequence = self._engine, self._sequence
         tokenizer = engine.chat_tokenizer()
         if self._has_chatted:
-            token_ids = next_turn(tokenizer, messages, sequence.last_token_ids(1)[0])
+            token_ids = next_turn(tokenizer, messages, *sequence.last_token_ids(1))
         else:
             token_ids = first_turn(tokenizer, self._pinned_messages, messages)
         engine.check_params(params or SamplingParams())
@@ -220,10 +224,13 @@ class Stream:
         first = max(sequence.first_kept, sequence.sink_window.num_sink_tokens)
         if not first <= position <= sequence.num_tokens:
             raise ValueError(
-                f"position must be from {first} (the window's beginning) to "
-                f"{sequence.num_tokens}, got {position}"
+                f"position must be at least {first}, where the window begins behind the sinks, "
+                f"and at most {sequence.num_tokens}, got {position}"
             )
-        self._engine.scheduler.rewind(self._seq_id, position)
+        self._engine.rewind_stream(self._seq_id, position)
+        pinned = sequence.sink_window.num_sink_tokens if self._pinned_messages else 0
+        if position == pinned:  # the conversation begins anew
+            self._has_chatted = False
 
     # Away and back
 
@@ -258,7 +265,9 @@ class Stream:
         if sequence.is_parked:
             tokens = engine.executor.read_parked(self._seq_id)
         else:
-            tokens = engine.executor.read(engine.scheduler.kept_slots(self._seq_id))
+            computed = sequence.num_computed_tokens > 0
+            slots = engine.scheduler.kept_slots(self._seq_id) if computed else array("q")
+            tokens = engine.executor.read(slots)
         return SavedStream(
             state=sequence.state(),
             seed=self._seed,

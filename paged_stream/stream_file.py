@@ -41,8 +41,11 @@ class SavedStream:
     fingerprint: str
     tokens: KVTokens
 
-    def check(self, fingerprint: str, vocab_size: int) -> None:
+    def check(self, fingerprint: str, vocab_size: int, like: KVTokens) -> None:
         """Refuse a stream that another model computed.
+
+        Args:
+            like: K and V of any number of tokens of the model.
 
         Raises:
             ValueError: says so.
@@ -55,6 +58,14 @@ class SavedStream:
         ids = [*self.state.sink_ids, *self.state.tail_ids]
         if any(not 0 <= token_id < vocab_size for token_id in ids):
             raise ValueError("the stream holds token ids that the model does not have")
+        for tensor, expected in zip(self.tokens, like, strict=True):
+            shape = list(tensor.shape)
+            wanted = [expected.shape[0], shape[1], *expected.shape[2:]]
+            if shape != wanted or tensor.dtype != expected.dtype:
+                raise ValueError(
+                    f"the stream has K and V of {shape} in {tensor.dtype}, the model's are "
+                    f"{wanted} in {expected.dtype}"
+                )
 
 
 def write_stream_file(path: Path, saved: SavedStream) -> None:
@@ -71,7 +82,10 @@ def write_stream_file(path: Path, saved: SavedStream) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(descriptor)
     try:
-        save_file(saved.tokens._asdict(), temporary, metadata)
+        try:
+            save_file(saved.tokens._asdict(), temporary, metadata)
+        except SafetensorError as error:  # how it reports a full disk
+            raise OSError(f"cannot write {path}: {error}") from error
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -106,13 +120,31 @@ def read_stream_file(path: Path) -> SavedStream:
         saved = SavedStream(
             state=SequenceState(sink_window=sink_window, **state), tokens=tokens, **header
         )
+        _check_types(saved)
         _check_counts(saved)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     return saved
 
 
+def _check_types(saved: SavedStream) -> None:
+    state = saved.state
+    counts = (state.num_computed_tokens, state.num_prompt_tokens, state.tail_start)
+    ids = (*state.sink_ids, *state.tail_ids)
+    if not all(type(number) is int for number in (saved.seed, saved.num_turns, *counts, *ids)):
+        raise ValueError("a number in its header is none")
+    if min(saved.seed, saved.num_turns, *counts) < 0:
+        raise ValueError("a number in its header is negative")
+    messages = saved.pinned_messages
+    if not isinstance(messages, list) or not all(isinstance(item, dict) for item in messages):
+        raise ValueError("its pinned messages are none")
+    if type(saved.has_chatted) is not bool or not isinstance(saved.fingerprint, str):
+        raise ValueError("a field of its header has another type")
+
+
 def _check_counts(saved: SavedStream) -> None:
+    if saved.tokens.key.dim() != 4 or saved.tokens.value.shape != saved.tokens.key.shape:
+        raise ValueError("its K and V have another shape")
     state, num_kept = saved.state, saved.tokens.key.shape[1]
     sinks, computed = state.sink_window.num_sink_tokens, state.num_computed_tokens
     num_tokens = state.tail_start + len(state.tail_ids)
@@ -123,5 +155,3 @@ def _check_counts(saved: SavedStream) -> None:
         raise ValueError("its sink tokens are not all there")
     if num_kept != min(sinks, computed) + computed - first_kept:
         raise ValueError(f"it has K and V of {num_kept} tokens")
-    if saved.tokens.value.shape != saved.tokens.key.shape:
-        raise ValueError("K and V differ in shape")

@@ -176,7 +176,7 @@ class KVCacheManager:
         """
         assert seq_id not in self._tables, f"sequence {seq_id} admitted twice"
         max_blocks = self._max_blocks(max_tokens)
-        sinks, ring = self._shape(sink_window, max_blocks, chunk)
+        sinks, ring = self._shape(sink_window, max_blocks, chunk, hit.num_blocks * self.block_size)
         pure = min(sinks, sink_window.num_sink_tokens // self.block_size)
         # A shared block takes a free one or, if it is to be overwritten one day, owes one.
         shared = sum(
@@ -230,6 +230,7 @@ class KVCacheManager:
         columns = [parent.column(block, size) for block in self._live_blocks(parent, num_computed)]
         # A block that is not full yet will be written by both: the child gets a copy.
         partial = columns.pop() if num_computed % size else -1
+        # After a rewind, blocks that had been evicted before are missing.
         shared = [column for column in columns if parent.row[column] >= 0]
         needed = len(parent.row) - len(shared) + sum(map(parent.overwrites, shared))
         if needed > self.num_unreserved_blocks:
@@ -273,7 +274,7 @@ class KVCacheManager:
         returns to its smallest size when single tokens are asked for.
         """
         table = self._tables[seq_id]
-        _, wanted = self._shape(table.sink_window, table.max_blocks, chunk)
+        _, wanted = self._shape(table.sink_window, table.max_blocks, chunk, num_computed)
         if wanted > table.ring_blocks and may_grow:
             room = table.ring_blocks + max(0, self.num_unreserved_blocks)
             self._resize(table, min(wanted, room), num_computed)
@@ -281,7 +282,9 @@ class KVCacheManager:
             self._resize(table, wanted, num_computed)
         if not table.wraps:
             return chunk
-        return min(chunk, table.sink_window.max_chunk(table.ring_blocks, self.block_size))
+        until_wrap = len(table.row) * self.block_size - num_computed
+        largest = table.sink_window.max_chunk(table.ring_blocks, self.block_size)
+        return min(chunk, max(largest, until_wrap))
 
     def allocate(self, seq_id: int, num_tokens: int) -> None:
         """Give the sequence the blocks for its first ``num_tokens`` tokens. A ring column that
@@ -388,14 +391,18 @@ class KVCacheManager:
         return None if max_tokens is None else cdiv(max_tokens, self.block_size)
 
     def _shape(
-        self, sink_window: SinkWindow, max_blocks: int | None, chunk: int
+        self, sink_window: SinkWindow, max_blocks: int | None, chunk: int, num_computed: int = 0
     ) -> tuple[int, int]:
-        """Sink and ring columns for steps of ``chunk`` tokens."""
+        """Sink and ring columns for a step of ``chunk`` tokens, and for single ones later."""
         if sink_window.window_size is None:
             assert max_blocks is not None, "full attention needs a bound"
             return 0, max_blocks
         sinks = sink_window.num_sink_blocks(self.block_size)
+        smallest = sink_window.ring_blocks(1, self.block_size)
         ring = sink_window.ring_blocks(chunk, self.block_size)
+        # What does not reach beyond the row needs no room to come round.
+        reached = cdiv(num_computed + chunk, self.block_size)
+        ring = max(smallest, min(ring, reached - sinks))
         if max_blocks is not None:
             # At least one ring column keeps the modulus of a row that is all sinks defined.
             sinks, ring = min(sinks, max_blocks), min(ring, max(1, max_blocks - sinks))

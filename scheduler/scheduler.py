@@ -267,6 +267,8 @@ class Scheduler:
         """Slots of the computed tokens that later ones can see: sinks, then the window."""
         sequence = self.sequences[seq_id]
         computed = sequence.num_computed_tokens
+        if not computed:
+            return array("q")
         sinks = min(sequence.sink_window.num_sink_tokens, computed)
         slots = self.kv.slots(seq_id, 0, sinks)
         return slots + self.kv.slots(seq_id, sequence.first_kept, computed)
@@ -335,15 +337,13 @@ class Scheduler:
             else:
                 scheduled.append(self._take(sequence, 1, may_grow=False))
         budget -= len(scheduled)
-        # A larger ring for one sequence must not keep a waiting one out for good.
-        may_grow = not self._waiting or self.num_running >= self.config.max_num_seqs
         for sequence in prefilling:
             if budget == 0:
                 break
-            scheduled.append(self._take(sequence, budget, may_grow=may_grow))
+            scheduled.append(self._take(sequence, budget, may_grow=self._may_grow))
             budget -= len(scheduled[-1].token_ids)
         while budget > 0 and (admitted := self._admit(budget, paused)) is not None:
-            scheduled.append(self._take(admitted, budget, may_grow=may_grow))
+            scheduled.append(self._take(admitted, budget, may_grow=self._may_grow))
             budget -= len(scheduled[-1].token_ids)
         return SchedulerOutput(tuple(scheduled))
 
@@ -406,18 +406,26 @@ class Scheduler:
         }
         assert resident == self._idle.keys()
 
+    @property
+    def _may_grow(self) -> bool:
+        """A larger ring for one sequence must not keep a waiting one out for good."""
+        return not self._waiting or self.num_running >= self.config.max_num_seqs
+
     def _take(self, sequence: Sequence, budget: int, *, may_grow: bool) -> ScheduledSequence:
         """Cut the sequence's next chunk and see to its blocks."""
-        start = sequence.num_computed_tokens
-        chunk = min(sequence.num_pending_tokens, budget)
-        chunk = self.kv.fit(sequence.seq_id, start, chunk, may_grow=may_grow)
+        seq_id, start = sequence.seq_id, sequence.num_computed_tokens
+        wanted = min(sequence.num_pending_tokens, budget)
+        chunk = self.kv.fit(seq_id, start, wanted, may_grow=may_grow)
+        # Beside idle streams that fill the cache, a prompt would take a few tokens per step.
+        while chunk < wanted and may_grow and self._park_one():
+            chunk = self.kv.fit(seq_id, start, wanted, may_grow=True)
         end = start + chunk
-        self.kv.allocate(sequence.seq_id, end)
-        table = self.kv[sequence.seq_id]
+        self.kv.allocate(seq_id, end)
+        table = self.kv[seq_id]
         params = sequence.sampling_params
         samples = end == sequence.num_tokens
         return ScheduledSequence(
-            seq_id=sequence.seq_id,
+            seq_id=seq_id,
             token_ids=sequence.token_ids(start, end),
             num_computed_tokens=start,
             num_prompt_tokens=sequence.num_prompt_tokens,
@@ -434,10 +442,13 @@ class Scheduler:
         )
 
     def _set_aside(self, paused: Collection[int]) -> None:
-        for entry in [entry for entry in self._running if entry[2].seq_id in paused]:
-            self._running.remove(entry)
-            entry[2].status = SequenceStatus.WAITING
-            heapq.heappush(self._resumed, entry)
+        running, self._running = self._running, []
+        for entry in running:
+            if entry[2].seq_id in paused:
+                entry[2].status = SequenceStatus.WAITING
+                heapq.heappush(self._resumed, entry)
+            else:
+                self._running.append(entry)
 
     def _admit(self, budget: int, paused: Collection[int]) -> Sequence | None:
         """Let in the next waiting sequence, in order; one that has its blocks may pass one that
@@ -466,34 +477,34 @@ class Scheduler:
 
     @staticmethod
     def _head(queue: list[_Entry], paused: Collection[int]) -> _Entry | None:
-        if not paused or not queue:
-            return queue[0] if queue else None
+        if not queue:
+            return None
+        if queue[0][2].seq_id not in paused:
+            return queue[0]
         return min((entry for entry in queue if entry[2].seq_id not in paused), default=None)
 
     def _give_blocks(self, sequence: Sequence, budget: int, paused: Collection[int]) -> bool:
         """Find room for a waiting sequence, and what the cache holds of it already."""
+        hit = NO_HIT if sequence.is_parked else self._find_prefix(sequence)
         while True:
             if sequence.is_parked:
                 admitted = self._restore(sequence)
             else:
                 chunk = min(sequence.num_pending_tokens, budget)
-                hit = self._find_prefix(sequence)
-                last_hash = sequence.block_hashes[hit.num_blocks - 1] if hit.num_blocks else b""
-                admitted = self.kv.admit(
-                    sequence.seq_id,
-                    sequence.sink_window,
-                    sequence.max_tokens,
-                    chunk,
-                    hit,
-                    last_hash,
-                )
-                if admitted:
-                    sequence.advance(hit.num_blocks * self.config.block_size)
-                    self.num_prefix_hits += sequence.num_computed_tokens
-                    self.num_prefix_queries += sequence.num_tokens
-                    sequence.block_hashes = []
+                admitted = self._admit_new(sequence, chunk, hit)
             if admitted or not self._park_one(paused):
                 return admitted
+
+    def _admit_new(self, sequence: Sequence, chunk: int, hit: PrefixHit) -> bool:
+        last_hash = sequence.block_hashes[hit.num_blocks - 1] if hit.num_blocks else b""
+        window, max_tokens = sequence.sink_window, sequence.max_tokens
+        if not self.kv.admit(sequence.seq_id, window, max_tokens, chunk, hit, last_hash):
+            return False
+        sequence.advance(hit.num_blocks * self.config.block_size)
+        sequence.block_hashes = []
+        self.num_prefix_hits += sequence.num_computed_tokens
+        self.num_prefix_queries += sequence.num_tokens
+        return True
 
     def _find_prefix(self, sequence: Sequence) -> PrefixHit:
         """Look for the sequence's leading full blocks in the cache; one token stays to compute."""
@@ -502,10 +513,12 @@ class Scheduler:
             return NO_HIT
         size, hashes = self.config.block_size, sequence.block_hashes
         previous = hashes[-1] if hashes else hash_seed(sequence.sink_window)
-        for block in range(len(hashes), (sequence.num_pending_tokens - 1) // size):
+        count = (sequence.num_pending_tokens - 1) // size
+        for block in range(len(hashes), count):
             previous = hash_block(previous, sequence.token_ids(block * size, (block + 1) * size))
             hashes.append(previous)
-        return self.kv.find_prefix(sequence.sink_window, hashes)
+        # There may be more of them, since a turn that generates has one more token to compute.
+        return self.kv.find_prefix(sequence.sink_window, hashes[:count])
 
     def _finish_reason(self, sequence: Sequence, token_id: int) -> str | None:
         params = sequence.sampling_params

@@ -91,6 +91,8 @@ class ModelRunner:
         return self.kv_cache.read(self._slots(slots))
 
     def _slots(self, slots: array[int]) -> torch.Tensor:
+        if not slots:  # of which torch makes no tensor
+            return torch.empty(0, dtype=torch.int64, device=self.device)
         return torch.frombuffer(slots, dtype=torch.int64).to(self.device)
 
     def _prompt_logprobs(

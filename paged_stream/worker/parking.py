@@ -7,6 +7,7 @@ import tempfile
 from collections import OrderedDict
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from paged_stream.kv_tokens import KVTokens
@@ -63,10 +64,13 @@ class ParkedStore:
     def _spill_first(self) -> bool:
         """Write what has been in memory for longest to disk; False if that cannot be."""
         key, tokens = next(iter(self._host.items()))
+        path = None
         try:
             path = self._file(key)
             save_file(tokens._asdict(), path)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
+            if path is not None:
+                path.unlink(missing_ok=True)
             logger.warning("cannot park on disk, so host memory is used: %s", error)
             return False
         self._disk[key] = path, tokens.nbytes

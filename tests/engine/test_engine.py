@@ -267,13 +267,37 @@ def test_nan_temperature():
         SamplingParams(temperature=math.nan)
 
 
-def test_idle_streams_that_hold_every_block_are_reported(make_engine):
-    engine = make_engine(kv_cache_memory_bytes=5 * 8 * 512)
-    stream = engine.open_stream()
-    stream.append("x" * 60)
-    list(stream.generate(GREEDY))
-    engine.add_request("waits", "abc", GREEDY)
-    with pytest.raises(RuntimeError, match="close a stream or raise kv_cache_memory_bytes"):
-        engine.step()
-    stream.close()
-    assert len(tokens(drain(engine)["waits"])) == 12
+def test_idle_streams_that_hold_every_block_make_room(make_engine):
+    """A request that needs their blocks runs, and they go on as if nothing had happened."""
+    answers = []
+    for kv_cache_memory_bytes in (5 * 8 * 512, 4 << 20):
+        engine = make_engine(kv_cache_memory_bytes=kv_cache_memory_bytes)
+        stream = engine.open_stream()
+        stream.append("x" * 60)
+        answer = tokens(stream.generate(GREEDY))
+        engine.add_request("waits", "abc", GREEDY)
+        request = tokens(drain(engine)["waits"])
+        was_parked = stream.stats().location != "cache"
+        assert was_parked == (kv_cache_memory_bytes < 4 << 20)
+        stream.append("and on")
+        answers.append((answer, request, tokens(stream.generate(GREEDY))))
+        assert stream.stats().location == "cache"
+        stream.close()
+        assert engine.stats().num_used_blocks == 0
+    assert answers[0] == answers[1]
+    assert len(answers[0][1]) == 12
+
+
+def test_what_nobody_fetches_does_not_pile_up(make_engine):
+    """A request waits once there are a thousand deltas of it that `step` has not returned."""
+    engine = make_engine(max_num_seqs=2)
+    endless = SamplingParams(temperature=0, max_tokens=None, ignore_eos=True)
+    engine.add_request("unread", [5, 6, 7], endless)
+    with engine.open_stream() as stream:
+        stream.append([8, 9])
+        list(stream.generate(SamplingParams(temperature=0, max_tokens=1500, ignore_eos=True)))
+    first = engine.step()
+    assert {delta.request_id for delta in first} == {"unread"}
+    assert 1024 <= len(tokens(first)) <= 1026
+    assert len(tokens(engine.step())) == 1  # and goes on once they are fetched
+    engine.abort_request("unread")

@@ -9,42 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paged_stream.scheduler.config import SchedulerConfig
-from paged_stream.scheduler.output import ModelOutput
 from paged_stream.scheduler.sampling_params import SamplingParams
-from paged_stream.scheduler.scheduler import Scheduler
 from paged_stream.scheduler.sink_window import SinkWindow
-
-
-def make_scheduler(**overrides) -> Scheduler:
-    settings = {
-        "num_blocks": 64,
-        "block_size": 4,
-        "max_num_seqs": 4,
-        "max_num_batched_tokens": 16,
-        "max_model_len": 128,
-    }
-    return Scheduler(SchedulerConfig(**settings | overrides))
-
-
-SMALL = SinkWindow(4, 16)
-
-
-def add(scheduler, seq_id, prompt, *, max_tokens=4, window=SMALL, priority=0):
-    scheduler.open(seq_id, window, max_tokens=prompt + max_tokens, priority=priority)
-    params = SamplingParams(max_tokens=max_tokens)
-    scheduler.start_turn(seq_id, [1] * prompt, params, stop_token_ids=(9,))
-
-
-def step(scheduler, token_id=8):
-    output = scheduler.schedule()
-    tokens = [token_id if s.samples else -1 for s in output.sequences]
-    result = ModelOutput(tokens, [None] * len(tokens), [[] for _ in tokens])
-    return output, scheduler.update(output, result)
-
-
-def chunks(output):
-    return {s.seq_id: len(s.token_ids) for s in output.sequences}
+from tests.scheduler.builders import SMALL, add, chunks, generate, make_scheduler, run, step, stream
 
 
 def test_decodes_run_beside_prompt_chunks_within_the_budget():
@@ -72,6 +39,25 @@ def test_waiting_is_in_order_even_if_a_later_one_would_fit():
     add(scheduler, 1, 20, window=SinkWindow(0, 25), max_tokens=9)
     add(scheduler, 2, 2, window=SinkWindow(0, 1), max_tokens=1)
     assert list(chunks(step(scheduler)[0])) == [0]
+    started = [seq_id for output in run(scheduler) for seq_id in chunks(output)]
+    assert started.index(1) < started.index(2)
+
+
+def test_idle_streams_keep_nobody_waiting():
+    scheduler = make_scheduler(num_blocks=7)
+    stream(scheduler, 0, range(30))
+    add(scheduler, 1, 20, max_tokens=9)
+    assert list(chunks(step(scheduler)[0])) == [1]
+    assert scheduler.sequences[0].is_parked
+
+
+def test_idle_streams_make_room_for_large_chunks():
+    scheduler = make_scheduler(num_blocks=12, max_num_batched_tokens=12)
+    for seq_id in (0, 1):
+        stream(scheduler, seq_id, [seq_id] * 30)
+    scheduler.append(1, [1] * 24)
+    assert [chunks(output) for output in run(scheduler)] == [{1: 12}, {1: 12}]
+    assert scheduler.sequences[0].is_parked
 
 
 def test_finish_reasons():
@@ -86,9 +72,9 @@ def test_finish_reasons():
 
 def test_min_tokens_bars_the_stop_token():
     scheduler = make_scheduler()
-    scheduler.open(0, SinkWindow(4, 16))
-    params = SamplingParams(min_tokens=2, max_tokens=9)
-    scheduler.start_turn(0, [1], params, stop_token_ids=(9,))
+    scheduler.open(0, SMALL)
+    scheduler.append(0, [1])
+    generate(scheduler, 0, min_tokens=2, max_tokens=9)
     reasons = [step(scheduler, token_id=9)[1][0].finish_reason for _ in range(3)]
     assert reasons == [None, None, "stop"]
 
@@ -96,14 +82,16 @@ def test_min_tokens_bars_the_stop_token():
 def test_full_attention_ends_at_the_model_length():
     scheduler = make_scheduler(max_model_len=10)
     scheduler.open(0, SinkWindow(0, None))
-    scheduler.start_turn(0, [1] * 8, SamplingParams(max_tokens=None))
+    scheduler.append(0, [1] * 8)
+    generate(scheduler, 0, max_tokens=None)
     assert [step(scheduler)[1][0].finish_reason for _ in range(2)] == [None, "length"]
 
 
 def test_steady_state_changes_nothing_on_the_host():
     scheduler = make_scheduler()
-    scheduler.open(0, SinkWindow(4, 16))
-    scheduler.start_turn(0, [1] * 50, SamplingParams(max_tokens=None))
+    scheduler.open(0, SMALL)
+    scheduler.append(0, [1] * 50)
+    generate(scheduler, 0, max_tokens=None)
     while scheduler.sequences[0].num_computed_tokens < 100:
         step(scheduler)
     row = scheduler.kv[0].row
@@ -116,23 +104,35 @@ def test_steady_state_changes_nothing_on_the_host():
 
 def test_prefill_ring_is_given_back_when_decoding_starts():
     scheduler = make_scheduler(max_num_batched_tokens=64)
-    scheduler.open(0, SinkWindow(4, 16))
-    scheduler.start_turn(0, [1] * 300, SamplingParams(max_tokens=None))
+    scheduler.open(0, SMALL)
+    scheduler.append(0, [1] * 300)
+    generate(scheduler, 0, max_tokens=None)
     assert chunks(step(scheduler)[0]) == {0: 64}
     widths = []
     while scheduler.sequences[0].num_pending_tokens > 1:
         step(scheduler)
         widths.append(len(scheduler.kv[0].row))
     step(scheduler)
-    smallest = 1 + SinkWindow(4, 16).ring_blocks(1, 4)
+    smallest = 1 + SMALL.ring_blocks(1, 4)
     assert max(widths) > smallest == len(scheduler.kv[0].row)
-    assert scheduler.kv.num_reserved_blocks == smallest
+    assert scheduler.kv.num_unreserved_blocks == 64 - smallest
+
+
+def test_a_turn_that_only_scores_computes_all_but_the_last_token():
+    scheduler = make_scheduler()
+    scheduler.open(0, SMALL, max_tokens=6)
+    scheduler.append(0, range(6))
+    scheduler.start_turn(0, SamplingParams(prompt_logprobs=0), generates=False)
+    output, updates = step(scheduler)
+    assert chunks(output) == {0: 5} and output.sequences[0].next_token_id == 5
+    assert [(u.token_id, u.finish_reason) for u in updates] == [(-1, "length")]
+    assert not scheduler.sequences
 
 
 def test_a_cache_that_is_too_small_is_refused_at_once():
     scheduler = make_scheduler(num_blocks=4)
     with pytest.raises(ValueError, match="need 6 blocks of 4 tokens, the whole cache has 4"):
-        scheduler.open(0, SinkWindow(4, 16))
+        scheduler.open(0, SMALL)
     assert not scheduler.sequences
 
 

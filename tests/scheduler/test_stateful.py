@@ -1,5 +1,5 @@
-"""Any interleaving of opening, stepping, appending, forking, cutting, rewinding, parking, saving and
-closing keeps every promise.
+"""Any interleaving of opening, stepping, appending, forking, cutting, rewinding, parking, saving
+and closing keeps every promise.
 
 A simulated cache remembers what was last written to each slot, as a digest of all that K and V of
 that token depend on; before a step counts, every position that any of its queries may see has to be
@@ -8,7 +8,7 @@ where the block table says, with the right content. Prompts repeat, so blocks ar
 
 from __future__ import annotations
 
-from hypothesis import Phase, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -402,9 +402,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 TestScheduler = SchedulerMachine.TestCase
-TestScheduler.settings = settings(
-    max_examples=250, stateful_step_count=40, deadline=None, phases=[Phase.generate]
-)
+TestScheduler.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 
 
 def test_cdiv():

@@ -1,0 +1,327 @@
+"""A saved stream goes on as if it had never left; a file that is not whole is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from paged_stream import SamplingParams, stream_file
+from tests.reference import tiny_llama
+
+WHOLE_VOCAB = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, logprobs=97)
+RANDOM = SamplingParams(temperature=1.0, max_tokens=20, ignore_eos=True)
+
+
+def run(stream, params=WHOLE_VOCAB):
+    """Tokens and, if asked for, log-probabilities by token of one turn."""
+    deltas = list(stream.generate(params))
+    logprobs = [dict(entry.top) for delta in deltas for entry in delta.logprobs or ()]
+    return [token for delta in deltas for token in delta.delta_token_ids], logprobs
+
+
+def agree(results, expected) -> None:
+    assert results[0] == expected[0]
+    for one, other in zip(results[1], expected[1], strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+
+
+def ids(count: int, start: int = 0) -> list[int]:
+    return [(start + 7 * i * i + i) % 95 + 2 for i in range(count)]
+
+
+def lived_stream(engine, **settings):
+    """A stream with a past: turns, a cut and a rewind."""
+    stream = engine.open_stream(**settings)
+    stream.append(ids(60))
+    run(stream, RANDOM)
+    stream.append(ids(9, 5))
+    position = stream.position
+    stream.cut(position - 12, position - 9)
+    run(stream, RANDOM)
+    stream.rewind(stream.position - 3)
+    stream.append(ids(3, 50))
+    return stream
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("is_parked", [False, True])
+def test_the_continuation_is_the_same_to_the_bit(make_engine, tmp_path, dtype, is_parked):
+    first, second = make_engine(dtype=dtype), make_engine(dtype=dtype)
+    stream = lived_stream(first)
+    if is_parked:
+        stream.park()
+    stream.save(tmp_path / "a.stream")
+    loaded = second.load_stream(tmp_path / "a.stream")
+    assert loaded.position == stream.position
+    for turn in range(3):
+        for either in (stream, loaded):
+            either.append(ids(5 + turn, turn))
+        assert run(loaded) == run(stream)
+        assert run(loaded, RANDOM) == run(stream, RANDOM)  # their seeds go on as well
+    assert loaded.stats().window_start == stream.stats().window_start
+
+
+@pytest.mark.parametrize("block_size", [1, 5, 16])
+def test_another_block_size_gives_the_same_logits(make_engine, tmp_path, block_size):
+    stream = lived_stream(make_engine())
+    stream.save(tmp_path / "a.stream")
+    loaded = make_engine(block_size=block_size).load_stream(tmp_path / "a.stream")
+    agree(run(loaded), run(stream))
+
+
+def test_saving_changes_nothing(make_engine, tmp_path):
+    engine = make_engine(enable_prefix_caching=False)
+    saved, other = lived_stream(engine), lived_stream(make_engine(enable_prefix_caching=False))
+    saved.save(tmp_path / "a.stream")
+    saved.save(tmp_path / "a.stream")
+    assert run(saved, RANDOM) == run(other, RANDOM)
+
+
+def test_short_streams(make_engine, tmp_path):
+    """Empty ones, one with a token that waits, one without anything in its window."""
+    engine, path = make_engine(), tmp_path / "a.stream"
+    for num_tokens in (0, 1, 2, 5):
+        stream = engine.open_stream()
+        if num_tokens:
+            stream.append(ids(num_tokens))
+        stream.save(path)
+        loaded = engine.load_stream(path)
+        assert loaded.position == num_tokens
+        for either in (stream, loaded):
+            either.append(ids(4, 3))
+        agree(run(loaded), run(stream))
+    for settings in ({"num_sink_tokens": 0, "window_size": 1}, {"window_size": 1}):
+        stream = engine.open_stream(**settings)
+        stream.append(ids(9))
+        stream.park()
+        stream.save(path)
+        agree(run(engine.load_stream(path)), run(stream))
+
+
+def test_chat_goes_on(make_engine, tmp_path):
+    first, second = make_engine(), make_engine()
+    system = [{"role": "system", "content": "be brief"}]
+    stream = first.open_stream(pin=system)
+    stream.save(tmp_path / "pinned.stream")
+    loaded = second.load_stream(tmp_path / "pinned.stream")
+    for turn in ("hello", "and then"):
+        answers = [[d.delta_token_ids for d in s.chat(turn, WHOLE_VOCAB)] for s in (stream, loaded)]
+        assert answers[0] == answers[1]
+        stream.save(tmp_path / "turn.stream")
+        loaded = second.load_stream(tmp_path / "turn.stream")
+        assert loaded._pinned_messages == system
+        assert loaded._has_chatted
+
+
+def test_saving_while_generating_is_refused(make_engine, tmp_path):
+    stream = lived_stream(make_engine())
+    running = stream.generate(RANDOM)
+    next(running)
+    with pytest.raises(ValueError, match="the stream is generating"):
+        stream.save(tmp_path / "a.stream")
+    assert not os.listdir(tmp_path)
+    running.close()
+    stream.close()
+    with pytest.raises(ValueError, match="closed"):
+        stream.save(tmp_path / "a.stream")
+
+
+@pytest.mark.parametrize("name", ["os.replace", "save_file", "os.fsync"])
+def test_an_interrupted_write_leaves_the_old_file(make_engine, tmp_path, monkeypatch, name):
+    engine, path = make_engine(), tmp_path / "a.stream"
+    stream = lived_stream(engine)
+    stream.save(path)
+    before = path.read_bytes()
+    stream.append(ids(20))
+
+    def fail(*args):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"paged_stream.stream_file.{name}", fail)
+        with pytest.raises(OSError, match="no space left"):
+            stream.save(path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["a.stream"]
+    with pytest.raises(OSError):
+        stream.save(tmp_path / "missing" / "a.stream")
+    assert run(stream)[0]  # and the stream goes on
+
+
+# Files that are refused
+
+
+def refuse(engine, path, message: str) -> None:
+    before = engine.stats().num_streams
+    with pytest.raises(ValueError, match=message) as caught:
+        engine.load_stream(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert engine.stats().num_streams == before
+    engine.scheduler.check_integrity()
+
+
+@pytest.fixture
+def engine(make_engine):
+    return make_engine()
+
+
+@pytest.fixture
+def saved_path(engine, tmp_path):
+    path = tmp_path / "a.stream"
+    lived_stream(engine).save(path)
+    return path
+
+
+@pytest.mark.parametrize("share", [0.0, 1e-4, 1e-3, 0.01, 0.1, 0.5, 0.99, 0.9999])
+def test_a_truncated_file(engine, saved_path, share):
+    content = saved_path.read_bytes()
+    saved_path.write_bytes(content[: int(share * len(content))])
+    refuse(engine, saved_path, "truncated or no stream file")
+
+
+def test_files_of_other_kinds(engine, tmp_path):
+    path = tmp_path / "random"
+    path.write_bytes(torch.randint(256, (5000,), dtype=torch.uint8).numpy().tobytes())
+    refuse(engine, path, "truncated or no stream file")
+    path.write_text("{}" * 1000)
+    refuse(engine, path, "truncated or no stream file")
+    refuse(engine, tmp_path / "nothing", "no stream file")
+    refuse(engine, tmp_path, "no stream file")
+    save_file({"key": torch.zeros(2, 3)}, path)
+    refuse(engine, path, "is no stream saved by paged_stream")
+    save_file({"key": torch.zeros(2)}, path, {"format": "pt"})
+    refuse(engine, path, "is no stream saved by paged_stream")
+    save_file({"key": torch.zeros(2)}, path, {"format": stream_file.FORMAT, "version": "1"})
+    refuse(engine, path, "truncated or no stream file")
+
+
+def rewrite(path, *, metadata=None, header=None, state=None, tensors=None) -> None:
+    """Write the file again with some things changed."""
+    with safe_open(path, framework="pt") as file:
+        old = file.metadata()
+        content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    stream = json.loads(old["stream"])
+    stream.update(header or {})
+    stream["state"].update(state or {})
+    save_file(
+        content | (tensors(content) if tensors else {}),
+        path,
+        old | {"stream": json.dumps(stream)} | (metadata or {}),
+    )
+
+
+def test_rewriting_as_it_is_changes_nothing(engine, saved_path):
+    rewrite(saved_path)
+    engine.load_stream(saved_path).close()
+
+
+@pytest.mark.parametrize(
+    "metadata, message",
+    [
+        ({"version": "2"}, "has format version 2, this is version 1"),
+        ({"format": "other"}, "is no stream"),
+        ({"stream": "{"}, "is damaged"),
+        ({"stream": "[]"}, "is damaged"),
+        ({"stream": "{}"}, "is damaged"),
+        ({"stream": "3"}, "is damaged"),
+    ],
+)
+def test_edited_metadata(engine, saved_path, metadata, message):
+    rewrite(saved_path, metadata=metadata)
+    refuse(engine, saved_path, message)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"seed": "7"},
+        {"seed": None},
+        {"num_turns": -1},
+        {"num_turns": 1.5},
+        {"pinned_messages": "text"},
+        {"pinned_messages": ["text"]},
+        {"has_chatted": 1},
+        {"fingerprint": 5},
+        {"tokens": 5},
+        {"more": 5},
+    ],
+)
+def test_edited_header(engine, saved_path, header):
+    rewrite(saved_path, header=header)
+    refuse(engine, saved_path, "is damaged")
+
+
+@pytest.mark.parametrize(
+    "state, message",
+    [
+        ({"num_computed_tokens": 0}, "is damaged"),
+        ({"num_computed_tokens": 10**6}, "is damaged"),
+        ({"num_computed_tokens": -1}, "is damaged"),
+        ({"num_computed_tokens": 80.0}, "is damaged"),
+        ({"tail_start": 0}, "is damaged"),
+        ({"tail_start": 10**6}, "is damaged"),
+        ({"tail_start": -5}, "is damaged"),
+        ({"tail_ids": []}, "is damaged"),
+        ({"tail_ids": ["a"] * 40}, "is damaged"),
+        ({"sink_ids": [1, 2, 3]}, "is damaged"),
+        ({"sink_ids": [1, 2, 3, 97]}, "token ids that the model does not have"),
+        ({"sink_ids": [1, 2, 3, -1]}, "token ids that the model does not have"),
+        ({"sink_ids": [1, 2, 3, 2**40]}, "token ids that the model does not have"),
+        ({"num_prompt_tokens": None}, "is damaged"),
+        ({"num_prompt_tokens": -2}, "is damaged"),
+        ({"sink_window": {}}, "is damaged"),
+        ({"sink_window": {"num_sink_tokens": 4, "window_size": 0}}, "is damaged"),
+        ({"sink_window": {"num_sink_tokens": 4, "window_size": 9}}, "is damaged"),
+        ({"sink_window": {"num_sink_tokens": 4, "window_size": None}}, "is damaged"),
+        (
+            {"sink_window": {"num_sink_tokens": 4, "window_size": 24, "window_floor": 2}},
+            "is damaged",
+        ),
+        (
+            {"sink_window": {"num_sink_tokens": 4, "window_size": 24, "window_floor": 10**6}},
+            "is damaged",
+        ),
+    ],
+)
+def test_edited_state(engine, saved_path, state, message):
+    rewrite(saved_path, state=state)
+    refuse(engine, saved_path, message)
+
+
+@pytest.mark.parametrize(
+    "tensors, message",
+    [
+        (lambda t: {"key": t["key"][:, 1:].clone()}, "is damaged"),
+        (lambda t: {n: x[:, 1:].clone() for n, x in t.items()}, "is damaged"),
+        (lambda t: {n: x[:1].clone() for n, x in t.items()}, "the stream has K and V of"),
+        (lambda t: {n: x[:, :, :1].clone() for n, x in t.items()}, "the stream has K and V of"),
+        (lambda t: {n: x[..., :8].clone() for n, x in t.items()}, "the stream has K and V of"),
+        (lambda t: {n: x.bfloat16() for n, x in t.items()}, "the stream has K and V of"),
+        (lambda t: {n: x.flatten() for n, x in t.items()}, "is damaged"),
+        (lambda t: {n: torch.zeros(()) for n in t}, "is damaged"),
+    ],
+)
+def test_edited_tensors(engine, saved_path, tensors, message):
+    rewrite(saved_path, tensors=tensors)
+    refuse(engine, saved_path, message)
+
+
+def test_other_weights_and_another_dtype(make_engine, saved_path, tmp_path):
+    tiny_llama(1, eos_token_id=0).save_pretrained(tmp_path / "other")
+    refuse(make_engine(tmp_path / "other"), saved_path, "saved with other weights")
+    refuse(make_engine(dtype="bfloat16"), saved_path, "or another dtype")
+
+
+def test_a_stream_too_large_for_the_engine(make_engine, tmp_path):
+    lived_stream(make_engine(), window_size=200).save(tmp_path / "a.stream")
+    small = make_engine(kv_cache_memory_bytes=6 * 8 * 512)
+    with pytest.raises(ValueError, match="window_size=200 need"):
+        small.load_stream(tmp_path / "a.stream")
+    assert small.stats().num_streams == 0
+    small.scheduler.check_integrity()
