@@ -7,6 +7,7 @@ is queued and done between two steps, so several threads and event loops may use
 from __future__ import annotations
 
 import asyncio
+import atexit
 import itertools
 import logging
 import queue
@@ -59,6 +60,7 @@ class AsyncLLMEngine:
         self._streams: dict[AsyncStream, None] = {}
         self._thread = threading.Thread(target=self._run, name="paged_stream", daemon=True)
         self._thread.start()
+        atexit.register(self._stop)  # an interpreter that ends during a step would crash
 
     # Requests
 
@@ -183,10 +185,14 @@ class AsyncLLMEngine:
         if save_dir is not None:
             folder = Path(save_dir)
             saved = await self.call(lambda: self._save_streams(folder))
+        await asyncio.to_thread(self._stop)
+        atexit.unregister(self._stop)
+        return saved
+
+    def _stop(self) -> None:
         self._is_stopping = True
         self._post(lambda: None)
-        await asyncio.to_thread(self._thread.join)
-        return saved
+        self._thread.join()
 
     def _save_streams(self, folder: Path) -> dict[AsyncStream, Path]:
         folder.mkdir(parents=True, exist_ok=True)

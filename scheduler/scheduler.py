@@ -492,8 +492,17 @@ class Scheduler:
             else:
                 chunk = min(sequence.num_pending_tokens, budget)
                 admitted = self._admit_new(sequence, chunk, hit)
-            if admitted or not self._park_one(paused):
+            if admitted or not self._would_fit(sequence, paused) or not self._park_one(paused):
                 return admitted
+
+    def _would_fit(self, sequence: Sequence, paused: Collection[int]) -> bool:
+        """Whether parking all that can be parked might make room: else none need leave."""
+        parkable = itertools.chain(
+            self._idle, (entry[2].seq_id for entry in self._resumed if entry[2].seq_id in paused)
+        )
+        most = sum(len(self.kv[seq_id].row) for seq_id in parkable)
+        needed = self.kv.min_blocks(sequence.sink_window, sequence.max_tokens)
+        return needed <= self.kv.num_unreserved_blocks + most
 
     def _admit_new(self, sequence: Sequence, chunk: int, hit: PrefixHit) -> bool:
         last_hash = sequence.block_hashes[hit.num_blocks - 1] if hit.num_blocks else b""

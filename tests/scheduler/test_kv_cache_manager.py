@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from paged_stream.scheduler.kv_cache_manager import KVCacheManager
+from paged_stream.scheduler.kv_cache_manager import KVCacheManager, PrefixHit
 from tests.scheduler.builders import SMALL
 
 
@@ -40,3 +40,14 @@ def test_a_sequence_that_does_not_fit_changes_nothing():
     kv.check_integrity()
     kv.free(0)
     assert kv.num_unreserved_blocks == 11
+
+
+@pytest.mark.parametrize(("num_blocks", "fits"), [(10, False), (11, True)])
+def test_shared_blocks_that_will_be_overwritten_are_reserved_for(num_blocks, fits):
+    kv = KVCacheManager(num_blocks, block_size=4)
+    assert kv.admit(0, SMALL, None, chunk=1)
+    kv.allocate(0, 20)
+    hit = PrefixHit(4, dict(enumerate(kv[0].row[:4])))
+    # All but the pure sink block cost as much as blocks of its own.
+    assert kv.admit(1, SMALL, None, 1, hit) == fits
+    kv.check_integrity()

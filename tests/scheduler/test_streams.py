@@ -8,6 +8,7 @@ import pytest
 
 from paged_stream.scheduler.output import CopyBlock, DropParked, ParkTokens, RestoreTokens
 from paged_stream.scheduler.sequence import SequenceStatus
+from paged_stream.scheduler.sink_window import SinkWindow
 from tests.scheduler.builders import (
     SMALL,
     STOP,
@@ -242,3 +243,16 @@ def test_nothing_follows_from_the_beginning_of_the_window():
 
 def test_a_stream_without_tokens_has_no_next():
     assert not make_scheduler().open(0, SMALL, is_stream=True).has_next
+
+
+def test_nobody_is_parked_in_vain():
+    """What has to wait for a running sequence does not drive idle streams out meanwhile."""
+    scheduler = make_scheduler(num_blocks=16)
+    stream(scheduler, 0, range(4))  # idle, with a row of 6 blocks
+    scheduler.open(1, SMALL, is_stream=True)
+    scheduler.append(1, range(100, 120))
+    generate(scheduler, 1, max_tokens=None)
+    step(scheduler)
+    add(scheduler, 2, 40, window=SinkWindow(4, 36))  # 11 blocks: more than parking can free
+    step(scheduler)
+    assert list(scheduler.idle_streams()) == [0]
