@@ -43,8 +43,13 @@ class KVCache:
 
     def read(self, slots: torch.Tensor) -> KVTokens:
         """Copy the tokens at ``slots`` (int64 [N]) to the host."""
-        parts = [ops.gather_blocks(k_cache, v_cache, slots) for k_cache, v_cache in self.layers]
-        return KVTokens(*(torch.stack(part).cpu() for part in zip(*parts, strict=True)))
+        num_layers, _, _, num_kv_heads, _, head_dim = self.tensor.shape
+        shape = (2, num_layers, len(slots), num_kv_heads, head_dim)
+        # One allocation per sequence: thousands are kept, and many small ones would leave holes.
+        tokens = torch.empty(shape, dtype=self.tensor.dtype)
+        for layer, (k_cache, v_cache) in enumerate(self.layers):
+            tokens[0, layer], tokens[1, layer] = ops.gather_blocks(k_cache, v_cache, slots)
+        return KVTokens(*tokens)
 
     def write(self, slots: torch.Tensor, tokens: KVTokens) -> None:
         """Copy the first N tokens to ``slots`` (int64 [N])."""
