@@ -6,8 +6,6 @@ from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Sequence
 
-import torch
-
 from paged_stream.kv_tokens import KVTokens
 from paged_stream.scheduler.output import KVOperation, ModelOutput, SchedulerOutput
 from paged_stream.worker.kv_cache import CachePlan
@@ -16,12 +14,10 @@ from paged_stream.worker.kv_cache import CachePlan
 class Executor(ABC):
     """Runs scheduled steps somewhere.
 
-    ``cache_plan`` is what its workers have room for, ``dtype`` that of K and V, ``fingerprint``
-    says which weights they run.
+    ``cache_plan`` is what its workers have room for, ``fingerprint`` says which weights they run.
     """
 
     cache_plan: CachePlan
-    dtype: torch.dtype
     fingerprint: str
 
     @abstractmethod

@@ -26,7 +26,6 @@ class LocalExecutor(Executor):
         self._worker = Worker(config, files, model_config, sink_window)
         self.cache_plan = self._worker.cache_plan
         self.fingerprint = self._worker.fingerprint
-        self.dtype = self._worker.dtype
 
     def execute(self, output: SchedulerOutput) -> ModelOutput:
         return self._worker.execute(output)

@@ -106,7 +106,6 @@ class Worker:
         dtype = resolve_dtype(config.dtype, model_config.dtype)
         # Before the weights are read: a cache that cannot be is reported at once.
         self.cache_plan = plan_cache(config, model_config, dtype, sink_window)
-        self.dtype = dtype
         model = load_model(files, model_config, dtype, device, NativeBackend())
         self.fingerprint = _fingerprint(model)
         model.pack_weights()
