@@ -203,6 +203,20 @@ def pack_linear_weight(weight: Tensor) -> Tensor:
     return _ops.pack_linear_weight.default(weight)
 
 
+def pack_quantized_weight(blocks: Tensor, format: str) -> Tensor:
+    """Lay a weight in GGUF blocks out for `linear`, without changing a number.
+
+    Args:
+        blocks: uint8 [out_features, in_features / 32 * block_bytes], rows as GGUF files hold them.
+        format: ``"Q4_0"`` (18 bytes: float16 scale, 32 codes), ``"Q4_1"`` (20 bytes: scale, min,
+            codes) or ``"Q8_0"`` (34 bytes).
+
+    Returns:
+        uint8 [panels, in_features / 32, 16 * block_bytes], out_features padded to panels of 16.
+    """
+    return _ops.pack_quantized_weight.default(blocks, format)
+
+
 def linear(
     input: Tensor,
     packed_weight: Tensor,
@@ -212,11 +226,14 @@ def linear(
 ) -> Tensor:
     """Compute ``input W^T + bias``, accumulating in float32 in the order of in_features.
 
-    A row's result is the same, bit for bit, whatever rows stand beside it.
+    A row's result is the same, bit for bit, whatever rows stand beside it. A quantised weight
+    multiplies an input that is rounded to 8-bit integers first, each 32 elements of a row with
+    their own scale; the products of a block are then summed as integers, exactly.
 
     Args:
-        input: [T, in_features], rows strided, in the weight's dtype.
-        packed_weight: from `pack_linear_weight`.
+        input: [T, in_features], rows strided, in the weight's dtype; float32 or bfloat16 if the
+            weight is quantised.
+        packed_weight: from `pack_linear_weight` or `pack_quantized_weight`.
         bias: [out_features], or ``None``.
         float_output: return the float32 sums unrounded.
 
@@ -326,6 +343,13 @@ def _(kv_cache, block_mapping):
 def _(weight):
     step = 4 // weight.element_size()
     return weight.new_empty((-(-weight.shape[0] // 16), weight.shape[1] // step, 16, step))
+
+
+@torch.library.register_fake("paged_stream::pack_quantized_weight")
+def _(blocks, format):
+    block_bytes = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}[format]
+    panels = -(-blocks.shape[0] // 16)
+    return blocks.new_empty(panels, blocks.shape[1] // block_bytes, 16 * block_bytes)
 
 
 @torch.library.register_fake("paged_stream::linear")

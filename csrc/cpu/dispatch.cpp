@@ -12,59 +12,67 @@
 namespace paged_stream {
 namespace {
 
-bool is_supported(const Kernels& candidate) {
+bool is_generic() { return true; }
 #if defined(__x86_64__)
-  __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("bmi2");
-  if (&candidate == &avx2_kernels()) return avx2;
-  if (&candidate == &avx512_kernels()) {
-    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  }
-#endif
-  return &candidate == &generic_kernels();
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("bmi2");
 }
+bool has_avxvnni() { return has_avx2() && __builtin_cpu_supports("avxvnni"); }
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+bool has_avx512vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+#endif
+
+struct Candidate {
+  Isa isa;
+  bool (*is_supported)();
+};
+
+constexpr Candidate kWidestFirst[] = {
+#if defined(__x86_64__)
+    {{"avx512vnni", &kAvx512Kernels, &kAvx512VnniKernels}, has_avx512vnni},
+    {{"avx512", &kAvx512Kernels, &kAvx512QuantizedKernels}, has_avx512},
+    {{"avxvnni", &kAvx2Kernels, &kAvxVnniKernels}, has_avxvnni},
+    {{"avx2", &kAvx2Kernels, &kAvx2QuantizedKernels}, has_avx2},
+#endif
+    {{"generic", &kGenericKernels, &kGenericQuantizedKernels}, is_generic},
+};
 
 // The first supported one of that name, the widest of all when name is null.
-const Kernels* find(const char* name) {
-  const Kernels* const widest_first[] = {
+const Isa* find(const char* name) {
 #if defined(__x86_64__)
-      &avx512_kernels(),
-      &avx2_kernels(),
+  __builtin_cpu_init();
 #endif
-      &generic_kernels(),
-  };
-  for (const Kernels* candidate : widest_first) {
-    if (name != nullptr && std::strcmp(name, candidate->name) != 0) continue;
-    if (is_supported(*candidate)) return candidate;
+  for (const Candidate& candidate : kWidestFirst) {
+    if (name != nullptr && std::strcmp(name, candidate.isa.name) != 0) continue;
+    if (candidate.is_supported()) return &candidate.isa;
   }
   return nullptr;
 }
 
-std::atomic<const Kernels*>& current() {
-  static std::atomic<const Kernels*> chosen{find(nullptr)};
+std::atomic<const Isa*>& current() {
+  static std::atomic<const Isa*> chosen{find(nullptr)};
   return chosen;
 }
 
 }  // namespace
 
-const Kernels& kernels() { return *current().load(std::memory_order_relaxed); }
-
-bool set_kernels(const char* name) {
-  const Kernels* found = find(name);
-  if (found != nullptr) current().store(found, std::memory_order_relaxed);
-  return found != nullptr;
-}
+const Isa& isa() { return *current().load(std::memory_order_relaxed); }
 
 namespace {
 
-std::string cpu_isa() { return kernels().name; }
+std::string cpu_isa() { return isa().name; }
 
 // For tests and benchmarks: a process that serves has no reason to leave the widest.
 void set_cpu_isa(std::string name) {
-  STD_TORCH_CHECK(set_kernels(name.c_str()), "set_cpu_isa: this machine has no \"", name,
-                  "\" kernels, expected one of \"avx512\", \"avx2\", \"generic\"");
+  const Isa* found = find(name.c_str());
+  STD_TORCH_CHECK(found != nullptr, "set_cpu_isa: this machine has no \"", name,
+                  "\" kernels, expected one of \"avx512vnni\", \"avx512\", \"avxvnni\", \"avx2\", "
+                  "\"generic\"");
+  current().store(found, std::memory_order_relaxed);
 }
 
 }  // namespace

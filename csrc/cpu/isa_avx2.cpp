@@ -1,5 +1,7 @@
 #if defined(__x86_64__)
 
+#include <immintrin.h>
+
 #include <cstdint>
 #include <utility>
 
@@ -10,21 +12,31 @@
 namespace paged_stream {
 namespace avx2 {
 
-constexpr char kIsaName[] = "avx2";
 constexpr int kLanes = 8;
 constexpr int kNumVectorRegisters = 16;
 constexpr int kPanelVectors = 2;
-constexpr int kTallRows = 6;
-constexpr int kTallPanels = 1;
-constexpr int kWideRows = 3;
-constexpr int kWidePanels = 2;
 constexpr int kPrefetchBytes = 1024;
+
+#include "simd.inl"
+
+#include "linear_common.inl"
+
+constexpr TileShape kDenseShape{.tall_rows = 6, .tall_panels = 1, .wide_rows = 3, .wide_panels = 2};
+constexpr TileShape kQuantizedShape{
+    .tall_rows = 3, .tall_panels = 1, .wide_rows = 1, .wide_panels = 2};
+
+template <int W>
+PS_INLINE IVec<W> add_pair_products(IVec<W> sum, UVec<W> a, UVec<W> b) {
+  return sum + (IVec<W>)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+}
+#include "dot_pairs.inl"
 
 #include "kernels.inl"
 
 }  // namespace avx2
 
-const Kernels& avx2_kernels() { return avx2::kKernels; }
+const Kernels kAvx2Kernels = avx2::kKernels;
+const QuantizedKernels kAvx2QuantizedKernels = avx2::kQuantized;
 
 }  // namespace paged_stream
 

@@ -1,5 +1,7 @@
 #if defined(__x86_64__)
 
+#include <immintrin.h>
+
 #include <cstdint>
 #include <utility>
 
@@ -10,21 +12,31 @@
 namespace paged_stream {
 namespace avx512 {
 
-constexpr char kIsaName[] = "avx512";
 constexpr int kLanes = 16;
 constexpr int kNumVectorRegisters = 32;
 constexpr int kPanelVectors = 4;
-constexpr int kTallRows = 12;
-constexpr int kTallPanels = 2;
-constexpr int kWideRows = 6;
-constexpr int kWidePanels = 4;
 constexpr int kPrefetchBytes = 2048;
+
+#include "simd.inl"
+
+#include "linear_common.inl"
+
+constexpr TileShape kDenseShape{.tall_rows = 12, .tall_panels = 2, .wide_rows = 6, .wide_panels = 4};
+constexpr TileShape kQuantizedShape{
+    .tall_rows = 8, .tall_panels = 1, .wide_rows = 2, .wide_panels = 4};
+
+template <int W>
+PS_INLINE IVec<W> add_pair_products(IVec<W> sum, UVec<W> a, UVec<W> b) {
+  return sum + (IVec<W>)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+}
+#include "dot_pairs.inl"
 
 #include "kernels.inl"
 
 }  // namespace avx512
 
-const Kernels& avx512_kernels() { return avx512::kKernels; }
+const Kernels kAvx512Kernels = avx512::kKernels;
+const QuantizedKernels kAvx512QuantizedKernels = avx512::kQuantized;
 
 }  // namespace paged_stream
 

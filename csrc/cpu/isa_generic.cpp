@@ -8,20 +8,31 @@
 namespace paged_stream {
 namespace generic {
 
-constexpr char kIsaName[] = "generic";
 constexpr int kLanes = 4;
 constexpr int kNumVectorRegisters = 16;
 constexpr int kPanelVectors = 2;
-constexpr int kTallRows = 3;
-constexpr int kTallPanels = 1;
-constexpr int kWideRows = 1;
-constexpr int kWidePanels = 2;
 constexpr int kPrefetchBytes = 1024;
+
+#include "simd.inl"
+
+#include "linear_common.inl"
+
+constexpr TileShape kDenseShape{.tall_rows = 3, .tall_panels = 1, .wide_rows = 1, .wide_panels = 2};
+constexpr TileShape kQuantizedShape{
+    .tall_rows = 1, .tall_panels = 1, .wide_rows = 1, .wide_panels = 1};
+
+template <int W>
+PS_INLINE IVec<W> add_pair_products(IVec<W> sum, UVec<W> a, UVec<W> b) {
+  const IVec<W> low = ((IVec<W>)(a << 16) >> 16) * ((IVec<W>)(b << 16) >> 16);
+  return sum + low + ((IVec<W>)a >> 16) * ((IVec<W>)b >> 16);
+}
+#include "dot_pairs.inl"
 
 #include "kernels.inl"
 
 }  // namespace generic
 
-const Kernels& generic_kernels() { return generic::kKernels; }
+const Kernels kGenericKernels = generic::kKernels;
+const QuantizedKernels kGenericQuantizedKernels = generic::kQuantized;
 
 }  // namespace paged_stream

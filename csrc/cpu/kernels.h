@@ -91,25 +91,71 @@ struct AttentionKernels {
 constexpr int kLinearPanel = 16;
 // x W^T + bias for tiles [tile_begin, tile_end) of x and panels [panel_begin, panel_end) of W.
 //
-// The rows of x are cut into tiles of tile_rows; the last may have fewer. A full tile comes first
-// so that there is enough arithmetic to cover the weight's way from memory. Within a tile,
-// x[k][row] is the layout.
+// The rows of x are cut into tiles of nearly the same number of rows. Within a tile, x[k][row] is
+// the layout of float32 rows; that of quantised ones is QuantizedRows.
 struct LinearArgs {
-  const float* x;
+  const void* x;       // float32, or QuantizedRows
   const void* weight;  // packed
   const float* bias;   // or null
   void* out;           // dense rows
   int64_t rows;
-  int64_t tile_rows;
+  int64_t num_tiles;
   int64_t in_features;
   int64_t out_features;
   bool float_out;
   int64_t tile_begin, tile_end;
   int64_t panel_begin, panel_end;
 
-  int64_t tile_row(int64_t tile) const { return tile * tile_rows < rows ? tile * tile_rows : rows; }
+  int64_t tile_row(int64_t tile) const { return tile * rows / num_tiles; }
 };
 using LinearFn = void (*)(const LinearArgs&);
+
+// Weights in blocks of 32 consecutive k of a row, as GGUF files have them: w = scale * (code -
+// zero_point) + min, with a float16 scale, and a float16 min in kQ4_1.
+enum class BlockFormat { kQ4_0 = 0, kQ4_1 = 1, kQ8_0 = 2 };
+constexpr int kNumBlockFormats = 3;
+constexpr int kQuantBlock = 32;
+
+struct BlockLayout {
+  int bits;
+  int zero_point;  // of codes that are unsigned; those of kQ8_0 are stored plus 128
+  bool has_min;
+
+  constexpr int code_bytes() const { return kQuantBlock * bits / 8; }
+  // Of one row's block, in the file as in the packed weight.
+  constexpr int bytes() const { return code_bytes() + (has_min ? 4 : 2); }
+};
+constexpr BlockLayout block_layout(BlockFormat format) {
+  switch (format) {
+    case BlockFormat::kQ4_0:
+      return {4, 8, false};
+    case BlockFormat::kQ4_1:
+      return {4, 0, true};
+    default:
+      return {8, 128, false};
+  }
+}
+
+// Rows of x as 8-bit integers, x = scale * code, one scale per block of 32. For every block of a
+// tile of R rows: int8 codes [8][R][4], float32 scales [R], and corrections [R]: the sum of the
+// codes, times the scale as float32 for formats with a min, else times -zero_point as int32.
+constexpr int64_t kQuantizedBlockBytes = kQuantBlock + 8;  // of one row
+struct QuantizeArgs {
+  const void* x;  // the tile's first row
+  int64_t stride;  // elements between rows
+  int64_t rows;
+  int64_t in_features;
+  BlockFormat format;
+  void* out;
+};
+using QuantizeFn = void (*)(const QuantizeArgs&);
+
+// Kernels of quantised weights for one instruction set.
+struct QuantizedKernels {
+  LinearFn linear[kNumBlockFormats];
+  QuantizeFn quantize[kNumDTypes];
+  int64_t max_tile_rows;
+};
 
 // Adds the delta to the residual (rounding to the dtype), when there is one, and normalises:
 // out = residual / rms(residual) * weight.
@@ -128,24 +174,31 @@ using SiluAndMulFn = void (*)(const void* gate_up, void* out, int64_t dim, int64
                               int64_t row_end);
 
 struct Kernels {
-  const char* name;
   RotateFn rotate[kNumDTypes];
   RmsNormFn rms_norm[kNumDTypes];
   SiluAndMulFn silu_and_mul[kNumDTypes];
   const AttentionKernels* (*attention)(DType dtype, int head_dim);
   LinearFn linear[kNumDTypes];
-  int64_t linear_tile_rows;
+  int64_t max_tile_rows;
 };
 
-const Kernels& generic_kernels();
+extern const Kernels kGenericKernels;
+extern const QuantizedKernels kGenericQuantizedKernels;
 #if defined(__x86_64__)
-const Kernels& avx2_kernels();
-const Kernels& avx512_kernels();
+extern const Kernels kAvx2Kernels, kAvx512Kernels;
+extern const QuantizedKernels kAvx2QuantizedKernels, kAvx512QuantizedKernels;
+extern const QuantizedKernels kAvxVnniKernels, kAvx512VnniKernels;
 #endif
 
-// The kernels in use: the widest that the processor has, unless set_kernels chose others.
-const Kernels& kernels();
-// False when this machine lacks the instruction set or the name is unknown.
-bool set_kernels(const char* name);
+// What one name of an instruction set stands for.
+struct Isa {
+  const char* name;
+  const Kernels* kernels;
+  const QuantizedKernels* quantized;
+};
+
+// The one in use: the widest that the processor has, unless set_cpu_isa chose another.
+const Isa& isa();
+inline const Kernels& kernels() { return *isa().kernels; }
 
 }  // namespace paged_stream

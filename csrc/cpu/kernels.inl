@@ -1,8 +1,6 @@
-// All kernels of one instruction set. The including file defines kIsaName, kLanes,
-// kNumVectorRegisters, kPanelVectors and the shapes of linear tiles in a namespace of its own, and
-// includes this there.
-
-#include "simd.inl"
+// All kernels of one instruction set. The including file defines kLanes, kNumVectorRegisters,
+// kPanelVectors and kPrefetchBytes in a namespace of its own, includes simd.inl and
+// linear_common.inl there, defines kDenseShape, kQuantizedShape and dot4, and includes this.
 
 #include "rotary.inl"
 
@@ -15,6 +13,8 @@
 #include "elementwise.inl"
 
 #include "linear.inl"
+
+#include "quantized_linear.inl"
 
 // Fixed: number of chunks in head_dim when known, else 0.
 template <int W, int Fixed, class T>
@@ -48,11 +48,10 @@ inline const AttentionKernels* choose_attention(DType dtype, int head_dim) {
 }
 
 constexpr Kernels kKernels = {
-    kIsaName,
     {rotate<float>, rotate<bfloat16>},
     {rms_norm<float>, rms_norm<bfloat16>},
     {silu_and_mul<float>, silu_and_mul<bfloat16>},
     choose_attention,
     {linear<float, kLanes>, linear<bfloat16, kLanes>},
-    kTallRows,
+    kDenseShape.tall_rows,
 };

@@ -1,12 +1,12 @@
-// y = x W^T + b with a weight that was packed once: validation, packing, work sharing.
+// y = x W^T + b with a packed weight: validation, the layout of x, work sharing.
+
+#include "linear.h"
 
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
 #include <cstring>
 
-#include "checks.h"
-#include "kernels.h"
 #include "parallel.h"
 
 namespace paged_stream {
@@ -18,38 +18,6 @@ constexpr int64_t kTilesPerItem = 8;
 
 constexpr int64_t kMinPackPerThread = 1 << 15;  // elements of x
 
-// Consecutive k that share a 32-bit lane of the packed weight.
-int64_t k_per_lane(const Tensor& t) { return 4 / t.element_size(); }
-
-// [out, in] to [panels, in / step, panel, step], out padded to whole panels with zeros.
-Tensor pack_linear_weight(Tensor weight) {
-  constexpr Checker check("pack_linear_weight");
-  check.shape(weight, "weight", "[out_features, in_features]", {kAny, kAny});
-  check.kv_dtype(weight, "weight");
-  check.dense(weight, "weight", 0);
-  const int64_t out_features = weight.size(0), in_features = weight.size(1);
-  const int64_t step = k_per_lane(weight), steps = in_features / step;
-  check.require(
-      in_features > 0 && in_features % step == 0,
-      "in_features must be positive, and even for BFloat16, got " + std::to_string(in_features));
-  const int64_t panels = (out_features + kLinearPanel - 1) / kLinearPanel;
-  Tensor packed = torch::stable::new_zeros(weight, {panels, steps, kLinearPanel, step});
-  const auto* src = static_cast<const char*>(weight.data_ptr());
-  auto* dst = static_cast<char*>(packed.data_ptr());
-  torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t panel = begin; panel < end; ++panel) {
-      const int64_t columns = std::min<int64_t>(kLinearPanel, out_features - panel * kLinearPanel);
-      for (int64_t c = 0; c < columns; ++c) {
-        const char* row = src + (panel * kLinearPanel + c) * in_features * weight.element_size();
-        for (int64_t k = 0; k < steps; ++k) {
-          std::memcpy(dst + ((panel * steps + k) * kLinearPanel + c) * 4, row + k * 4, 4);
-        }
-      }
-    }
-  });
-  return packed;
-}
-
 float to_float(float x) { return x; }
 float to_float(bfloat16 x) {
   const uint32_t bits = uint32_t{x.bits} << 16;
@@ -58,96 +26,160 @@ float to_float(bfloat16 x) {
   return value;
 }
 
-// Widens x and brings it into the layout of tiles.
-template <class T>
-void pack_input(const Tensor& input, const LinearArgs& args, int64_t num_tiles, float* packed) {
-  const int64_t columns = args.in_features, stride = input.stride(0);
-  const T* data = static_cast<const T*>(input.data_ptr());
-  const int64_t grain = std::max<int64_t>(1, kMinPackPerThread * num_tiles / input.numel());
-  torch::stable::parallel_for(0, num_tiles, grain, [&](int64_t begin, int64_t end) {
+// Calls pack(first row, number of rows) for every tile, in parallel when they are large.
+template <class Pack>
+void for_each_tile(const LinearArgs& args, const Pack& pack) {
+  const int64_t elements = args.rows * args.in_features;
+  const int64_t grain = std::max<int64_t>(1, kMinPackPerThread * args.num_tiles / elements);
+  torch::stable::parallel_for(0, args.num_tiles, grain, [&](int64_t begin, int64_t end) {
     for (int64_t tile = begin; tile < end; ++tile) {
-      const int64_t row = args.tile_row(tile), rows = args.tile_row(tile + 1) - row;
-      const T* from = data + row * stride;
-      float* to = packed + row * columns;
-      for (int64_t k = 0; k < columns; ++k) {
-        for (int64_t r = 0; r < rows; ++r) *to++ = to_float(from[r * stride + k]);
-      }
+      pack(args.tile_row(tile), args.tile_row(tile + 1) - args.tile_row(tile));
     }
   });
 }
 
+// Widens x and brings it into the layout of tiles.
 template <class T>
-void pack_bias(const Tensor& bias, float* packed) {
-  const T* data = static_cast<const T*>(bias.data_ptr());
-  for (int64_t i = 0; i < bias.numel(); ++i) packed[i] = to_float(data[i]);
+const void* pack_dense(const LinearInput& input, const LinearArgs& args) {
+  static thread_local GrowingBuffer<float> buffer;
+  float* packed = buffer.get(args.rows * args.in_features);
+  const T* data = static_cast<const T*>(input.data);
+  for_each_tile(args, [&](int64_t row, int64_t rows) {
+    const T* from = data + row * input.stride;
+    float* to = packed + row * args.in_features;
+    for (int64_t k = 0; k < args.in_features; ++k) {
+      for (int64_t r = 0; r < rows; ++r) *to++ = to_float(from[r * input.stride + k]);
+    }
+  });
+  return packed;
 }
 
-Tensor linear(Tensor input, Tensor packed_weight, std::optional<Tensor> bias, int64_t out_features,
-              bool float_output) {
-  constexpr Checker check("linear");
-  check.kv_dtype(packed_weight, "packed_weight");
-  const int64_t step = k_per_lane(packed_weight);
-  const int64_t panels = (out_features + kLinearPanel - 1) / kLinearPanel;
-  check.shape(packed_weight, "packed_weight", "[panels, in_features / step, 16, step]",
-              {panels, kAny, kLinearPanel, step});
-  check.dense(packed_weight, "packed_weight", 0);
-  const int64_t in_features = packed_weight.size(1) * step;
-  check.shape(input, "input", "[T, in_features]", {kAny, in_features});
-  check.dtype(input, "input", packed_weight.scalar_type());
-  check.dense(input, "input", 1);
-  if (bias) {
-    check.shape(*bias, "bias", "[out_features]", {out_features});
-    check.dtype(*bias, "bias", packed_weight.scalar_type());
-    check.dense(*bias, "bias", 0);
-  }
-  const int64_t rows = input.size(0);
-  const bool is_float = input.scalar_type() == ScalarType::Float;
-  const ScalarType out_type = float_output ? ScalarType::Float : input.scalar_type();
-  Tensor out = torch::stable::new_empty(input, {rows, out_features}, out_type);
-  if (rows == 0) return out;
+const void* pack_quantized(const LinearInput& input, const LinearArgs& args, BlockFormat format) {
+  static thread_local GrowingBuffer<char> buffer;
+  const int64_t row_bytes = args.in_features / kQuantBlock * kQuantizedBlockBytes;
+  char* packed = buffer.get(args.rows * row_bytes);
+  const int64_t element_size = input.dtype == DType::kFloat32 ? 4 : 2;
+  const QuantizeFn quantize = isa().quantized->quantize[static_cast<int>(input.dtype)];
+  for_each_tile(args, [&](int64_t row, int64_t rows) {
+    const char* from = static_cast<const char*>(input.data) + row * input.stride * element_size;
+    quantize({from, input.stride, rows, args.in_features, format, packed + row * row_bytes});
+  });
+  return packed;
+}
 
-  const Kernels& isa = kernels();
-  const LinearFn run = isa.linear[static_cast<int>(is_float ? DType::kFloat32 : DType::kBFloat16)];
-  LinearArgs args{};
-  args.weight = packed_weight.data_ptr();
-  args.out = out.data_ptr();
-  args.rows = rows;
-  args.tile_rows = isa.linear_tile_rows;
-  args.in_features = in_features;
-  args.out_features = out_features;
-  args.float_out = float_output || is_float;
-  static thread_local GrowingBuffer<float> packed_input, wide_bias;
-  float* x = packed_input.get(rows * in_features);
-  const int64_t num_tiles = (rows + args.tile_rows - 1) / args.tile_rows;
-  (is_float ? pack_input<float> : pack_input<bfloat16>)(input, args, num_tiles, x);
-  args.x = x;
-  if (bias) {
-    float* wide = wide_bias.get(out_features);
-    (is_float ? pack_bias<float> : pack_bias<bfloat16>)(*bias, wide);
-    args.bias = wide;
-  }
+const float* widen_bias(const void* bias, DType dtype, int64_t size) {
+  if (bias == nullptr || dtype == DType::kFloat32) return static_cast<const float*>(bias);
+  static thread_local GrowingBuffer<float> buffer;
+  float* wide = buffer.get(size);
+  for (int64_t i = 0; i < size; ++i) wide[i] = to_float(static_cast<const bfloat16*>(bias)[i]);
+  return wide;
+}
 
+// Shares panels and tiles among threads.
+void run_items(const LinearArgs& args, LinearFn run) {
+  const int64_t panels = num_panels(args.out_features);
   // Four panels at a time read memory best; fewer share a small weight more evenly.
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t group = panels >= 64 * threads ? 4 : 2;
   const int64_t groups = (panels + group - 1) / group;
-  const int64_t tile_groups = (num_tiles + kTilesPerItem - 1) / kTilesPerItem;
-  const int64_t work = rows * in_features * out_features;
+  const int64_t tile_groups = (args.num_tiles + kTilesPerItem - 1) / kTilesPerItem;
+  const int64_t work = args.rows * args.in_features * args.out_features;
   for_each_item(groups * tile_groups, work, kMinWorkPerThread, [&](int64_t item) {
     LinearArgs part = args;
     part.panel_begin = item % groups * group;
     part.panel_end = std::min(part.panel_begin + group, panels);
     part.tile_begin = item / groups * kTilesPerItem;
-    part.tile_end = std::min(part.tile_begin + kTilesPerItem, num_tiles);
+    part.tile_end = std::min(part.tile_begin + kTilesPerItem, args.num_tiles);
     run(part);
   });
+}
+
+Tensor linear(Tensor input, Tensor packed_weight, std::optional<Tensor> bias, int64_t out_features,
+              bool float_output) {
+  constexpr Checker check("linear");
+  const ScalarType dtype = input.scalar_type();
+  const auto weight = PackedWeight::read(check, packed_weight, bias, out_features, dtype);
+  check.shape(input, "input", "[T, in_features]", {kAny, weight.in_features});
+  check.dense(input, "input", 1);
+  const ScalarType out_type = float_output ? ScalarType::Float : dtype;
+  Tensor out = torch::stable::new_empty(input, {input.size(0), out_features}, out_type);
+  const DType type = dtype == ScalarType::Float ? DType::kFloat32 : DType::kBFloat16;
+  run_linear({input.data_ptr(), input.size(0), input.stride(0), type}, weight, out.data_ptr(),
+             float_output);
   return out;
 }
 
+BlockFormat format_of(const Checker& check, const Tensor& packed_weight) {
+  for (int i = 0; i < kNumBlockFormats; ++i) {
+    const auto format = static_cast<BlockFormat>(i);
+    if (packed_weight.size(2) == kLinearPanel * block_layout(format).bytes()) return format;
+  }
+  check.require(false, "packed_weight must be from pack_quantized_weight, got blocks of " +
+                           std::to_string(packed_weight.size(2)) + " bytes");
+  return BlockFormat::kQ8_0;
+}
+
 }  // namespace
+
+PackedWeight PackedWeight::read(const Checker& check, const Tensor& packed_weight,
+                                const std::optional<Tensor>& bias, int64_t out_features,
+                                ScalarType dtype) {
+  const int64_t panels = num_panels(out_features);
+  PackedWeight weight{packed_weight.data_ptr(), nullptr, 0, out_features, {}};
+  if (packed_weight.scalar_type() == ScalarType::Byte) {
+    check.require(dtype == ScalarType::Float || dtype == ScalarType::BFloat16,
+                  "input must be Float or BFloat16");
+    check.shape(packed_weight, "packed_weight", "[panels, in_features / 32, bytes]",
+                {panels, kAny, kAny});
+    weight.format = format_of(check, packed_weight);
+    weight.in_features = packed_weight.size(1) * kQuantBlock;
+  } else {
+    check.kv_dtype(packed_weight, "packed_weight");
+    const int64_t step = 4 / packed_weight.element_size();
+    check.shape(packed_weight, "packed_weight", "[panels, in_features / step, 16, step]",
+                {panels, kAny, kLinearPanel, step});
+    check.require(dtype == packed_weight.scalar_type(),
+                  std::string("input must be ") +
+                      torch::headeronly::toString(packed_weight.scalar_type()) + ", got " +
+                      torch::headeronly::toString(dtype));
+    weight.in_features = packed_weight.size(1) * step;
+  }
+  check.dense(packed_weight, "packed_weight", 0);
+  if (bias) {
+    check.shape(*bias, "bias", "[out_features]", {out_features});
+    check.dtype(*bias, "bias", dtype);
+    check.dense(*bias, "bias", 0);
+    weight.bias = bias->data_ptr();
+  }
+  return weight;
+}
+
+void run_linear(const LinearInput& input, const PackedWeight& weight, void* out, bool float_out) {
+  if (input.rows == 0) return;
+  const int dtype = static_cast<int>(input.dtype);
+  LinearArgs args{};
+  args.weight = weight.data;
+  args.bias = widen_bias(weight.bias, input.dtype, weight.out_features);
+  args.out = out;
+  args.rows = input.rows;
+  args.in_features = weight.in_features;
+  args.out_features = weight.out_features;
+  args.float_out = float_out || input.dtype == DType::kFloat32;
+  if (weight.format) {
+    const QuantizedKernels& kernels = *isa().quantized;
+    args.num_tiles = (args.rows + kernels.max_tile_rows - 1) / kernels.max_tile_rows;
+    args.x = pack_quantized(input, args, *weight.format);
+    run_items(args, kernels.linear[static_cast<int>(*weight.format)]);
+  } else {
+    const Kernels& dense = kernels();
+    args.num_tiles = (args.rows + dense.max_tile_rows - 1) / dense.max_tile_rows;
+    args.x = (input.dtype == DType::kFloat32 ? pack_dense<float> : pack_dense<bfloat16>)(input, args);
+    run_items(args, dense.linear[dtype]);
+  }
+}
+
 }  // namespace paged_stream
 
 STABLE_TORCH_LIBRARY_IMPL(paged_stream, CPU, m) {
-  m.impl("pack_linear_weight", TORCH_BOX(&paged_stream::pack_linear_weight));
   m.impl("linear", TORCH_BOX(&paged_stream::linear));
 }

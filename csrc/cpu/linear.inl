@@ -1,4 +1,4 @@
-// Rows times a packed weight, for one instruction set; included after simd.inl.
+// Rows times a packed weight, for one instruction set; included after linear_common.inl.
 //
 // Every output element is one accumulator that adds its products in the order of k, whatever the
 // shape of the tile. So a row's result does not depend on which rows come with it, bit for bit.
@@ -36,30 +36,13 @@ PS_INLINE void add_products(Vec<W> (&acc)[Rows][Vectors], const float* x,
   }
 }
 
-// Stores one panel of one row; the last panel of the weight may have fewer columns.
-template <int W, class Out>
-PS_INLINE void store_panel(const Vec<W>* acc, Out* out, int columns) {
-  if (columns >= kLinearPanel) {
-    for (int v = 0; v < kLinearPanel / W; ++v) store_row<W>(out + v * W, acc[v]);
-    return;
-  }
-  Out whole[kLinearPanel];
-  for (int v = 0; v < kLinearPanel / W; ++v) store_row<W>(whole + v * W, acc[v]);
-  __builtin_memcpy(out, whole, columns * sizeof(Out));
-}
-
-template <int W>
-PS_INLINE void add_bias(Vec<W>* acc, const float* bias, int columns) {
-  for (int c = 0; c < kLinearPanel && c < columns; ++c) acc[c / W][c % W] += bias[c];
-}
-
 template <class T, int W, int Rows, int Panels>
 void linear_tile(const LinearArgs& a, int64_t row, int64_t panel) {
   constexpr int kVectors = kLinearPanel / W;
   constexpr int64_t kLineBytes = 4 * kLinearPanel;
   const int64_t steps = a.in_features / kHalves<T>;
   const char* weight = static_cast<const char*>(a.weight) + panel * steps * kLineBytes;
-  const float* x = a.x + row * a.in_features;
+  const float* x = static_cast<const float*>(a.x) + row * a.in_features;
   Vec<W> acc[Rows][Panels * kVectors] = {};
   for (int64_t k = 0; k < steps; ++k, x += Rows * kHalves<T>) {
     const char* lines[Panels * kVectors];
@@ -73,52 +56,18 @@ void linear_tile(const LinearArgs& a, int64_t row, int64_t panel) {
       add_products<T, W, Rows, Panels * kVectors, 1>(acc, x + Rows, lines);
     }
   }
-  for (int r = 0; r < Rows; ++r) {
-    for (int p = 0; p < Panels; ++p) {
-      const int64_t column = (panel + p) * kLinearPanel;
-      const int columns = static_cast<int>(a.out_features - column);
-      Vec<W>* sums = acc[r] + p * kVectors;
-      if (a.bias != nullptr) add_bias<W>(sums, a.bias + column, columns);
-      const int64_t at = (row + r) * a.out_features + column;
-      if (a.float_out) {
-        store_panel<W>(sums, static_cast<float*>(a.out) + at, columns);
-      } else {
-        store_panel<W>(sums, static_cast<T*>(a.out) + at, columns);
-      }
-    }
-  }
-}
-
-// The instance for exactly `rows` rows.
-template <class T, int W, int Panels, int Rows>
-void linear_rows(const LinearArgs& a, int64_t row, int64_t rows, int64_t panel) {
-  if constexpr (Rows > 0) {
-    if (rows == Rows) {
-      linear_tile<T, W, Rows, Panels>(a, row, panel);
-    } else {
-      linear_rows<T, W, Panels, Rows - 1>(a, row, rows, panel);
-    }
-  }
-}
-
-template <class T, int W, int Panels, int MaxRows>
-void linear_panels(const LinearArgs& a, int64_t panel) {
-  for (int64_t t = a.tile_begin; t < a.tile_end; ++t) {
-    const int64_t row = a.tile_row(t);
-    linear_rows<T, W, Panels, MaxRows>(a, row, a.tile_row(t + 1) - row, panel);
-  }
+  store_tile<W>(acc, a, row, panel);
 }
 
 template <class T, int W>
+struct DenseTile {
+  template <int Rows, int Panels>
+  static void run(const LinearArgs& a, int64_t row, int64_t panel) {
+    linear_tile<T, W, Rows, Panels>(a, row, panel);
+  }
+};
+
+template <class T, int W>
 void linear(const LinearArgs& a) {
-  int64_t panel = a.panel_begin;
-  if (a.rows <= kWideRows) {
-    for (; panel + kWidePanels <= a.panel_end; panel += kWidePanels) {
-      linear_panels<T, W, kWidePanels, kWideRows>(a, panel);
-    }
-  }
-  for (; panel + kTallPanels <= a.panel_end; panel += kTallPanels) {
-    linear_panels<T, W, kTallPanels, kTallRows>(a, panel);
-  }
-  for (; panel < a.panel_end; ++panel) linear_panels<T, W, 1, kTallRows>(a, panel);
+  run_tiles<DenseTile<T, W>, kDenseShape>(a);
 }

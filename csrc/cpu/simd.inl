@@ -10,6 +10,7 @@ struct VecOf {
   typedef int32_t I __attribute__((vector_size(4 * W)));
   typedef uint32_t U __attribute__((vector_size(4 * W)));
   typedef uint16_t H __attribute__((vector_size(2 * W)));
+  typedef int8_t B __attribute__((vector_size(W)));
 };
 template <int W>
 using Vec = typename VecOf<W>::F;

@@ -1,0 +1,41 @@
+// Kernels of quantised weights where AVX-512 multiplies bytes (VNNI).
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <utility>
+
+#include "kernels.h"
+
+#pragma GCC target( \
+    "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,bmi2,prefer-vector-width=512")
+
+namespace paged_stream {
+namespace avx512vnni {
+
+constexpr int kLanes = 16;
+constexpr int kPrefetchBytes = 2048;
+
+#include "simd.inl"
+
+#include "linear_common.inl"
+
+constexpr TileShape kQuantizedShape{
+    .tall_rows = 12, .tall_panels = 1, .wide_rows = 4, .wide_panels = 4};
+
+template <int W>
+PS_INLINE IVec<W> dot4(IVec<W> sum, UVec<W> codes, UVec<W> input) {
+  return (IVec<W>)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)codes, (__m512i)input);
+}
+
+#include "quantized_linear.inl"
+
+}  // namespace avx512vnni
+
+const QuantizedKernels kAvx512VnniKernels = avx512vnni::kQuantized;
+
+}  // namespace paged_stream
+
+#endif

@@ -1,0 +1,40 @@
+// Kernels of quantised weights where AVX2 multiplies bytes (AVX-VNNI: laptops without AVX-512).
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <utility>
+
+#include "kernels.h"
+
+#pragma GCC target("avxvnni,avx2,fma,bmi2")
+
+namespace paged_stream {
+namespace avxvnni {
+
+constexpr int kLanes = 8;
+constexpr int kPrefetchBytes = 1024;
+
+#include "simd.inl"
+
+#include "linear_common.inl"
+
+constexpr TileShape kQuantizedShape{
+    .tall_rows = 3, .tall_panels = 1, .wide_rows = 1, .wide_panels = 2};
+
+template <int W>
+PS_INLINE IVec<W> dot4(IVec<W> sum, UVec<W> codes, UVec<W> input) {
+  return (IVec<W>)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)codes, (__m256i)input);
+}
+
+#include "quantized_linear.inl"
+
+}  // namespace avxvnni
+
+const QuantizedKernels kAvxVnniKernels = avxvnni::kQuantized;
+
+}  // namespace paged_stream
+
+#endif

@@ -1,0 +1,42 @@
+// Packed weights as plain pointers, for every launcher that multiplies by one.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+
+#include "checks.h"
+#include "kernels.h"
+
+namespace paged_stream {
+
+constexpr int64_t num_panels(int64_t out_features) {
+  return (out_features + kLinearPanel - 1) / kLinearPanel;
+}
+
+// A weight from pack_linear_weight or pack_quantized_weight, and its bias.
+struct PackedWeight {
+  const void* data;
+  const void* bias;  // [out_features] in the dtype of the activations, or null
+  int64_t in_features;
+  int64_t out_features;
+  std::optional<BlockFormat> format;  // none: float32 or bfloat16, as the activations
+
+  // Checks the tensors for activations of a dtype.
+  static PackedWeight read(const Checker& check, const Tensor& packed_weight,
+                           const std::optional<Tensor>& bias, int64_t out_features,
+                           ScalarType dtype);
+};
+
+// Rows of activations: `stride` elements lie between them.
+struct LinearInput {
+  const void* data;
+  int64_t rows;
+  int64_t stride;
+  DType dtype;
+};
+
+// out = input W^T + bias, dense rows, float32 if float_out and else in the input's dtype.
+void run_linear(const LinearInput& input, const PackedWeight& weight, void* out, bool float_out);
+
+}  // namespace paged_stream

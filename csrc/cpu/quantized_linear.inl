@@ -1,0 +1,162 @@
+// Rows of 8-bit integers times a weight in blocks of 32, for one instruction set; included after
+// linear_common.inl and definitions of dot4 and kQuantizedShape.
+//
+// Within a block everything is an integer and exact; blocks are then added in order, in float32.
+// So a row's result does not depend on the rows beside it, bit for bit.
+
+// float16 bits in the low halves of lanes; exact, also for subnormals. Infinities are not expected.
+template <int W>
+PS_INLINE Vec<W> half_to_float(UVec<W> bits) {
+  const Vec<W> magnitude = (Vec<W>)((bits & 0x7fffu) << 13) * 0x1p112f;
+  return (Vec<W>)((UVec<W>)magnitude | ((bits & 0x8000u) << 16));
+}
+
+template <int W>
+PS_INLINE Vec<W> load_halves(const char* p) {
+  const typename VecOf<W>::H half = load<typename VecOf<W>::H>(p);
+  return half_to_float<W>(__builtin_convertvector(half, UVec<W>));
+}
+
+template <int W>
+PS_INLINE UVec<W> splat_word(const char* p) {
+  uint32_t word;
+  __builtin_memcpy(&word, p, sizeof(word));
+  return UVec<W>{} + word;
+}
+
+// Integer dot products of a block: dots[r][v] for columns v * W on.
+template <BlockFormat Format, int W, int Rows, int V>
+PS_INLINE void dot_block(IVec<W> (&dots)[Rows][V], const char* codes, const char* x) {
+  constexpr BlockLayout kLayout = block_layout(Format);
+  constexpr int kLines = kLayout.code_bytes() / 4;
+#pragma GCC unroll 8
+  for (int line = 0; line < kLines; ++line) {
+    UVec<W> words[V];
+    for (int v = 0; v < V; ++v) words[v] = load<UVec<W>>(codes + (line * V + v) * 4 * W);
+    // A byte of four-bit codes holds k and k + 16.
+    for (int half = 0; half < (kLayout.bits == 4 ? 2 : 1); ++half) {
+      const char* group = x + (line + half * kLines) * 4 * Rows;
+      UVec<W> unpacked[V];
+      for (int v = 0; v < V; ++v) {
+        unpacked[v] = kLayout.bits == 8 ? words[v] : (words[v] >> (4 * half)) & 0x0f0f0f0fu;
+      }
+      for (int r = 0; r < Rows; ++r) {
+        const UVec<W> input = splat_word<W>(group + 4 * r);
+        for (int v = 0; v < V; ++v) dots[r][v] = dot4<W>(dots[r][v], unpacked[v], input);
+      }
+    }
+  }
+}
+
+template <BlockFormat Format, int W, int Rows, int Panels>
+void quantized_tile(const LinearArgs& a, int64_t row, int64_t panel) {
+  constexpr BlockLayout kLayout = block_layout(Format);
+  constexpr int V = kLinearPanel / W;
+  constexpr int64_t kPanelBytes = kLayout.bytes() * kLinearPanel;
+  constexpr int64_t kInputBytes = kQuantizedBlockBytes * Rows;
+  constexpr int kScaleBytes = 2 * kLinearPanel;
+  const int64_t blocks = a.in_features / kQuantBlock;
+  const char* weight = static_cast<const char*>(a.weight) + panel * blocks * kPanelBytes;
+  const char* x = static_cast<const char*>(a.x) + row * blocks * kQuantizedBlockBytes;
+  Vec<W> acc[Rows][Panels * V] = {};
+  for (int64_t b = 0; b < blocks; ++b, x += kInputBytes) {
+    const char* scales = x + kQuantBlock * Rows;
+    const char* corrections = scales + 4 * Rows;
+    for (int p = 0; p < Panels; ++p) {
+      const char* block = weight + (p * blocks + b) * kPanelBytes;
+      for (int64_t i = 0; i < kPanelBytes; i += 64) {
+        __builtin_prefetch(block + kPrefetchBytes + i);
+      }
+      IVec<W> dots[Rows][V];
+      for (int r = 0; r < Rows; ++r) {
+        const UVec<W> start = kLayout.has_min ? UVec<W>{} : splat_word<W>(corrections + 4 * r);
+        for (int v = 0; v < V; ++v) dots[r][v] = (IVec<W>)start;
+      }
+      const char* codes = block + kScaleBytes * (kLayout.has_min ? 2 : 1);
+      dot_block<Format, W, Rows, V>(dots, codes, x);
+      for (int v = 0; v < V; ++v) {
+        const Vec<W> scale = load_halves<W>(block + v * 2 * W);
+        Vec<W> min{};
+        if constexpr (kLayout.has_min) min = load_halves<W>(block + kScaleBytes + v * 2 * W);
+        for (int r = 0; r < Rows; ++r) {
+          const Vec<W> input_scale = (Vec<W>)splat_word<W>(scales + 4 * r);
+          Vec<W>& sum = acc[r][p * V + v];
+          sum += __builtin_convertvector(dots[r][v], Vec<W>) * scale * input_scale;
+          if constexpr (kLayout.has_min) {
+            sum += (Vec<W>)splat_word<W>(corrections + 4 * r) * min;
+          }
+        }
+      }
+    }
+  }
+  store_tile<W>(acc, a, row, panel);
+}
+
+template <BlockFormat Format, int W>
+struct QuantizedTile {
+  template <int Rows, int Panels>
+  static void run(const LinearArgs& a, int64_t row, int64_t panel) {
+    quantized_tile<Format, W, Rows, Panels>(a, row, panel);
+  }
+};
+
+template <BlockFormat Format, int W>
+void quantized_linear(const LinearArgs& a) {
+  run_tiles<QuantizedTile<Format, W>, kQuantizedShape>(a);
+}
+
+template <class T, int W>
+void quantize_rows(const QuantizeArgs& a) {
+  constexpr int kVectors = kQuantBlock / W;
+  const BlockLayout layout = block_layout(a.format);
+  for (int64_t r = 0; r < a.rows; ++r) {
+    const T* row = static_cast<const T*>(a.x) + r * a.stride;
+    char* out = static_cast<char*>(a.out);
+    for (int64_t b = 0; b < a.in_features / kQuantBlock; ++b) {
+      Vec<W> values[kVectors], largest{}, total{};
+      for (int i = 0; i < kVectors; ++i) {
+        values[i] = load_row<W>(row + b * kQuantBlock + i * W);
+        const Vec<W> size = values[i] < 0.0f ? -values[i] : values[i];
+        largest = size > largest ? size : largest;
+        total += values[i];
+      }
+      const float max = horizontal_max<W>(largest);
+      // A NaN must not turn into numbers: zero times the total is NaN then, otherwise nothing.
+      const float scale = max / 127.0f + 0.0f * horizontal_sum<W>(total);
+      // Below that, its inverse would not be finite.
+      const Vec<W> inverse = splat<W>(max > 1e-30f ? 127.0f / max : 0.0f);
+      int8_t codes[kQuantBlock];
+      IVec<W> sums{};
+      for (int i = 0; i < kVectors; ++i) {
+        // Adding 1.5 * 2^23 leaves the nearest integer in the low mantissa bits.
+        const Vec<W> shifted = values[i] * inverse + 12582912.0f;
+        const IVec<W> code = (IVec<W>)shifted - 0x4b400000;
+        sums += code;
+        store(codes + i * W, __builtin_convertvector(code, typename VecOf<W>::B));
+      }
+      int32_t sum = 0;
+      for (int i = 0; i < W; ++i) sum += sums[i];
+      for (int i = 0; i < kQuantBlock / 4; ++i) {
+        __builtin_memcpy(out + (i * a.rows + r) * 4, codes + 4 * i, 4);
+      }
+      char* scales = out + kQuantBlock * a.rows + 4 * r;
+      __builtin_memcpy(scales, &scale, sizeof(scale));
+      const float scaled = scale * static_cast<float>(sum);
+      const int32_t offset = -layout.zero_point * sum;
+      char* correction = scales + 4 * a.rows;
+      if (layout.has_min) {
+        __builtin_memcpy(correction, &scaled, sizeof(scaled));
+      } else {
+        __builtin_memcpy(correction, &offset, sizeof(offset));
+      }
+      out += kQuantizedBlockBytes * a.rows;
+    }
+  }
+}
+
+constexpr QuantizedKernels kQuantized = {
+    {quantized_linear<BlockFormat::kQ4_0, kLanes>, quantized_linear<BlockFormat::kQ4_1, kLanes>,
+     quantized_linear<BlockFormat::kQ8_0, kLanes>},
+    {quantize_rows<float, kLanes>, quantize_rows<bfloat16, kLanes>},
+    kQuantizedShape.tall_rows,
+};
