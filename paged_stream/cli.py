@@ -97,6 +97,12 @@ def _add_engine_options(parser: argparse.ArgumentParser, *, model: bool = True) 
         "--window-size", type=int, metavar="W", help="default: the model's trained length less S"
     )
     group.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16")
+    group.add_argument(
+        "--quantization",
+        default="auto",
+        type=lambda name: None if name == "none" else name,
+        help="auto (GGUF files as they are), int8, int4 or none (default: %(default)s)",
+    )
     group.add_argument("--block-size", type=int, default=16)
     group.add_argument("--kv-cache-memory-bytes", type=int)
 
@@ -121,7 +127,14 @@ def _add_sampling_options(
 
 
 def _engine_settings(args: argparse.Namespace) -> dict[str, Any]:
-    names = ("num_sink_tokens", "window_size", "dtype", "block_size", "kv_cache_memory_bytes")
+    names = (
+        "num_sink_tokens",
+        "window_size",
+        "dtype",
+        "quantization",
+        "block_size",
+        "kv_cache_memory_bytes",
+    )
     return {name: getattr(args, name) for name in names}
 
 

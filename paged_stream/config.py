@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DTYPES = ("auto", "float32", "bfloat16")
+QUANTIZATIONS = ("auto", "int8", "int4", None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +18,10 @@ class EngineConfig:
         device: ``"auto"`` or ``"cpu"``.
         dtype: of weights and KV cache: ``"float32"``, ``"bfloat16"`` or ``"auto"``, which is
             bfloat16 if the checkpoint is 16-bit or quantised. Sums are float32 in any case.
+        quantization: of the projections' weights, 8-bit arithmetic with activations rounded to
+            match: ``"auto"`` runs a GGUF file in the blocks that it holds (Q4_0, Q4_1, Q8_0) and
+            anything else in ``dtype``; ``None`` runs everything in ``dtype``; ``"int8"`` and
+            ``"int4"`` round to such blocks while loading.
         block_size: tokens per KV cache block.
         num_sink_tokens: ``S``, tokens at the start of each stream that stay visible for ever. 4
             is enough for models trained without a sink token of their own; 1 for those trained
@@ -47,6 +52,7 @@ class EngineConfig:
     model: str
     device: str = "auto"
     dtype: str = "auto"
+    quantization: str | None = "auto"
     block_size: int = 16
     num_sink_tokens: int = 4
     window_size: int | None = None
@@ -71,6 +77,10 @@ class EngineConfig:
             raise ValueError(f"device must be 'auto' or 'cpu', got {self.device!r}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if self.quantization not in QUANTIZATIONS:
+            raise ValueError(
+                f"quantization must be 'auto', 'int8', 'int4' or None, got {self.quantization!r}"
+            )
         self._check_int("block_size", 1)
         self._check_int("num_sink_tokens", 0)
         self._check_int("window_size", 1, optional=True)

@@ -1,4 +1,5 @@
-"""Dense projection. Its weight is allocated, filled by loading, and packed once for the CPU."""
+"""Projection. Its weight is allocated and filled by loading, or comes in quantised blocks, and is
+packed once for the CPU."""
 
 from __future__ import annotations
 
@@ -6,6 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from paged_stream import ops
+
+BLOCK_SIZE = 32  # numbers that share a scale
+BLOCK_BYTES = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}  # formats that ops.linear multiplies by
 
 
 def empty_parameter(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.nn.Parameter:
@@ -35,13 +39,27 @@ class Linear(torch.nn.Module):
             weight = empty_parameter(out_features, in_features, dtype=dtype, device=device)
         self.weight: torch.nn.Parameter | None = weight
         self.bias = empty_parameter(out_features, dtype=dtype, device=device) if bias else None
+        self.block_format: str | None = None
+        self.register_buffer("blocks", None)
         self.register_buffer("packed_weight", None)
 
+    def set_blocks(self, blocks: torch.Tensor, block_format: str) -> None:
+        """Take the weight as quantised blocks and let go of the plain one.
+
+        Args:
+            blocks: uint8 [out_features, in_features / 32 * BLOCK_BYTES[block_format]].
+        """
+        self.blocks, self.block_format, self.weight = blocks, block_format, None
+
     def pack(self) -> None:
-        """Lay the weight out for the CPU kernels and let go of the plain one."""
-        assert self.weight is not None, "packed already"
-        self.packed_weight = ops.pack_linear_weight(self.weight)
+        """Lay the weight out for the CPU kernels and let go of it as it came."""
+        if self.block_format is not None:
+            self.packed_weight = ops.pack_quantized_weight(self.blocks, self.block_format)
+        else:
+            assert self.weight is not None, "packed already"
+            self.packed_weight = ops.pack_linear_weight(self.weight)
         self.weight = None
+        self.register_buffer("blocks", None)
 
     def forward(self, hidden: torch.Tensor, *, float_output: bool = False) -> torch.Tensor:
         """Map [T, in_features] to [T, out_features], in float32 if ``float_output``."""

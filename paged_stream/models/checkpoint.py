@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -117,8 +117,11 @@ def _shard_paths(files: ModelFiles, index: str) -> list[Path]:
 
 
 @torch.inference_mode()
-def fill(decoder: Decoder, family: Family, files: ModelFiles) -> None:
+def fill(decoder: Decoder, family: Family, files: ModelFiles, skip: Collection[str] = ()) -> None:
     """Copy every checkpoint tensor into its slice, converting layout, dtype and device on the way.
+
+    Args:
+        skip: checkpoint tensors that have been taken otherwise.
 
     Raises:
         ValueError: one error that names every tensor that is missing, unexpected or unfit.
@@ -133,7 +136,7 @@ def fill(decoder: Decoder, family: Family, files: ModelFiles) -> None:
         ]
         # By the names that the family uses: where to read, and under which name.
         sources = {family.rename(name): (shard, name) for shard in shards for name in shard.names}
-        problems = list(_problems(decoder, family, weights, parameters, sources))
+        problems = list(_problems(decoder, family, weights, parameters, sources, skip))
         if problems:
             raise ValueError(
                 f"model={files.name!r}: weights in {files.folder} do not fit config.json: "
@@ -154,11 +157,14 @@ def _problems(
     weights: dict[str, Weight],
     parameters: dict[str, torch.nn.Parameter],
     sources: dict[str, tuple[Shard, str]],
+    skip: Collection[str],
 ) -> Iterator[str]:
     config = decoder.config
     missing = sorted(weights.keys() - sources.keys())
     unexpected = sorted(
-        name for name in sources.keys() - weights.keys() if not family.ignored(config, name)
+        name
+        for name in sources.keys() - weights.keys() - set(skip)
+        if not family.ignored(config, name)
     )
     if missing:
         yield f"missing {', '.join(missing)}"

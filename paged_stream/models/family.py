@@ -92,7 +92,10 @@ class Family(ABC):
         return tied_head or name.endswith("rotary_emb.inv_freq")
 
     def from_gguf(self, config: ModelConfig, source: str, tensor: np.ndarray) -> np.ndarray:
-        """Undo the change that llama.cpp's converter made to tensor ``source``."""
+        """Undo the change that llama.cpp's converter made to tensor ``source``.
+
+        For a matrix it may only move rows: it is called with rows of quantised bytes, too.
+        """
         return tensor
 
     def weights(

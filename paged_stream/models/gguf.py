@@ -1,4 +1,5 @@
-"""Converting a GGUF file once into a folder in Hugging Face layout, with exact float32 weights.
+"""Converting a GGUF file once into a folder in Hugging Face layout, with exact float32 weights and
+the blocks that the kernels take as they are.
 
 A conversion appears in the cache whole or not at all, whatever is killed and however many
 processes start at once.
@@ -11,10 +12,11 @@ import glob
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,18 +25,20 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from paged_stream.attention.native import NativeBackend
+from paged_stream.layers.linear import BLOCK_BYTES
 from paged_stream.models.checkpoint import PROGRESS_DELAY
 from paged_stream.models.config import ModelConfig
 from paged_stream.models.decoder import Decoder
 from paged_stream.models.family import Family
 from paged_stream.models.gguf_config import ROPE_FACTORS, config_fields
 from paged_stream.models.hf_config import read_config
+from paged_stream.models.quantization import BLOCKS_FILE
 from paged_stream.models.registry import family_of_gguf
 
 logger = logging.getLogger(__name__)
 
 # Part of the cache key: raise it whenever the same file would convert to something else.
-CONVERTER_VERSION = 2
+CONVERTER_VERSION = 3
 
 
 def default_cache_dir() -> Path:
@@ -127,7 +131,10 @@ def _write_config(reader: Any, family: Family, folder: Path) -> ModelConfig:
 
 
 def _write_weights(reader: Any, family: Family, config: ModelConfig, folder: Path) -> None:
-    """Dequantise tensor by tensor into one safetensors file, whose layout is known beforehand."""
+    """Write all tensors dequantised, and once more those whose blocks the kernels take as they are.
+
+    One tensor at a time is in memory.
+    """
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     names = _gguf_names(reader, family, config)
     missing = sorted(set(names.values()) - tensors.keys())
@@ -137,18 +144,45 @@ def _write_weights(reader: Any, family: Family, config: ModelConfig, folder: Pat
             f"tensors do not fit the metadata: missing {missing or 'none'}, "
             f"unexpected {unexpected or 'none'}; pass the model's safetensors folder"
         )
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    sources = {source: tensors[name] for source, name in names.items()}
+
+    def dequantised(source: str) -> np.ndarray:
+        return family.from_gguf(config, source, _dequantise(sources[source])).astype("<f4")
+
+    def blocks(source: str) -> np.ndarray:
+        # Rows of bytes: what `from_gguf` does to a matrix only moves rows.
+        return family.from_gguf(config, source, np.asarray(sources[source].data))
+
+    shapes = {source: _shape(tensor) for source, tensor in sources.items()}
+    _write_safetensors(folder / "model.safetensors", "F32", shapes, dequantised, {"format": "pt"})
+    formats = {
+        source: tensor.tensor_type.name
+        for source, tensor in sources.items()
+        if tensor.tensor_type.name in BLOCK_BYTES and len(tensor.shape) == 2
+    }
+    if formats:
+        shapes = {source: list(sources[source].data.shape) for source in formats}
+        metadata = {"format": "pt", "formats": json.dumps(formats)}
+        _write_safetensors(folder / BLOCKS_FILE, "U8", shapes, blocks, metadata)
+
+
+def _write_safetensors(
+    path: Path,
+    dtype: str,
+    shapes: dict[str, list[int]],
+    values: Callable[[str], np.ndarray],
+    metadata: dict[str, str],
+) -> None:
+    """Write tensor by tensor into a file whose layout is known beforehand."""
+    header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
-    for source, name in names.items():
-        start, end = end, end + 4 * int(tensors[name].n_elements)
-        shape = [int(size) for size in reversed(tensors[name].shape)]
-        header[source] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
-    with (folder / "model.safetensors").open("wb") as file:
+    for name, shape in shapes.items():
+        start, end = end, end + math.prod(shape) * {"F32": 4, "U8": 1}[dtype]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+    with path.open("wb") as file:
         _write_header(file, header)
-        bar = tqdm(names.items(), "converting", unit=" tensors", delay=PROGRESS_DELAY, disable=None)
-        for source, name in bar:
-            values = family.from_gguf(config, source, _dequantise(tensors[name]))
-            file.write(np.ascontiguousarray(values, dtype="<f4").data)
+        for name in tqdm(shapes, "converting", unit=" tensors", delay=PROGRESS_DELAY, disable=None):
+            file.write(np.ascontiguousarray(values(name)).data)
 
 
 def _gguf_names(reader: Any, family: Family, config: ModelConfig) -> dict[str, str]:
@@ -166,8 +200,12 @@ def _gguf_names(reader: Any, family: Family, config: ModelConfig) -> dict[str, s
 def _dequantise(tensor: Any) -> np.ndarray:
     from gguf.quants import dequantize
 
-    shape = tuple(int(size) for size in reversed(tensor.shape))
-    return dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False).reshape(shape)
+    values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
+    return values.reshape(_shape(tensor))
+
+
+def _shape(tensor: Any) -> list[int]:
+    return [int(size) for size in reversed(tensor.shape)]
 
 
 def _write_header(file: BinaryIO, header: dict[str, Any]) -> None:

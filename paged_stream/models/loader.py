@@ -12,6 +12,7 @@ from paged_stream.models.config import ModelConfig
 from paged_stream.models.decoder import Decoder
 from paged_stream.models.files import ModelFiles, resolve_model
 from paged_stream.models.hf_config import token_ids
+from paged_stream.models.quantization import quantize_weights, take_stored_blocks
 from paged_stream.models.registry import family_of
 
 __all__ = ["ModelFiles", "load_config", "load_model", "resolve_model"]
@@ -52,8 +53,17 @@ def load_model(
     dtype: torch.dtype,
     device: torch.device | str,
     attention: AttentionBackend,
+    quantization: str | None = None,
 ) -> Decoder:
-    """Build the decoder and fill it; never holds more than one tensor above the model's size."""
+    """Build the decoder and fill it; never holds more than one tensor above the model's size.
+
+    Args:
+        quantization: as in `EngineConfig`.
+    """
     decoder = Decoder(config, attention, dtype=dtype, device=device)
-    fill(decoder, family_of(config.model_type), files)
+    family = family_of(config.model_type)
+    taken = take_stored_blocks(decoder, family, files) if quantization == "auto" else set()
+    fill(decoder, family, files, skip=taken)
+    if quantization in ("int8", "int4"):
+        quantize_weights(decoder, quantization)
     return decoder.eval()

@@ -106,7 +106,7 @@ class Worker:
         dtype = resolve_dtype(config.dtype, model_config.dtype)
         # Before the weights are read: a cache that cannot be is reported at once.
         self.cache_plan = plan_cache(config, model_config, dtype, sink_window)
-        model = load_model(files, model_config, dtype, device, NativeBackend())
+        model = load_model(files, model_config, dtype, device, NativeBackend(), config.quantization)
         self.fingerprint = _fingerprint(model)
         model.pack_weights()
         kv_cache = KVCache(
@@ -141,9 +141,9 @@ def _parking_budget(config: EngineConfig) -> int:
 
 
 def _fingerprint(model: Decoder) -> str:
-    """Digest of a sample of every parameter: the same for the same weights in the same dtype."""
+    """Digest of a sample of every weight: the same for the same weights in the same precision."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, parameter in model.named_parameters():
+    for name, parameter in (*model.named_parameters(), *model.named_buffers()):
         digest.update(f"{name} {list(parameter.shape)} {parameter.dtype}".encode())
         step = max(1, parameter.numel() // _SAMPLES)
         sample = parameter.flatten()[::step][:_SAMPLES].float().cpu()

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -15,9 +18,9 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def _supported_isas() -> list[str]:
+def _supported_isas(*names: str) -> list[str]:
     found, widest = [], ops.cpu_isa()
-    for name in ("avx512", "avx2", "generic"):
+    for name in names:
         try:
             ops.set_cpu_isa(name)
         except RuntimeError:
@@ -27,10 +30,23 @@ def _supported_isas() -> list[str]:
     return found
 
 
-@pytest.fixture(params=_supported_isas())
+@contextmanager
+def _using(name: str) -> Iterator[str]:
+    before = ops.cpu_isa()
+    ops.set_cpu_isa(name)
+    yield name
+    ops.set_cpu_isa(before)
+
+
+@pytest.fixture(params=_supported_isas("avx512", "avx2", "generic"))
 def isa(request):
     """Runs the test once with the kernels of every instruction set that this machine has."""
-    before = ops.cpu_isa()
-    ops.set_cpu_isa(request.param)
-    yield request.param
-    ops.set_cpu_isa(before)
+    with _using(request.param) as name:
+        yield name
+
+
+@pytest.fixture(params=_supported_isas("avx512vnni", "avx512", "avxvnni", "avx2", "generic"))
+def quantized_isa(request):
+    """The same for the kernels of quantised weights, of which there are more."""
+    with _using(request.param) as name:
+        yield name
