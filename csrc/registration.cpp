@@ -30,6 +30,10 @@ STABLE_TORCH_LIBRARY(paged_stream, m) {
       "bool float_output) -> Tensor");
   m.def("add_rms_norm(Tensor(a!) residual, Tensor? delta, Tensor weight, float eps) -> Tensor");
   m.def("silu_and_mul(Tensor gate_up) -> Tensor");
+  m.def(
+      "gated_mlp(Tensor(a!) residual, Tensor? delta, Tensor norm_weight, float eps, "
+      "Tensor up_weight, Tensor? up_bias, Tensor down_weight, Tensor? down_bias, "
+      "int intermediate_size) -> Tensor");
   m.def("cpu_isa() -> str");
   m.def("set_cpu_isa(str name) -> ()");
 }

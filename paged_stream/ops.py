@@ -267,6 +267,42 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
     return _ops.silu_and_mul.default(gate_up)
 
 
+def gated_mlp(
+    residual: Tensor,
+    delta: Tensor | None,
+    norm_weight: Tensor,
+    eps: float,
+    up_weight: Tensor,
+    up_bias: Tensor | None,
+    down_weight: Tensor,
+    down_bias: Tensor | None,
+    intermediate_size: int,
+) -> Tensor:
+    """Compute ``down(silu(gate(x)) * up(x))`` of ``x = add_rms_norm(residual, delta)``: the same
+    bits as op by op.
+
+    Args:
+        residual: [T, dim], contiguous; changed when there is a delta, of the same shape.
+        norm_weight: float32 [dim].
+        up_weight: packed, of 2 * intermediate_size outputs: the gate's, then those of up.
+        down_weight: packed, of dim outputs.
+
+    Returns:
+        [T, dim] in the dtype of ``residual``.
+    """
+    return _ops.gated_mlp.default(
+        residual,
+        delta,
+        norm_weight,
+        eps,
+        up_weight,
+        up_bias,
+        down_weight,
+        down_bias,
+        intermediate_size,
+    )
+
+
 def cpu_isa() -> str:
     """The instruction set of the CPU kernels in use: "avx512", "avx2" or "generic"."""
     return _ops.cpu_isa.default()
@@ -366,3 +402,18 @@ def _(residual, delta, weight, eps):
 @torch.library.register_fake("paged_stream::silu_and_mul")
 def _(gate_up):
     return gate_up.new_empty((gate_up.shape[0], gate_up.shape[1] // 2))
+
+
+@torch.library.register_fake("paged_stream::gated_mlp")
+def _(
+    residual,
+    delta,
+    norm_weight,
+    eps,
+    up_weight,
+    up_bias,
+    down_weight,
+    down_bias,
+    intermediate_size,
+):
+    return torch.empty_like(residual)

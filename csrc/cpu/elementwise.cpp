@@ -1,21 +1,18 @@
 // Launchers of the fused row-wise operations.
 
+#include "elementwise.h"
+
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
 
 #include "checks.h"
-#include "kernels.h"
 #include "parallel.h"
 
 namespace paged_stream {
 namespace {
 
 constexpr int64_t kMinElementsPerThread = 1 << 14;
-
-DType dtype_of(const Tensor& t) {
-  return t.scalar_type() == ScalarType::Float ? DType::kFloat32 : DType::kBFloat16;
-}
 
 // Calls run(begin, end) for rows of `columns` elements, in parallel when they are many.
 template <class Run>
@@ -26,27 +23,9 @@ void for_rows(int64_t rows, int64_t columns, const Run& run) {
 
 Tensor add_rms_norm(Tensor residual, std::optional<Tensor> delta, Tensor weight, double eps) {
   constexpr Checker check("add_rms_norm");
-  check.shape(residual, "residual", "[T, dim]", {kAny, kAny});
-  check.kv_dtype(residual, "residual");
-  check.dense(residual, "residual", 0);
-  const int64_t rows = residual.size(0), dim = residual.size(1);
-  if (delta) {
-    check.shape(*delta, "delta", "of residual", {rows, dim});
-    check.dtype(*delta, "delta", residual.scalar_type());
-    check.dense(*delta, "delta", 0);
-  }
-  check.shape(weight, "weight", "[dim]", {dim});
-  check.dtype(weight, "weight", ScalarType::Float);
-  check.dense(weight, "weight", 0);
+  const RmsNormInput norm = RmsNormInput::read(check, residual, delta, weight, eps);
   Tensor out = torch::stable::empty_like(residual);
-  const RmsNormArgs args{residual.data_ptr(),
-                         delta ? delta->data_ptr() : nullptr,
-                         weight.const_data_ptr<float>(),
-                         out.data_ptr(),
-                         dim,
-                         static_cast<float>(eps)};
-  const RmsNormFn run = kernels().rms_norm[static_cast<int>(dtype_of(residual))];
-  for_rows(rows, dim, [&](int64_t begin, int64_t end) { run(args, begin, end); });
+  run_rms_norm(norm.into(out.data_ptr()), norm.rows, norm.dtype);
   return out;
 }
 
@@ -59,14 +38,46 @@ Tensor silu_and_mul(Tensor gate_up) {
                                               std::to_string(gate_up.size(1)));
   const int64_t rows = gate_up.size(0), dim = gate_up.size(1) / 2;
   Tensor out = torch::stable::new_empty(gate_up, {rows, dim});
-  const SiluAndMulFn run = kernels().silu_and_mul[static_cast<int>(dtype_of(gate_up))];
-  for_rows(rows, dim, [&](int64_t begin, int64_t end) {
-    run(gate_up.data_ptr(), out.data_ptr(), dim, begin, end);
-  });
+  run_silu_and_mul(gate_up.data_ptr(), out.data_ptr(), rows, dim, dtype_of(gate_up));
   return out;
 }
 
 }  // namespace
+
+RmsNormInput RmsNormInput::read(const Checker& check, const Tensor& residual,
+                                const std::optional<Tensor>& delta, const Tensor& weight,
+                                double eps) {
+  check.shape(residual, "residual", "[T, dim]", {kAny, kAny});
+  check.kv_dtype(residual, "residual");
+  check.dense(residual, "residual", 0);
+  const int64_t rows = residual.size(0), dim = residual.size(1);
+  if (delta) {
+    check.shape(*delta, "delta", "of residual", {rows, dim});
+    check.dtype(*delta, "delta", residual.scalar_type());
+    check.dense(*delta, "delta", 0);
+  }
+  check.shape(weight, "weight", "[dim]", {dim});
+  check.dtype(weight, "weight", ScalarType::Float);
+  check.dense(weight, "weight", 0);
+  const RmsNormArgs args{residual.data_ptr(),
+                         delta ? delta->data_ptr() : nullptr,
+                         weight.const_data_ptr<float>(),
+                         nullptr,
+                         dim,
+                         static_cast<float>(eps)};
+  return {args, rows, dtype_of(residual)};
+}
+
+void run_rms_norm(const RmsNormArgs& args, int64_t rows, DType dtype) {
+  const RmsNormFn run = kernels().rms_norm[static_cast<int>(dtype)];
+  for_rows(rows, args.dim, [&](int64_t begin, int64_t end) { run(args, begin, end); });
+}
+
+void run_silu_and_mul(const void* gate_up, void* out, int64_t rows, int64_t dim, DType dtype) {
+  const SiluAndMulFn run = kernels().silu_and_mul[static_cast<int>(dtype)];
+  for_rows(rows, dim, [&](int64_t begin, int64_t end) { run(gate_up, out, dim, begin, end); });
+}
+
 }  // namespace paged_stream
 
 STABLE_TORCH_LIBRARY_IMPL(paged_stream, CPU, m) {

@@ -21,7 +21,8 @@ constexpr int kPrefetchBytes = 2048;
 
 #include "linear_common.inl"
 
-constexpr TileShape kDenseShape{.tall_rows = 12, .tall_panels = 2, .wide_rows = 6, .wide_panels = 4};
+constexpr TileShape kDenseShape{
+    .tall_rows = 12, .tall_panels = 2, .wide_rows = 6, .wide_panels = 4};
 constexpr TileShape kQuantizedShape{
     .tall_rows = 8, .tall_panels = 1, .wide_rows = 2, .wide_panels = 4};
 

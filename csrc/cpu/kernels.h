@@ -141,7 +141,7 @@ constexpr BlockLayout block_layout(BlockFormat format) {
 // codes, times the scale as float32 for formats with a min, else times -zero_point as int32.
 constexpr int64_t kQuantizedBlockBytes = kQuantBlock + 8;  // of one row
 struct QuantizeArgs {
-  const void* x;  // the tile's first row
+  const void* x;   // the tile's first row
   int64_t stride;  // elements between rows
   int64_t rows;
   int64_t in_features;

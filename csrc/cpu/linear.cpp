@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "elementwise.h"
 #include "parallel.h"
 
 namespace paged_stream {
@@ -103,9 +104,8 @@ Tensor linear(Tensor input, Tensor packed_weight, std::optional<Tensor> bias, in
   check.dense(input, "input", 1);
   const ScalarType out_type = float_output ? ScalarType::Float : dtype;
   Tensor out = torch::stable::new_empty(input, {input.size(0), out_features}, out_type);
-  const DType type = dtype == ScalarType::Float ? DType::kFloat32 : DType::kBFloat16;
-  run_linear({input.data_ptr(), input.size(0), input.stride(0), type}, weight, out.data_ptr(),
-             float_output);
+  run_linear({input.data_ptr(), input.size(0), input.stride(0), dtype_of(input)}, weight,
+             out.data_ptr(), float_output);
   return out;
 }
 
@@ -173,7 +173,8 @@ void run_linear(const LinearInput& input, const PackedWeight& weight, void* out,
   } else {
     const Kernels& dense = kernels();
     args.num_tiles = (args.rows + dense.max_tile_rows - 1) / dense.max_tile_rows;
-    args.x = (input.dtype == DType::kFloat32 ? pack_dense<float> : pack_dense<bfloat16>)(input, args);
+    args.x =
+        (input.dtype == DType::kFloat32 ? pack_dense<float> : pack_dense<bfloat16>)(input, args);
     run_items(args, dense.linear[dtype]);
   }
 }

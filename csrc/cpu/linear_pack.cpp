@@ -52,8 +52,8 @@ Tensor pack_linear_weight(Tensor weight) {
 BlockFormat block_format(const std::string& name) {
   if (name == "Q4_0") return BlockFormat::kQ4_0;
   if (name == "Q4_1") return BlockFormat::kQ4_1;
-  STD_TORCH_CHECK(name == "Q8_0",
-                  "pack_quantized_weight: format must be Q4_0, Q4_1 or Q8_0, got ", name);
+  STD_TORCH_CHECK(name == "Q8_0", "pack_quantized_weight: format must be Q4_0, Q4_1 or Q8_0, got ",
+                  name);
   return BlockFormat::kQ8_0;
 }
 

@@ -16,7 +16,7 @@ from paged_stream.attention.backend import AttentionBackend
 from paged_stream.attention.metadata import AttentionMetadata
 from paged_stream.layers.embedding import Embedding
 from paged_stream.layers.linear import Linear
-from paged_stream.layers.mlp import MLP
+from paged_stream.layers.mlp import MLP, Block
 from paged_stream.layers.norm import HeadNorm, LayerNorm, NoNorm, RMSNorm
 from paged_stream.layers.rotary import RotaryEmbedding, RotaryTables
 from paged_stream.models.config import ModelConfig, RotaryConfig
@@ -134,11 +134,24 @@ class DecoderLayer(torch.nn.Module):
             dtype=dtype,
             device=device,
         )
+        self.mlp_block: Block = self._normed_mlp
         self.post_attention_norm: torch.nn.Module | None = None
         self.post_mlp_norm: torch.nn.Module | None = None
         if config.post_norm:
             self.post_attention_norm = make_norm(config, dtype, device)
             self.post_mlp_norm = make_norm(config, dtype, device)
+
+    def pack(self) -> None:
+        """Bring the projections into the layout of the CPU kernels."""
+        for linear in (self.attention.qkv, self.attention.output, self.mlp.up, self.mlp.down):
+            linear.pack()
+        if self.mlp_norm is not None:
+            self.mlp_block = self.mlp.fused_with(self.mlp_norm) or self.mlp_block
+
+    def _normed_mlp(self, residual: torch.Tensor, delta: torch.Tensor | None) -> torch.Tensor:
+        assert self.mlp_norm is not None, "only parallel blocks share a norm"
+        hidden: torch.Tensor = self.mlp(self.mlp_norm(residual, delta))
+        return hidden
 
     @staticmethod
     def _input_norm(
@@ -164,8 +177,7 @@ class DecoderLayer(torch.nn.Module):
             if self.mlp_norm is not None:
                 normed = self.mlp_norm(residual, None)
             return attended.add_(self.mlp(normed))
-        assert self.mlp_norm is not None, "only parallel blocks share a norm"
-        delta = self.mlp(self.mlp_norm(residual, attended))
+        delta = self.mlp_block(residual, attended)
         if self.post_mlp_norm is not None:
             delta = self.post_mlp_norm(delta, None)
         return delta
@@ -213,9 +225,10 @@ class Decoder(torch.nn.Module):
 
     def pack_weights(self) -> None:
         """Bring all projections into the layout of the CPU kernels, one at a time."""
-        for module in self.modules():
-            if isinstance(module, Linear):
-                module.pack()
+        for layer in self.layers:
+            assert isinstance(layer, DecoderLayer)
+            layer.pack()
+        self.head.pack()
 
     def forward(
         self,

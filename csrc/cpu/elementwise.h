@@ -1,0 +1,39 @@
+// Row-wise operations on plain pointers, for every launcher that needs one in between.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+
+#include "checks.h"
+#include "kernels.h"
+
+namespace paged_stream {
+
+inline DType dtype_of(const Tensor& t) {
+  return t.scalar_type() == ScalarType::Float ? DType::kFloat32 : DType::kBFloat16;
+}
+
+// Checked arguments of an addition and norm: residual [rows, dim], delta of the same shape or
+// none, float32 weight [dim].
+struct RmsNormInput {
+  RmsNormArgs args;  // without out
+  int64_t rows;
+  DType dtype;
+
+  static RmsNormInput read(const Checker& check, const Tensor& residual,
+                           const std::optional<Tensor>& delta, const Tensor& weight, double eps);
+
+  RmsNormArgs into(void* out) const {
+    RmsNormArgs filled = args;
+    filled.out = out;
+    return filled;
+  }
+};
+
+void run_rms_norm(const RmsNormArgs& args, int64_t rows, DType dtype);
+
+// gate_up: [rows, 2 * dim]; out: [rows, dim].
+void run_silu_and_mul(const void* gate_up, void* out, int64_t rows, int64_t dim, DType dtype);
+
+}  // namespace paged_stream
