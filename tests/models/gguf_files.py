@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ def write_gguf(
     model: PreTrainedModel,
     path: Path,
     tensors: dict[str, np.ndarray] | None = None,
+    kind_of: Callable[[str], Kind] | None = None,
     **metadata: Any,
 ) -> Path:
     """Write a file whose feed-forward matrices are quantised where their rows can be.
 
     Args:
+        kind_of: the format of each matrix, by its name in the file, if not that.
         tensors: written besides the model's.
         metadata: more of it, ``__`` for ``.``, with the architecture in front unless that is there;
             ``None`` leaves out what is written otherwise.
@@ -39,8 +42,9 @@ def write_gguf(
         _add(writer, key, value)
     _add_vocabulary(writer, model.config.vocab_size, sentencepiece="gemma" in architecture)
     for name, tensor in (_tensors(model, architecture) | (tensors or {})).items():
-        if "ffn" in name and tensor.ndim == 2:
+        if tensor.ndim == 2 and (kind_of or "ffn" in name):
             kind = Kind.Q8_0 if tensor.shape[1] % 32 == 0 else Kind.F16
+            kind = kind_of(name) if kind_of else kind
             writer.add_tensor(name, gguf.quants.quantize(tensor, kind), raw_dtype=kind)
         else:
             writer.add_tensor(name, np.ascontiguousarray(tensor))
