@@ -109,6 +109,18 @@ struct LinearArgs {
   int64_t tile_row(int64_t tile) const { return tile * rows / num_tiles; }
 };
 using LinearFn = void (*)(const LinearArgs&);
+// Most tiles in one call: their part of x stays in the second-level cache.
+constexpr int64_t kTilesPerItem = 8;
+
+// A tile of x on its way to that layout; W rows or fewer go fast.
+struct PackRowsArgs {
+  const void* x;
+  int64_t stride;  // elements between rows
+  int64_t rows;
+  int64_t columns;
+  float* out;
+};
+using PackRowsFn = void (*)(const PackRowsArgs&);
 
 // Weights in blocks of 32 consecutive k of a row, as GGUF files have them: w = scale * (code -
 // zero_point) + min, with a float16 scale, and a float16 min in kQ4_1.
@@ -179,6 +191,7 @@ struct Kernels {
   SiluAndMulFn silu_and_mul[kNumDTypes];
   const AttentionKernels* (*attention)(DType dtype, int head_dim);
   LinearFn linear[kNumDTypes];
+  PackRowsFn pack_rows[kNumDTypes];
   int64_t max_tile_rows;
 };
 

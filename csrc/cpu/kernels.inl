@@ -53,5 +53,6 @@ constexpr Kernels kKernels = {
     {silu_and_mul<float>, silu_and_mul<bfloat16>},
     choose_attention,
     {linear<float, kLanes>, linear<bfloat16, kLanes>},
+    {pack_rows<float, kLanes>, pack_rows<bfloat16, kLanes>},
     kDenseShape.tall_rows,
 };

@@ -5,7 +5,6 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <cstring>
 
 #include "elementwise.h"
 #include "parallel.h"
@@ -14,18 +13,7 @@ namespace paged_stream {
 namespace {
 
 constexpr int64_t kMinWorkPerThread = 1 << 16;  // multiply-adds
-// Tiles that one item takes, so that its part of x stays in the second-level cache.
-constexpr int64_t kTilesPerItem = 8;
-
 constexpr int64_t kMinPackPerThread = 1 << 15;  // elements of x
-
-float to_float(float x) { return x; }
-float to_float(bfloat16 x) {
-  const uint32_t bits = uint32_t{x.bits} << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-}
 
 // Calls pack(first row, number of rows) for every tile, in parallel when they are large.
 template <class Pack>
@@ -39,18 +27,16 @@ void for_each_tile(const LinearArgs& args, const Pack& pack) {
   });
 }
 
-// Widens x and brings it into the layout of tiles.
-template <class T>
+int64_t element_size(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+
 const void* pack_dense(const LinearInput& input, const LinearArgs& args) {
   static thread_local GrowingBuffer<float> buffer;
   float* packed = buffer.get(args.rows * args.in_features);
-  const T* data = static_cast<const T*>(input.data);
+  const PackRowsFn pack = kernels().pack_rows[static_cast<int>(input.dtype)];
   for_each_tile(args, [&](int64_t row, int64_t rows) {
-    const T* from = data + row * input.stride;
-    float* to = packed + row * args.in_features;
-    for (int64_t k = 0; k < args.in_features; ++k) {
-      for (int64_t r = 0; r < rows; ++r) *to++ = to_float(from[r * input.stride + k]);
-    }
+    const int64_t offset = row * input.stride * element_size(input.dtype);
+    pack({static_cast<const char*>(input.data) + offset, input.stride, rows, args.in_features,
+          packed + row * args.in_features});
   });
   return packed;
 }
@@ -59,11 +45,11 @@ const void* pack_quantized(const LinearInput& input, const LinearArgs& args, Blo
   static thread_local GrowingBuffer<char> buffer;
   const int64_t row_bytes = args.in_features / kQuantBlock * kQuantizedBlockBytes;
   char* packed = buffer.get(args.rows * row_bytes);
-  const int64_t element_size = input.dtype == DType::kFloat32 ? 4 : 2;
   const QuantizeFn quantize = isa().quantized->quantize[static_cast<int>(input.dtype)];
   for_each_tile(args, [&](int64_t row, int64_t rows) {
-    const char* from = static_cast<const char*>(input.data) + row * input.stride * element_size;
-    quantize({from, input.stride, rows, args.in_features, format, packed + row * row_bytes});
+    const int64_t offset = row * input.stride * element_size(input.dtype);
+    quantize({static_cast<const char*>(input.data) + offset, input.stride, rows, args.in_features,
+              format, packed + row * row_bytes});
   });
   return packed;
 }
@@ -72,7 +58,7 @@ const float* widen_bias(const void* bias, DType dtype, int64_t size) {
   if (bias == nullptr || dtype == DType::kFloat32) return static_cast<const float*>(bias);
   static thread_local GrowingBuffer<float> buffer;
   float* wide = buffer.get(size);
-  for (int64_t i = 0; i < size; ++i) wide[i] = to_float(static_cast<const bfloat16*>(bias)[i]);
+  kernels().pack_rows[static_cast<int>(dtype)]({bias, size, 1, size, wide});
   return wide;
 }
 
@@ -173,8 +159,7 @@ void run_linear(const LinearInput& input, const PackedWeight& weight, void* out,
   } else {
     const Kernels& dense = kernels();
     args.num_tiles = (args.rows + dense.max_tile_rows - 1) / dense.max_tile_rows;
-    args.x =
-        (input.dtype == DType::kFloat32 ? pack_dense<float> : pack_dense<bfloat16>)(input, args);
+    args.x = pack_dense(input, args);
     run_items(args, dense.linear[dtype]);
   }
 }

@@ -6,8 +6,7 @@
 // bfloat16 weights are widened and multiplied in float32. The pair-wise bfloat16 instruction is
 // not used: it does 16 products a cycle where two float32 units do 32, and it rounds differently.
 //
-// A tile is some rows times some panels. It reads its part of the weight once and its rows of x,
-// which lie side by side for each k, once.
+// A tile is some rows times some panels; the rows of x lie side by side for each k.
 
 // Halves of a packed line: bfloat16 keeps two consecutive k in the halves of a 32-bit lane.
 template <class T>
@@ -36,38 +35,61 @@ PS_INLINE void add_products(Vec<W> (&acc)[Rows][Vectors], const float* x,
   }
 }
 
-template <class T, int W, int Rows, int Panels>
-void linear_tile(const LinearArgs& a, int64_t row, int64_t panel) {
-  constexpr int kVectors = kLinearPanel / W;
-  constexpr int64_t kLineBytes = 4 * kLinearPanel;
-  const int64_t steps = a.in_features / kHalves<T>;
-  const char* weight = static_cast<const char*>(a.weight) + panel * steps * kLineBytes;
-  const float* x = static_cast<const float*>(a.x) + row * a.in_features;
-  Vec<W> acc[Rows][Panels * kVectors] = {};
-  for (int64_t k = 0; k < steps; ++k, x += Rows * kHalves<T>) {
-    const char* lines[Panels * kVectors];
-    for (int i = 0; i < Panels * kVectors; ++i) {
-      lines[i] = weight + (i / kVectors * steps + k) * kLineBytes + i % kVectors * 4 * W;
-    }
-    // Panels are streams of their own, more than the hardware follows far enough ahead.
-    for (int p = 0; p < Panels; ++p) __builtin_prefetch(lines[p * kVectors] + kPrefetchBytes);
-    add_products<T, W, Rows, Panels * kVectors, 0>(acc, x, lines);
-    if constexpr (kHalves<T> == 2) {
-      add_products<T, W, Rows, Panels * kVectors, 1>(acc, x + Rows, lines);
-    }
-  }
-  store_tile<W>(acc, a, row, panel);
-}
-
 template <class T, int W>
 struct DenseTile {
+  static constexpr int64_t kStep = kHalves<T>;  // consecutive k in a line
+  static constexpr int64_t kStepBytes = 4 * kLinearPanel;
+  static constexpr int64_t kSpan = 32;
+
   template <int Rows, int Panels>
-  static void run(const LinearArgs& a, int64_t row, int64_t panel) {
-    linear_tile<T, W, Rows, Panels>(a, row, panel);
+  static void run(const LinearArgs& a, int64_t row, int64_t panel, const Span& span) {
+    constexpr int V = kLinearPanel / W;
+    const int64_t panel_bytes = span.num_steps * kStepBytes;
+    const char* weight = static_cast<const char*>(a.weight) + panel * panel_bytes;
+    const float* x = static_cast<const float*>(a.x) + row * a.in_features;
+    x += span.begin * kStep * Rows;
+    const char* ahead = span.ahead;
+    Vec<W> acc[Rows][Panels * V];
+    begin_span<W>(acc, span);
+    for (int64_t step = span.begin; step < span.end; ++step, x += kStep * Rows) {
+      const char* lines[Panels * V];
+      for (int i = 0; i < Panels * V; ++i) {
+        lines[i] = weight + i / V * panel_bytes + step * kStepBytes + i % V * 4 * W;
+      }
+      // Panels are streams of their own, more than the hardware follows far enough ahead.
+      for (int p = 0; p < Panels; ++p) __builtin_prefetch(ahead + p * panel_bytes);
+      ahead += span.ahead_bytes;
+      add_products<T, W, Rows, Panels * V, 0>(acc, x, lines);
+      if constexpr (kStep == 2) add_products<T, W, Rows, Panels * V, 1>(acc, x + Rows, lines);
+    }
+    end_span<W>(acc, span, a, row, panel);
   }
 };
 
 template <class T, int W>
 void linear(const LinearArgs& a) {
   run_tiles<DenseTile<T, W>, kDenseShape>(a);
+}
+
+// Widens a tile of x and turns [rows, columns] into [columns, rows].
+template <class T, int W>
+void pack_rows(const PackRowsArgs& a) {
+  const T* from = static_cast<const T*>(a.x);
+  const int rows = static_cast<int>(a.rows);
+  int64_t k = 0;
+  // A line is written as a whole vector, which the next line overwrites from its own start on.
+  for (; rows <= W && (k + W) * rows + W <= a.columns * rows; k += W) {
+    Vec<W> lines[W];
+    for (int r = 0; r < W; ++r) {
+      lines[r] = r < rows ? load_row<W>(from + r * a.stride + k) : Vec<W>{};
+    }
+    transpose<W>(lines);
+    for (int i = 0; i < W; ++i) store(a.out + (k + i) * rows, lines[i]);
+  }
+  for (; k < a.columns; ++k) {
+    for (int r = 0; r < rows; ++r) {
+      const T element[W] = {from[r * a.stride + k]};
+      a.out[k * rows + r] = load_row<W>(element)[0];
+    }
+  }
 }

@@ -38,6 +38,35 @@ PS_INLINE void store_tile(Vec<W> (&acc)[Rows][Vectors], const LinearArgs& a, int
   }
 }
 
+// What a tile does in one go: steps [begin, end) of its weight. Between its spans, the sums wait
+// in memory. `ahead` is what to fetch at the first step, in the first panel, `ahead_bytes` further
+// on at every later one.
+struct Span {
+  int64_t begin, end;
+  int64_t num_steps;
+  float* sums;  // [rows, panels * kLinearPanel]
+  const char* ahead;
+  int64_t ahead_bytes;
+};
+
+template <int W, int Rows, int Vectors>
+PS_INLINE void begin_span(Vec<W> (&acc)[Rows][Vectors], const Span& span) {
+  for (int r = 0; r < Rows; ++r) {
+    for (int i = 0; i < Vectors; ++i) {
+      acc[r][i] = span.begin == 0 ? Vec<W>{} : load<Vec<W>>(span.sums + (r * Vectors + i) * W);
+    }
+  }
+}
+
+template <int W, int Rows, int Vectors>
+PS_INLINE void end_span(Vec<W> (&acc)[Rows][Vectors], const Span& span, const LinearArgs& a,
+                        int64_t row, int64_t panel) {
+  if (span.end == span.num_steps) return store_tile<W>(acc, a, row, panel);
+  for (int r = 0; r < Rows; ++r) {
+    for (int i = 0; i < Vectors; ++i) store(span.sums + (r * Vectors + i) * W, acc[r][i]);
+  }
+}
+
 // Tiles of many rows take few panels at once, tiles of few rows more, as registers allow.
 struct TileShape {
   int tall_rows, tall_panels;
@@ -46,21 +75,44 @@ struct TileShape {
 
 // The instance for exactly `rows` rows.
 template <class Tile, int Panels, int Rows>
-void run_rows(const LinearArgs& a, int64_t row, int64_t rows, int64_t panel) {
+void run_rows(const LinearArgs& a, int64_t row, int64_t rows, int64_t panel, const Span& span) {
   if constexpr (Rows > 0) {
     if (rows == Rows) {
-      Tile::template run<Rows, Panels>(a, row, panel);
+      Tile::template run<Rows, Panels>(a, row, panel, span);
     } else {
-      run_rows<Tile, Panels, Rows - 1>(a, row, rows, panel);
+      run_rows<Tile, Panels, Rows - 1>(a, row, rows, panel, span);
     }
   }
 }
 
+// Several tiles go through the weight together, span by span, so that each span is read from
+// memory while all of them compute, not only the first.
 template <class Tile, int Panels, int MaxRows>
 void run_panels(const LinearArgs& a, int64_t panel) {
-  for (int64_t t = a.tile_begin; t < a.tile_end; ++t) {
-    const int64_t row = a.tile_row(t);
-    run_rows<Tile, Panels, MaxRows>(a, row, a.tile_row(t + 1) - row, panel);
+  const int64_t steps = a.in_features / Tile::kStep, num_tiles = a.tile_end - a.tile_begin;
+  const int64_t panel_bytes = steps * Tile::kStepBytes;
+  const char* weight = static_cast<const char*>(a.weight) + panel * panel_bytes;
+  const int64_t first_row = a.tile_row(a.tile_begin);
+  if (num_tiles == 1) {
+    const Span whole{0, steps, steps, nullptr, weight + kPrefetchBytes, Tile::kStepBytes};
+    return run_rows<Tile, Panels, MaxRows>(a, first_row, a.tile_row(a.tile_end) - first_row, panel,
+                                           whole);
+  }
+  float sums[kTilesPerItem * MaxRows * Panels * kLinearPanel];
+  for (int64_t begin = 0; begin < steps; begin += Tile::kSpan) {
+    const int64_t end = begin + Tile::kSpan < steps ? begin + Tile::kSpan : steps;
+    const char* next = weight + (end < steps ? end * Tile::kStepBytes : Panels * panel_bytes);
+    for (int64_t tile = a.tile_begin; tile < a.tile_end; ++tile) {
+      const int64_t row = a.tile_row(tile), index = tile - a.tile_begin;
+      const int64_t share = (Tile::kStepBytes + num_tiles - 1) / num_tiles;
+      const Span span{begin,
+                      end,
+                      steps,
+                      sums + (row - first_row) * Panels * kLinearPanel,
+                      next + index * share * (end - begin),
+                      share};
+      run_rows<Tile, Panels, MaxRows>(a, row, a.tile_row(tile + 1) - row, panel, span);
+    }
   }
 }
 

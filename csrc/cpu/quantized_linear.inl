@@ -48,55 +48,59 @@ PS_INLINE void dot_block(IVec<W> (&dots)[Rows][V], const char* codes, const char
   }
 }
 
-template <BlockFormat Format, int W, int Rows, int Panels>
-void quantized_tile(const LinearArgs& a, int64_t row, int64_t panel) {
+// Adds a block's share to the sums of one panel.
+template <BlockFormat Format, int W, int Rows, int Vectors>
+PS_INLINE void add_block(Vec<W> (&acc)[Rows][Vectors], int first, const char* block,
+                         const char* x) {
   constexpr BlockLayout kLayout = block_layout(Format);
-  constexpr int V = kLinearPanel / W;
-  constexpr int64_t kPanelBytes = kLayout.bytes() * kLinearPanel;
-  constexpr int64_t kInputBytes = kQuantizedBlockBytes * Rows;
-  constexpr int kScaleBytes = 2 * kLinearPanel;
-  const int64_t blocks = a.in_features / kQuantBlock;
-  const char* weight = static_cast<const char*>(a.weight) + panel * blocks * kPanelBytes;
-  const char* x = static_cast<const char*>(a.x) + row * blocks * kQuantizedBlockBytes;
-  Vec<W> acc[Rows][Panels * V] = {};
-  for (int64_t b = 0; b < blocks; ++b, x += kInputBytes) {
-    const char* scales = x + kQuantBlock * Rows;
-    const char* corrections = scales + 4 * Rows;
-    for (int p = 0; p < Panels; ++p) {
-      const char* block = weight + (p * blocks + b) * kPanelBytes;
-      for (int64_t i = 0; i < kPanelBytes; i += 64) {
-        __builtin_prefetch(block + kPrefetchBytes + i);
-      }
-      IVec<W> dots[Rows][V];
-      for (int r = 0; r < Rows; ++r) {
-        const UVec<W> start = kLayout.has_min ? UVec<W>{} : splat_word<W>(corrections + 4 * r);
-        for (int v = 0; v < V; ++v) dots[r][v] = (IVec<W>)start;
-      }
-      const char* codes = block + kScaleBytes * (kLayout.has_min ? 2 : 1);
-      dot_block<Format, W, Rows, V>(dots, codes, x);
-      for (int v = 0; v < V; ++v) {
-        const Vec<W> scale = load_halves<W>(block + v * 2 * W);
-        Vec<W> min{};
-        if constexpr (kLayout.has_min) min = load_halves<W>(block + kScaleBytes + v * 2 * W);
-        for (int r = 0; r < Rows; ++r) {
-          const Vec<W> input_scale = (Vec<W>)splat_word<W>(scales + 4 * r);
-          Vec<W>& sum = acc[r][p * V + v];
-          sum += __builtin_convertvector(dots[r][v], Vec<W>) * scale * input_scale;
-          if constexpr (kLayout.has_min) {
-            sum += (Vec<W>)splat_word<W>(corrections + 4 * r) * min;
-          }
-        }
-      }
+  constexpr int V = kLinearPanel / W, kScaleBytes = 2 * kLinearPanel;
+  const char* scales = x + kQuantBlock * Rows;
+  const char* corrections = scales + 4 * Rows;
+  IVec<W> dots[Rows][V];
+  for (int r = 0; r < Rows; ++r) {
+    const UVec<W> start = kLayout.has_min ? UVec<W>{} : splat_word<W>(corrections + 4 * r);
+    for (int v = 0; v < V; ++v) dots[r][v] = (IVec<W>)start;
+  }
+  dot_block<Format, W, Rows, V>(dots, block + kScaleBytes * (kLayout.has_min ? 2 : 1), x);
+  for (int v = 0; v < V; ++v) {
+    const Vec<W> scale = load_halves<W>(block + v * 2 * W);
+    Vec<W> min{};
+    if constexpr (kLayout.has_min) min = load_halves<W>(block + kScaleBytes + v * 2 * W);
+    for (int r = 0; r < Rows; ++r) {
+      const Vec<W> input_scale = (Vec<W>)splat_word<W>(scales + 4 * r);
+      Vec<W>& sum = acc[r][first + v];
+      sum += __builtin_convertvector(dots[r][v], Vec<W>) * scale * input_scale;
+      if constexpr (kLayout.has_min) sum += (Vec<W>)splat_word<W>(corrections + 4 * r) * min;
     }
   }
-  store_tile<W>(acc, a, row, panel);
 }
 
 template <BlockFormat Format, int W>
 struct QuantizedTile {
+  static constexpr int64_t kStep = kQuantBlock;
+  static constexpr int64_t kStepBytes = block_layout(Format).bytes() * kLinearPanel;
+  static constexpr int64_t kSpan = 6;
+
   template <int Rows, int Panels>
-  static void run(const LinearArgs& a, int64_t row, int64_t panel) {
-    quantized_tile<Format, W, Rows, Panels>(a, row, panel);
+  static void run(const LinearArgs& a, int64_t row, int64_t panel, const Span& span) {
+    constexpr int V = kLinearPanel / W;
+    const int64_t panel_bytes = span.num_steps * kStepBytes;
+    const char* weight = static_cast<const char*>(a.weight) + panel * panel_bytes;
+    const char* x = static_cast<const char*>(a.x) +
+                    (row * span.num_steps + span.begin * Rows) * kQuantizedBlockBytes;
+    const char* ahead = span.ahead;
+    Vec<W> acc[Rows][Panels * V];
+    begin_span<W>(acc, span);
+    for (int64_t step = span.begin; step < span.end; ++step, x += kQuantizedBlockBytes * Rows) {
+      for (int p = 0; p < Panels; ++p) {
+        for (int64_t i = 0; i < span.ahead_bytes; i += 64) {
+          __builtin_prefetch(ahead + p * panel_bytes + i);
+        }
+        add_block<Format, W>(acc, p * V, weight + p * panel_bytes + step * kStepBytes, x);
+      }
+      ahead += span.ahead_bytes;
+    }
+    end_span<W>(acc, span, a, row, panel);
   }
 };
 
@@ -126,16 +130,15 @@ void quantize_rows(const QuantizeArgs& a) {
       // Below that, its inverse would not be finite.
       const Vec<W> inverse = splat<W>(max > 1e-30f ? 127.0f / max : 0.0f);
       int8_t codes[kQuantBlock];
-      IVec<W> sums{};
+      Vec<W> sums{};
       for (int i = 0; i < kVectors; ++i) {
         // Adding 1.5 * 2^23 leaves the nearest integer in the low mantissa bits.
         const Vec<W> shifted = values[i] * inverse + 12582912.0f;
         const IVec<W> code = (IVec<W>)shifted - 0x4b400000;
-        sums += code;
+        sums += shifted - 12582912.0f;
         store(codes + i * W, __builtin_convertvector(code, typename VecOf<W>::B));
       }
-      int32_t sum = 0;
-      for (int i = 0; i < W; ++i) sum += sums[i];
+      const int32_t sum = static_cast<int32_t>(horizontal_sum<W>(sums));
       for (int i = 0; i < kQuantBlock / 4; ++i) {
         __builtin_memcpy(out + (i * a.rows + r) * 4, codes + 4 * i, 4);
       }

@@ -90,18 +90,30 @@ PS_INLINE Vec<W> sum_groups(const Vec<W>* x) {
   }
 }
 
+// Lane i of the result is lane i ^ Distance of the source.
+template <int Distance>
+struct ExchangeLanes {
+  static constexpr int at(int lane) { return lane ^ Distance; }
+};
+
+// Combines all lanes pair by pair; what comes out is in every lane.
+template <int W, int Distance, class Combine>
+PS_INLINE Vec<W> reduce(Vec<W> v, const Combine& combine) {
+  if constexpr (Distance == 0) {
+    return v;
+  } else {
+    return reduce<W, Distance / 2>(combine(v, shuffle<ExchangeLanes<Distance>, W>(v, v)), combine);
+  }
+}
+
 template <int W>
 PS_INLINE float horizontal_sum(Vec<W> v) {
-  float sum = 0;
-  for (int i = 0; i < W; ++i) sum += v[i];
-  return sum;
+  return reduce<W, W / 2>(v, [](Vec<W> a, Vec<W> b) { return a + b; })[0];
 }
 
 template <int W>
 PS_INLINE float horizontal_max(Vec<W> v) {
-  float max = v[0];
-  for (int i = 1; i < W; ++i) max = v[i] > max ? v[i] : max;
-  return max;
+  return reduce<W, W / 2>(v, [](Vec<W> a, Vec<W> b) { return b > a ? b : a; })[0];
 }
 
 template <int W, int H, bool High>
