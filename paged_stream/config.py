@@ -18,10 +18,10 @@ class EngineConfig:
         device: ``"auto"`` or ``"cpu"``.
         dtype: of weights and KV cache: ``"float32"``, ``"bfloat16"`` or ``"auto"``, which is
             bfloat16 if the checkpoint is 16-bit or quantised. Sums are float32 in any case.
-        quantization: of the projections' weights, 8-bit arithmetic with activations rounded to
-            match: ``"auto"`` runs a GGUF file in the blocks that it holds (Q4_0, Q4_1, Q8_0) and
-            anything else in ``dtype``; ``None`` runs everything in ``dtype``; ``"int8"`` and
-            ``"int4"`` round to such blocks while loading.
+        quantization: ``None`` multiplies by weights in ``dtype``; ``"int8"`` and ``"int4"`` round
+            them to blocks of 32 while loading, and activations to 8 bits as they go; ``"auto"``
+            does that with the blocks that a GGUF file holds (Q4_0, Q4_1, Q8_0), as they are,
+            unless ``dtype`` asks for full precision.
         block_size: tokens per KV cache block.
         num_sink_tokens: ``S``, tokens at the start of each stream that stay visible for ever. 4
             is enough for models trained without a sink token of their own; 1 for those trained
