@@ -13,23 +13,23 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
+from paged_stream.async_stream import AsyncStream, Deltas, encode
+from paged_stream.chat import Messages
 from paged_stream.config import EngineConfig
 from paged_stream.engine import LLMEngine
 from paged_stream.inputs import Prompt
 from paged_stream.mailbox import Call, EngineStoppedError, Mailbox
-from paged_stream.outputs import EngineStats, RequestDelta, StreamStats
+from paged_stream.outputs import EngineStats
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.stream import Stream
-from paged_stream.stream_file import write_stream_file
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-Deltas = AsyncGenerator[RequestDelta, None]
 OnEvict = Callable[[int, int], None]
 
 
@@ -48,6 +48,9 @@ class AsyncLLMEngine:
         if type(max_unread) is not int or max_unread < 1:
             raise ValueError(f"max_unread must be an int >= 1, got {max_unread!r}")
         self.engine = LLMEngine(config)
+        if self.engine.tokenizer is not None:
+            # Takes back what the tokenizer's file may limit, which must not happen in two threads.
+            self.engine.tokenizer.encode("")
         self._max_unread = max_unread
         self._numbers = itertools.count()
         self._calls: queue.SimpleQueue[Call[Any]] = queue.SimpleQueue()
@@ -57,7 +60,7 @@ class AsyncLLMEngine:
         # Of the engine's thread only:
         self._waiting: list[Call[Any]] = []
         self._mailboxes: set[Mailbox] = set()
-        self._streams: dict[AsyncStream, None] = {}
+        self.streams: dict[AsyncStream, None] = {}
         self._thread = threading.Thread(target=self._run, name="paged_stream", daemon=True)
         self._thread.start()
         atexit.register(self._stop)  # an interpreter that ends during a step would crash
@@ -83,21 +86,72 @@ class AsyncLLMEngine:
         """
         name = f"async-{next(self._numbers)}" if request_id is None else request_id
 
-        def start(mailbox: Mailbox) -> None:
-            self.engine.add_request(name, prompt, params, priority=priority, inbox=mailbox)
+        def start(mailbox: Mailbox, token_ids: list[int]) -> None:
+            self.engine.add_encoded_request(
+                name, token_ids, params, priority=priority, inbox=mailbox
+            )
             mailbox.num_unfinished = 1 if params is None else params.n
 
-        return self._read(start, lambda mailbox: self.engine.abort_request(name))
+        return self.deltas(
+            lambda: encode(self.engine.encode, prompt),
+            start,
+            lambda mailbox: self.engine.abort_request(name),
+        )
 
-    async def _read(
-        self, start: Callable[[Mailbox], None], stop: Callable[[Mailbox], None]
+    # Streams
+
+    async def open_stream(
+        self,
+        *,
+        num_sink_tokens: int | None = None,
+        window_size: int | None = None,
+        pin: Prompt | Messages | None = None,
+        on_evict: OnEvict | None = None,
+    ) -> AsyncStream:
+        """Open a live stream, as `LLMEngine.open_stream`. ``on_evict`` is called in the engine's
+        thread."""
+        pinned = None if pin is None else await encode(self.engine.prompts.encode_pin, pin)
+        return await self.open_with(
+            lambda: self.engine.open_stream(
+                num_sink_tokens=num_sink_tokens,
+                window_size=window_size,
+                pin=pinned,
+                on_evict=on_evict,
+            )
+        )
+
+    async def load_stream(
+        self, path: str | Path, *, on_evict: OnEvict | None = None
+    ) -> AsyncStream:
+        """Open a saved stream, as `LLMEngine.load_stream`."""
+        saved = await asyncio.to_thread(self.engine.read_stream, path)
+        return await self.open_with(lambda: self.engine.restore_stream(saved, on_evict=on_evict))
+
+    async def stats(self) -> EngineStats:
+        """Describe the engine between two steps."""
+        return await self.call(self.engine.stats)
+
+    # What requests and `AsyncStream` are made of
+
+    async def deltas(
+        self,
+        prepare: Callable[[], Awaitable[T]],
+        start: Callable[[Mailbox, T], None],
+        stop: Callable[[Mailbox], None],
     ) -> Deltas:
-        """Yield what comes into a mailbox. ``stop`` is only called if ``start`` has succeeded and
-        what it started has not ended; both are in the engine's thread."""
-        mailbox = Mailbox(self._max_unread, self._post)
+        """Yield what comes into a mailbox.
+
+        Args:
+            prepare: what can be done without the engine; its result is for ``start``.
+            start: lets something fill the mailbox.
+            stop: ends that. It is only called if ``start`` has succeeded and what it started has
+                not ended; both are in the engine's thread.
+        """
+        mailbox = Mailbox(self._max_unread, self.post)
+        prepared = await prepare()
 
         def enter() -> None:
-            start(mailbox)
+            start(mailbox, prepared)
             self._mailboxes.add(mailbox)
 
         def leave() -> None:
@@ -112,58 +166,29 @@ class AsyncLLMEngine:
             while (delta := await mailbox.get()) is not None:
                 yield delta
         finally:
-            self._post(leave)  # behind `enter`, which may still be queued
+            self.post(leave)  # behind `enter`, which may still be queued
 
-    # Streams
-
-    async def open_stream(
-        self,
-        *,
-        num_sink_tokens: int | None = None,
-        window_size: int | None = None,
-        pin: Prompt | Sequence[Mapping[str, Any]] | None = None,
-        on_evict: OnEvict | None = None,
-    ) -> AsyncStream:
-        """Open a live stream, as `LLMEngine.open_stream`. ``on_evict`` is called in the engine's
-        thread."""
-        return await self._open(
-            lambda: self.engine.open_stream(
-                num_sink_tokens=num_sink_tokens,
-                window_size=window_size,
-                pin=pin,
-                on_evict=on_evict,
-            )
-        )
-
-    async def load_stream(
-        self, path: str | Path, *, on_evict: OnEvict | None = None
-    ) -> AsyncStream:
-        """Open a saved stream, as `LLMEngine.load_stream`."""
-        return await self._open(lambda: self.engine.load_stream(path, on_evict=on_evict))
-
-    async def _open(
+    async def open_with(
         self, function: Callable[[], Stream], when: Callable[[], bool] | None = None
     ) -> AsyncStream:
+        """Open a stream in the engine's thread, at once or as soon as ``when`` holds; it is closed
+        again if whoever opens it is cancelled meanwhile."""
         opened: list[AsyncStream] = []
 
         def run() -> AsyncStream:
             opened.append(AsyncStream(self, function()))
-            self._streams[opened[0]] = None
+            self.streams[opened[0]] = None
             return opened[0]
 
         def undo() -> None:
             for stream in opened:
-                stream._close()
+                stream.close_now()
 
         try:
             return await self.call(run, when=when)
         except asyncio.CancelledError:
-            self._post(undo)  # it may be running just now
+            self.post(undo)  # it may be running just now
             raise
-
-    async def stats(self) -> EngineStats:
-        """Describe the engine between two steps."""
-        return await self.call(self.engine.stats)
 
     # The end
 
@@ -191,7 +216,7 @@ class AsyncLLMEngine:
 
     def _stop(self) -> None:
         self._is_stopping = True
-        self._post(lambda: None)
+        self.post(lambda: None)
         self._thread.join()
 
     def _save_streams(self, folder: Path) -> dict[AsyncStream, Path]:
@@ -200,7 +225,7 @@ class AsyncLLMEngine:
             mailbox.release()
             mailbox.end(EngineStoppedError("the engine is being shut down"))
         saved = {}
-        for number, stream in enumerate(self._streams):
+        for number, stream in enumerate(self.streams):
             saved[stream] = folder / f"stream-{number}.safetensors"
             stream.inner.save(saved[stream])
         self._is_stopping = True  # before anybody can go on with a stream
@@ -228,7 +253,7 @@ class AsyncLLMEngine:
             self._calls.put(call)
         return await asyncio.wrap_future(call.future)
 
-    def _post(self, function: Callable[[], object]) -> None:
+    def post(self, function: Callable[[], object]) -> None:
         """Have something done by the engine's thread if it is still there."""
         call = Call(function)
         call.future.add_done_callback(_log_failure)
@@ -286,83 +311,6 @@ class AsyncLLMEngine:
             return None
         left = self.engine.core.streams[oldest].last_used + seconds - time.monotonic()
         return min(max(left, 0.0), threading.TIMEOUT_MAX)
-
-
-class AsyncStream:
-    """A live stream of an `AsyncLLMEngine`. Its methods are those of `Stream`, to be awaited."""
-
-    def __init__(self, engine: AsyncLLMEngine, stream: Stream) -> None:
-        self._engine = engine
-        self.inner = stream  # for the engine's thread only
-        self._mailbox: Mailbox | None = None  # of the last turn
-
-    async def append(self, prompt: str | Sequence[int]) -> None:
-        """Add text or token ids; returns once no more than a step's worth waits."""
-        await self._engine.call(lambda: self.inner.queue(prompt))
-        await self._engine.call(lambda: None, when=lambda: not self.inner.is_behind)
-
-    def generate(self, params: SamplingParams | None = None) -> Deltas:
-        """Generate until something stops it, yielding what each step adds. Closing the iterator,
-        or cancelling the task that reads it, ends the turn where it is; closing the stream ends
-        the iterator."""
-        return self._turn(lambda mailbox: self.inner.start_turn(params, mailbox))
-
-    def chat(
-        self, messages: str | Sequence[Mapping[str, Any]], params: SamplingParams | None = None
-    ) -> Deltas:
-        """Append the next messages of a conversation and generate the answer."""
-
-        def start(mailbox: Mailbox) -> None:
-            self.inner.queue_chat(messages, params)
-            self.inner.start_turn(params, mailbox)
-
-        return self._turn(start)
-
-    def _turn(self, start: Callable[[Mailbox], None]) -> Deltas:
-        def start_and_remember(mailbox: Mailbox) -> None:
-            start(mailbox)
-            self._mailbox = mailbox
-
-        return self._engine._read(start_and_remember, self.inner.end_turn)
-
-    async def fork(self) -> AsyncStream:
-        return await self._engine._open(self.inner.fork, self._is_ready)
-
-    async def cut(self, start: int, end: int) -> None:
-        await self._engine.call(lambda: self.inner.cut(start, end), when=self._is_ready)
-
-    async def rewind(self, position: int) -> None:
-        await self._engine.call(lambda: self.inner.rewind(position), when=self._is_ready)
-
-    async def park(self) -> None:
-        await self._engine.call(self.inner.park, when=self._is_ready)
-
-    async def save(self, path: str | Path) -> None:
-        saved = await self._engine.call(self.inner.snapshot, when=self._is_ready)
-        await asyncio.to_thread(write_stream_file, Path(path), saved)
-
-    async def stats(self) -> StreamStats:
-        return await self._engine.call(self.inner.stats)
-
-    async def close(self) -> None:
-        """Free the stream's blocks; harmless twice, and when the engine has stopped."""
-        self._engine._post(self._close)
-
-    async def __aenter__(self) -> AsyncStream:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.close()
-
-    def _close(self) -> None:
-        self._engine._streams.pop(self, None)
-        self.inner.close()
-        if self._mailbox is not None:
-            self._mailbox.end()
-
-    def _is_ready(self) -> bool:
-        """Whether the stream's editing methods would return, or raise, without computing."""
-        return self.inner.is_generating or self.inner.is_settled
 
 
 def _log_failure(future: Future[Any]) -> None:

@@ -60,4 +60,9 @@ def next_turn(tokenizer: Tokenizer, messages: Messages, last_token_id: int = -1)
     if text.count(_ANSWER) != 1:
         raise ValueError("messages: this model's chat template cannot go on turn by turn")
     ids = tokenizer.encode(text.split(_ANSWER)[1], add_special_tokens=False)
-    return ids[1:] if ids[:1] == [last_token_id] else ids
+    return without_repeated_end(ids, last_token_id)
+
+
+def without_repeated_end(token_ids: list[int], last_token_id: int) -> list[int]:
+    """Leave out the end of an answer if it is in the stream already."""
+    return token_ids[1:] if token_ids[:1] == [last_token_id] else token_ids

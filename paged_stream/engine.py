@@ -9,31 +9,29 @@ from __future__ import annotations
 import random
 import time
 from array import array
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
 
-from paged_stream.chat import first_turn, is_messages
+from paged_stream.chat import Messages
 from paged_stream.config import EngineConfig
 from paged_stream.engine_core import EngineCore, StreamRecord, Turn
 from paged_stream.executor.base import Executor
 from paged_stream.executor.local import LocalExecutor
 from paged_stream.inputs import (
     Prompt,
-    as_token_ids,
-    check_range,
     check_rotary_length,
-    check_text,
     resolve_sink_window,
     visible_tokens,
 )
 from paged_stream.models.loader import load_config, resolve_model
 from paged_stream.outputs import EngineStats, Inbox, RequestDelta, StreamStats
+from paged_stream.prompts import Pin, PromptEncoder
 from paged_stream.scheduler.config import SchedulerConfig
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.scheduler.scheduler import Scheduler
+from paged_stream.statistics import engine_stats, stream_stats
 from paged_stream.stream import Stream
-from paged_stream.stream_file import read_stream_file
+from paged_stream.stream_file import SavedStream, read_stream_file
 from paged_stream.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -68,6 +66,13 @@ class LLMEngine:
                 enable_prefix_caching=config.enable_prefix_caching,
             )
         )
+        self.prompts = PromptEncoder(
+            self.tokenizer,
+            model_config,
+            model=config.model,
+            has_window=self.sink_window.window_size is not None,
+        )
+        self._no_tokens = self.executor.read(array("q"))  # shape and dtype of K and V
         self.core = EngineCore(
             self.scheduler, self.executor, self.tokenizer, model_config.eos_token_ids
         )
@@ -96,12 +101,25 @@ class LLMEngine:
         Raises:
             ValueError: names what is wrong; the engine is as before.
         """
+        self.add_encoded_request(
+            request_id, self.encode(prompt), params, priority=priority, inbox=inbox
+        )
+
+    def add_encoded_request(
+        self,
+        request_id: str,
+        token_ids: Sequence[int],
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        inbox: Inbox | None = None,
+    ) -> None:
+        """As `add_request`, with a prompt that `encode` has given."""
         params = params or SamplingParams()
         self._check_request(request_id, params)
         if type(priority) is not int:
             raise ValueError(f"priority must be an int, got {priority!r}")
-        token_ids = self.encode(prompt)
-        self.check_length(len(token_ids))
+        self.prompts.check_length(len(token_ids))
         limit = None if params.max_tokens is None else len(token_ids) + params.max_tokens
         seq_id = next(self.core.seq_ids)
         # Several completions share their prompt; only a stream outlives the turn that computes it.
@@ -134,7 +152,7 @@ class LLMEngine:
         params = SamplingParams(prompt_logprobs=0)
         self._check_request(request_id, params)
         token_ids = self.encode(prompt)
-        self.check_length(len(token_ids))
+        self.prompts.check_length(len(token_ids))
         if len(token_ids) < 2:
             raise ValueError(f"prompt must have at least 2 tokens to score, got {len(token_ids)}")
         seq_id = next(self.core.seq_ids)
@@ -179,7 +197,7 @@ class LLMEngine:
         *,
         num_sink_tokens: int | None = None,
         window_size: int | None = None,
-        pin: Prompt | Sequence[Mapping[str, Any]] | None = None,
+        pin: Prompt | Messages | Pin | None = None,
         on_evict: Callable[[int, int], None] | None = None,
     ) -> Stream:
         """Open a live stream: its K and V stay between turns.
@@ -196,29 +214,24 @@ class LLMEngine:
         Raises:
             ValueError: sinks or window that are out of range or do not fit the cache.
         """
-        messages: list[dict[str, Any]] = []
-        pinned: list[int] = []
-        if is_messages(pin):
-            messages = [dict(message) for message in pin]
-            pinned = first_turn(self.chat_tokenizer(), [], messages, is_open=False)
-        elif pin is not None:
-            pinned = self.encode(pin)
-        if pinned:
+        if not isinstance(pin, Pin):
+            pin = self.prompts.encode_pin(pin)
+        if pin.token_ids:
             if num_sink_tokens is not None:
                 raise ValueError("num_sink_tokens follows from pin; pass one of them")
-            num_sink_tokens = len(pinned)
+            num_sink_tokens = len(pin.token_ids)
         sink_window = self.sink_window
         if num_sink_tokens is not None or window_size is not None:
             sinks = self.config.num_sink_tokens if num_sink_tokens is None else num_sink_tokens
             window = self.config.window_size if window_size is None else window_size
             sink_window = resolve_sink_window(self.model_config, sinks, window)
             check_rotary_length(self.model_config, sink_window)
-        self.check_length(len(pinned))
+        self.prompts.check_length(len(pin.token_ids))
         seq_id = next(self.core.seq_ids)
         self.scheduler.open(seq_id, sink_window, is_stream=True)
         self.core.streams[seq_id] = StreamRecord(time.monotonic(), on_evict)
-        self.scheduler.append(seq_id, pinned)
-        return Stream(self, seq_id, seed=self._seeds.getrandbits(63), pinned_messages=messages)
+        self.scheduler.append(seq_id, pin.token_ids)
+        return Stream(self, seq_id, seed=self._seeds.getrandbits(63), pinned_messages=pin.messages)
 
     def load_stream(
         self, path: str | Path, *, on_evict: Callable[[int, int], None] | None = None
@@ -229,15 +242,33 @@ class LLMEngine:
             ValueError: the file is truncated, no stream, of a newer version, or of other weights
                 or another dtype; or its sinks and window do not fit this engine.
         """
+        return self.restore_stream(self.read_stream(path), on_evict=on_evict)
+
+    def read_stream(self, path: str | Path) -> SavedStream:
+        """Read what `load_stream` would open. Changes nothing, so any thread may do it.
+
+        Raises:
+            ValueError: as `load_stream`, but for sinks and window that do not fit the cache.
+        """
         saved = read_stream_file(Path(path))
-        like = self.executor.read(array("q"))
+        vocab_size = self.model_config.vocab_size
         try:
-            saved.check(self.executor.fingerprint, self.model_config.vocab_size, like)
+            saved.check(self.executor.fingerprint, vocab_size, self._no_tokens)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         check_rotary_length(self.model_config, saved.state.sink_window)
         if (saved.state.sink_window.window_size is None) != (self.sink_window.window_size is None):
             raise ValueError(f"{path}: the stream has a window where the model has none, or none")
+        return saved
+
+    def restore_stream(
+        self, saved: SavedStream, *, on_evict: Callable[[int, int], None] | None = None
+    ) -> Stream:
+        """Open a stream that `read_stream` has read.
+
+        Raises:
+            ValueError: its sinks and window do not fit the cache.
+        """
         seq_id = next(self.core.seq_ids)
         self.scheduler.restore(seq_id, saved.state)
         if saved.state.num_computed_tokens:
@@ -272,13 +303,19 @@ class LLMEngine:
     def fork_stream(self, seq_id: int) -> tuple[int, int]:
         """Copy an idle stream; returns the copy's seq_id and seed."""
         child_id = next(self.core.seq_ids)
-        computed = self.scheduler.fork(seq_id, child_id).num_computed_tokens
-        self.core.streams[child_id] = StreamRecord(time.monotonic(), None, computed)
+        child = self.scheduler.fork(seq_id, child_id, self.core.at_rest())
+        self.core.streams[child_id] = StreamRecord(
+            time.monotonic(), None, child.num_computed_tokens
+        )
         return child_id, self._seeds.getrandbits(63)
+
+    def cut_stream(self, seq_id: int, start: int, end: int) -> None:
+        """Take tokens out of an idle stream."""
+        self.scheduler.cut(seq_id, start, end, self.core.at_rest())
 
     def rewind_stream(self, seq_id: int, position: int) -> None:
         """Forget an idle stream's tokens from ``position`` on."""
-        self.scheduler.rewind(seq_id, position)
+        self.scheduler.rewind(seq_id, position, self.core.at_rest())
         record = self.core.streams[seq_id]
         record.num_computed_tokens = min(record.num_computed_tokens, position)
 
@@ -321,107 +358,25 @@ class LLMEngine:
         return self.core.step()
 
     def stream_stats(self, seq_id: int) -> StreamStats:
-        sequence = self.scheduler.sequences[seq_id]
-        computed = sequence.num_computed_tokens
-        visible = sequence.sink_window.num_visible(computed - 1) if computed else 0
-        kept = min(sequence.sink_window.num_sink_tokens, computed) + computed - sequence.first_kept
-        num_blocks, location = 0, "none"
-        if seq_id in self.scheduler.kv:
-            num_blocks, location = len(self.scheduler.kv[seq_id].held), "cache"
-        elif sequence.is_parked:
-            self.core.flush()
-            location = self.executor.parked_location(seq_id)
-        return StreamStats(
-            num_tokens=sequence.num_tokens,
-            num_pending_tokens=sequence.num_tokens + len(sequence.queued) - computed,
-            num_visible_tokens=visible,
-            num_evicted_tokens=sequence.first_kept
-            - min(sequence.sink_window.num_sink_tokens, computed),
-            window_start=sequence.first_kept,
-            num_blocks=num_blocks,
-            kv_bytes=num_blocks * self.cache_plan.block_bytes
-            if location == "cache"
-            else kept * self.cache_plan.block_bytes // self.config.block_size,
-            location=location,
-            queue_seconds=self.core.streams[seq_id].queue_seconds,
-        )
+        return stream_stats(self.core, seq_id)
 
     # Both
 
     def stats(self) -> EngineStats:
         """Describe the engine as it is now."""
-        scheduler = self.scheduler
-        if not self.core.has_failed:
-            self.core.flush()
-        parked_host_bytes, parked_disk_bytes = self.executor.parked_bytes()
-        used = scheduler.kv.pool.num_blocks - scheduler.kv.pool.num_free
-        sequences = [scheduler.sequences[seq_id] for seq_id in self.core.streams]
-        counters = self.core.counters
-        return EngineStats(
-            num_running=scheduler.num_running,
-            num_waiting=scheduler.num_waiting,
-            num_streams=len(self.core.streams),
-            num_parked_streams=sum(sequence.is_parked for sequence in sequences),
-            num_blocks=scheduler.kv.pool.num_blocks,
-            num_used_blocks=used,
-            kv_bytes=used * self.cache_plan.block_bytes,
-            parked_host_bytes=parked_host_bytes,
-            parked_disk_bytes=parked_disk_bytes,
-            num_evicted_tokens=counters.num_evicted_tokens,
-            num_computed_tokens=counters.num_computed_tokens,
-            num_generated_tokens=counters.num_generated_tokens,
-            num_prefix_queries=scheduler.num_prefix_queries,
-            num_prefix_hits=scheduler.num_prefix_hits,
-            num_steps=counters.num_steps,
-            step_seconds=counters.step_seconds,
-            queue_seconds=counters.queue_seconds,
-            num_started_turns=counters.num_started_turns,
-        )
+        return engine_stats(self.core)
 
     def encode(self, prompt: Prompt, *, continues: bool = False) -> list[int]:
-        """Turn a prompt into token ids and check them.
+        """As `PromptEncoder.encode`."""
+        return self.prompts.encode(prompt, continues=continues)
 
-        Args:
-            continues: the text goes on from another, so it gets no special tokens of its own.
-
-        Raises:
-            ValueError: an empty prompt, text without a tokenizer, ids out of range or no ids.
-        """
-        if not isinstance(prompt, str):
-            token_ids = as_token_ids(prompt)
-        elif self.tokenizer is None:
-            raise ValueError(
-                f"prompt is text, but {self.config.model} has no tokenizer; pass token ids or "
-                "add tokenizer.json to the model folder"
-            )
-        else:
-            check_text(prompt)
-            token_ids = self.tokenizer.encode(prompt, add_special_tokens=not continues)
-        check_range(token_ids, self.model_config.vocab_size)
-        return token_ids
-
-    def check_length(self, num_tokens: int) -> None:
-        """Refuse more tokens than full attention can have; a window has no limit.
-
-        Raises:
-            ValueError: names the limit.
-        """
-        trained = self.model_config.max_position_embeddings
-        if self.sink_window.window_size is None and num_tokens > trained:
-            raise ValueError(
-                f"{self.model_config.model_type} cannot go beyond its trained length of {trained} "
-                f"tokens, got {num_tokens}"
-            )
+    def check_params(self, params: SamplingParams) -> None:
+        """As `PromptEncoder.check_params`."""
+        self.prompts.check_params(params)
 
     def chat_tokenizer(self) -> Tokenizer:
-        """The tokenizer, for its chat template.
-
-        Raises:
-            ValueError: there is none.
-        """
-        if self.tokenizer is None:
-            raise ValueError(f"messages need a tokenizer, and {self.config.model} has none")
-        return self.tokenizer
+        """As `PromptEncoder.chat_tokenizer`."""
+        return self.prompts.chat_tokenizer()
 
     def _check_request(self, request_id: str, params: SamplingParams) -> None:
         if not isinstance(request_id, str):
@@ -430,18 +385,3 @@ class LLMEngine:
         if request_id in self.core.requests or request_id in undelivered:
             raise ValueError(f"request_id {request_id!r} is in use by an unfinished request")
         self.check_params(params)
-
-    def check_params(self, params: SamplingParams) -> None:
-        """Check what only the engine knows: the vocabulary and whether there is text.
-
-        Raises:
-            ValueError: names the field.
-        """
-        if not isinstance(params, SamplingParams):
-            raise ValueError(f"params must be SamplingParams, got {params!r}")
-        if params.stop and self.tokenizer is None:
-            raise ValueError(f"stop needs a tokenizer, and {self.config.model} has none")
-        vocab_size = self.model_config.vocab_size
-        for token_id in params.stop_token_ids or ():
-            if token_id >= vocab_size:
-                raise ValueError(f"stop_token_ids must be below {vocab_size}, got {token_id}")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from paged_stream.detokenizer import CONTEXT_TOKENS, Detokenizer
 from paged_stream.executor.base import Executor
-from paged_stream.outputs import Inbox, RequestDelta
+from paged_stream.outputs import DeltaQueue, Inbox, RequestDelta
 from paged_stream.scheduler.output import SchedulerOutput, SequenceUpdate
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.scheduler.scheduler import Scheduler
@@ -126,7 +126,7 @@ class EngineCore:
         if self._failure is not None:
             raise RuntimeError("the engine has failed and must be replaced") from self._failure
         started = time.monotonic()
-        output = self.scheduler.schedule(self._unread())
+        output = self.scheduler.schedule(self.unread())
         self.flush()
         if not output.sequences:
             return False
@@ -149,9 +149,9 @@ class EngineCore:
         counters.step_seconds += time.monotonic() - started
         return True
 
-    def _unread(self) -> set[int]:
-        """Sequences that wait for their reader: whoever reads slowly holds up what it reads only,
-        and deltas do not pile up."""
+    def unread(self) -> set[int]:
+        """Sequences that wait for their reader and sit out the steps until then: whoever reads
+        slowly holds up what it reads only, and deltas do not pile up."""
         backlog: Counter[str] = Counter()
         if len(self.undelivered) >= _MAX_UNDELIVERED:
             backlog.update(delta.request_id for delta in self.undelivered)
@@ -164,6 +164,12 @@ class EngineCore:
                 else turn.inbox.is_full
             )
         }
+
+    def at_rest(self) -> set[int]:
+        """Sequences that may leave the cache for an edit of another stream: those that `unread`
+        tells, and those that are read in the caller's thread, which is not reading now."""
+        turns = self.turns.items()
+        return self.unread() | {i for i, turn in turns if isinstance(turn.inbox, DeltaQueue)}
 
     @property
     def has_failed(self) -> bool:

@@ -104,6 +104,8 @@ class StreamStats:
         num_blocks: blocks held in the cache.
         kv_bytes: bytes of K and V, wherever they are.
         location: ``"cache"``, ``"host"`` or ``"disk"``; ``"none"`` before anything is computed.
+        num_prefix_queries: tokens it began with that were looked for in the cache, of which
+            ``num_prefix_hits`` were found and not computed. A fork has none of its own.
         queue_seconds: time that the last turn waited for its first step.
     """
 
@@ -115,6 +117,8 @@ class StreamStats:
     num_blocks: int
     kv_bytes: int
     location: str
+    num_prefix_queries: int
+    num_prefix_hits: int
     queue_seconds: float
 
 
@@ -133,8 +137,9 @@ class EngineStats:
         num_evicted_tokens: tokens that left their windows since the start.
         num_computed_tokens: tokens that went through the model since the start.
         num_generated_tokens: tokens sampled since the start.
-        num_prefix_queries: tokens of new sequences since the start, of which ``num_prefix_hits``
-            were in the cache already.
+        num_prefix_queries: tokens that sequences began with and that were looked for in the cache
+            since the start, of which ``num_prefix_hits`` were found. A beginning is looked for if
+            it is longer than a block, unless its log-probabilities are asked for.
         num_steps: steps since the start, which took ``step_seconds`` together.
         num_started_turns: requests and turns that came to their first step since the start,
             having waited ``queue_seconds`` together.

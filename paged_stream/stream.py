@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paged_stream.chat import first_turn, next_turn
+from paged_stream.chat import Messages, without_repeated_end
+from paged_stream.inputs import Prompt
 from paged_stream.outputs import DeltaQueue, Inbox, RequestDelta, StreamStats
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.scheduler.sequence import SequenceStatus
@@ -16,8 +18,19 @@ from paged_stream.stream_file import SavedStream, write_stream_file
 if TYPE_CHECKING:
     from paged_stream.engine import LLMEngine
 
+# Tokens that may be appended while the stream generates; they wait on the host.
+MAX_QUEUED_TOKENS = 1 << 18
+
 _MASK63 = (1 << 63) - 1
 _TURN_STEP = 0x9E3779B97F4A7C15  # odd and irregular, so that turns get unlike seeds
+
+
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """What is to be appended, tokenized; ``continues`` says whether as what follows something."""
+
+    token_ids: list[int]
+    continues: bool
 
 
 class Stream:
@@ -57,7 +70,7 @@ class Stream:
 
     # Turns
 
-    def append(self, prompt: str | Sequence[int]) -> None:
+    def append(self, prompt: Prompt) -> None:
         """Add text or token ids of any length, at any time.
 
         They are computed by the steps that come, whoever causes them; while the stream is
@@ -65,20 +78,51 @@ class Stream:
         computed before the call returns, so that they do not pile up.
 
         Raises:
-            ValueError: as `LLMEngine.add_request`, the stream is closed, or it would grow beyond
-                the trained length of a model that cannot stream.
+            ValueError: as `LLMEngine.add_request`, the stream is closed, more would queue behind
+                its turn than `MAX_QUEUED_TOKENS`, or it would grow beyond the trained length of a
+                model that cannot stream.
         """
-        self.queue(prompt)
+        self._check_open()
+        self.queue(prompt, self.encode(prompt))
         while self.is_behind:
             self._engine.advance()
 
-    def queue(self, prompt: str | Sequence[int]) -> None:
-        """As `append`, but computes nothing, however much it is."""
+    def encode(self, prompt: Prompt) -> Addition:
+        """Tokenize what is to be appended next; any thread may.
+
+        Raises:
+            ValueError: as `LLMEngine.encode`.
+        """
+        continues = not self._is_empty
+        return Addition(self._engine.encode(prompt, continues=continues), continues)
+
+    def queue(self, prompt: Prompt, addition: Addition) -> None:
+        """As `append`, with what `encode` has made of the prompt; computes nothing."""
+        self._check_open()
+        if addition.continues == self._is_empty:  # it was another when the prompt was encoded
+            addition = self.encode(prompt)
+        self._queue(addition.token_ids)
+
+    def _queue(self, token_ids: list[int]) -> None:
         sequence, engine = self._sequence, self._engine
-        num_tokens = sequence.num_tokens + len(sequence.queued)
-        token_ids = engine.encode(prompt, continues=num_tokens > 0)
-        engine.check_length(num_tokens + len(token_ids))
+        if not self.has_room_for(len(token_ids)):
+            raise ValueError(
+                f"at most {MAX_QUEUED_TOKENS} tokens may queue while the stream is generating, "
+                f"{len(sequence.queued)} do, got {len(token_ids)} more; let it finish first"
+            )
+        engine.prompts.check_length(sequence.num_tokens + len(sequence.queued) + len(token_ids))
         engine.scheduler.append(self._seq_id, token_ids)
+
+    def has_room_for(self, num_tokens: int) -> bool:
+        """Whether so many more tokens may be appended now."""
+        sequence = self._sequence
+        return not sequence.generates or len(sequence.queued) + num_tokens <= MAX_QUEUED_TOKENS
+
+    @property
+    def _is_empty(self) -> bool:
+        """Whether there is nothing in the stream yet; a guess in any thread but the engine's."""
+        sequence = self._engine.scheduler.sequences.get(self._seq_id)
+        return sequence is not None and not sequence.num_tokens and not sequence.queued
 
     @property
     def is_behind(self) -> bool:
@@ -139,7 +183,7 @@ class Stream:
             self._engine.end_stream_turn(self._seq_id, inbox)
 
     def chat(
-        self, messages: str | Sequence[Mapping[str, Any]], params: SamplingParams | None = None
+        self, messages: str | Messages, params: SamplingParams | None = None
     ) -> Iterator[RequestDelta]:
         """Append the next messages of a conversation in the model's chat template, and generate
         the answer. What was said before is neither tokenized nor computed again.
@@ -150,24 +194,35 @@ class Stream:
         Raises:
             ValueError: as `generate`, or the model has no chat template that can go on.
         """
-        self.queue_chat(messages, params)
+        self._check_settled()
+        self.queue_chat(messages, params, self.encode_chat(messages))
         return self.generate(params)
 
+    def encode_chat(self, messages: str | Messages) -> Addition:
+        """Tokenize the next messages of a conversation; any thread may.
+
+        Raises:
+            ValueError: the model has no chat template that can go on.
+        """
+        continues = self._has_chatted
+        token_ids = self._engine.prompts.encode_chat(
+            messages, self._pinned_messages, continues=continues
+        )
+        return Addition(token_ids, continues)
+
     def queue_chat(
-        self, messages: str | Sequence[Mapping[str, Any]], params: SamplingParams | None = None
+        self, messages: str | Messages, params: SamplingParams | None, addition: Addition
     ) -> None:
-        """Append the messages that `chat` would answer with ``params``."""
+        """Append the messages that `chat` would answer with ``params``, as `encode_chat` has
+        tokenized them."""
         self._check_settled()
-        if isinstance(messages, str):
-            messages = [{"role": "user", "content": messages}]
-        engine, sequence = self._engine, self._sequence
-        tokenizer = engine.chat_tokenizer()
-        if self._has_chatted:
-            token_ids = next_turn(tokenizer, messages, *sequence.last_token_ids(1))
-        else:
-            token_ids = first_turn(tokenizer, self._pinned_messages, messages)
-        engine.check_params(params or SamplingParams())
-        self.queue(token_ids)
+        self._engine.check_params(params or SamplingParams())
+        if addition.continues != self._has_chatted:
+            addition = self.encode_chat(messages)
+        token_ids = addition.token_ids
+        if addition.continues:
+            token_ids = without_repeated_end(token_ids, *self._sequence.last_token_ids(1))
+        self._queue(token_ids)
         self._has_chatted = True
 
     # Editing, between turns
@@ -178,6 +233,7 @@ class Stream:
 
         Raises:
             ValueError: the stream is closed or generating.
+            RuntimeError: it is parked, and what runs leaves no room for it.
         """
         self._settle()
         seq_id, seed = self._engine.fork_stream(self._seq_id)
@@ -197,6 +253,7 @@ class Stream:
 
         Raises:
             ValueError: a span that is not in the window, or the stream is closed or generating.
+            RuntimeError: as `fork`.
         """
         self._settle()
         if self._engine.sink_window.window_size is None:
@@ -207,7 +264,7 @@ class Stream:
                 f"start and end must be a span within [{first}, {stop}), where the window's "
                 f"computed tokens are, got [{start}, {end})"
             )
-        self._engine.scheduler.cut(self._seq_id, start, end)
+        self._engine.cut_stream(self._seq_id, start, end)
 
     def rewind(self, position: int) -> None:
         """Go back to ``position``, which must be in the window still: later tokens are forgotten.
@@ -218,6 +275,7 @@ class Stream:
         Raises:
             ValueError: a position that is out of the window, or the stream is closed or
                 generating.
+            RuntimeError: as `fork`.
         """
         self._settle()
         sequence = self._sequence
@@ -330,7 +388,7 @@ class Stream:
             raise ValueError(
                 "the stream was rewound to where its window begins; append to it before generating"
             )
-        self._engine.check_length(sequence.num_tokens)
+        self._engine.prompts.check_length(sequence.num_tokens)
 
     def _check_open(self) -> None:
         if self._closed:

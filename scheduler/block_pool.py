@@ -9,7 +9,7 @@ admission can keep them back.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 
 class BlockPool:
@@ -87,8 +87,11 @@ class BlockPool:
             del self._index[block_hash]
             self._hashes[block_id] = None
 
-    def num_free_among(self, block_ids: Collection[int]) -> int:
-        return sum(block_id in self._free for block_id in block_ids)
+    def would_spare(self, block_id: int) -> bool:
+        """Whether the block is in the index and the next one to be reused is not."""
+        if self._hashes[block_id] is None or not self._free:
+            return False
+        return self._hashes[next(iter(self._free))] is None
 
     def check_integrity(self, held: Iterable[tuple[int, bool]]) -> None:
         """Assert that blocks and counts are those of ``held``: (block, overwrites) of every

@@ -6,73 +6,14 @@ have to be replaced, so a sequence that was admitted never lacks a block.
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from .block_pool import BlockPool
+from .block_table import BlockTable, row_shape
 from .output import CopyBlock, KVOperation, MoveTokens
+from .prefix import find_prefix, hash_block, hash_seed
 from .sink_window import SinkWindow, cdiv
-
-
-@dataclass(slots=True, kw_only=True)
-class BlockTable:
-    """One sequence's row and its bound.
-
-    ``row`` has the pinned sink columns first, then ``ring_blocks`` columns that logical blocks
-    take in turn; -1 is a column without a block. The first ``num_pure_sink_blocks`` hold nothing
-    but sinks and are never overwritten. ``max_blocks`` is the number of blocks the sequence can
-    ever touch, or ``None`` for an endless one. The first ``num_hashed_blocks`` logical blocks are
-    in the chain that ends with ``last_hash``; ``None`` once the content is no longer what the
-    tokens alone say.
-    """
-
-    sink_window: SinkWindow
-    num_sink_blocks: int
-    num_pure_sink_blocks: int
-    ring_blocks: int
-    max_blocks: int | None
-    row: array[int]
-    num_logical_blocks: int = 0
-    num_hashed_blocks: int | None = 0
-    last_hash: bytes = b""
-
-    @property
-    def held(self) -> list[int]:
-        return [block for block in self.row if block >= 0]
-
-    @property
-    def wraps(self) -> bool:
-        return self.max_blocks is None or len(self.row) < self.max_blocks
-
-    def overwrites(self, column: int) -> bool:
-        return column >= self.num_pure_sink_blocks
-
-    def column(self, logical_block: int, block_size: int) -> int:
-        return self.sink_window.column(logical_block, self.ring_blocks, block_size)
-
-
-@dataclass(frozen=True, slots=True)
-class PrefixHit:
-    """Blocks found by content: the first ``num_blocks`` logical blocks need not be computed;
-    ``blocks`` maps those of them that are still visible to blocks of the pool."""
-
-    num_blocks: int
-    blocks: dict[int, int]
-
-
-NO_HIT = PrefixHit(0, {})
-
-
-def hash_block(previous: bytes, token_ids: array[int]) -> bytes:
-    """Hash of a full block: of its tokens and of all before them."""
-    return hashlib.blake2b(previous + token_ids.tobytes(), digest_size=16).digest()
-
-
-def hash_seed(sink_window: SinkWindow) -> bytes:
-    """K and V depend on what each token saw, so sinks and window are part of every hash."""
-    return repr((sink_window.num_sink_tokens, sink_window.window_size)).encode()
 
 
 class KVCacheManager:
@@ -109,29 +50,22 @@ class KVCacheManager:
 
     # Prefixes
 
-    def find_prefix(self, sink_window: SinkWindow, hashes: Sequence[bytes]) -> PrefixHit:
-        """Longest run of leading blocks after which everything visible is in the cache.
+    def num_needed(
+        self, sink_window: SinkWindow, max_tokens: int | None, hashes: Sequence[bytes]
+    ) -> int:
+        """Unreserved blocks that admission takes at least. A block that others hold is for nothing
+        if nobody will ever overwrite it; any other costs as much as one of the sequence's own.
 
         Args:
-            hashes: of the leading full blocks.
+            hashes: of the sequence's leading full blocks.
         """
-        found = [self.pool.find(block_hash) for block_hash in hashes]
-        sinks = sink_window.num_sink_blocks(self.block_size)
-        best = first = last_gap = 0  # last_gap: one behind the last block that is not found
-        for count, block_id in enumerate(found, 1):
+        needed = self.min_blocks(sink_window, max_tokens)
+        for block_hash in hashes[: sink_window.num_pure_sink_blocks(self.block_size)]:
+            block_id = self.pool.find(block_hash)
             if block_id is None:
-                last_gap = count
-                if count <= sinks:
-                    break
-            start = sink_window.window_start(count * self.block_size) // self.block_size
-            if last_gap <= start:
-                best, first = count, start
-        blocks = {}
-        for block in (*range(min(sinks, best)), *range(max(sinks, first), best)):
-            block_id = found[block]
-            assert block_id is not None
-            blocks[block] = block_id
-        return PrefixHit(best, blocks)
+                break
+            needed -= self.pool.num_refs(block_id) > 0
+        return needed
 
     def remember(
         self, seq_id: int, num_computed: int, token_ids: Callable[[int, int], array[int]]
@@ -165,19 +99,23 @@ class KVCacheManager:
         sink_window: SinkWindow,
         max_tokens: int | None,
         chunk: int,
-        hit: PrefixHit = NO_HIT,
-        last_hash: bytes = b"",
-    ) -> bool:
+        hashes: Sequence[bytes] = (),
+    ) -> int | None:
         """Reserve for a sequence: enough for ``chunk``-token steps if there is room, and at least
-        enough for single tokens. False, and nothing changed, if even that does not fit.
+        enough for single tokens.
 
         Args:
-            hit: blocks to share; ``last_hash`` is the hash of the last of them.
+            hashes: of leading full blocks, to be shared if the cache holds them.
+
+        Returns:
+            How many leading blocks need not be computed; ``None``, and nothing changed, if there
+            is no room.
         """
         assert seq_id not in self._tables, f"sequence {seq_id} admitted twice"
         max_blocks = self._max_blocks(max_tokens)
+        hit = find_prefix(self.pool, sink_window, hashes, self.block_size)
         sinks, ring = self._shape(sink_window, max_blocks, chunk, hit.num_blocks * self.block_size)
-        pure = min(sinks, sink_window.num_sink_tokens // self.block_size)
+        pure = min(sinks, sink_window.num_pure_sink_blocks(self.block_size))
         # A shared block takes a free one or, if it is to be overwritten one day, owes one.
         shared = sum(
             1
@@ -189,7 +127,7 @@ class KVCacheManager:
             smallest = self._shape(sink_window, max_blocks, 1)[1]
             ring = max(smallest, room - sinks)
             if sinks + ring > room:
-                return False
+                return None
         table = BlockTable(
             sink_window=sink_window,
             num_sink_blocks=sinks,
@@ -199,7 +137,7 @@ class KVCacheManager:
             row=array("i", [-1]) * (sinks + ring),
             num_logical_blocks=hit.num_blocks,
             num_hashed_blocks=hit.num_blocks if self.enable_prefix_caching else None,
-            last_hash=last_hash,
+            last_hash=hashes[hit.num_blocks - 1] if hit.num_blocks else b"",
         )
         self._tables[seq_id] = table
         self._num_missing += sinks + ring
@@ -207,27 +145,48 @@ class KVCacheManager:
             column = table.column(logical_block, self.block_size)
             self.pool.share(block_id, overwrites=table.overwrites(column))
             self._put(table, column, block_id)
-        return True
+        return hit.num_blocks
 
     def admit_parked(
-        self, seq_id: int, sink_window: SinkWindow, max_tokens: int | None, num_computed: int
-    ) -> bool:
-        """Reserve for a sequence that comes back, and give it blocks for what it had computed."""
-        if not self.admit(seq_id, sink_window, max_tokens, chunk=1):
-            return False
+        self,
+        seq_id: int,
+        sink_window: SinkWindow,
+        max_tokens: int | None,
+        num_computed: int,
+        hashes: Sequence[bytes] = (),
+        *,
+        remembers: bool = True,
+    ) -> int | None:
+        """Reserve for a sequence that comes back, and give it blocks for what it had computed.
+
+        Args:
+            hashes: of the leading blocks with nothing but sinks, to be shared if the cache holds
+                them. Those that it does not hold are entered into the index when ``remembers``.
+
+        Returns:
+            How many leading blocks are shared and hold what they should; ``None``, and nothing
+            changed, if there is no room.
+        """
+        num_shared = self.admit(seq_id, sink_window, max_tokens, 1, hashes)
+        if num_shared is None:
+            return None
         table = self._tables[seq_id]
         table.num_hashed_blocks = None
-        for logical_block in self._live_blocks(table, num_computed):
-            self._allocate(table, table.column(logical_block, self.block_size))
+        for logical_block in table.live_blocks(num_computed, self.block_size):
+            if logical_block >= num_shared:
+                self._allocate(table, table.column(logical_block, self.block_size))
         table.num_logical_blocks = cdiv(num_computed, self.block_size)
-        return True
+        if remembers:
+            for block_id, block_hash in zip(table.row, hashes, strict=False):
+                self.pool.remember(block_id, block_hash)
+        return num_shared
 
     def fork(self, parent_id: int, child_id: int, num_computed: int) -> bool:
         """Let a new sequence share all that another has computed. False, and nothing changed, if
         there is not enough room for both to go their own ways."""
         assert child_id not in self._tables, f"sequence {child_id} admitted twice"
         parent, size = self._tables[parent_id], self.block_size
-        columns = [parent.column(block, size) for block in self._live_blocks(parent, num_computed)]
+        columns = [parent.column(block, size) for block in parent.live_blocks(num_computed, size)]
         # A block that is not full yet will be written by both: the child gets a copy.
         partial = columns.pop() if num_computed % size else -1
         # After a rewind, blocks that had been evicted before are missing.
@@ -267,6 +226,11 @@ class KVCacheManager:
 
     # Growing
 
+    def num_lent(self, seq_id: int) -> int:
+        """Blocks of its ring that a sequence gives back once it takes single tokens."""
+        table = self._tables[seq_id]
+        return table.ring_blocks - self._shape(table.sink_window, table.max_blocks, 1)[1]
+
     def fit(self, seq_id: int, num_computed: int, chunk: int, *, may_grow: bool) -> int:
         """Largest chunk, up to ``chunk``, that the sequence can take next.
 
@@ -286,17 +250,24 @@ class KVCacheManager:
         largest = table.sink_window.max_chunk(table.ring_blocks, self.block_size)
         return min(chunk, max(largest, until_wrap))
 
-    def allocate(self, seq_id: int, num_tokens: int) -> None:
+    def allocate(self, seq_id: int, num_tokens: int, *, spares_hashed: bool = False) -> None:
         """Give the sequence the blocks for its first ``num_tokens`` tokens. A ring column that
         comes round again keeps its block if nobody else holds it: the tokens in it are out of
-        every later window."""
+        every later window.
+
+        Args:
+            spares_hashed: if the block can be found by its content, and there is a free one that
+                cannot, take that instead. It costs nothing but the pages that it touches.
+        """
         table = self._tables[seq_id]
         needed = cdiv(num_tokens, self.block_size)
         for logical_block in range(table.num_logical_blocks, needed):
             column = table.column(logical_block, self.block_size)
             if table.row[column] < 0:
                 self._allocate(table, column)
-            elif self.pool.num_refs(table.row[column]) > 1:
+            elif self.pool.num_refs(table.row[column]) > 1 or (
+                spares_hashed and self.pool.would_spare(table.row[column])
+            ):
                 self._release(table, column)
                 self._allocate(table, column)
             else:
@@ -330,16 +301,7 @@ class KVCacheManager:
 
     def slots(self, seq_id: int, start: int, stop: int) -> array[int]:
         """Slots (int64) of the tokens at positions ``[start, stop)``."""
-        table, size = self._tables[seq_id], self.block_size
-        slots = array("q")
-        while start < stop:
-            block, offset = divmod(start, size)
-            count = min(size - offset, stop - start)
-            block_id = table.row[table.column(block, size)]
-            assert block_id >= 0, f"position {start} has no block"
-            slots.extend(range(block_id * size + offset, block_id * size + offset + count))
-            start += count
-        return slots
+        return self._tables[seq_id].slots(start, stop, self.block_size)
 
     def check_integrity(self) -> None:
         """Assert the invariants of the pool and of every table."""
@@ -381,32 +343,13 @@ class KVCacheManager:
         self._allocate(table, column)
         self.operations.append(CopyBlock(source, table.row[column]))
 
-    def _live_blocks(self, table: BlockTable, num_computed: int) -> list[int]:
-        """Logical blocks with a computed token that the query at ``num_computed`` may see."""
-        sinks, computed = table.num_sink_blocks, cdiv(num_computed, self.block_size)
-        first = table.sink_window.window_start(num_computed) // self.block_size
-        return [*range(min(sinks, computed)), *range(max(sinks, first), computed)]
-
     def _max_blocks(self, max_tokens: int | None) -> int | None:
         return None if max_tokens is None else cdiv(max_tokens, self.block_size)
 
     def _shape(
         self, sink_window: SinkWindow, max_blocks: int | None, chunk: int, num_computed: int = 0
     ) -> tuple[int, int]:
-        """Sink and ring columns for a step of ``chunk`` tokens, and for single ones later."""
-        if sink_window.window_size is None:
-            assert max_blocks is not None, "full attention needs a bound"
-            return 0, max_blocks
-        sinks = sink_window.num_sink_blocks(self.block_size)
-        smallest = sink_window.ring_blocks(1, self.block_size)
-        ring = sink_window.ring_blocks(chunk, self.block_size)
-        # What does not reach beyond the row needs no room to come round.
-        reached = cdiv(num_computed + chunk, self.block_size)
-        ring = max(smallest, min(ring, reached - sinks))
-        if max_blocks is not None:
-            # At least one ring column keeps the modulus of a row that is all sinks defined.
-            sinks, ring = min(sinks, max_blocks), min(ring, max(1, max_blocks - sinks))
-        return sinks, ring
+        return row_shape(sink_window, max_blocks, chunk, num_computed, self.block_size)
 
     def _resize(self, table: BlockTable, ring_blocks: int, num_computed: int) -> None:
         """Change the ring's size: live blocks move to their new columns, the others are freed.
@@ -418,7 +361,7 @@ class KVCacheManager:
         missing = table.row[sinks:].count(-1)
         ring = array("i", [-1]) * ring_blocks
         computed = cdiv(num_computed, self.block_size)
-        for logical_block in self._live_blocks(table, num_computed):
+        for logical_block in table.live_blocks(num_computed, self.block_size):
             if logical_block < sinks:
                 continue
             column = table.column(logical_block, self.block_size)

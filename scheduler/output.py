@@ -93,7 +93,8 @@ class ParkTokens:
 
 @dataclass(frozen=True, slots=True)
 class RestoreTokens:
-    """Copy what was parked under ``key`` back, its first tokens to these slots, and forget it."""
+    """Copy what was parked under ``key`` back, its first tokens to these slots, and forget it. -1
+    stands for a token that the cache has already."""
 
     key: int
     slots: array[int]

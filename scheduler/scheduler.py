@@ -9,30 +9,26 @@ parked, least recently used first.
 
 from __future__ import annotations
 
-import bisect
-import heapq
-import itertools
 from array import array
 from collections.abc import Collection, Iterable
 
 from .config import SchedulerConfig
-from .kv_cache_manager import NO_HIT, KVCacheManager, PrefixHit, hash_block, hash_seed
+from .kv_cache_manager import KVCacheManager
 from .output import (
     DropParked,
     KVOperation,
     ModelOutput,
     ParkTokens,
-    RestoreTokens,
     ScheduledSequence,
     SchedulerOutput,
     SequenceUpdate,
 )
+from .queues import Queues
+from .residency import Residency
 from .sampling_params import SamplingParams
 from .sequence import Sequence, SequenceState, SequenceStatus
 from .sink_window import SinkWindow
 
-# Priority, arrival (which is unique), sequence.
-_Entry = tuple[int, int, Sequence]
 _NO_TOKENS: array[int] = array("i")
 
 
@@ -47,13 +43,8 @@ class Scheduler:
             enable_prefix_caching=config.enable_prefix_caching,
         )
         self.sequences: dict[int, Sequence] = {}
-        self._arrivals = itertools.count()
-        self._waiting: list[_Entry] = []  # heap of sequences that hold no blocks yet
-        self._resumed: list[_Entry] = []  # heap of sequences that have theirs
-        self._running: list[_Entry] = []  # sorted
-        self._idle: dict[int, None] = {}  # streams with blocks between turns, oldest first
-        self.num_prefix_queries = 0  # prompt tokens looked for in the cache
-        self.num_prefix_hits = 0  # and found
+        self._queues = Queues()
+        self._residency = Residency(self.kv, self.sequences, self._queues)
 
     # Coming and going
 
@@ -117,7 +108,7 @@ class Scheduler:
         sequence.append(token_ids)
         sequence.num_prompt_tokens = sequence.num_tokens
         if sequence.status is SequenceStatus.IDLE and sequence.num_pending_tokens:
-            self._enqueue(sequence)
+            self._queues.enqueue(sequence, has_blocks=seq_id in self.kv)
 
     def start_turn(
         self,
@@ -142,13 +133,7 @@ class Scheduler:
         sequence.seed = seed
         if sequence.status is SequenceStatus.IDLE:
             assert sequence.num_pending_tokens > 0, "nothing to compute"
-            self._enqueue(sequence)
-
-    def _enqueue(self, sequence: Sequence) -> None:
-        sequence.status = SequenceStatus.WAITING
-        self._idle.pop(sequence.seq_id, None)
-        queue = self._resumed if sequence.seq_id in self.kv else self._waiting
-        heapq.heappush(queue, (sequence.priority, next(self._arrivals), sequence))
+            self._queues.enqueue(sequence, has_blocks=seq_id in self.kv)
 
     def end_turn(self, seq_id: int) -> None:
         """Stop a sequence between steps: a stream becomes idle, or goes on with what was appended
@@ -159,12 +144,12 @@ class Scheduler:
         if not sequence.is_stream:
             self.close(seq_id)
             return
-        self._dequeue(sequence)
+        self._queues.dequeue(sequence)
         sequence.status = SequenceStatus.IDLE
         sequence.generates = False
         if seq_id in self.kv:
             self.kv.fit(seq_id, sequence.num_computed_tokens, 1, may_grow=False)
-            self._idle[seq_id] = None
+            self._queues.idle[seq_id] = None
         if sequence.queued or sequence.num_pending_tokens:
             queued, sequence.queued = sequence.queued, array("i")
             self.append(seq_id, queued)
@@ -174,147 +159,111 @@ class Scheduler:
         sequence = self.sequences.pop(seq_id, None)
         if sequence is None:
             return
-        self._dequeue(sequence)
+        self._queues.dequeue(sequence)
         sequence.status = SequenceStatus.FINISHED
-        self._idle.pop(seq_id, None)
         if seq_id in self.kv:
             self.kv.free(seq_id)
         elif sequence.is_parked:
             self.kv.operations.append(DropParked(seq_id))
 
-    def _dequeue(self, sequence: Sequence) -> None:
-        if sequence.status is SequenceStatus.RUNNING:
-            self._running = [entry for entry in self._running if entry[2] is not sequence]
-        elif sequence.status is SequenceStatus.WAITING:
-            for queue in (self._waiting, self._resumed):
-                queue[:] = [entry for entry in queue if entry[2] is not sequence]
-                heapq.heapify(queue)
-
     # Editing streams between turns
 
-    def fork(self, seq_id: int, child_id: int) -> Sequence:
+    def fork(self, seq_id: int, child_id: int, paused: Collection[int] = ()) -> Sequence:
         """Create an idle sequence with the same tokens, which shares what was computed of them.
 
         If the cache has no room for both to go on, the copy is a parked one.
+
+        Args:
+            paused: sequences that may be parked to make room, as in `schedule`.
 
         Raises:
             RuntimeError: as `make_resident`.
         """
         parent = self.sequences[seq_id]
         assert child_id not in self.sequences and not parent.generates
-        self.make_resident(seq_id)
+        self.make_resident(seq_id, paused)
         child = self.sequences[child_id] = parent.fork(child_id)
         if parent.num_computed_tokens == 0:
             return child
         if self.kv.fork(seq_id, child_id, parent.num_computed_tokens):
-            self._idle[child_id] = None
+            self._queues.idle[child_id] = None
         else:
             child.is_parked = True
             self.kv.operations.append(ParkTokens(child_id, self.kept_slots(seq_id)))
         return child
 
-    def cut(self, seq_id: int, start: int, end: int) -> None:
-        """Take the tokens at ``[start, end)`` out of an idle stream and close the gap."""
+    def cut(self, seq_id: int, start: int, end: int, paused: Collection[int] = ()) -> None:
+        """Take the tokens at ``[start, end)`` out of an idle stream and close the gap.
+
+        Raises:
+            RuntimeError: as `make_resident`.
+        """
         sequence = self.sequences[seq_id]
         assert sequence.status is SequenceStatus.IDLE
-        self.make_resident(seq_id)
+        self.make_resident(seq_id, paused)
         self.kv.close_gap(seq_id, sequence.first_kept, start, end)
         sequence.cut(start, end)
 
-    def rewind(self, seq_id: int, num_tokens: int) -> None:
-        """Forget an idle stream's tokens from position ``num_tokens`` on."""
+    def rewind(self, seq_id: int, num_tokens: int, paused: Collection[int] = ()) -> None:
+        """Forget an idle stream's tokens from position ``num_tokens`` on.
+
+        Raises:
+            RuntimeError: as `make_resident`.
+        """
         sequence = self.sequences[seq_id]
         assert sequence.status is SequenceStatus.IDLE
         if num_tokens < sequence.num_computed_tokens:
-            self.make_resident(seq_id)
+            self.make_resident(seq_id, paused)
             self.kv.truncate(seq_id, num_tokens)
         sequence.rewind(num_tokens)
 
     def park(self, seq_id: int) -> None:
         """Move what a stream has computed out of the cache, unless it runs or has nothing there."""
-        sequence = self.sequences[seq_id]
-        if seq_id not in self.kv or sequence.status is SequenceStatus.RUNNING:
-            return
-        if sequence.num_computed_tokens:
-            self.kv.operations.append(ParkTokens(seq_id, self.kept_slots(seq_id)))
-            sequence.is_parked = True
-        self.kv.free(seq_id)
-        self._idle.pop(seq_id, None)
-        sequence.trim(sequence.num_computed_tokens, slack=0)
-        if sequence.status is SequenceStatus.WAITING:
-            entry = next(entry for entry in self._resumed if entry[2] is sequence)
-            self._remove(self._resumed, entry)
-            heapq.heappush(self._waiting, entry)
+        self._residency.park(seq_id)
 
-    def make_resident(self, seq_id: int) -> None:
+    def make_resident(self, seq_id: int, paused: Collection[int] = ()) -> None:
         """Bring a parked stream back into the cache, parking others if need be.
 
         Raises:
             RuntimeError: what runs leaves no room.
         """
-        sequence = self.sequences[seq_id]
-        if not sequence.is_parked:
-            return
-        assert sequence.status is SequenceStatus.IDLE
-        while not self._restore(sequence):
-            if not self._park_one():
-                raise RuntimeError(
-                    "the cache has no room for this stream beside what runs now; let it finish"
-                )
-        self._idle[seq_id] = None
+        self._residency.make_resident(self.sequences[seq_id], paused)
 
     def kept_slots(self, seq_id: int) -> array[int]:
         """Slots of the computed tokens that later ones can see: sinks, then the window."""
-        sequence = self.sequences[seq_id]
-        computed = sequence.num_computed_tokens
-        if not computed:
-            return array("q")
-        sinks = min(sequence.sink_window.num_sink_tokens, computed)
-        slots = self.kv.slots(seq_id, 0, sinks)
-        return slots + self.kv.slots(seq_id, sequence.first_kept, computed)
+        return self._residency.kept_slots(seq_id)
 
     def take_operations(self) -> list[KVOperation]:
         """What must be done to the cache, in order, before anything else is done with it."""
         operations, self.kv.operations = self.kv.operations, []
         return operations
 
-    def idle_streams(self) -> Iterable[int]:
-        """Streams that hold blocks between turns, least recently used first."""
-        return self._idle.keys()
-
-    def _restore(self, sequence: Sequence) -> bool:
-        if not self.kv.admit_parked(
-            sequence.seq_id,
-            sequence.sink_window,
-            sequence.max_tokens,
-            sequence.num_computed_tokens,
-        ):
-            return False
-        sequence.is_parked = False
-        slots = self.kept_slots(sequence.seq_id)
-        self.kv.operations.append(RestoreTokens(sequence.seq_id, slots))
-        return True
-
-    def _park_one(self, paused: Collection[int] = ()) -> bool:
-        """Park the stream that has not run for longest, idle ones first."""
-        waiting = (entry[2].seq_id for entry in self._resumed if entry[2].seq_id in paused)
-        for seq_id in itertools.chain(self._idle, waiting):
-            self.park(seq_id)
-            return True
-        return False
-
     # Looking
 
     @property
     def num_running(self) -> int:
-        return len(self._running)
+        return len(self._queues.running)
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting) + len(self._resumed)
+        return self._queues.num_waiting
+
+    @property
+    def num_prefix_queries(self) -> int:
+        """Tokens that sequences began with and that were looked for in the cache."""
+        return self._residency.num_prefix_queries
+
+    @property
+    def num_prefix_hits(self) -> int:
+        """Those of them that were found."""
+        return self._residency.num_prefix_hits
 
     def has_unfinished(self) -> bool:
-        return bool(self._running or self._waiting or self._resumed)
+        return self.num_running + self.num_waiting > 0
+
+    def idle_streams(self) -> Iterable[int]:
+        """Streams that hold blocks between turns, least recently used first."""
+        return self._queues.idle.keys()
 
     # One step
 
@@ -325,11 +274,11 @@ class Scheduler:
             paused: sequences that sit this step out. Others that wait get their places.
         """
         if paused and self.num_waiting:
-            self._set_aside(paused)
+            self._queues.set_aside(paused)
         budget = self.config.max_num_batched_tokens
         scheduled = []
         prefilling = []
-        for _, _, sequence in self._running:
+        for _, _, sequence in self._queues.running:
             if sequence.seq_id in paused:
                 continue
             if sequence.num_pending_tokens > 1:
@@ -337,13 +286,14 @@ class Scheduler:
             else:
                 scheduled.append(self._take(sequence, 1, may_grow=False))
         budget -= len(scheduled)
+        may_grow = self._may_grow(paused)
         for sequence in prefilling:
             if budget == 0:
                 break
-            scheduled.append(self._take(sequence, budget, may_grow=self._may_grow))
+            scheduled.append(self._take(sequence, budget, may_grow=may_grow))
             budget -= len(scheduled[-1].token_ids)
         while budget > 0 and (admitted := self._admit(budget, paused)) is not None:
-            scheduled.append(self._take(admitted, budget, may_grow=self._may_grow))
+            scheduled.append(self._take(admitted, budget, may_grow=self._may_grow(paused)))
             budget -= len(scheduled[-1].token_ids)
         return SchedulerOutput(tuple(scheduled))
 
@@ -383,33 +333,19 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Assert every invariant of the scheduler; for tests, between steps."""
         self.kv.check_integrity()
-        assert len(self._running) <= self.config.max_num_seqs
-        assert self._running == sorted(self._running)
-        for queue, status, holds_blocks in (
-            (self._running, SequenceStatus.RUNNING, True),
-            (self._waiting, SequenceStatus.WAITING, False),
-            (self._resumed, SequenceStatus.WAITING, True),
-        ):
-            for _, _, sequence in queue:
-                assert self.sequences[sequence.seq_id] is sequence
-                assert sequence.status is status
-                assert (sequence.seq_id in self.kv) == holds_blocks
-                assert sequence.num_pending_tokens > 0
-                assert not (holds_blocks and sequence.is_parked)
-        queued = len(self._running) + self.num_waiting
-        idle = sum(s.status is SequenceStatus.IDLE for s in self.sequences.values())
-        assert queued + idle == len(self.sequences), "a sequence is queued twice or not at all"
-        resident = {
-            seq_id
-            for seq_id, sequence in self.sequences.items()
-            if sequence.status is SequenceStatus.IDLE and seq_id in self.kv
-        }
-        assert resident == self._idle.keys()
+        assert self.num_running <= self.config.max_num_seqs
+        self._queues.check_integrity(self.sequences, self.kv)
 
-    @property
-    def _may_grow(self) -> bool:
-        """A larger ring for one sequence must not keep a waiting one out for good."""
-        return not self._waiting or self.num_running >= self.config.max_num_seqs
+    def _may_grow(self, paused: Collection[int]) -> bool:
+        """Whether rings may grow for larger chunks. What they grow by is lent until the prompt is
+        computed, so that prompts that hold memory are soon done with. Nothing more is lent
+        while a sequence waits that would fit if all of it came back."""
+        waiting = self._queues.next_without_blocks(paused)
+        if waiting is None or self.num_running >= self.config.max_num_seqs:
+            return True
+        back = sum(self.kv.num_lent(entry[2].seq_id) for entry in self._queues.running)
+        back += self._residency.num_parkable_blocks(paused)
+        return self._residency.num_missing(waiting) > back
 
     def _take(self, sequence: Sequence, budget: int, *, may_grow: bool) -> ScheduledSequence:
         """Cut the sequence's next chunk and see to its blocks."""
@@ -417,10 +353,11 @@ class Scheduler:
         wanted = min(sequence.num_pending_tokens, budget)
         chunk = self.kv.fit(seq_id, start, wanted, may_grow=may_grow)
         # Beside idle streams that fill the cache, a prompt would take a few tokens per step.
-        while chunk < wanted and may_grow and self._park_one():
+        while chunk < wanted and may_grow and self._residency.park_one():
             chunk = self.kv.fit(seq_id, start, wanted, may_grow=True)
         end = start + chunk
-        self.kv.allocate(seq_id, end)
+        # A prompt may be asked again in part. A row that generates never changes.
+        self.kv.allocate(seq_id, end, spares_hashed=chunk > 1)
         table = self.kv[seq_id]
         params = sequence.sampling_params
         samples = end == sequence.num_tokens
@@ -441,93 +378,19 @@ class Scheduler:
             else _NO_TOKENS,
         )
 
-    def _set_aside(self, paused: Collection[int]) -> None:
-        running, self._running = self._running, []
-        for entry in running:
-            if entry[2].seq_id in paused:
-                entry[2].status = SequenceStatus.WAITING
-                heapq.heappush(self._resumed, entry)
-            else:
-                self._running.append(entry)
-
     def _admit(self, budget: int, paused: Collection[int]) -> Sequence | None:
         """Let in the next waiting sequence, in order; one that has its blocks may pass one that
         has to wait for them."""
         if self.num_running >= self.config.max_num_seqs:
             return None
-        heads = [self._head(queue, paused) for queue in (self._waiting, self._resumed)]
-        for entry in sorted(entry for entry in heads if entry is not None):
+        for entry in sorted(self._queues.heads(paused)):
             sequence = entry[2]
             had_blocks = sequence.seq_id in self.kv
-            if not had_blocks and not self._give_blocks(sequence, budget, paused):
-                continue
-            self._remove(self._resumed if had_blocks else self._waiting, entry)
-            bisect.insort(self._running, entry)
-            sequence.status = SequenceStatus.RUNNING
-            return sequence
+            chunk = min(sequence.num_pending_tokens, budget)
+            if had_blocks or self._residency.admit(sequence, chunk, paused):
+                self._queues.run(entry, had_blocks=had_blocks)
+                return sequence
         return None
-
-    @staticmethod
-    def _remove(queue: list[_Entry], entry: _Entry) -> None:
-        if entry is queue[0]:
-            heapq.heappop(queue)
-        else:
-            queue.remove(entry)
-            heapq.heapify(queue)
-
-    @staticmethod
-    def _head(queue: list[_Entry], paused: Collection[int]) -> _Entry | None:
-        if not queue:
-            return None
-        if queue[0][2].seq_id not in paused:
-            return queue[0]
-        return min((entry for entry in queue if entry[2].seq_id not in paused), default=None)
-
-    def _give_blocks(self, sequence: Sequence, budget: int, paused: Collection[int]) -> bool:
-        """Find room for a waiting sequence, and what the cache holds of it already."""
-        hit = NO_HIT if sequence.is_parked else self._find_prefix(sequence)
-        while True:
-            if sequence.is_parked:
-                admitted = self._restore(sequence)
-            else:
-                chunk = min(sequence.num_pending_tokens, budget)
-                admitted = self._admit_new(sequence, chunk, hit)
-            if admitted or not self._would_fit(sequence, paused) or not self._park_one(paused):
-                return admitted
-
-    def _would_fit(self, sequence: Sequence, paused: Collection[int]) -> bool:
-        """Whether parking all that can be parked might make room: else none need leave."""
-        parkable = itertools.chain(
-            self._idle, (entry[2].seq_id for entry in self._resumed if entry[2].seq_id in paused)
-        )
-        most = sum(len(self.kv[seq_id].row) for seq_id in parkable)
-        needed = self.kv.min_blocks(sequence.sink_window, sequence.max_tokens)
-        return needed <= self.kv.num_unreserved_blocks + most
-
-    def _admit_new(self, sequence: Sequence, chunk: int, hit: PrefixHit) -> bool:
-        last_hash = sequence.block_hashes[hit.num_blocks - 1] if hit.num_blocks else b""
-        window, max_tokens = sequence.sink_window, sequence.max_tokens
-        if not self.kv.admit(sequence.seq_id, window, max_tokens, chunk, hit, last_hash):
-            return False
-        sequence.advance(hit.num_blocks * self.config.block_size)
-        sequence.block_hashes = []
-        self.num_prefix_hits += sequence.num_computed_tokens
-        self.num_prefix_queries += sequence.num_tokens
-        return True
-
-    def _find_prefix(self, sequence: Sequence) -> PrefixHit:
-        """Look for the sequence's leading full blocks in the cache; one token stays to compute."""
-        params = sequence.sampling_params
-        if not self.config.enable_prefix_caching or params.prompt_logprobs is not None:
-            return NO_HIT
-        size, hashes = self.config.block_size, sequence.block_hashes
-        previous = hashes[-1] if hashes else hash_seed(sequence.sink_window)
-        count = (sequence.num_pending_tokens - 1) // size
-        for block in range(len(hashes), count):
-            previous = hash_block(previous, sequence.token_ids(block * size, (block + 1) * size))
-            hashes.append(previous)
-        # There may be more of them, since a turn that generates has one more token to compute.
-        return self.kv.find_prefix(sequence.sink_window, hashes[:count])
 
     def _finish_reason(self, sequence: Sequence, token_id: int) -> str | None:
         params = sequence.sampling_params

@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from .prefix import hash_block, hash_seed
 from .sampling_params import SamplingParams
 from .sink_window import SinkWindow
 
@@ -54,7 +55,10 @@ class Sequence:
         "num_prompt_tokens",
         "generates",
         "is_parked",
+        "is_loaded",
         "block_hashes",
+        "num_prefix_queries",
+        "num_prefix_hits",
         "queued",
         "sampling_params",
         "stop_token_ids",
@@ -83,7 +87,10 @@ class Sequence:
         self.num_prompt_tokens = 0
         self.generates = False
         self.is_parked = False  # what was computed is out of the cache
+        self.is_loaded = False  # what was computed may come from a file
         self.block_hashes: list[bytes] = []  # of its leading blocks, while it has none in the cache
+        self.num_prefix_queries = 0  # tokens looked for in the cache
+        self.num_prefix_hits = 0  # and found
         self.queued = array("i")
         self.sampling_params = SamplingParams()
         self.stop_token_ids: tuple[int, ...] = ()
@@ -146,6 +153,30 @@ class Sequence:
         del self._tail[:count]
         self._tail_start += count
 
+    # While it has no blocks
+
+    def hash_prompt(self, block_size: int) -> None:
+        """Set ``block_hashes`` to those of the full blocks that need not be computed if they are
+        found. One token stays to be computed, so that every turn has a step."""
+        hashes = self.block_hashes
+        count = max(0, self.num_pending_tokens - 1) // block_size
+        del hashes[count:]
+        previous = hashes[-1] if hashes else hash_seed(self.sink_window)
+        for start in range(len(hashes) * block_size, count * block_size, block_size):
+            previous = hash_block(previous, self.token_ids(start, start + block_size))
+            hashes.append(previous)
+
+    def hash_sinks(self, block_size: int) -> None:
+        """Set ``block_hashes`` to those of the computed blocks that hold nothing but sinks. Nothing
+        that is done to a stream changes these, and their ids are never trimmed."""
+        if self.block_hashes:
+            return
+        previous = hash_seed(self.sink_window)
+        full = min(len(self._sink_ids), self.num_computed_tokens) // block_size
+        for start in range(0, full * block_size, block_size):
+            previous = hash_block(previous, self._sink_ids[start : start + block_size])
+            self.block_hashes.append(previous)
+
     # Editing
 
     def fork(self, seq_id: int) -> Sequence:
@@ -159,6 +190,7 @@ class Sequence:
         )
         child.num_computed_tokens = self.num_computed_tokens
         child.num_prompt_tokens = self.num_prompt_tokens
+        child.is_loaded = self.is_loaded
         child._sink_ids = self._sink_ids[:]
         child._tail, child._tail_start = self._tail[:], self._tail_start
         return child
@@ -229,7 +261,7 @@ class Sequence:
         sequence._sink_ids = array("i", state.sink_ids)
         sequence._tail = array("i", state.tail_ids)
         sequence._tail_start = state.tail_start
-        sequence.is_parked = state.num_computed_tokens > 0
+        sequence.is_parked = sequence.is_loaded = state.num_computed_tokens > 0
         return sequence
 
 

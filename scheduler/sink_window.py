@@ -98,6 +98,10 @@ class SinkWindow:
             return 0
         return cdiv(self.num_sink_tokens, block_size)
 
+    def num_pure_sink_blocks(self, block_size: int) -> int:
+        """Those of them that hold nothing else, so that nobody ever writes them again."""
+        return min(self.num_sink_blocks(block_size), self.num_sink_tokens // block_size)
+
     def ring_blocks(self, chunk: int, block_size: int) -> int:
         """Ring columns needed so that a chunk of ``chunk`` tokens can be written before it is read.
 

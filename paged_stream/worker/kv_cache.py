@@ -52,7 +52,7 @@ class KVCache:
         return KVTokens(*tokens)
 
     def write(self, slots: torch.Tensor, tokens: KVTokens) -> None:
-        """Copy the first N tokens to ``slots`` (int64 [N])."""
+        """Copy the first N tokens to ``slots`` (int64 [N]); one whose slot is -1 is left out."""
         count, device = len(slots), self.tensor.device
         for (k_cache, v_cache), key, value in zip(self.layers, *tokens, strict=True):
             key, value = (x[:count].to(device) for x in (key, value))

@@ -70,7 +70,8 @@ def test_off_computes_everything(make_engine):
     first, expected = computed(engine, ids(60))
     assert computed(engine, ids(60)) == (first, expected)
     stats = engine.stats()
-    assert (first, stats.num_prefix_hits) == (60 + 7, 0)  # the token sampled last waits
+    assert first == 60 + 7  # the token sampled last waits
+    assert stats.num_prefix_hits == stats.num_prefix_queries == 0
 
 
 def test_other_sinks_or_another_window_share_nothing(make_engine):
@@ -82,6 +83,28 @@ def test_other_sinks_or_another_window_share_nothing(make_engine):
             stream.append(prompt)
             list(stream.generate(GREEDY))
         assert engine.stats().num_prefix_hits == before.num_prefix_hits
+
+
+def test_each_stream_tells_what_it_found_and_the_engine_the_sum(make_engine, tmp_path):
+    engine, text = make_engine(window_size=100), ids(200)
+    complete(engine, text[:50])
+    streams = [engine.open_stream() for _ in range(3)]
+    for stream, length in zip(streams, (60, 33, 5), strict=True):
+        stream.append(text[:length])
+        list(stream.generate(GREEDY))
+    streams.append(streams[0].fork())
+    streams[0].save(tmp_path / "a.stream")
+    streams.append(engine.load_stream(tmp_path / "a.stream"))
+    for stream in streams:
+        stream.append(text[60:])  # is looked for by nobody: it does not begin here
+        stream.park()
+        list(stream.generate(GREEDY))
+    stats = [stream.stats() for stream in streams]
+    assert [s.num_prefix_hits for s in stats] == [48, 32, 0, 0, 0]
+    assert [s.num_prefix_queries for s in stats] == [60, 33, 0, 0, 0]
+    total = engine.stats()
+    assert total.num_prefix_hits == sum(s.num_prefix_hits for s in stats)
+    assert total.num_prefix_queries == 50 + sum(s.num_prefix_queries for s in stats)
 
 
 def test_streams_with_the_same_pin_share_its_blocks(make_engine):
@@ -103,6 +126,27 @@ def test_streams_with_the_same_pin_share_its_blocks(make_engine):
     list(other.generate(GREEDY))
     other.append(ids(30, 9))
     assert shared == [d.delta_token_ids for d in other.generate(GREEDY)]
+
+
+def test_a_pin_is_shared_again_after_parking(make_engine):
+    answers, used = [], []
+    for parks in (False, True):
+        engine = make_engine()
+        streams = [engine.open_stream(pin=ids(5 * BLOCK + 3)) for _ in range(4)]
+        answer = []
+        for turn in range(3):
+            for number, stream in enumerate(streams):
+                stream.append([turn, number])
+                answer.append([d.delta_token_ids for d in stream.generate(GREEDY)])
+            if parks:
+                engine.park_idle_streams()
+                assert engine.stats().num_used_blocks == 0
+        answers.append(answer)
+        for stream in streams:
+            stream.rewind(stream.position - 2)  # brings it back
+        used.append(engine.stats().num_used_blocks)
+    assert answers[0] == answers[1]
+    assert used[1] <= used[0], "less, by what had left the windows"
 
 
 @pytest.mark.parametrize("length", [1, 2, 8, 9, 27, 61, 150])
@@ -153,7 +197,9 @@ def test_scores_are_computed_in_full(make_engine):
     scores = score()
     assert len(scores) == 59
     assert engine.stats().num_computed_tokens - before.num_computed_tokens == 59
-    assert engine.stats().num_prefix_hits == before.num_prefix_hits
+    stats = engine.stats()
+    assert stats.num_prefix_hits == before.num_prefix_hits
+    assert stats.num_prefix_queries == before.num_prefix_queries
     assert [entry.logprob for entry in scores] == [entry.logprob for entry in score()]
     # As does a request that wants them beside its answer.
     assert computed(engine, prompt, SamplingParams(max_tokens=1, prompt_logprobs=0))[0] == 60

@@ -64,5 +64,9 @@ def run(scheduler) -> list[SchedulerOutput]:
     return outputs
 
 
+def parked(scheduler) -> list[int]:
+    return [seq_id for seq_id, sequence in scheduler.sequences.items() if sequence.is_parked]
+
+
 def chunks(output: SchedulerOutput) -> dict[int, int]:
     return {s.seq_id: len(s.token_ids) for s in output.sequences}

@@ -6,7 +6,7 @@ import pytest
 
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.scheduler.sink_window import SinkWindow
-from tests.scheduler.builders import SMALL, add, make_scheduler, run, step, stream
+from tests.scheduler.builders import SMALL, add, generate, make_scheduler, run, step, stream
 
 A = list(range(100, 121))  # five full blocks and one token that is never computed
 
@@ -32,6 +32,8 @@ def test_the_prefix_of_a_living_stream_is_found():
     assert scheduled.num_computed_tokens == 20
     assert scheduler.kv[1].held[:5] == blocks[:5]
     assert (scheduler.num_prefix_hits, scheduler.num_prefix_queries) == (20, 21 + 22)
+    counts = [(s.num_prefix_hits, s.num_prefix_queries) for s in scheduler.sequences.values()]
+    assert counts == [(0, 21), (20, 22)]
 
 
 def test_the_prefix_of_a_closed_stream_is_found():
@@ -62,12 +64,21 @@ def test_a_prompt_whose_logprobs_are_asked_for_is_computed():
     scheduler = make_scheduler()
     stream(scheduler, 0, A)
     assert num_hit(scheduler, A, prompt_logprobs=0) == 0
+    assert scheduler.num_prefix_queries == 21, "nobody looked for the second prompt"
 
 
 def test_nothing_is_found_when_prefix_caching_is_off():
     scheduler = make_scheduler(enable_prefix_caching=False)
     stream(scheduler, 0, A)
     assert num_hit(scheduler, A) == 0
+    assert scheduler.num_prefix_queries == 0
+
+
+def test_less_than_a_block_is_not_looked_for():
+    scheduler = make_scheduler()
+    stream(scheduler, 0, A)
+    assert num_hit(scheduler, A[:4]) == 0
+    assert scheduler.num_prefix_queries == 21
 
 
 def test_beyond_the_window_only_sinks_and_the_last_window_are_needed():
@@ -81,6 +92,40 @@ def test_beyond_the_window_only_sinks_and_the_last_window_are_needed():
         scheduler.kv.pool.release(block_id, overwrites=True)
     assert num_hit(scheduler, long) == 100
     assert num_hit(scheduler, long[:61]) == 4, "the window that this one needs is gone"
+
+
+def test_a_long_prompt_is_found_again_up_to_where_another_parts_from_it():
+    """While a request's prompt is computed, its ring leaves blocks that can be found alone."""
+    scheduler = make_scheduler()
+    long = list(range(1000, 1101))
+    assert num_hit(scheduler, long) == 0
+    assert num_hit(scheduler, long[:61]) == 60
+    scheduler.kv.check_integrity()
+
+
+def test_a_long_prompt_takes_no_blocks_from_content_that_can_be_found():
+    scheduler = make_scheduler(num_blocks=18)
+    stream(scheduler, 0, A)
+    scheduler.close(0)
+    assert num_hit(scheduler, range(1000, 1101)) == 0
+    assert num_hit(scheduler, A) == 20
+
+
+def test_a_prompt_that_waits_is_not_looked_for_at_every_step(monkeypatch):
+    scheduler = make_scheduler(num_blocks=11)
+    stream(scheduler, 0, A)
+    generate(scheduler, 0, max_tokens=None)
+    add(scheduler, 1, 400)
+    step(scheduler)
+    looked_for, hashed = [], []
+    find, extend = scheduler.kv.pool.find, list(scheduler.sequences[1].block_hashes)
+    monkeypatch.setattr(scheduler.kv.pool, "find", lambda h: (looked_for.append(h), find(h))[1])
+    hash_block = "paged_stream.scheduler.sequence.hash_block"
+    monkeypatch.setattr(hash_block, lambda *args: hashed.append(args))
+    for _ in range(10):
+        step(scheduler)
+    assert scheduler.num_waiting == 1 and extend
+    assert len(looked_for) <= 2 * 10 and not hashed, "no more than the pure sink blocks"
 
 
 def test_a_missing_sink_block_ends_the_search():

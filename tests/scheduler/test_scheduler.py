@@ -118,6 +118,49 @@ def test_prefill_ring_is_given_back_when_decoding_starts():
     assert scheduler.kv.num_unreserved_blocks == 64 - smallest
 
 
+def test_a_prompt_goes_on_in_large_chunks_while_another_waits_for_memory():
+    scheduler = make_scheduler(num_blocks=11)
+    add(scheduler, 0, 200)
+    step(scheduler)
+    add(scheduler, 1, 40)
+    for _ in range(11):
+        assert chunks(step(scheduler)[0]) == {0: 16}
+    # It gives the blocks back with the last chunk, but needs the small ring to decode.
+    started = [seq_id for output in run(scheduler) for seq_id in chunks(output)]
+    assert set(started) == {0, 1}
+
+
+def test_what_larger_chunks_take_keeps_nobody_out():
+    """Two streams that are always busy with prompts, and room for one more without their loans."""
+    scheduler = make_scheduler(num_blocks=18, max_num_batched_tokens=24)
+    for seq_id in range(2):
+        stream(scheduler, seq_id, [seq_id] * 30)
+        generate(scheduler, seq_id, max_tokens=3)
+    lent = []
+    for number in range(300):
+        if number == 20:
+            add(scheduler, 2, 200)
+        for seq_id in range(2):
+            if not scheduler.sequences[seq_id].generates:
+                scheduler.append(seq_id, [seq_id] * 60)
+                generate(scheduler, seq_id, max_tokens=3)
+        step(scheduler)
+        lent.append(scheduler.kv.num_lent(0) + scheduler.kv.num_lent(1))
+        if number >= 20 and 2 not in scheduler.sequences:
+            break
+    assert lent[19] > 0 and 2 not in scheduler.sequences
+
+
+def test_what_larger_chunks_take_does_not_save_an_idle_stream_from_parking():
+    scheduler = make_scheduler(num_blocks=16)
+    for seq_id in range(2):
+        stream(scheduler, seq_id, [seq_id] * 30)
+    scheduler.append(0, [0] * 60)
+    add(scheduler, 2, 40, window=SinkWindow(4, 32))  # fits into ten blocks
+    assert chunks(step(scheduler)[0])[2] > 0
+    assert scheduler.sequences[1].is_parked
+
+
 def test_a_turn_that_only_scores_computes_all_but_the_last_token():
     scheduler = make_scheduler()
     scheduler.open(0, SMALL, max_tokens=6)

@@ -157,15 +157,23 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not stream.generates and stream.has_next:
             self.start(stream.seq_id, max_tokens)
 
+    def edit(self, data, edit):
+        """Do something to a stream that may have no room beside what others hold and read."""
+        paused = data.draw(st.sets(st.sampled_from(sorted(self.scheduler.sequences))))
+        try:
+            edit(paused)
+        except RuntimeError:
+            busy = self.sequences(SequenceStatus.RUNNING, SequenceStatus.WAITING)
+            assert any(s.seq_id in self.scheduler.kv and s.seq_id not in paused for s in busy)
+            return False
+        return True
+
     @precondition(lambda self: self.idle_streams())
     @rule(data=st.data())
     def fork(self, data):
         parent = data.draw(st.sampled_from(self.idle_streams()))
         child_id = self.new_id()
-        try:
-            self.scheduler.fork(parent.seq_id, child_id)
-        except RuntimeError:
-            assert self.sequences(SequenceStatus.RUNNING, SequenceStatus.WAITING)
+        if not self.edit(data, lambda paused: self.scheduler.fork(parent.seq_id, child_id, paused)):
             assert child_id not in self.scheduler.sequences
             return
         self.truth[child_id] = self.truth[parent.seq_id].copy()
@@ -208,9 +216,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         start = data.draw(st.integers(first, stop - 1))
         end = data.draw(st.integers(start + 1, stop))
-        try:
-            self.scheduler.cut(stream.seq_id, start, end)
-        except RuntimeError:
+        if not self.edit(
+            data, lambda paused: self.scheduler.cut(stream.seq_id, start, end, paused)
+        ):
             return
         self.truth[stream.seq_id].cut(first, start, end)
         self.branch(stream.seq_id)
@@ -223,9 +231,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         if first > stream.num_tokens:
             return
         position = data.draw(st.integers(first, stream.num_tokens))
-        try:
-            self.scheduler.rewind(stream.seq_id, position)
-        except RuntimeError:
+        if not self.edit(
+            data, lambda paused: self.scheduler.rewind(stream.seq_id, position, paused)
+        ):
             return
         self.truth[stream.seq_id].rewind(position)
         self.branch(stream.seq_id)
@@ -327,7 +335,9 @@ class SchedulerMachine(RuleBasedStateMachine):
                     self.parked[key] = [self.slots.get(slot) for slot in slots]
                 case RestoreTokens(key, slots):
                     values = self.parked.pop(key)
-                    self.slots |= dict(zip(slots, values[: len(slots)], strict=True))
+                    for slot, value in zip(slots, values[: len(slots)], strict=True):
+                        if slot >= 0:
+                            self.slots[slot] = value
                 case DropParked(key):
                     del self.parked[key]
 

@@ -1,0 +1,127 @@
+"""Who waits, who runs and who rests, each in the order in which it is served."""
+
+from __future__ import annotations
+
+import bisect
+import heapq
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Mapping
+
+from .kv_cache_manager import KVCacheManager
+from .sequence import Sequence, SequenceStatus
+
+# Priority, arrival (which is unique), sequence.
+Entry = tuple[int, int, Sequence]
+
+
+class Queues:
+    """Every sequence that has something to compute is in one of three queues, and so is every
+    idle one that holds blocks.
+
+    ``waiting`` and ``resumed`` are heaps, of sequences without blocks and with them; ``running``
+    is sorted; ``idle`` holds streams with blocks between turns, least recently used first.
+    """
+
+    def __init__(self) -> None:
+        self.waiting: list[Entry] = []
+        self.resumed: list[Entry] = []
+        self.running: list[Entry] = []
+        self.idle: dict[int, None] = {}
+        self._arrivals = itertools.count()
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self.waiting) + len(self.resumed)
+
+    def enqueue(self, sequence: Sequence, *, has_blocks: bool) -> None:
+        """Let an idle sequence wait for its next step."""
+        sequence.status = SequenceStatus.WAITING
+        self.idle.pop(sequence.seq_id, None)
+        queue = self.resumed if has_blocks else self.waiting
+        heapq.heappush(queue, (sequence.priority, next(self._arrivals), sequence))
+
+    def dequeue(self, sequence: Sequence) -> None:
+        """Take a sequence out of whatever queue it is in."""
+        if sequence.status is SequenceStatus.RUNNING:
+            self.running = [entry for entry in self.running if entry[2] is not sequence]
+        elif sequence.status is SequenceStatus.WAITING:
+            for queue in (self.waiting, self.resumed):
+                queue[:] = [entry for entry in queue if entry[2] is not sequence]
+                heapq.heapify(queue)
+        self.idle.pop(sequence.seq_id, None)
+
+    def heads(self, paused: Collection[int]) -> Iterator[Entry]:
+        """Who is next in either queue of waiting ones."""
+        for queue in (self.waiting, self.resumed):
+            if (entry := self._head(queue, paused)) is not None:
+                yield entry
+
+    def next_without_blocks(self, paused: Collection[int]) -> Sequence | None:
+        """Who waits for memory, if anybody does."""
+        entry = self._head(self.waiting, paused)
+        return None if entry is None else entry[2]
+
+    @staticmethod
+    def _head(queue: list[Entry], paused: Collection[int]) -> Entry | None:
+        if not queue:
+            return None
+        if queue[0][2].seq_id not in paused:
+            return queue[0]
+        return min((entry for entry in queue if entry[2].seq_id not in paused), default=None)
+
+    def run(self, entry: Entry, *, had_blocks: bool) -> None:
+        """Let a waiting sequence run, which has blocks by now."""
+        self._remove(self.resumed if had_blocks else self.waiting, entry)
+        bisect.insort(self.running, entry)
+        entry[2].status = SequenceStatus.RUNNING
+
+    def set_aside(self, paused: Collection[int]) -> None:
+        """Let running sequences wait again, so that others get their places."""
+        running, self.running = self.running, []
+        for entry in running:
+            if entry[2].seq_id in paused:
+                entry[2].status = SequenceStatus.WAITING
+                heapq.heappush(self.resumed, entry)
+            else:
+                self.running.append(entry)
+
+    def lose_blocks(self, sequence: Sequence) -> None:
+        """Note that a sequence that does not run holds no blocks any more."""
+        self.idle.pop(sequence.seq_id, None)
+        if sequence.status is SequenceStatus.WAITING:
+            entry = next(entry for entry in self.resumed if entry[2] is sequence)
+            self._remove(self.resumed, entry)
+            heapq.heappush(self.waiting, entry)
+
+    def parkable(self, paused: Collection[int]) -> Iterable[int]:
+        """Streams whose blocks nobody needs now, the one that has not run for longest first, idle
+        ones before all."""
+        yield from self.idle
+        yield from (entry[2].seq_id for entry in self.resumed if entry[2].seq_id in paused)
+
+    @staticmethod
+    def _remove(queue: list[Entry], entry: Entry) -> None:
+        if entry is queue[0]:
+            heapq.heappop(queue)
+        else:
+            queue.remove(entry)
+            heapq.heapify(queue)
+
+    def check_integrity(self, sequences: Mapping[int, Sequence], kv: KVCacheManager) -> None:
+        """Assert that every sequence is where it belongs."""
+        assert self.running == sorted(self.running)
+        for queue, status, holds_blocks in (
+            (self.running, SequenceStatus.RUNNING, True),
+            (self.waiting, SequenceStatus.WAITING, False),
+            (self.resumed, SequenceStatus.WAITING, True),
+        ):
+            for _, _, sequence in queue:
+                assert sequences[sequence.seq_id] is sequence
+                assert sequence.status is status
+                assert (sequence.seq_id in kv) == holds_blocks
+                assert sequence.num_pending_tokens > 0
+                assert not (holds_blocks and sequence.is_parked)
+        queued = len(self.running) + self.num_waiting
+        idle = [s for s in sequences.values() if s.status is SequenceStatus.IDLE]
+        assert queued + len(idle) == len(sequences), "a sequence is queued twice or not at all"
+        assert {s.seq_id for s in idle if s.seq_id in kv} == self.idle.keys()

@@ -1,0 +1,118 @@
+"""What streams and engines tell of themselves."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.engine.stream_oracle import greedy, text_ids, tokens_of
+
+
+@pytest.mark.parametrize("caching", [False, True])
+@pytest.mark.parametrize("sinks, window", [(4, 24), (0, 5), (11, 1)])
+def test_every_eviction_is_told_once_and_in_order(make_engine, tmp_path, caching, sinks, window):
+    engine = make_engine(enable_prefix_caching=caching)
+    seen: list[int] = []
+
+    def on_evict(first: int, stop: int) -> None:
+        assert first < stop
+        seen.extend(range(first, stop))
+
+    with engine.open_stream(num_sink_tokens=sinks, window_size=window) as before:
+        before.append(text_ids(150))  # so that the cache has the prompt already
+        before._settle()
+    stream = engine.open_stream(num_sink_tokens=sinks, window_size=window, on_evict=on_evict)
+
+    def check() -> None:
+        stream._settle()
+        assert seen == list(range(sinks, max(sinks, stream.stats().window_start)))
+
+    stream.append(text_ids(150))
+    check()
+    for number in range(4):
+        stream.append(text_ids(number + 1))
+        tokens_of(stream.generate(greedy(5)))
+        check()
+        if window > 5:
+            stream.rewind(stream.position - 4)
+            check()
+        stream.park()
+    stream.save(tmp_path / "a.stream")
+    stream.close()
+    stream = engine.load_stream(tmp_path / "a.stream", on_evict=on_evict)
+    stream.append(text_ids(70))
+    check()
+
+
+def test_stream_stats_mean_what_they_say(make_engine):
+    engine = make_engine()
+    stream = engine.open_stream()
+    stats = stream.stats()
+    assert (stats.num_tokens, stats.num_pending_tokens, stats.num_visible_tokens) == (0, 0, 0)
+    stream.append(text_ids(20))
+    stats = stream.stats()
+    assert (stats.num_tokens, stats.num_pending_tokens, stats.num_visible_tokens) == (20, 20, 0)
+    stream._settle()
+    stats = stream.stats()
+    assert (stats.num_tokens, stats.num_pending_tokens, stats.num_visible_tokens) == (20, 1, 19)
+    assert (stats.num_evicted_tokens, stats.window_start, stats.num_blocks) == (0, 4, 3)
+    reading = stream.generate(greedy(3))
+    next(reading)
+    stream.append([5, 6])  # queue behind the turn
+    stats = stream.stats()
+    assert (stats.num_tokens, stats.num_pending_tokens) == (21, 3)
+    assert len(list(reading)) == 2
+    stats = stream.stats()
+    assert (stats.num_tokens, stats.num_pending_tokens) == (25, 3)
+    stream.append(text_ids(30))
+    stream._settle()
+    stats = stream.stats()
+    assert (stats.num_tokens, stats.num_visible_tokens, stats.window_start) == (55, 28, 31)
+    assert stats.num_evicted_tokens == 31 - 4
+    stream.cut(35, 45)
+    stats = stream.stats()
+    assert (stats.num_tokens, stats.window_start, stats.num_visible_tokens) == (55, 41, 4 + 13)
+    assert stats.num_evicted_tokens == 41 - 4
+    stream.rewind(47)
+    stats = stream.stats()
+    assert (stats.num_tokens, stats.num_pending_tokens) == (47, 0)
+    assert (stats.window_start, stats.num_visible_tokens) == (41, 4 + 6)
+    assert stats.queue_seconds >= 0
+
+
+def test_engine_stats_mean_what_they_say(make_engine):
+    engine = make_engine(max_num_seqs=2, enable_prefix_caching=False)
+    for number in range(3):
+        engine.add_request(str(number), text_ids(5, number), greedy(4))
+    stats = engine.stats()
+    assert (stats.num_running, stats.num_waiting, stats.num_steps) == (0, 3, 0)
+    engine.step()
+    stats = engine.stats()
+    assert (stats.num_running, stats.num_waiting, stats.num_steps) == (2, 1, 1)
+    assert (stats.num_computed_tokens, stats.num_generated_tokens) == (10, 2)
+    assert stats.num_used_blocks == 2
+    assert stats.kv_bytes == 2 * engine.cache_plan.block_bytes
+    while engine.has_unfinished_requests():
+        engine.step()
+    stats = engine.stats()
+    assert (stats.num_running, stats.num_waiting, stats.num_used_blocks) == (0, 0, 0)
+    assert (stats.num_computed_tokens, stats.num_generated_tokens) == (3 * (5 + 3), 12)
+    assert stats.num_started_turns == 3
+    assert stats.queue_seconds > 0 and stats.step_seconds > 0
+    assert stats.num_evicted_tokens == 0
+    with engine.open_stream() as stream:
+        stream.append(text_ids(60))
+        tokens_of(stream.generate(greedy(1)))
+        assert engine.stats().num_streams == 1
+        assert engine.stats().num_evicted_tokens == stream.stats().window_start - 4 == 33
+    assert engine.stats().num_started_turns == 4
+
+
+def test_a_conversation_rewound_to_its_pin_begins_anew(make_engine):
+    engine = make_engine()
+    stream = engine.open_stream(pin=[{"role": "system", "content": "be brief"}], window_size=100)
+    pinned = stream.position
+    first = tokens_of(stream.chat("hi", greedy(3)))
+    tokens_of(stream.chat("ho", greedy(2)))
+    assert stream.stats().window_start == pinned
+    stream.rewind(pinned)
+    assert tokens_of(stream.chat("hi", greedy(3))) == first
