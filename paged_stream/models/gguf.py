@@ -38,7 +38,7 @@ from paged_stream.models.registry import family_of_gguf
 logger = logging.getLogger(__name__)
 
 # Part of the cache key: raise it whenever the same file would convert to something else.
-CONVERTER_VERSION = 3
+CONVERTER_VERSION = 4
 
 
 def default_cache_dir() -> Path:

@@ -16,8 +16,9 @@ from paged_stream.models.decoder import Decoder
 from paged_stream.models.family import Family
 from paged_stream.models.files import ModelFiles
 
-# Written beside converted weights: the matrices of a GGUF file in the file's own blocks.
-BLOCKS_FILE = "blocks.safetensors"
+# Written beside converted weights: the matrices of a GGUF file in the file's own blocks, in the
+# safetensors format, but not under its suffix: other engines load every file that has it.
+BLOCKS_FILE = "weights.blocks"
 
 
 def take_stored_blocks(decoder: Decoder, family: Family, files: ModelFiles) -> set[str]:
