@@ -18,7 +18,7 @@ test: $(VENV)/.ready
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 bench: $(VENV)/.ready
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

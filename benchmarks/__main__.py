@@ -1,14 +1,58 @@
-"""Runs the speed benchmarks one after the other: what ``make bench`` does.
+"""Runs benchmarks one after the other and writes the README's figures: what ``make bench`` does.
 
-`sink_effect`, which takes six minutes and measures perplexity, is run by itself.
+    python -m benchmarks                    # all of them: on two cores, about 40 minutes
+    python -m benchmarks decode prefill     # only these
+    python -m benchmarks --vllm-python ~/v/bin/python --llama-python ~/l/bin/python
+
+Each runs in a process of its own, and one that fails does not stop the others. `sink_effect`, which
+measures perplexity, not speed, is run only by name.
 """
 
 from __future__ import annotations
 
-import runpy
+import subprocess
 import sys
+import time
 
-for name in ("bench_decode", "bench_stream"):
-    print(f"\n{name}", flush=True)
-    sys.argv = [name]
-    runpy.run_module(f"benchmarks.{name}", run_name="__main__")
+from benchmarks.harness import parser
+
+MODULES = {
+    "attention": "bench_attention",
+    "decode": "bench_decode",
+    "prefill": "bench_prefill",
+    "recompute": "bench_recompute",
+    "peers": "bench_peers",
+    "stream": "bench_stream",
+    "turns": "bench_turns",
+    "open_streams": "bench_open_streams",
+    "async": "bench_async",
+    "sink_effect": "sink_effect",
+}
+
+
+def main() -> int:
+    arguments = parser(__doc__)
+    arguments.add_argument("names", nargs="*", metavar="NAME", help=", ".join(MODULES))
+    arguments.add_argument("--vllm-python", default=sys.executable, metavar="PATH")
+    arguments.add_argument("--llama-python", default=sys.executable, metavar="PATH")
+    args = arguments.parse_args()
+    for name in args.names:
+        if name not in MODULES:
+            arguments.error(f"no benchmark {name!r}; there are {', '.join(MODULES)}")
+    options = {"peers": ["--vllm-python", args.vllm_python, "--llama-python", args.llama_python]}
+    failed = []
+    for name in args.names or [name for name in MODULES if name != "sink_effect"]:
+        print(f"\n{MODULES[name]}", flush=True)
+        start = time.monotonic()
+        command = [sys.executable, "-m", f"benchmarks.{MODULES[name]}", *options.get(name, ())]
+        if subprocess.run(command).returncode != 0:
+            failed.append(name)
+        print(f"({time.monotonic() - start:.0f} s)", flush=True)
+    subprocess.run([sys.executable, "-m", "benchmarks.report"], check=True)
+    if failed:
+        print(f"failed: {', '.join(failed)}")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

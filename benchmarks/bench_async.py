@@ -22,7 +22,7 @@ import psutil
 from tqdm import tqdm
 
 from benchmarks.bench_stream import WARM_UP, slope, tiny_model
-from benchmarks.harness import record
+from benchmarks.harness import parser, write_results
 from paged_stream import AsyncLLMEngine, AsyncStream, EngineConfig, SamplingParams
 
 
@@ -85,13 +85,15 @@ async def run(args: argparse.Namespace) -> tuple[list[dict[str, float]], int, in
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--tokens", type=int, default=200_000)
-    parser.add_argument("--every", type=int, default=2_000)
-    parser.add_argument("--sleep", type=float, default=0.05, help="seconds after each slow delta")
-    parser.add_argument("--max-unread", type=int, default=16)
-    parser.add_argument("--window-size", type=int, default=256)
-    args = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--tokens", type=int, default=200_000)
+    arguments.add_argument("--every", type=int, default=2_000)
+    arguments.add_argument(
+        "--sleep", type=float, default=0.05, help="seconds after each slow delta"
+    )
+    arguments.add_argument("--max-unread", type=int, default=16)
+    arguments.add_argument("--window-size", type=int, default=256)
+    args = arguments.parse_args()
     points, slow_tokens, slow_length = asyncio.run(run(args))
     steady = [point for point in points if point["tokens"] >= min(WARM_UP, args.tokens // 4)]
     for point in (steady[0], steady[-1]):
@@ -107,18 +109,18 @@ def main() -> None:
         f"{args.max_unread} unread ones and the prompt ahead of it"
     )
     print(f"memory slope per 100,000 tokens: {rss_slope / 2**10:+.1f} KiB")
-    record(
-        "async",
-        tokens=args.tokens,
-        slow_tokens=slow_tokens,
-        slow_length=slow_length,
-        sleep=args.sleep,
-        max_unread=args.max_unread,
-        window_size=args.window_size,
-        points=points,
-        us_per_token=median,
-        rss_slope_bytes_per_100k=rss_slope,
-    )
+    row = {
+        "tokens": args.tokens,
+        "slow_tokens": slow_tokens,
+        "slow_length": slow_length,
+        "sleep": args.sleep,
+        "max_unread": args.max_unread,
+        "window_size": args.window_size,
+        "points": points,
+        "us_per_token": median,
+        "rss_slope_bytes_per_100k": rss_slope,
+    }
+    write_results("async", [row])
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ memory per idle stream beyond its K and V, and the time of a round.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import gc
 import random
@@ -22,7 +21,7 @@ import psutil
 from tqdm import tqdm
 
 from benchmarks.bench_stream import tiny_model
-from benchmarks.harness import record
+from benchmarks.harness import parser, write_results
 from paged_stream import EngineConfig, LLMEngine, SamplingParams, Stream
 
 NEW_TOKENS = 8
@@ -48,13 +47,13 @@ def take_turns(streams: list[Stream], tokens: list[int]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--streams", type=int, default=2000)
-    parser.add_argument("--active", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--window-size", type=int, default=256)
-    parser.add_argument("--cache-mib", type=int, default=16, help="some 100 streams of 256")
-    args = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--streams", type=int, default=2000)
+    arguments.add_argument("--active", type=int, default=64)
+    arguments.add_argument("--rounds", type=int, default=30)
+    arguments.add_argument("--window-size", type=int, default=256)
+    arguments.add_argument("--cache-mib", type=int, default=16, help="some 100 streams of 256")
+    args = arguments.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         tiny_model(Path(folder))
         engine = LLMEngine(
@@ -104,15 +103,15 @@ def main() -> None:
         f"a round of {args.active} streams, {NEW_TOKENS} tokens in and out each: "
         f"{1e3 * statistics.median(seconds):.0f} ms"
     )
-    record(
-        "open_streams",
-        streams=args.streams,
-        active=args.active,
-        window_size=args.window_size,
-        kv_bytes=kv_bytes,
-        other_bytes=idle,
-        round_seconds=statistics.median(seconds),
-    )
+    row = {
+        "streams": args.streams,
+        "active": args.active,
+        "window_size": args.window_size,
+        "kv_bytes": kv_bytes,
+        "other_bytes": idle,
+        "round_seconds": statistics.median(seconds),
+    }
+    write_results("open_streams", [row])
 
 
 if __name__ == "__main__":

@@ -9,13 +9,12 @@ texts; prefix caching is off, so that the request computes what it is given.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 
 from tqdm import tqdm
 
-from benchmarks.harness import record
+from benchmarks.harness import parser, write_results
 from benchmarks.texts import austen
 from paged_stream import EngineConfig, LLMEngine, SamplingParams
 
@@ -42,11 +41,11 @@ def first_token_of_request(engine: LLMEngine, ids: list[int]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--turns", type=int, default=50)
-    parser.add_argument("--turn-tokens", type=int, default=40, help="of each message and answer")
-    parser.add_argument("--window-size", type=int, default=1020)
-    args = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--turns", type=int, default=50)
+    arguments.add_argument("--turn-tokens", type=int, default=40, help="of each message and answer")
+    arguments.add_argument("--window-size", type=int, default=1020)
+    args = arguments.parse_args()
     engine = LLMEngine(
         EngineConfig(
             model=MODEL,
@@ -88,17 +87,17 @@ def main() -> None:
         f"  by sending {min(visible, len(history)):,} tokens again {1e3 * late_again:8.1f} ms   "
         f"{late_again / late:.1f} times the live stream's"
     )
-    record(
-        "turns",
-        model=MODEL,
-        turns=args.turns,
-        turn_tokens=args.turn_tokens,
-        window_size=args.window_size,
-        early_seconds=early,
-        full_seconds=full,
-        late_seconds=late,
-        again_seconds=late_again,
-    )
+    row = {
+        "model": MODEL,
+        "turns": args.turns,
+        "turn_tokens": args.turn_tokens,
+        "window_size": args.window_size,
+        "early_seconds": early,
+        "full_seconds": full,
+        "late_seconds": late,
+        "again_seconds": late_again,
+    }
+    write_results("turns", [row])
 
 
 if __name__ == "__main__":

@@ -1,21 +1,36 @@
-"""Measuring: alternating runs in one process, medians, the machine's own ceiling, JSON lines."""
+"""Measuring: alternating runs in one process, medians, the machine's own ceilings, results.
+
+A file of results holds one run, the last one: ``benchmarks/results/<name>.jsonl`` is replaced,
+never added to, so all its lines come from one machine and one version.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
 import paged_stream
 from paged_stream import ops
 
 RESULTS = Path(__file__).parent / "results"
+_MATRIX = 2048  # rows, columns and depth of the products that show the matrix rate
+
+
+def parser(doc: str) -> argparse.ArgumentParser:
+    """A parser whose help is a module's docstring: the question, then an example."""
+    return argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 def alternate(
@@ -36,16 +51,56 @@ def alternate(
     return seconds
 
 
-def spread(values: list[float]) -> float:
+def spread(values: Sequence[float]) -> float:
     """Half the range over the median."""
     return (max(values) - min(values)) / 2 / statistics.median(values)
 
 
-def read_bandwidth(*, megabytes: int = 512) -> float:
-    """Bytes per second at which all threads together read memory that no cache holds."""
-    data = torch.ones(megabytes << 18, dtype=torch.float32)
-    times = alternate({"sum": data.sum}, repeats=7)["sum"]
-    return data.nbytes / min(times)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ceilings:
+    """The most that all threads together reach on this machine.
+
+    Args:
+        bandwidth: bytes read per second.
+        matrix_rate: floating point operations per second of a large product.
+    """
+
+    bandwidth: float
+    matrix_rate: float
+
+    def floor_seconds(self, num_bytes: float, flops: float) -> float:
+        """Least time in which so many bytes are read and so many operations done."""
+        return max(num_bytes / self.bandwidth, flops / self.matrix_rate)
+
+
+def read_bandwidth(num_bytes: int) -> float:
+    """Bytes per second at which a buffer of this size is read again and again.
+
+    The size matters: weights that fit a cache are read faster than those that do not.
+    """
+    columns = 1024
+    data = torch.ones(max(1, num_bytes // (4 * columns)), columns)
+    vector = torch.ones(columns)
+    seconds = alternate({"sum": data.sum, "product": lambda: data @ vector}, repeats=7)
+    return data.nbytes / min(min(times) for times in seconds.values())
+
+
+def matrix_rate() -> float:
+    """Operations per second of the fastest product: torch's and the engine's, float32 and bfloat16.
+
+    A rate that one of them reaches is within the machine's reach, whatever the benchmark computes
+    in.
+    """
+    candidates: dict[str, Callable[[], Any]] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        left, right = (torch.randn(_MATRIX, _MATRIX).to(dtype) for _ in range(2))
+        packed = ops.pack_linear_weight(right)
+        candidates[f"matmul {dtype}"] = lambda left=left, right=right: left @ right
+        candidates[f"linear {dtype}"] = lambda left=left, packed=packed: ops.linear(
+            left, packed, None, _MATRIX
+        )
+    seconds = alternate(candidates, repeats=5)
+    return 2 * _MATRIX**3 / min(min(times) for times in seconds.values())
 
 
 def machine() -> dict[str, Any]:
@@ -53,14 +108,27 @@ def machine() -> dict[str, Any]:
         "cpu": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
         "threads": torch.get_num_threads(),
         "isa": ops.cpu_isa(),
+        "python": platform.python_version(),
         "torch": torch.__version__,
+        "transformers": transformers.__version__,
         "paged_stream": paged_stream.__version__,
+        "date": time.strftime("%Y-%m-%d"),
     }
 
 
-def record(benchmark: str, **fields: Any) -> None:
-    """Append one result to ``benchmarks/results/<benchmark>.jsonl``."""
-    RESULTS.mkdir(exist_ok=True)
-    line = {"benchmark": benchmark, **fields, "machine": machine()}
-    with (RESULTS / f"{benchmark}.jsonl").open("a") as file:
-        file.write(json.dumps(line) + "\n")
+def write_results(name: str, rows: Sequence[dict[str, Any]], folder: Path = RESULTS) -> None:
+    """Make ``rows`` what ``<name>.jsonl`` holds; each gets a description of the machine."""
+    described = machine()
+    lines = [json.dumps({"benchmark": name, **row, "machine": described}) + "\n" for row in rows]
+    path = folder / f"{name}.jsonl"
+    part = path.with_suffix(".part")
+    part.write_text("".join(lines))
+    part.replace(path)  # whole or not at all
+
+
+def read_results(folder: Path = RESULTS) -> dict[str, list[dict[str, Any]]]:
+    """The rows of every file, by its name."""
+    return {
+        path.stem: [json.loads(line) for line in path.read_text().splitlines()]
+        for path in sorted(folder.glob("*.jsonl"))
+    }

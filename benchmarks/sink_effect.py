@@ -11,7 +11,6 @@ further than `LIMIT_PERCENT` from its figure fails the run.
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 import time
@@ -20,7 +19,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from unittest import mock
 
-from benchmarks.harness import record
+from benchmarks.harness import parser, write_results
 from benchmarks.texts import austen
 from benchmarks.weights import model_path
 from paged_stream import LLM
@@ -214,12 +213,10 @@ def report(measurements: list[Measurement]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", choices=CASES, default=next(iter(CASES)))
-    parser.add_argument("--quick", action="store_true", help="2,048 tokens at most")
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--model", choices=CASES, default=next(iter(CASES)))
+    options.add_argument("--quick", action="store_true", help="2,048 tokens at most")
+    arguments = options.parse_args()
 
     cases = CASES[arguments.model]
     if arguments.quick:
@@ -227,10 +224,10 @@ def main() -> int:
     measurements = []
     for number, case in enumerate(cases, 1):
         print(f"[{number}/{len(cases)}] {case.text} {case.name}", file=sys.stderr)
-        done = measure(arguments.model, case)
-        for measurement in done:  # what was measured survives a Ctrl-C
-            record("sink_effect", model=arguments.model, dtype="float32", **asdict(measurement))
-        measurements += done
+        measurements += measure(arguments.model, case)
+        shared = {"model": arguments.model, "dtype": "float32"}
+        rows = [shared | asdict(measurement) for measurement in measurements]
+        write_results(f"sink_effect_{arguments.model}", rows)  # survives a Ctrl-C
     report(measurements)
     return int(any(abs(m.difference_percent) > LIMIT_PERCENT for m in measurements))
 

@@ -1,0 +1,60 @@
+"""The README's figures are written from result files; here from files with made-up figures."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.harness import read_results, write_results
+from benchmarks.report import BEGIN, END, insert, render
+
+DECODE = {"model": "m", "dtype": "bfloat16", "batch": 4, "prompt": 64, "new_tokens": 48}
+PEER = {
+    "version": "0.1",
+    "ours": "int4",
+    "task": "decode",
+    "batch": 1,
+    "prompt": 2048,
+    "tokens_per_second": 90.0,
+    "peer_tokens_per_second": 60.0,
+    "ratio": 1.5,
+}
+
+
+@pytest.fixture
+def results(tmp_path):
+    ours = DECODE | {"engine": "ours", "tokens_per_second": 1500.0, "floor_fraction": 0.755}
+    int4 = ours | {"engine": "ours int4", "tokens_per_second": 3000.0}
+    theirs = DECODE | {"engine": "transformers", "tokens_per_second": 500.0}
+    write_results("decode", [ours, ours], tmp_path)
+    write_results("decode", [ours, int4, theirs], tmp_path)  # in place of the run before
+    write_results("peer_vllm", [PEER | {"peer": "vLLM"}], tmp_path)
+    write_results("peer_llama_cpp", [PEER | {"peer": "llama.cpp", "prompt": 64}], tmp_path)
+    return read_results(tmp_path)
+
+
+def test_a_run_replaces_the_one_before(results):
+    assert [row["engine"] for row in results["decode"]] == ["ours", "ours int4", "transformers"]
+
+
+def test_tables(results):
+    lines = render(results).splitlines()
+    assert "| 4, 64 tokens | bfloat16 | 1,500 tok/s | 76 % | 500 tok/s | 3.0 |" in lines
+    assert "| 4, 64 tokens | int4 | 3,000 tok/s | 76 % | 500 tok/s | 6.0 |" in lines
+    vllm = "| decode, batch 1, 2,048 tokens | int4 | 90 tok/s | vLLM (0.1) | 60 tok/s | 1.50 |"
+    llama = "| decode, batch 1, 64 tokens | int4 | 90 tok/s | llama.cpp (0.1) | 60 tok/s | 1.50 |"
+    assert lines.index(llama) == lines.index(vllm) + 1  # one table for all peers
+    assert not any("bench_prefill" in line for line in lines)  # of which there is no file
+
+
+def test_only_what_is_between_the_markers_changes(results):
+    page = f"before\n{BEGIN}\nold\n{END}\nafter\n"
+    part = render(results)
+    written = insert(page, part)
+    assert written == f"before\n{BEGIN}\n\n{part}\n\n{END}\nafter\n"
+    assert insert(written, part) == written
+
+
+@pytest.mark.parametrize("page", ["", BEGIN, f"{END} {BEGIN}", f"{BEGIN} {END} {BEGIN}"])
+def test_a_page_without_its_markers_is_left_alone(page):
+    with pytest.raises(ValueError, match="must have these two lines once"):
+        insert(page, "text")
