@@ -103,6 +103,9 @@ def _add_engine_options(parser: argparse.ArgumentParser, *, model: bool = True) 
         type=lambda name: None if name == "none" else name,
         help="auto (GGUF files as they are), int8, int4 or none (default: %(default)s)",
     )
+    group.add_argument(
+        "--kv-cache-dtype", default="auto", help="auto, which is the model's, or int8"
+    )
     group.add_argument("--block-size", type=int, default=16)
     group.add_argument("--kv-cache-memory-bytes", type=int)
 
@@ -132,6 +135,7 @@ def _engine_settings(args: argparse.Namespace) -> dict[str, Any]:
         "window_size",
         "dtype",
         "quantization",
+        "kv_cache_dtype",
         "block_size",
         "kv_cache_memory_bytes",
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 DTYPES = ("auto", "float32", "bfloat16")
 QUANTIZATIONS = ("auto", "int8", "int4", None)
+KV_CACHE_DTYPES = ("auto", "int8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,12 +17,14 @@ class EngineConfig:
     Args:
         model: ``"smollm2-135m-instruct"``, a folder, a ``.gguf`` file or a hub id.
         device: ``"auto"`` or ``"cpu"``.
-        dtype: of weights and KV cache: ``"float32"``, ``"bfloat16"`` or ``"auto"``, which is
+        dtype: of weights and activations: ``"float32"``, ``"bfloat16"`` or ``"auto"``, which is
             bfloat16 if the checkpoint is 16-bit or quantised. Sums are float32 in any case.
         quantization: ``None`` multiplies by weights in ``dtype``; ``"int8"`` and ``"int4"`` round
             them to blocks of 32 while loading, and activations to 8 bits as they go; ``"auto"``
             does that with the blocks that a GGUF file holds (Q4_0, Q4_1, Q8_0), as they are,
             unless ``dtype`` asks for full precision.
+        kv_cache_dtype: of the KV cache: ``"auto"``, the model's, or ``"int8"``, with one scale per
+            token and head: about half the memory of bfloat16, at a small loss.
         block_size: tokens per KV cache block.
         num_sink_tokens: ``S``, tokens at the start of each stream that stay visible for ever. 4
             is enough for models trained without a sink token of their own; 1 for those trained
@@ -53,6 +56,7 @@ class EngineConfig:
     device: str = "auto"
     dtype: str = "auto"
     quantization: str | None = "auto"
+    kv_cache_dtype: str = "auto"
     block_size: int = 16
     num_sink_tokens: int = 4
     window_size: int | None = None
@@ -80,6 +84,13 @@ class EngineConfig:
         if self.quantization not in QUANTIZATIONS:
             raise ValueError(
                 f"quantization must be 'auto', 'int8', 'int4' or None, got {self.quantization!r}"
+            )
+        if self.quantization == "auto" and self.dtype != "auto":
+            object.__setattr__(self, "quantization", None)
+        if self.kv_cache_dtype not in KV_CACHE_DTYPES:
+            raise ValueError(
+                f"kv_cache_dtype must be one of {', '.join(KV_CACHE_DTYPES)}, got "
+                f"{self.kv_cache_dtype!r}"
             )
         self._check_int("block_size", 1)
         self._check_int("num_sink_tokens", 0)

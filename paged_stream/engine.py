@@ -240,7 +240,7 @@ class LLMEngine:
 
         Raises:
             ValueError: the file is truncated, no stream, of a newer version, or of other weights
-                or another dtype; or its sinks and window do not fit this engine.
+                or another dtype or kv_cache_dtype; or its sinks and window do not fit this engine.
         """
         return self.restore_stream(self.read_stream(path), on_evict=on_evict)
 

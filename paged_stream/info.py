@@ -18,6 +18,7 @@ from paged_stream.worker.worker import (
     memory_budget,
     plan_cache,
     resolve_dtype,
+    resolve_kv_dtype,
 )
 
 
@@ -31,8 +32,9 @@ def describe(model: str, **settings: Any) -> str:
     files = resolve_model(config.model)
     model_config = load_config(files)
     dtype = resolve_dtype(config.dtype, model_config.dtype)
+    kv_dtype = resolve_kv_dtype(config.kv_cache_dtype, dtype)
     sink_window = resolve_sink_window(model_config, config.num_sink_tokens, config.window_size)
-    plan = plan_cache(config, model_config, dtype, sink_window)
+    plan = plan_cache(config, model_config, kv_dtype, sink_window)
     stream_blocks = blocks_per_stream(config, model_config, sink_window, chunk=1)
     rows = [
         ("model", f"{model} ({model_config.model_type})"),
@@ -44,7 +46,10 @@ def describe(model: str, **settings: Any) -> str:
             f"trained length {model_config.max_position_embeddings:,}",
         ),
         ("each query sees", _visible(model_config, sink_window)),
-        ("KV per token", _size(model_config.kv_bytes_per_token(dtype))),
+        (
+            "KV per token",
+            f"{_size(model_config.kv_bytes_per_token(kv_dtype))} in {_name(kv_dtype)}",
+        ),
         ("KV per stream", f"{_size(stream_blocks * plan.block_bytes)} at any length"),
         (
             "KV cache",

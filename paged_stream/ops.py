@@ -1,10 +1,11 @@
 """Typed access to ``torch.ops.paged_stream``: one function per op, each with its fake kernel.
 
 Shapes: T tokens in the batch, B sequences, N slots. A cache is ``[num_blocks, num_kv_heads,
-block_size, head_dim]``, its inner three dimensions contiguous; ``slot = block_id * block_size +
-offset``. Heads and caches of one call share a dtype, float32 or bfloat16, and head_dim is a
-multiple of 8 up to 256. Arguments that break a contract raise RuntimeError naming the op, the
-argument, what was expected and what came.
+block_size, row_size]``, its inner three dimensions contiguous; ``slot = block_id * block_size +
+offset``. Heads of one call share a dtype, float32 or bfloat16, and head_dim is a multiple of 8 up
+to 256. The cache has the same dtype, and rows of head_dim elements; or it is int8, and a row is
+head_dim elements and the 4 bytes of a float32, their scale. Arguments that break a contract raise
+RuntimeError naming the op, the argument, what was expected and what came.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ def rotary_and_cache(
     interleaved: bool = False,
 ) -> None:
     """Rotate queries and keys, and write keys and values to their slots, in one pass.
+
+    For an int8 cache each head of a token is quantised by itself: scale = max |x| / 127, elements
+    x / scale rounded to the nearest integer. Keys are quantised from their float32 rotations.
 
     Args:
         query: [T, num_heads, head_dim], rows strided; rotated in place by ``rotary``.
@@ -143,7 +147,7 @@ def gather_blocks(
         rotary: float32 [N, rotary_dim], cosines then sines by which each key is turned on the way.
 
     Returns:
-        key and value, both [N, num_kv_heads, head_dim]; zeros for slot -1.
+        key and value, both rows of the cache, [N, num_kv_heads, row_size]; zeros for slot -1.
     """
     return _ops.gather_blocks.default(k_cache, v_cache, slot_mapping, rotary, interleaved)
 
@@ -157,7 +161,8 @@ def scatter_blocks(
     rotary: Tensor | None = None,
     interleaved: bool = False,
 ) -> None:
-    """Write keys and values, [N, num_kv_heads, head_dim], to their slots; -1 writes nothing.
+    """Write keys and values, rows of the cache, [N, num_kv_heads, row_size], to their slots; -1
+    writes nothing.
 
     Args:
         slot_mapping: int64 [N]; no slot may be named twice.
@@ -171,6 +176,8 @@ def rotary_reindex(
 ) -> None:
     """Turn the cached keys at ``slot_mapping`` (int64 [N]) in place; -1 is skipped.
 
+    Keys in int8 are quantised again: each turn rounds once more, by at most half a scale.
+
     Args:
         slot_mapping: int64 [N]; no slot may be named twice.
         rotary: float32 [N, rotary_dim], cosines then sines of the angle to turn each key by.
@@ -182,7 +189,7 @@ def copy_blocks(kv_cache: Tensor, block_mapping: Tensor) -> None:
     """Copy whole blocks, keys and values of every layer.
 
     Args:
-        kv_cache: [num_layers, 2, num_blocks, num_kv_heads, block_size, head_dim], contiguous.
+        kv_cache: [num_layers, 2, num_blocks, num_kv_heads, block_size, row_size], contiguous.
         block_mapping: int64 [n, 2], pairs (source, destination). A block may be the source of
             several pairs, but the destination of one at most, and never both.
     """

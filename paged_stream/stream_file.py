@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -59,6 +60,12 @@ class SavedStream:
         if any(not 0 <= token_id < vocab_size for token_id in ids):
             raise ValueError("the stream holds token ids that the model does not have")
         for tensor, expected in zip(self.tokens, like, strict=True):
+            if (tensor.dtype == torch.int8) != (expected.dtype == torch.int8):
+                name = "int8" if tensor.dtype == torch.int8 else "auto"
+                raise ValueError(
+                    f"the stream was saved with kv_cache_dtype={name!r}; load it into an engine "
+                    "with the same"
+                )
             shape = list(tensor.shape)
             wanted = [expected.shape[0], shape[1], *expected.shape[2:]]
             if shape != wanted or tensor.dtype != expected.dtype:

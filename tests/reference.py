@@ -10,7 +10,7 @@ identity, and the engine is compared with both. Nothing here imports the engine.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 TokenIds = Sequence[int] | torch.Tensor
+# From a layer's number, rotated keys and values [kv_heads, T, head_dim] to what is read of them.
+Store = Callable[[int, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 def tiny_llama(seed: int = 0, **overrides: Any) -> LlamaForCausalLM:
@@ -114,6 +116,7 @@ def dense_logits(
     dtype: torch.dtype | None = torch.float64,
     clamp_sinks: bool = True,
     window_floors: torch.Tensor | None = None,
+    store: Store | None = None,
     query_chunk: int = 256,
 ) -> torch.Tensor:
     """Logits [T, vocab] of ``token_ids``, every query seeing its sink tokens and its window.
@@ -124,6 +127,7 @@ def dense_logits(
         clamp_sinks: ``False`` keeps true distances to the sinks: a different, worse algorithm.
         window_floors: int64 [T], for each query the first position behind the sinks whose key there
             is; ``None`` is 0 for all.
+        store: what the cache makes of K and V; ``None`` keeps them as they are.
         query_chunk: queries attended to at a time; bounds memory, changes nothing.
     """
     model = _in_dtype(model, dtype)
@@ -131,7 +135,7 @@ def dense_logits(
     positions = torch.arange(len(ids))
     floors = torch.zeros_like(positions) if window_floors is None else window_floors
     x = model.model.embed_tokens(ids)
-    for layer in model.model.layers:
+    for index, layer in enumerate(model.model.layers):
         attention = layer.self_attn
         q, k, v = _project(attention, _norm(layer.input_layernorm, x))
         sink_positions = positions
@@ -139,9 +143,11 @@ def dense_logits(
             gap = torch.maximum(positions - window_size + 1, floors) - num_sink_tokens
             sink_positions = positions - gap.clamp(min=0)
         window_q, sink_q = _rotate(q, positions, model), _rotate(q, sink_positions, model)
+        k = _rotate(k, positions, model)
+        if store is not None:
+            k, v = store(index, k, v)
         groups = attention.num_key_value_groups
-        k = _rotate(k, positions, model).repeat_interleave(groups, dim=0)
-        v = v.repeat_interleave(groups, dim=0)
+        k, v = (part.repeat_interleave(groups, dim=0) for part in (k, v))
 
         outputs = []
         for chunk in positions.split(query_chunk):

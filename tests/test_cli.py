@@ -44,10 +44,14 @@ def _end(lines):
 def test_info_plans_capacity(folder, capsys):
     assert main(["info", str(folder), *ENGINE]) == 0
     out = capsys.readouterr().out
-    assert "KV per token      512 B" in out
+    assert "KV per token      512 B in float32" in out
     assert "4 sink tokens + a window of 24" in out
     # One sink block and a ring of three, 8 KiB each, in 4,000,000 bytes.
     assert "streams that fit  122 in 3.815 MiB" in out
+    assert main(["info", str(folder), *ENGINE, "--kv-cache-dtype", "int8"]) == 0
+    out = capsys.readouterr().out
+    assert "KV per token      160 B in int8" in out
+    assert "streams that fit  390 in 3.815 MiB" in out
 
 
 @pytest.mark.parametrize(
@@ -57,6 +61,7 @@ def test_info_plans_capacity(folder, capsys):
         (["generate", "", *ENGINE], "prompt must not be empty"),
         (["generate", "x", "--temperature", "nan"], "temperature must be in"),
         (["info", "--num-sink-tokens", "-1"], "num_sink_tokens must be >= 0"),
+        (["generate", "x", "--kv-cache-dtype", "int4"], "kv_cache_dtype must be one of auto, int8"),
     ],
 )
 def test_errors_are_one_line_and_exit_2(folder, capsys, arguments, message):

@@ -62,7 +62,7 @@ ALLOWED = {
     "tokenizer": {"models"},
     "executor": {"worker", "models", "kv_tokens", "config", "scheduler"},
     "worker": {"models", "attention", "layers", "ops", "kv_tokens", "config", "scheduler"},
-    "models": {"layers", "attention", "ops"},
+    "models": {"layers", "attention", "ops", "kv_tokens"},
     "layers": {"ops"},
     "attention": {"ops"},
     "ops": {"_C"},

@@ -12,6 +12,7 @@
 #include "attention_plan.h"
 #include "attention_run.h"
 #include "checks.h"
+#include "dtype.h"
 #include "kernels.h"
 
 namespace paged_stream {
@@ -26,6 +27,7 @@ void check_heads(const Tensor& query, const std::optional<Tensor>& sink_query,
   kCheck.heads(query, "query", layout, kAny, kAny, k_cache);
   if (sink_query) {
     kCheck.heads(*sink_query, "sink_query", layout, query.size(0), query.size(1), k_cache);
+    kCheck.dtype(*sink_query, "sink_query", query.scalar_type());
   }
   STD_TORCH_CHECK(query.size(1) >= 1 && query.size(1) % k_cache.size(1) == 0,
                   "paged_attention: num_heads must be a multiple of num_kv_heads ", k_cache.size(1),
@@ -150,7 +152,7 @@ Tensor paged_attention(const Tensor& query, const std::optional<Tensor>& sink_qu
     kCheck.metadata(*alibi_slopes, "alibi_slopes", ScalarType::Float, "[num_heads]", {num_heads},
                     query);
   }
-  const int64_t head_dim = k_cache.size(3);
+  const int64_t head_dim = head_dim_of(k_cache);
   Tensor out = torch::stable::new_empty(query, {num_tokens, num_heads, head_dim});
   const std::vector<SequenceView> sequences = read_batch(batch, num_tokens, k_cache.size(2));
   if (num_tokens == 0) return out;
@@ -170,15 +172,15 @@ Tensor paged_attention(const Tensor& query, const std::optional<Tensor>& sink_qu
   inputs.num_heads = num_heads;
   inputs.num_kv_heads = k_cache.size(1);
   inputs.block_size = k_cache.size(2);
+  inputs.row_size = k_cache.size(3);
   inputs.head_dim = head_dim;
   inputs.scale = static_cast<float>(scale);
   if (alibi_slopes) inputs.alibi_slopes = alibi_slopes->const_data_ptr<float>();
   inputs.softcap = static_cast<float>(softcap);
   inputs.local_window = local_window == 0 ? kNoLocalWindow : local_window;
 
-  const bool is_float = query.scalar_type() == ScalarType::Float;
-  const AttentionKernels* table = kernels().attention(is_float ? DType::kFloat32 : DType::kBFloat16,
-                                                      static_cast<int>(head_dim));
+  const AttentionKernels* table =
+      kernels().attention(dtype_of(query), dtype_of(k_cache), static_cast<int>(head_dim));
   const int group_size = static_cast<int>(inputs.group_size());
   run_attention(inputs, plan_attention(sequences, group_size, inputs.local_window), *table);
   return out;

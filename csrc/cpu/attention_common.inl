@@ -28,33 +28,53 @@ int padded_dim(int head_dim) {
   return RowChunks<W, 0>{head_dim}.padded_dim();
 }
 
-template <int W, class T>
+// A chunk of a query or an output with its elements in the lanes that a cache of T has them in.
+template <int W, class Q, class T>
+PS_INLINE void load_query_chunk(const Q* p, Vec<W>& lo, Vec<W>& hi) {
+  if constexpr (kIsQuantized<T>) {
+    lo = load_row<W>(p);
+    hi = load_row<W>(p + W);
+  } else {
+    load_chunk<W>(p, lo, hi);
+  }
+}
+template <int W, class Q, class T>
+PS_INLINE void store_output_chunk(Q* p, Vec<W> lo, Vec<W> hi) {
+  if constexpr (kIsQuantized<T>) {
+    store_row<W>(p, lo);
+    store_row<W>(p + W, hi);
+  } else {
+    store_chunk<W>(p, lo, hi);
+  }
+}
+
+template <int W, class Q, class T>
 void pack_query(const void* query, int head_dim, float factor, float* packed) {
-  const T* row = static_cast<const T*>(query);
+  const Q* row = static_cast<const Q*>(query);
   const RowChunks<W, 0> chunks{head_dim};
-  T last[2 * W];
+  Q last[2 * W];
   for (int c = 0; c < chunks.count(); ++c) {
-    const T* source = row + chunks.start(c);
+    const Q* source = row + chunks.start(c);
     if (const int overlap = c * 2 * W - chunks.start(c); overlap > 0) {
-      __builtin_memset(last, 0, overlap * sizeof(T));
-      __builtin_memcpy(last + overlap, source + overlap, (2 * W - overlap) * sizeof(T));
+      __builtin_memset(last, 0, overlap * sizeof(Q));
+      __builtin_memcpy(last + overlap, source + overlap, (2 * W - overlap) * sizeof(Q));
       source = last;
     }
     Vec<W> lo, hi;
-    load_chunk<W>(source, lo, hi);
+    load_query_chunk<W, Q, T>(source, lo, hi);
     store(packed + c * 2 * W, lo * factor);
     store(packed + c * 2 * W + W, hi * factor);
   }
 }
 
-template <int W, class T>
+template <int W, class Q, class T>
 void write_output(const float* acc, float sum, int head_dim, void* out) {
   const RowChunks<W, 0> chunks{head_dim};
   const float factor = 1.0f / sum;
   for (int c = 0; c < chunks.count(); ++c) {
     const float* source = acc + c * 2 * W;
-    store_chunk<W>(static_cast<T*>(out) + chunks.start(c), load<Vec<W>>(source) * factor,
-                   load<Vec<W>>(source + W) * factor);
+    store_output_chunk<W, Q, T>(static_cast<Q*>(out) + chunks.start(c),
+                                load<Vec<W>>(source) * factor, load<Vec<W>>(source + W) * factor);
   }
 }
 

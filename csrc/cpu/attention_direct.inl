@@ -80,8 +80,9 @@ void attend_rows(const KeyRun& run, int first_row, RowChunks<W, Fixed> chunks,
   const int stride = (run.num_keys + W - 1) / W * W;
   const float* query = run.query + first_row * dim;
   for (int i = 0; i < run.num_keys; i += W) {
-    score_keys<W, Fixed, R>(static_cast<const T*>(run.k_cache), run.offsets + i, chunks, query,
-                            scores + i, stride);
+    const T* k_cache = static_cast<const T*>(run.k_cache);
+    score_keys<W, Fixed, R>(k_cache, run.offsets + i, chunks, query, scores + i, stride);
+    scale_columns<W, R>(k_cache, run.offsets + i, chunks.width(), scores + i, stride);
   }
   float shrink[R];
   for (int r = 0; r < R; ++r) {
@@ -89,6 +90,9 @@ void attend_rows(const KeyRun& run, int first_row, RowChunks<W, Fixed> chunks,
   }
   float* acc = state.acc + first_row * dim;
   const T* v_cache = static_cast<const T*>(run.v_cache);
+  for (int i = 0; kIsQuantized<T> && i < run.num_keys; i += W) {
+    scale_columns<W, R>(v_cache, run.offsets + i, chunks.width(), scores + i, stride);
+  }
   // As many chunks per pass over V as leave R rows' sums in registers.
   constexpr int kPerPass = R <= 2 || kNumVectorRegisters >= 32 ? (R <= 3 ? 4 : 2) : 1;
   constexpr int kChunks = Fixed > 0 && Fixed < kPerPass ? Fixed : kPerPass;

@@ -37,8 +37,9 @@ void pack_keys(const KeyRun& run, RowChunks<W, Fixed> chunks, float* packed) {
     float* panel = packed + first / P * P * dim + first % P;
     for (int c = 0; c < chunks.count(); ++c) {
       Vec<W> lo[W], hi[W];
-      for (int i = 0; i < W; ++i)
-        load_chunk<W>(k_cache + offsets[i] + chunks.start(c), lo[i], hi[i]);
+      for (int i = 0; i < W; ++i) {
+        load_scaled_chunk<W>(k_cache + offsets[i], chunks.start(c), chunks.width(), lo[i], hi[i]);
+      }
       transpose<W>(lo);
       transpose<W>(hi);
       float* rows = panel + c * 2 * W * P;
@@ -56,7 +57,7 @@ void pack_values(const KeyRun& run, RowChunks<W, Fixed> chunks, float* packed) {
     const T* value = v_cache + run.offsets[k];
     for (int c = 0; c < chunks.count(); ++c) {
       Vec<W> lo, hi;
-      load_chunk<W>(value + chunks.start(c), lo, hi);
+      load_scaled_chunk<W>(value, chunks.start(c), chunks.width(), lo, hi);
       store(packed + k * dim + c * 2 * W, lo);
       store(packed + k * dim + c * 2 * W + W, hi);
     }

@@ -218,9 +218,9 @@ class Attention {
         bad_block_.note(first + done, column, id);
         return false;
       }
-      const int64_t base = id * in_.block_stride + (kv_head * in_.block_size + row) * in_.head_dim;
+      const int64_t base = id * in_.block_stride + (kv_head * in_.block_size + row) * in_.row_size;
       const int64_t count = std::min(in_.block_size - row, n - done);
-      for (int64_t i = 0; i < count; ++i) offsets[done + i] = base + i * in_.head_dim;
+      for (int64_t i = 0; i < count; ++i) offsets[done + i] = base + i * in_.row_size;
       done += count;
       if (++column == row_width) column = sinks;
     }

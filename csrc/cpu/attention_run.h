@@ -18,10 +18,11 @@ struct AttentionInputs {
   const void* v_cache;
   int64_t num_blocks;
   int64_t block_stride;  // elements
-  int64_t element_size;
+  int64_t element_size;  // of queries and outputs
   int64_t num_heads;
   int64_t num_kv_heads;
   int64_t block_size;
+  int64_t row_size;  // elements of the cache that a key takes, with its scale
   int64_t head_dim;
   float scale;
   const float* alibi_slopes;  // or null

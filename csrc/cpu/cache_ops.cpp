@@ -10,6 +10,7 @@
 #include <unordered_set>
 
 #include "checks.h"
+#include "dtype.h"
 #include "kernels.h"
 #include "parallel.h"
 
@@ -20,39 +21,30 @@ using torch::stable::parallel_for;
 
 constexpr int64_t kMinBytesPerThread = 32 * 1024;
 
-// Heads of a row-strided tensor or of a cache, addressed by byte.
-struct Rows {
-  char* data;
-  int64_t row_stride;   // bytes; for a cache, between slots of a block
-  int64_t head_stride;  // elements
-};
-
 struct CacheShape {
-  int64_t num_blocks, num_kv_heads, block_size, head_dim, block_stride, element_size;
-  RotateFn rotate;
+  DType dtype;
+  int64_t num_blocks, num_kv_heads, block_size, row_size, head_dim, block_stride, element_size;
 
   explicit CacheShape(const Tensor& cache)
-      : num_blocks(cache.size(0)),
+      : dtype(dtype_of(cache)),
+        num_blocks(cache.size(0)),
         num_kv_heads(cache.size(1)),
         block_size(cache.size(2)),
-        head_dim(cache.size(3)),
+        row_size(cache.size(3)),
+        head_dim(head_dim_of(cache)),
         block_stride(cache.stride(0)),
-        element_size(static_cast<int64_t>(cache.element_size())) {
-    const DType dtype =
-        cache.scalar_type() == ScalarType::Float ? DType::kFloat32 : DType::kBFloat16;
-    rotate = kernels().rotate[static_cast<int>(dtype)];
-  }
+        element_size(static_cast<int64_t>(cache.element_size())) {}
 
-  int64_t num_slots() const { return num_blocks * block_size; }
+  int64_t head_stride() const { return block_size * row_size; }
 
-  // Byte offset of a slot's first head; its heads are block_size * head_dim elements apart.
+  // Byte offset of a slot's first head; its heads are head_stride() elements apart.
   int64_t slot_offset(int64_t slot) const {
     const int64_t block = slot / block_size, row = slot % block_size;
-    return (block * block_stride + row * head_dim) * element_size;
+    return (block * block_stride + row * row_size) * element_size;
   }
 
   int64_t grain(int64_t heads) const {
-    return std::max<int64_t>(1, kMinBytesPerThread / (heads * head_dim * element_size));
+    return std::max<int64_t>(1, kMinBytesPerThread / (heads * row_size * element_size));
   }
 };
 
@@ -70,12 +62,21 @@ struct Angles {
   }
 };
 
-// Copies `heads` heads of one token from src to dst, rotated by the angles of `row`.
-void move_heads(const CacheShape& shape, const char* src, int64_t src_stride, char* dst,
-                int64_t dst_stride, int64_t heads, const Angles& angles, int64_t row) {
-  shape.rotate({src, dst, heads, src_stride, dst_stride, shape.head_dim,
-                angles.data + row * angles.dim, angles.dim, angles.interleaved});
-}
+// Copies heads of tokens from one dtype to the same or to that of a quantised cache.
+struct HeadMover {
+  RotateFn rotate;
+  int64_t head_dim;
+
+  HeadMover(DType from, DType to, int64_t head_dim)
+      : rotate(kernels().rotate(from, to)), head_dim(head_dim) {}
+
+  // One token's heads, rotated by the angles of `row`; strides in elements.
+  void move(const char* src, int64_t src_stride, char* dst, int64_t dst_stride, int64_t heads,
+            const Angles& angles, int64_t row) const {
+    rotate({src, dst, heads, src_stride, dst_stride, head_dim, angles.data + row * angles.dim,
+            angles.dim, angles.interleaved});
+  }
+};
 
 char* bytes(const Tensor& t) { return static_cast<char*>(t.mutable_data_ptr()); }
 const char* const_bytes(const Tensor& t) { return static_cast<const char*>(t.const_data_ptr()); }
@@ -98,8 +99,10 @@ const int64_t* check_slots(const Checker& check, const Tensor& slot_mapping, int
 // Writes one token's key (rotated) and value to its slot.
 struct SlotWriter {
   CacheShape shape;
+  HeadMover mover;
   const char *key, *value;
   int64_t key_stride, value_stride;  // bytes between tokens
+  int64_t source_stride;             // elements between heads
   char *k_cache, *v_cache;
   const int64_t* slots;
   Angles angles;
@@ -107,10 +110,12 @@ struct SlotWriter {
   SlotWriter(const Tensor& key, const Tensor& value, const Tensor& k_cache, const Tensor& v_cache,
              const int64_t* slots, const Angles& angles)
       : shape(k_cache),
+        mover(dtype_of(key), shape.dtype, shape.head_dim),
         key(const_bytes(key)),
         value(const_bytes(value)),
         key_stride(row_bytes(key)),
         value_stride(row_bytes(value)),
+        source_stride(key.size(2)),
         k_cache(bytes(k_cache)),
         v_cache(bytes(v_cache)),
         slots(slots),
@@ -119,10 +124,9 @@ struct SlotWriter {
   void write(int64_t token) const {
     if (slots[token] < 0) return;
     const int64_t offset = shape.slot_offset(slots[token]);
-    const int64_t stride = shape.block_size * shape.head_dim;
-    move_heads(shape, key + token * key_stride, shape.head_dim, k_cache + offset, stride,
+    mover.move(key + token * key_stride, source_stride, k_cache + offset, shape.head_stride(),
                shape.num_kv_heads, angles, token);
-    move_heads(shape, value + token * value_stride, shape.head_dim, v_cache + offset, stride,
+    mover.move(value + token * value_stride, source_stride, v_cache + offset, shape.head_stride(),
                shape.num_kv_heads, Angles(), token);
   }
 };
@@ -134,17 +138,20 @@ void rotary_and_cache(const Tensor& query, const std::optional<Tensor>& sink_que
                       bool interleaved) {
   const Checker check("rotary_and_cache");
   check.cache_pair(k_cache, v_cache);
-  const int64_t num_kv_heads = k_cache.size(1), head_dim = k_cache.size(3);
+  const int64_t num_kv_heads = k_cache.size(1), head_dim = head_dim_of(k_cache);
   check.heads(query, "query", "[T, num_heads, head_dim]", kAny, kAny, k_cache);
   const int64_t num_tokens = query.size(0), num_heads = query.size(1);
   check.heads(key, "key", "[T, num_kv_heads, head_dim]", num_tokens, num_kv_heads, k_cache);
   check.heads(value, "value", "[T, num_kv_heads, head_dim]", num_tokens, num_kv_heads, k_cache);
+  check.dtype(key, "key", query.scalar_type());
+  check.dtype(value, "value", query.scalar_type());
   check.rotary(rotary, "rotary", num_tokens, head_dim, k_cache);
   check.require(sink_query.has_value() == sink_rotary.has_value(),
                 "sink_query and sink_rotary must be given together");
   if (sink_query) {
     check.heads(*sink_query, "sink_query", "[T, num_heads, head_dim]", num_tokens, num_heads,
                 k_cache);
+    check.dtype(*sink_query, "sink_query", query.scalar_type());
     check.rotary(*sink_rotary, "sink_rotary", num_tokens, head_dim, k_cache);
     check.shape(*sink_rotary, "sink_rotary", "of rotary", {num_tokens, rotary.size(1)});
   }
@@ -156,19 +163,19 @@ void rotary_and_cache(const Tensor& query, const std::optional<Tensor>& sink_que
   char* const sink_q = sink_query ? bytes(*sink_query) : nullptr;
   const int64_t q_stride = row_bytes(query);
   const int64_t sink_stride = sink_query ? row_bytes(*sink_query) : 0;
-  const CacheShape& shape = writer.shape;
-  parallel_for(0, num_tokens, shape.grain(num_heads + 2 * num_kv_heads),
-               [&](int64_t begin, int64_t end) {
-                 for (int64_t t = begin; t < end; ++t) {
-                   char* row = q + t * q_stride;
-                   if (sink_q != nullptr) {
-                     move_heads(shape, row, head_dim, sink_q + t * sink_stride, head_dim, num_heads,
-                                sink_angles, t);
-                   }
-                   move_heads(shape, row, head_dim, row, head_dim, num_heads, angles, t);
-                   writer.write(t);
-                 }
-               });
+  const HeadMover mover(dtype_of(query), dtype_of(query), head_dim);
+  const int64_t grain = writer.shape.grain(num_heads + 2 * num_kv_heads);
+  parallel_for(0, num_tokens, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      char* row = q + t * q_stride;
+      if (sink_q != nullptr) {
+        char* sink_row = sink_q + t * sink_stride;
+        mover.move(row, head_dim, sink_row, head_dim, num_heads, sink_angles, t);
+      }
+      mover.move(row, head_dim, row, head_dim, num_heads, angles, t);
+      writer.write(t);
+    }
+  });
 }
 
 std::tuple<Tensor, Tensor> gather_blocks(const Tensor& k_cache, const Tensor& v_cache,
@@ -178,26 +185,27 @@ std::tuple<Tensor, Tensor> gather_blocks(const Tensor& k_cache, const Tensor& v_
   check.cache_pair(k_cache, v_cache);
   const int64_t* slots = check_slots(check, slot_mapping, kAny, k_cache);
   const int64_t n = slot_mapping.size(0);
-  if (rotary) check.rotary(*rotary, "rotary", n, k_cache.size(3), k_cache);
+  if (rotary) check.rotary(*rotary, "rotary", n, head_dim_of(k_cache), k_cache);
   const CacheShape shape(k_cache);
-  const int64_t heads = shape.num_kv_heads, stride = shape.block_size * shape.head_dim;
-  Tensor key = torch::stable::new_empty(k_cache, {n, heads, shape.head_dim});
-  Tensor value = torch::stable::new_empty(k_cache, {n, heads, shape.head_dim});
+  const HeadMover mover(shape.dtype, shape.dtype, shape.head_dim);
+  const int64_t heads = shape.num_kv_heads, stride = shape.head_stride();
+  Tensor key = torch::stable::new_empty(k_cache, {n, heads, shape.row_size});
+  Tensor value = torch::stable::new_empty(k_cache, {n, heads, shape.row_size});
   const Angles angles(rotary, interleaved);
   const char *k = const_bytes(k_cache), *v = const_bytes(v_cache);
   char *key_out = bytes(key), *value_out = bytes(value);
-  const int64_t row_size = heads * shape.head_dim * shape.element_size;
+  const int64_t token_bytes = heads * shape.row_size * shape.element_size;
   parallel_for(0, n, shape.grain(2 * heads), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      char *key_row = key_out + i * row_size, *value_row = value_out + i * row_size;
+      char *key_row = key_out + i * token_bytes, *value_row = value_out + i * token_bytes;
       if (slots[i] < 0) {
-        std::memset(key_row, 0, row_size);
-        std::memset(value_row, 0, row_size);
+        std::memset(key_row, 0, token_bytes);
+        std::memset(value_row, 0, token_bytes);
         continue;
       }
       const int64_t offset = shape.slot_offset(slots[i]);
-      move_heads(shape, k + offset, stride, key_row, shape.head_dim, heads, angles, i);
-      move_heads(shape, v + offset, stride, value_row, shape.head_dim, heads, Angles(), i);
+      mover.move(k + offset, stride, key_row, shape.row_size, heads, angles, i);
+      mover.move(v + offset, stride, value_row, shape.row_size, heads, Angles(), i);
     }
   });
   return {key, value};
@@ -208,11 +216,10 @@ void scatter_blocks(const Tensor& key, const Tensor& value, const Tensor& k_cach
                     const std::optional<Tensor>& rotary, bool interleaved) {
   const Checker check("scatter_blocks");
   check.cache_pair(k_cache, v_cache);
-  const char* layout = "[N, num_kv_heads, head_dim]";
-  check.heads(key, "key", layout, kAny, k_cache.size(1), k_cache);
+  check.cache_rows(key, "key", kAny, k_cache);
   const int64_t n = key.size(0);
-  check.heads(value, "value", layout, n, k_cache.size(1), k_cache);
-  if (rotary) check.rotary(*rotary, "rotary", n, k_cache.size(3), k_cache);
+  check.cache_rows(value, "value", n, k_cache);
+  if (rotary) check.rotary(*rotary, "rotary", n, head_dim_of(k_cache), k_cache);
   const int64_t* slots = check_slots(check, slot_mapping, n, k_cache);
   const SlotWriter writer(key, value, k_cache, v_cache, slots, Angles(rotary, interleaved));
   parallel_for(0, n, writer.shape.grain(2 * k_cache.size(1)), [&](int64_t begin, int64_t end) {
@@ -226,16 +233,17 @@ void rotary_reindex(const Tensor& k_cache, const Tensor& slot_mapping, const Ten
   check.cache(k_cache, "k_cache");
   const int64_t* slots = check_slots(check, slot_mapping, kAny, k_cache);
   const int64_t n = slot_mapping.size(0);
-  check.rotary(rotary, "rotary", n, k_cache.size(3), k_cache);
+  check.rotary(rotary, "rotary", n, head_dim_of(k_cache), k_cache);
   const CacheShape shape(k_cache);
+  const HeadMover mover(shape.dtype, shape.dtype, shape.head_dim);
   const Angles angles(rotary, interleaved);
   char* k = bytes(k_cache);
-  const int64_t stride = shape.block_size * shape.head_dim;
+  const int64_t stride = shape.head_stride();
   parallel_for(0, n, shape.grain(shape.num_kv_heads), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       if (slots[i] < 0) continue;
       char* row = k + shape.slot_offset(slots[i]);
-      move_heads(shape, row, stride, row, stride, shape.num_kv_heads, angles, i);
+      mover.move(row, stride, row, stride, shape.num_kv_heads, angles, i);
     }
   });
 }
@@ -262,9 +270,9 @@ void check_block_mapping(const Checker& check, const int64_t* pairs, int64_t n,
 void copy_blocks(const Tensor& kv_cache, const Tensor& block_mapping) {
   const Checker check("copy_blocks");
   check.shape(kv_cache, "kv_cache",
-              "[num_layers, 2, num_blocks, num_kv_heads, block_size, head_dim]",
+              "[num_layers, 2, num_blocks, num_kv_heads, block_size, row_size]",
               {kAny, 2, kAny, kAny, kAny, kAny});
-  check.kv_dtype(kv_cache, "kv_cache");
+  check.cache_dtype(kv_cache, "kv_cache");
   check.dense(kv_cache, "kv_cache", 0);
   check.metadata(block_mapping, "block_mapping", ScalarType::Long, "[n, 2]", {kAny, 2}, kv_cache);
   const int64_t planes = kv_cache.size(0) * 2, num_blocks = kv_cache.size(2);

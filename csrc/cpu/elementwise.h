@@ -6,13 +6,10 @@
 #include <optional>
 
 #include "checks.h"
+#include "dtype.h"
 #include "kernels.h"
 
 namespace paged_stream {
-
-inline DType dtype_of(const Tensor& t) {
-  return t.scalar_type() == ScalarType::Float ? DType::kFloat32 : DType::kBFloat16;
-}
 
 // Checked arguments of an addition and norm: residual [rows, dim], delta of the same shape or
 // none, float32 weight [dim].

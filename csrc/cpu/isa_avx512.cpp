@@ -7,6 +7,7 @@
 
 #include "kernels.h"
 
+#define PAGED_STREAM_PMOVSX  // for simd.inl, where the target's own macros are not defined
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,bmi2,prefer-vector-width=512")
 
 namespace paged_stream {

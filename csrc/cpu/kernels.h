@@ -3,16 +3,19 @@
 
 #include <cstdint>
 
+#include "cache_layout.h"
+
 namespace paged_stream {
 
 struct bfloat16 {
   uint16_t bits;
 };
 
-enum class DType { kFloat32 = 0, kBFloat16 = 1 };
-constexpr int kNumDTypes = 2;
+enum class DType { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2 };
+constexpr int kNumDTypes = 2;  // that models compute in
 
-// Copies rows of head_dim elements, turning their first rotary_dim elements by the angles.
+// Copies rows of head_dim elements, turning their first rotary_dim elements by the angles. Rows of
+// int8 come with their scale; those that are turned are quantised again.
 struct RotateArgs {
   const void* src;
   void* dst;  // may be src
@@ -75,7 +78,7 @@ struct AttentionScratch {
   float* packed_v;  // same
 };
 
-// Kernels for one dtype and range of head_dim.
+// Kernels for one dtype of queries, one of the cache, and a range of head_dim.
 struct AttentionKernels {
   // Elements that a packed row takes: head_dim rounded up to whole chunks.
   int (*padded_dim)(int head_dim);
@@ -186,10 +189,11 @@ using SiluAndMulFn = void (*)(const void* gate_up, void* out, int64_t dim, int64
                               int64_t row_end);
 
 struct Kernels {
-  RotateFn rotate[kNumDTypes];
+  // From a dtype to the same, or to int8.
+  RotateFn (*rotate)(DType from, DType to);
   RmsNormFn rms_norm[kNumDTypes];
   SiluAndMulFn silu_and_mul[kNumDTypes];
-  const AttentionKernels* (*attention)(DType dtype, int head_dim);
+  const AttentionKernels* (*attention)(DType dtype, DType cache_dtype, int head_dim);
   LinearFn linear[kNumDTypes];
   PackRowsFn pack_rows[kNumDTypes];
   int64_t max_tile_rows;

@@ -2,6 +2,8 @@
 // kPanelVectors and kPrefetchBytes in a namespace of its own, includes simd.inl and
 // linear_common.inl there, defines kDenseShape, kQuantizedShape and dot4, and includes this.
 
+#include "quantized.inl"
+
 #include "rotary.inl"
 
 #include "attention_common.inl"
@@ -16,39 +18,54 @@
 
 #include "quantized_linear.inl"
 
-// Fixed: number of chunks in head_dim when known, else 0.
-template <int W, int Fixed, class T>
+// Q is what queries and outputs are of, T what the cache is of. Fixed: number of chunks in head_dim
+// when known, else 0.
+template <int W, int Fixed, class Q, class T>
 const AttentionKernels* attention_table() {
   static constexpr AttentionKernels table = {
-      padded_dim<W>, pack_query<W, T>,   attend_direct<W, Fixed, T>, attend_packed<W, Fixed, T>,
-      merge<W>,      write_output<W, T>,
+      padded_dim<W>, pack_query<W, Q, T>,   attend_direct<W, Fixed, T>, attend_packed<W, Fixed, T>,
+      merge<W>,      write_output<W, Q, T>,
   };
   return &table;
 }
 
 // A chunk of 2 * W elements must fit in a row: narrow heads take narrower vectors.
-template <int W, class T>
+template <int W, class Q, class T>
 const AttentionKernels* narrow_attention(int head_dim) {
   if constexpr (W > 4) {
-    if (head_dim < 2 * W) return narrow_attention<W / 2, T>(head_dim);
+    if (head_dim < 2 * W) return narrow_attention<W / 2, Q, T>(head_dim);
   }
-  return attention_table<W, 0, T>();
+  return attention_table<W, 0, Q, T>();
 }
 
-template <class T>
+template <class Q, class T>
 const AttentionKernels* choose_attention(int head_dim) {
-  if (head_dim == 64) return attention_table<kLanes, 64 / (2 * kLanes), T>();
-  if (head_dim == 128) return attention_table<kLanes, 128 / (2 * kLanes), T>();
-  return narrow_attention<kLanes, T>(head_dim);
+  if (head_dim == 64) return attention_table<kLanes, 64 / (2 * kLanes), Q, T>();
+  if (head_dim == 128) return attention_table<kLanes, 128 / (2 * kLanes), Q, T>();
+  return narrow_attention<kLanes, Q, T>(head_dim);
 }
 
-inline const AttentionKernels* choose_attention(DType dtype, int head_dim) {
-  return dtype == DType::kFloat32 ? choose_attention<float>(head_dim)
-                                  : choose_attention<bfloat16>(head_dim);
+template <class Q>
+const AttentionKernels* choose_attention(DType cache_dtype, int head_dim) {
+  return cache_dtype == DType::kInt8 ? choose_attention<Q, int8_t>(head_dim)
+                                     : choose_attention<Q, Q>(head_dim);
+}
+
+inline const AttentionKernels* choose_attention(DType dtype, DType cache_dtype, int head_dim) {
+  return dtype == DType::kFloat32 ? choose_attention<float>(cache_dtype, head_dim)
+                                  : choose_attention<bfloat16>(cache_dtype, head_dim);
+}
+
+inline RotateFn choose_rotate(DType from, DType to) {
+  if (to == DType::kFloat32) return rotate<float>;
+  if (to == DType::kBFloat16) return rotate<bfloat16>;
+  if (from == DType::kFloat32) return rotate_quantized<float>;
+  if (from == DType::kBFloat16) return rotate_quantized<bfloat16>;
+  return rotate_quantized<int8_t>;
 }
 
 constexpr Kernels kKernels = {
-    {rotate<float>, rotate<bfloat16>},
+    choose_rotate,
     {rms_norm<float>, rms_norm<bfloat16>},
     {silu_and_mul<float>, silu_and_mul<bfloat16>},
     choose_attention,

@@ -53,20 +53,43 @@ PS_INLINE void rotate_pairs(const T* src, T* dst, const float* cos, const float*
 }
 
 template <class T>
-void rotate(const RotateArgs& args) {
+PS_INLINE void rotate_head(const RotateArgs& args, const T* src, T* dst) {
   const int64_t half = args.rotary_dim / 2;
   const float *cos = args.angles, *sin = args.angles + half;
+  if (args.interleaved) {
+    rotate_pairs<kLanes, true>(src, dst, cos, sin, 0, half);
+  } else {
+    rotate_pairs<kLanes, false>(src, dst, cos, sin, 0, half);
+  }
+}
+
+template <class T>
+void rotate(const RotateArgs& args) {
   for (int64_t head = 0; head < args.num_heads; ++head) {
     const T* src = static_cast<const T*>(args.src) + head * args.src_stride;
     T* dst = static_cast<T*>(args.dst) + head * args.dst_stride;
-    if (args.interleaved) {
-      rotate_pairs<kLanes, true>(src, dst, cos, sin, 0, half);
-    } else {
-      rotate_pairs<kLanes, false>(src, dst, cos, sin, 0, half);
-    }
+    rotate_head(args, src, dst);
     if (src != dst) {
       __builtin_memcpy(dst + args.rotary_dim, src + args.rotary_dim,
                        (args.head_dim - args.rotary_dim) * sizeof(T));
     }
+  }
+}
+
+// To rows of int8. What is quantised already and not turned is copied as it is.
+template <class T>
+void rotate_quantized(const RotateArgs& args) {
+  const int head_dim = static_cast<int>(args.head_dim);
+  for (int64_t head = 0; head < args.num_heads; ++head) {
+    const T* src = static_cast<const T*>(args.src) + head * args.src_stride;
+    int8_t* dst = static_cast<int8_t*>(args.dst) + head * args.dst_stride;
+    if (kIsQuantized<T> && args.rotary_dim == 0) {
+      if (args.src != args.dst) __builtin_memcpy(dst, src, head_dim + kScaleBytes);
+      continue;
+    }
+    float row[kMaxHeadDim];
+    widen_row(src, head_dim, row);
+    rotate_head(args, row, row);
+    quantize_row(row, head_dim, dst);
   }
 }

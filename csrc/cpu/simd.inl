@@ -10,6 +10,7 @@ struct VecOf {
   typedef int32_t I __attribute__((vector_size(4 * W)));
   typedef uint32_t U __attribute__((vector_size(4 * W)));
   typedef uint16_t H __attribute__((vector_size(2 * W)));
+  typedef int16_t S __attribute__((vector_size(2 * W)));
   typedef int8_t B __attribute__((vector_size(W)));
 };
 template <int W>
@@ -157,6 +158,28 @@ PS_INLINE Vec<W> exp2_nonpositive(Vec<W> x) {
   return x < -126.0f ? Vec<W>{} : power;
 }
 
+// W signed bytes as float32.
+template <int W>
+PS_INLINE Vec<W> widen_bytes(const int8_t* p) {
+#if defined(PAGED_STREAM_PMOVSX)
+  // GCC makes a dozen instructions of __builtin_convertvector where one will do. With the mask, it
+  // does not warn of its own header.
+  IVec<W> wide;
+  if constexpr (W == 16) {
+    wide = (IVec<W>)_mm512_maskz_cvtepi8_epi32(0xffff, _mm_loadu_si128((const __m128i*)p));
+  } else if constexpr (W == 8) {
+    wide = (IVec<W>)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p));
+  } else {
+    wide = (IVec<W>)_mm_cvtepi8_epi32(_mm_cvtsi32_si128(load<int32_t>(p)));
+  }
+#else
+  using Shorts = typename VecOf<W>::S;
+  const Shorts shorts = __builtin_convertvector(load<typename VecOf<W>::B>(p), Shorts);
+  const IVec<W> wide = __builtin_convertvector(shorts, IVec<W>);
+#endif
+  return __builtin_convertvector(wide, Vec<W>);
+}
+
 // A chunk is 2 * W consecutive elements of a row of head_dim, held as two vectors. Which element
 // sits in which lane depends on the dtype (bfloat16 is split into even and odd elements, one
 // operation per vector), so both sides of a dot product must be loaded as chunks.
@@ -170,6 +193,11 @@ PS_INLINE void load_chunk(const bfloat16* p, Vec<W>& lo, Vec<W>& hi) {
   const UVec<W> pairs = load<UVec<W>>(p);
   lo = (Vec<W>)(pairs << 16);
   hi = (Vec<W>)(pairs & 0xffff0000u);
+}
+template <int W>
+PS_INLINE void load_chunk(const int8_t* p, Vec<W>& lo, Vec<W>& hi) {
+  lo = widen_bytes<W>(p);
+  hi = widen_bytes<W>(p + W);
 }
 template <int W>
 PS_INLINE void store_chunk(float* p, Vec<W> lo, Vec<W> hi) {
@@ -190,6 +218,10 @@ template <int W>
 PS_INLINE Vec<W> load_row(const bfloat16* p) {
   const typename VecOf<W>::H half = load<typename VecOf<W>::H>(p);
   return (Vec<W>)(__builtin_convertvector(half, UVec<W>) << 16);
+}
+template <int W>
+PS_INLINE Vec<W> load_row(const int8_t* p) {
+  return widen_bytes<W>(p);
 }
 template <int W>
 PS_INLINE void store_row(float* p, Vec<W> v) {

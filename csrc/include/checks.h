@@ -11,13 +11,20 @@
 #include <optional>
 #include <string>
 
+#include "cache_layout.h"
+
 namespace paged_stream {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr int64_t kAny = -1;
-constexpr int64_t kMaxHeadDim = 256;
+
+inline bool is_quantized(const Tensor& cache) { return cache.scalar_type() == ScalarType::Char; }
+// Elements of a cache's rows that are not their scale.
+inline int64_t head_dim_of(const Tensor& cache) {
+  return cache.size(3) - (is_quantized(cache) ? kScaleBytes : 0);
+}
 
 // The op's name travels with the checks so that messages can say where they come from.
 class Checker {
@@ -53,6 +60,13 @@ class Checker {
                     " must be Float or BFloat16, got ", torch::headeronly::toString(type));
   }
 
+  void cache_dtype(const Tensor& t, const char* name) const {
+    const ScalarType type = t.scalar_type();
+    STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16 || is_quantized(t),
+                    op_, ": ", name, " must be Float, BFloat16 or Char, got ",
+                    torch::headeronly::toString(type));
+  }
+
   // All dimensions from `from` on lie densely in memory.
   void dense(const Tensor& t, const char* name, int64_t from) const {
     if (t.numel() == 0) return;
@@ -82,14 +96,15 @@ class Checker {
     same_device(t, name, device_of);
   }
 
-  // k_cache or v_cache: [num_blocks, num_kv_heads, block_size, head_dim].
+  // k_cache or v_cache: [num_blocks, num_kv_heads, block_size, row_size].
   void cache(const Tensor& t, const char* name) const {
-    shape(t, name, "[num_blocks, num_kv_heads, block_size, head_dim]", {kAny, kAny, kAny, kAny});
-    kv_dtype(t, name);
+    shape(t, name, "[num_blocks, num_kv_heads, block_size, row_size]", {kAny, kAny, kAny, kAny});
+    cache_dtype(t, name);
     dense(t, name, 1);
-    const int64_t head_dim = t.size(3);
+    const int64_t head_dim = head_dim_of(t);
     STD_TORCH_CHECK(head_dim >= 8 && head_dim <= kMaxHeadDim && head_dim % 8 == 0, op_,
-                    ": head_dim must be a multiple of 8 up to ", kMaxHeadDim, ", got ", head_dim);
+                    ": head_dim must be a multiple of 8 up to ", kMaxHeadDim, ", got ", head_dim,
+                    is_quantized(t) ? " beside the scale in rows of Char" : "");
     STD_TORCH_CHECK(t.size(1) >= 1 && t.size(2) >= 1, op_, ": ", name,
                     " must have num_kv_heads and block_size of at least 1, got shape ",
                     describe(t.sizes()));
@@ -107,10 +122,23 @@ class Checker {
                     k_cache.stride(0), " and ", v_cache.stride(0));
   }
 
-  // Heads of tokens, [rows, heads, head_dim], in the cache's dtype; heads dense, rows strided.
+  // Heads of tokens, [rows, heads, head_dim], in the model's dtype, which is that of a cache that
+  // is not quantised; heads dense, rows strided.
   void heads(const Tensor& t, const char* name, const char* layout, int64_t rows, int64_t heads,
              const Tensor& cache) const {
-    shape(t, name, layout, {rows, heads, cache.size(3)});
+    shape(t, name, layout, {rows, heads, head_dim_of(cache)});
+    if (is_quantized(cache)) {
+      kv_dtype(t, name);
+    } else {
+      dtype(t, name, cache.scalar_type());
+    }
+    dense(t, name, 1);
+    same_device(t, name, cache);
+  }
+
+  // Rows as they lie in the cache, [rows, num_kv_heads, row_size]; heads dense, rows strided.
+  void cache_rows(const Tensor& t, const char* name, int64_t rows, const Tensor& cache) const {
+    shape(t, name, "[N, num_kv_heads, row_size]", {rows, cache.size(1), cache.size(3)});
     dtype(t, name, cache.scalar_type());
     dense(t, name, 1);
     same_device(t, name, cache);

@@ -31,7 +31,7 @@ class AttentionBackend(ABC):
         Args:
             query: [T, num_heads, head_dim], rotated at each token's position.
             sink_query: the same rotated for the sink keys, or ``None`` when both agree.
-            k_cache: [num_blocks, num_kv_heads, block_size, head_dim]; so is ``v_cache``.
+            k_cache: [num_blocks, num_kv_heads, block_size, row_size], see `ops`; so is ``v_cache``.
             scale: factor on the scores.
             alibi_slopes: float32 [num_heads], or ``None``.
             softcap: bend scores to stay below this.

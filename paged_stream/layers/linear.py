@@ -51,6 +51,26 @@ class Linear(torch.nn.Module):
         """
         self.blocks, self.block_format, self.weight = blocks, block_format, None
 
+    def block_scales(self) -> torch.Tensor:
+        """A view of the scale of each block, and of its min if it has one: float16 [out_features,
+        blocks, 1 or 2]."""
+        assert self.blocks is not None and self.block_format is not None
+        num_bytes = BLOCK_BYTES[self.block_format]
+        blocks = self.blocks.unflatten(1, (-1, num_bytes))
+        scales = blocks[:, :, : 4 if self.block_format == "Q4_1" else 2]
+        return scales.view(torch.float16)
+
+    def float_rows(self, rows: slice) -> torch.Tensor:
+        """Some rows of the weight, before it is packed, as float32."""
+        if self.block_format is None:
+            assert self.weight is not None, "packed already"
+            return self.weight[rows].float()
+        from gguf import GGMLQuantizationType
+        from gguf.quants import dequantize
+
+        kind = GGMLQuantizationType[self.block_format]
+        return torch.from_numpy(dequantize(self.blocks[rows].numpy(), kind))
+
     def pack(self) -> None:
         """Lay the weight out for the CPU kernels and let go of it as it came."""
         if self.block_format is not None:

@@ -7,6 +7,8 @@ from typing import Literal
 
 import torch
 
+from paged_stream.kv_tokens import row_size
+
 # Which elements of Q and K one normalisation covers, and which of them share weights: each head
 # with one weight for all of them, each head with its own, or all heads together.
 QKNorm = Literal["head", "per_head", "full"]
@@ -173,6 +175,7 @@ class ModelConfig:
         rows = self.vocab_size * (1 if self.tie_word_embeddings else 2) + self.learned_positions
         return self.num_layers * (attention + mlp) + rows * self.hidden_size
 
-    def kv_bytes_per_token(self, dtype: torch.dtype) -> int:
+    def kv_bytes_per_token(self, kv_dtype: torch.dtype) -> int:
         """Bytes of K and V that one token of one stream occupies over all layers."""
-        return 2 * self.num_layers * self.kv_size * dtype.itemsize
+        row_bytes = row_size(self.head_dim, kv_dtype) * kv_dtype.itemsize
+        return 2 * self.num_layers * self.num_kv_heads * row_bytes

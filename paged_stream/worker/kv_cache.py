@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from paged_stream import ops
-from paged_stream.kv_tokens import KVTokens
+from paged_stream.kv_tokens import KVTokens, row_size
 from paged_stream.layers.rotary import RotaryEmbedding
 
 
@@ -20,7 +20,9 @@ class CachePlan:
 
 
 class KVCache:
-    """Blocks of all layers: ``tensor`` is [layers, 2, blocks, kv_heads, block_size, head_dim].
+    """Blocks of all layers: ``tensor`` is [layers, 2, blocks, kv_heads, block_size, row_size].
+
+    A row is head_dim elements of a float ``dtype``, or in int8 as many and their scale.
 
     Pages of a CPU cache are touched only as blocks come into use, so an unused block costs
     address space, not memory.
@@ -37,14 +39,14 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        shape = (num_layers, 2, num_blocks, num_kv_heads, block_size, head_dim)
+        shape = (num_layers, 2, num_blocks, num_kv_heads, block_size, row_size(head_dim, dtype))
         self.tensor = torch.zeros(shape, dtype=dtype, device=device)
         self.layers = [(layer[0], layer[1]) for layer in self.tensor]
 
     def read(self, slots: torch.Tensor) -> KVTokens:
         """Copy the tokens at ``slots`` (int64 [N]) to the host."""
-        num_layers, _, _, num_kv_heads, _, head_dim = self.tensor.shape
-        shape = (2, num_layers, len(slots), num_kv_heads, head_dim)
+        num_layers, _, _, num_kv_heads, _, size = self.tensor.shape
+        shape = (2, num_layers, len(slots), num_kv_heads, size)
         # One allocation per sequence: thousands are kept, and many small ones would leave holes.
         tokens = torch.empty(shape, dtype=self.tensor.dtype)
         for layer, (k_cache, v_cache) in enumerate(self.layers):

@@ -17,6 +17,7 @@ from paged_stream.kv_tokens import KVTokens
 from paged_stream.models.config import ModelConfig
 from paged_stream.models.decoder import Decoder
 from paged_stream.models.files import ModelFiles
+from paged_stream.models.key_balance import balance_keys
 from paged_stream.models.loader import load_model
 from paged_stream.scheduler.output import KVOperation, ModelOutput, SchedulerOutput
 from paged_stream.scheduler.sink_window import SinkWindow, cdiv
@@ -48,14 +49,14 @@ def memory_budget(config: EngineConfig) -> int:
 
 
 def plan_cache(
-    config: EngineConfig, model_config: ModelConfig, dtype: torch.dtype, sink_window: SinkWindow
+    config: EngineConfig, model_config: ModelConfig, kv_dtype: torch.dtype, sink_window: SinkWindow
 ) -> CachePlan:
     """Decide how many blocks to have.
 
     Raises:
         ValueError: the memory does not hold one stream; names the least that would.
     """
-    block_bytes = model_config.kv_bytes_per_token(dtype) * config.block_size
+    block_bytes = model_config.kv_bytes_per_token(kv_dtype) * config.block_size
     least = blocks_per_stream(config, model_config, sink_window, chunk=1)
     most = blocks_per_stream(config, model_config, sink_window, chunk=config.max_num_batched_tokens)
     budget = memory_budget(config)
@@ -90,6 +91,11 @@ def resolve_dtype(name: str, checkpoint: torch.dtype) -> torch.dtype:
     return torch.float32 if checkpoint == torch.float32 else torch.bfloat16
 
 
+def resolve_kv_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    """Turn ``EngineConfig.kv_cache_dtype`` into a dtype, for a model that computes in ``dtype``."""
+    return dtype if name == "auto" else torch.int8
+
+
 class Worker:
     """Loads a model and runs steps on it."""
 
@@ -105,9 +111,12 @@ class Worker:
         device = torch.device("cpu")
         dtype = resolve_dtype(config.dtype, model_config.dtype)
         # Before the weights are read: a cache that cannot be is reported at once.
-        self.cache_plan = plan_cache(config, model_config, dtype, sink_window)
+        kv_dtype = resolve_kv_dtype(config.kv_cache_dtype, dtype)
+        self.cache_plan = plan_cache(config, model_config, kv_dtype, sink_window)
         model = load_model(files, model_config, dtype, device, NativeBackend(), config.quantization)
         self.fingerprint = _fingerprint(model)
+        if kv_dtype == torch.int8:
+            balance_keys(model)
         model.pack_weights()
         kv_cache = KVCache(
             num_layers=model_config.num_layers,
@@ -115,7 +124,7 @@ class Worker:
             num_kv_heads=model_config.num_kv_heads,
             block_size=config.block_size,
             head_dim=model_config.head_dim,
-            dtype=dtype,
+            dtype=kv_dtype,
             device=device,
         )
         self.parked = ParkedStore(

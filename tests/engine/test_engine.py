@@ -238,11 +238,17 @@ def test_text_needs_a_tokenizer_and_ids_do_not(make_engine, bare_folder):
         ({"max_num_seqs": 0}, "max_num_seqs must be >= 1"),
         ({"max_num_batched_tokens": 4}, "max_num_batched_tokens must be >= max_num_seqs"),
         ({"dtype": "int3"}, "dtype must be one of auto, float32, bfloat16, got 'int3'"),
+        ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype must be one of auto, int8, got 'fp8'"),
+        ({"kv_cache_dtype": None}, "kv_cache_dtype must be one of auto, int8, got None"),
         ({"device": "tpu"}, "device must be 'auto' or 'cpu', got 'tpu'"),
         ({"seed": "x"}, "seed must be an int"),
         (
             {"kv_cache_memory_bytes": 5000},
             "kv_cache_memory_bytes=5000 is too little for one stream.*need 20480 bytes; raise it",
+        ),
+        (
+            {"kv_cache_memory_bytes": 5000, "kv_cache_dtype": "int8"},
+            "kv_cache_memory_bytes=5000 is too little for one stream.*need 6400 bytes; raise it",
         ),
     ],
 )

@@ -127,6 +127,21 @@ def test_bfloat16_is_as_good_as_transformers(saved, variant):
     assert ratio.sqrt() < 1.1
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_int8_cache_costs_less_than_bfloat16(saved, variant):
+    """Rounding K and V to int8 does less harm than rounding everything to bfloat16."""
+    model, folder = saved(variant)
+    prompts = [random_ids(model, 48, seed=n) for n in range(4)]
+    sinks, window = (0, None) if variant in ABSOLUTE_POSITION_VARIANTS else (4, 20)
+    results = []
+    for settings in ({}, {"kv_cache_dtype": "int8"}, {"dtype": "bfloat16"}):
+        llm = make_llm(folder, num_sink_tokens=sinks, window_size=window, **settings)
+        results.append(torch.cat([rows for rows, _ in run(llm, prompts, [1] * 4)]))
+    exact, int8, bfloat16 = results
+    error, limit = ((rows - exact).square().mean().sqrt() for rows in (int8, bfloat16))
+    assert 0 < error < limit
+
+
 # Rotary frequencies that depend on length
 
 

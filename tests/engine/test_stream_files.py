@@ -48,10 +48,13 @@ def lived_stream(engine, **settings):
     return stream
 
 
+@pytest.mark.parametrize("kv_cache_dtype", ["auto", "int8"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("is_parked", [False, True])
-def test_the_continuation_is_the_same_to_the_bit(make_engine, tmp_path, dtype, is_parked):
-    first, second = make_engine(dtype=dtype), make_engine(dtype=dtype)
+def test_the_continuation_is_the_same_to_the_bit(
+    make_engine, tmp_path, dtype, kv_cache_dtype, is_parked
+):
+    first, second = (make_engine(dtype=dtype, kv_cache_dtype=kv_cache_dtype) for _ in range(2))
     stream = lived_stream(first)
     if is_parked:
         stream.park()
@@ -316,6 +319,22 @@ def test_other_weights_and_another_dtype(make_engine, saved_path, tmp_path):
     tiny_llama(1, eos_token_id=0).save_pretrained(tmp_path / "other")
     refuse(make_engine(tmp_path / "other"), saved_path, "saved with other weights")
     refuse(make_engine(dtype="bfloat16"), saved_path, "or another dtype")
+
+
+@pytest.mark.parametrize("saved, loading", [("auto", "int8"), ("int8", "auto")])
+def test_another_kv_cache_dtype(make_engine, tmp_path, saved, loading):
+    path = tmp_path / "a.stream"
+    lived_stream(make_engine(kv_cache_dtype=saved)).save(path)
+    message = f"saved with kv_cache_dtype='{saved}'; load it into an engine with the same"
+    refuse(make_engine(kv_cache_dtype=loading), path, message)
+    make_engine(kv_cache_dtype=saved).load_stream(path)
+
+
+def test_rows_of_int8_without_their_scales(make_engine, tmp_path):
+    path, engine = tmp_path / "a.stream", make_engine(kv_cache_dtype="int8")
+    lived_stream(engine).save(path)
+    rewrite(path, tensors=lambda t: {n: x[..., :16].clone() for n, x in t.items()})
+    refuse(engine, path, "the stream has K and V of .*16. in torch.int8, the model's are .*20. in")
 
 
 def test_a_stream_too_large_for_the_engine(make_engine, tmp_path):

@@ -48,6 +48,7 @@ def test_config_describes_the_checkpoint(tiny_llama, save):
     assert (config.qkv_bias, config.output_bias, config.mlp_bias) == (True, True, False)
     assert (config.dtype, config.eos_token_ids) == (torch.bfloat16, (2,))
     assert config.kv_bytes_per_token(torch.bfloat16) == 2 * 2 * 2 * 8 * 2
+    assert config.kv_bytes_per_token(torch.int8) == 2 * 2 * 2 * (8 + 4)
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,14 @@ class Batch:
         return out
 
 
+def empty_cache(*shape_and_dtype) -> Tensor:
+    """A cache of the given sizes, the last head_dim, and dtype. Whatever is read of it is NaN."""
+    *shape, head_dim, dtype = shape_and_dtype
+    if dtype == torch.int8:  # four bytes of -1 are the float32 of a scale that is NaN
+        return torch.full((*shape, head_dim + 4), -1, dtype=dtype)
+    return torch.full((*shape, head_dim), math.nan, dtype=dtype)
+
+
 def make_batch(
     sequences: list[reference.Sequence],
     *,
@@ -81,6 +89,7 @@ def make_batch(
     head_dim: int = 64,
     block_size: int = 16,
     dtype: torch.dtype = torch.float32,
+    cache_dtype: torch.dtype | None = None,
     with_sink_query: bool = True,
     with_alibi: bool = False,
     softcap: float | None = None,
@@ -95,7 +104,7 @@ def make_batch(
     num_heads = num_kv_heads * group
     width = max(s.window.num_sink_blocks(block_size) + s.ring_blocks(block_size) for s in sequences)
     num_blocks = len(sequences) * width + 2
-    kv_cache = torch.full((2, num_blocks, num_kv_heads, block_size, head_dim), math.nan).to(dtype)
+    kv_cache = empty_cache(2, num_blocks, num_kv_heads, block_size, head_dim, cache_dtype or dtype)
     free = torch.randperm(num_blocks, generator=generator).tolist()
     block_table = torch.full((len(sequences), width), -1, dtype=torch.int32)
     for row, sequence in enumerate(sequences):
@@ -112,7 +121,11 @@ def make_batch(
             inside = seen & (positions // block_size == block)
             slots = positions[inside] % block_size
             for cache, rows in zip(kv_cache, (sequence.keys, sequence.values), strict=True):
-                cache[block_table[row, column], :, slots] = rows[inside].transpose(0, 1)
+                rows = rows[inside] if cache_dtype is None else reference.quantize(rows[inside])
+                cache[block_table[row, column], :, slots] = rows.transpose(0, 1)
+        if cache_dtype is not None:
+            sequence.keys = reference.dequantize(reference.quantize(sequence.keys))
+            sequence.values = reference.dequantize(reference.quantize(sequence.values))
     num_tokens = sum(s.chunk for s in sequences)
     # Queries are views of a fused projection: rows are strided.
     fused = randn(num_tokens, num_heads + 2 * num_kv_heads, head_dim)

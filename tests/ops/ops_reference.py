@@ -25,6 +25,24 @@ def rotate(x: Tensor, rotary: Tensor, interleaved: bool) -> Tensor:
     return out
 
 
+def quantize(x: Tensor) -> Tensor:
+    """Rows [..., head_dim] as those of an int8 cache, [..., head_dim + 4]."""
+    largest = x.float().abs().amax(-1, keepdim=True)
+    elements = (x.double() / largest.double().clamp(min=1e-300) * 127).round().to(torch.int8)
+    scale = largest.div_(127)  # in place, because the quotient of an empty tensor has no view
+    return torch.cat([elements, scale.view(torch.int8)], dim=-1)
+
+
+def scales(rows: Tensor) -> Tensor:
+    """Scales [..., 1] of the rows of an int8 cache, float64."""
+    return rows[..., -4:].contiguous().view(torch.float32).double()
+
+
+def dequantize(rows: Tensor) -> Tensor:
+    """Elements [..., head_dim] of the rows of an int8 cache, float64."""
+    return rows[..., :-4].double() * scales(rows)
+
+
 @dataclass
 class Sequence:
     """One sequence of a batch: its last ``chunk`` of ``seq_len`` tokens are computed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ops_reference as reference
 import pytest
 import torch
 from batches import make_batch, sequence
@@ -15,30 +16,50 @@ ATTENTION_ARGUMENTS = (
 ).split()
 
 
-def op_arguments(dtype) -> dict[str, tuple]:
-    k_cache, v_cache = caches(dtype).normal_()
+KINDS = [
+    (torch.float32, torch.float32),
+    (torch.bfloat16, torch.bfloat16),
+    (torch.float32, torch.int8),
+    (torch.bfloat16, torch.int8),
+]
+
+
+def op_arguments(dtype, cache_dtype) -> dict[str, tuple]:
+    k_cache, v_cache = caches(cache_dtype)
+    if cache_dtype == torch.int8:
+        k_cache.copy_(reference.quantize(torch.randn(k_cache.shape[:-1] + (64,))))
+        v_cache.copy_(k_cache)
+    else:
+        k_cache.normal_(), v_cache.normal_()
     heads = torch.randn(5, 12, 64).to(dtype)
     query, key, value = heads.split([6, 3, 3], dim=1)
     slots, rotary = torch.tensor([3, 8, -1, 0, 20]), angles(5, 32)
     sink_query = torch.empty(5, 6, 64, dtype=dtype)
-    batch = make_batch([sequence(4, 20, 90, 3), sequence(4, 20, 900, 1, 0, 890)], dtype=dtype)
+    key_rows, value_rows = k_cache[:5, :, 0], v_cache[4:, :, 1]
+    batch = make_batch(
+        [sequence(4, 20, 90, 3), sequence(4, 20, 900, 1, 0, 890)],
+        dtype=dtype,
+        cache_dtype=torch.int8 if cache_dtype == torch.int8 else None,
+    )
     return {
         "rotary_and_cache": (
             *(query, sink_query, key, value, k_cache, v_cache, rotary, rotary, slots, False),
         ),
         "paged_attention": batch.arguments(),
         "gather_blocks": (k_cache, v_cache, slots, rotary, True),
-        "scatter_blocks": (key, value, k_cache, v_cache, slots, None, False),
+        "scatter_blocks": (
+            *(key_rows.clone(), value_rows.clone(), k_cache, v_cache, slots, None, False),
+        ),
         "rotary_reindex": (k_cache, slots, rotary, False),
-        "copy_blocks": (torch.randn(2, 2, 4, 1, 4, 8).to(dtype), torch.tensor([[0, 1]])),
+        "copy_blocks": (torch.randn(2, 2, 4, 1, 4, 8).to(cache_dtype), torch.tensor([[0, 1]])),
     }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", list(op_arguments(torch.float32)))
-def test_opcheck(name, dtype):
+@pytest.mark.parametrize("dtype, cache_dtype", KINDS)
+@pytest.mark.parametrize("name", list(op_arguments(torch.float32, torch.float32)))
+def test_opcheck(name, dtype, cache_dtype):
     op = getattr(torch.ops.paged_stream, name).default
-    torch.library.opcheck(op, op_arguments(dtype)[name])
+    torch.library.opcheck(op, op_arguments(dtype, cache_dtype)[name])
 
 
 def test_isa_by_unknown_name():
@@ -46,8 +67,9 @@ def test_isa_by_unknown_name():
         ops.set_cpu_isa("mmx")
 
 
-def attention_without(**changes) -> None:
-    batch = make_batch([sequence(4, 20, 90, 3), sequence(4, 20, 900, 1)])
+def attention_without(cache_dtype=None, **changes) -> None:
+    sequences = [sequence(4, 20, 90, 3), sequence(4, 20, 900, 1)]
+    batch = make_batch(sequences, cache_dtype=cache_dtype)
     arguments = dict(zip(ATTENTION_ARGUMENTS, batch.arguments(), strict=True))
     for name, change in changes.items():
         arguments[name] = change(arguments[name])
@@ -88,6 +110,54 @@ def attention_without(**changes) -> None:
 def test_attention_names_the_bad_argument(name, change, message):
     with pytest.raises(RuntimeError, match="paged_attention.*" + message):
         attention_without(**{name: change})
+
+
+@pytest.mark.parametrize(
+    "name, change, message",
+    [
+        ("query", lambda x: x[..., :32], r"query must have shape .* = \[\*, \*, 64\], got \[4, 6"),
+        ("query", lambda x: x.to(torch.int8), "query must be Float or BFloat16, got Char"),
+        ("query", lambda x: x.bfloat16(), "sink_query must be BFloat16, got Float"),
+        ("v_cache", lambda x: x[..., :64].float(), "v_cache must have shape of k_cache"),
+        ("v_cache", lambda x: x[..., :64], "v_cache must be contiguous from dimension 1"),
+        (
+            "k_cache",
+            lambda x: x[..., :64].contiguous(),
+            "head_dim must be a multiple of 8 up to 256, got 60 beside the scale in rows of Char",
+        ),
+        ("k_cache", lambda x: x.view(torch.uint8), "must be Float, BFloat16 or Char, got Byte"),
+    ],
+)
+def test_attention_over_int8_names_the_bad_argument(name, change, message):
+    with pytest.raises(RuntimeError, match="paged_attention.*" + message):
+        attention_without(torch.int8, **{name: change})
+
+
+@pytest.mark.parametrize(
+    "place, change, message",
+    [
+        (2, lambda x: x.bfloat16(), "key must be Float, got BFloat16"),
+        (3, lambda x: x.to(torch.int8), "value must be Float or BFloat16, got Char"),
+        (1, lambda x: x.bfloat16(), "sink_query must be Float, got BFloat16"),
+        (3, lambda x: x[..., :60], r"value must have shape .* = \[5, 3, 64\], got \[5, 3, 60\]"),
+    ],
+)
+def test_what_is_quantised_must_be_the_models(place, change, message):
+    arguments = list(op_arguments(torch.float32, torch.int8)["rotary_and_cache"])
+    arguments[place] = change(arguments[place])
+    with pytest.raises(RuntimeError, match="rotary_and_cache: " + message):
+        ops.rotary_and_cache(*arguments)
+
+
+def test_int8_blocks_take_rows_with_their_scales():
+    arguments = list(op_arguments(torch.float32, torch.int8)["scatter_blocks"])
+    arguments[0] = arguments[0][..., :64]
+    message = r"key must have shape \[N, num_kv_heads, row_size\] = \[\*, 3, 68\], got \[5, 3, 64\]"
+    with pytest.raises(RuntimeError, match=message):
+        ops.scatter_blocks(*arguments)
+    arguments[0] = torch.randn(5, 3, 68)
+    with pytest.raises(RuntimeError, match="key must be Char, got Float"):
+        ops.scatter_blocks(*arguments)
 
 
 def test_softcap_and_alibi_exclude_each_other():
@@ -142,7 +212,7 @@ def test_rotary_shapes():
 
 
 def test_sink_query_needs_its_angles():
-    arguments = list(op_arguments(torch.float32)["rotary_and_cache"])
+    arguments = list(op_arguments(torch.float32, torch.float32)["rotary_and_cache"])
     arguments[7] = None
     with pytest.raises(RuntimeError, match="sink_query and sink_rotary must be given together"):
         ops.rotary_and_cache(*arguments)

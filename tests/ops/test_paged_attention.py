@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from paged_stream import ops
 
 DTYPES = [torch.float32, torch.bfloat16]
+# Of queries, and of the cache if it is another.
+KINDS = [(dtype, cache_dtype) for dtype in DTYPES for cache_dtype in (None, torch.int8)]
 MIXED = [
     (4, 100, 4_000_037, 1),  # decode, deep in a stream
     (4, 100, 30, 30),  # whole prompt, shorter than the window
@@ -46,32 +48,53 @@ def floored() -> list:
     return [sequence(*args) for args in FLOORED]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype, cache_dtype", KINDS)
 @pytest.mark.parametrize("head_dim", [8, 16, 24, 32, 40, 64, 80, 96, 128, 256])
-def test_head_dims(isa, dtype, head_dim):
-    make_batch(mixed(), head_dim=head_dim, dtype=dtype).check()
+def test_head_dims(isa, dtype, cache_dtype, head_dim):
+    make_batch(mixed(), head_dim=head_dim, dtype=dtype, cache_dtype=cache_dtype).check()
 
 
 @pytest.mark.parametrize("block_size", [1, 3, 4, 8, 16, 32, 64])
-def test_block_sizes(isa, block_size):
-    make_batch(mixed(), block_size=block_size).check()
+@pytest.mark.parametrize("cache_dtype", [None, torch.int8])
+def test_block_sizes(isa, cache_dtype, block_size):
+    make_batch(mixed(), block_size=block_size, cache_dtype=cache_dtype).check()
 
 
 @pytest.mark.parametrize("num_kv_heads, group", [(1, 1), (4, 1), (1, 8), (2, 4), (3, 3), (1, 71)])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_groups(isa, dtype, num_kv_heads, group):
-    make_batch(mixed(), num_kv_heads=num_kv_heads, group=group, dtype=dtype).check()
+@pytest.mark.parametrize("dtype, cache_dtype", KINDS)
+def test_groups(isa, dtype, cache_dtype, num_kv_heads, group):
+    make_batch(
+        mixed(), num_kv_heads=num_kv_heads, group=group, dtype=dtype, cache_dtype=cache_dtype
+    ).check()
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 70])
+def test_scales_of_any_size(isa, chunk):
+    """Each key and value has its own, which is as far from the others' as can be."""
+    batch = make_batch([sequence(4, 100, 900, chunk)], cache_dtype=torch.int8)
+    s = batch.sequences[0]
+    for cache, rows in ((batch.k_cache, s.keys), (batch.v_cache, s.values)):
+        factors = torch.logspace(-20, 0, len(s.live_positions()))
+        rows *= factors[:, None, None]
+        for position, factor in zip(s.live_positions(), factors.tolist(), strict=True):
+            block = batch.block_table[0, s.window.column(position // 16, s.ring_blocks(16), 16)]
+            scale = cache[block, :, position % 16, -4:]
+            scale.copy_((scale.contiguous().view(torch.float32) * factor).view(torch.int8))
+    batch.check()
 
 
 @pytest.mark.parametrize("with_sink_query", [True, False])
-def test_alibi(isa, with_sink_query):
-    make_batch(mixed(), with_alibi=True, with_sink_query=with_sink_query).check()
+@pytest.mark.parametrize("cache_dtype", [None, torch.int8])
+def test_alibi(isa, cache_dtype, with_sink_query):
+    make_batch(
+        mixed(), with_alibi=True, with_sink_query=with_sink_query, cache_dtype=cache_dtype
+    ).check()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype, cache_dtype", KINDS)
 @pytest.mark.parametrize("softcap", [0.05, 1.0, 50.0])
-def test_softcap(isa, softcap, dtype):
-    batch = make_batch(mixed(), softcap=softcap, dtype=dtype)
+def test_softcap(isa, softcap, dtype, cache_dtype):
+    batch = make_batch(mixed(), softcap=softcap, dtype=dtype, cache_dtype=cache_dtype)
     # Sharpens the scores, so that some lie far beyond every cap.
     batch.scale = 4.0
     batch.check()
@@ -86,9 +109,10 @@ def test_softcap_takes_any_score(isa):
     batch.check()
 
 
-def test_what_a_local_window_hides_is_nan():
+@pytest.mark.parametrize("cache_dtype", [None, torch.int8])
+def test_what_a_local_window_hides_is_nan(cache_dtype):
     """The other tests here would notice a read outside of it."""
-    batch = make_batch([sequence(4, 100, 900, 1)], local_window=102)
+    batch = make_batch([sequence(4, 100, 900, 1)], local_window=102, cache_dtype=cache_dtype)
     batch.check()
     batch.local_window = 103
     assert ops.paged_attention(*batch.arguments()).isnan().all()
@@ -125,9 +149,10 @@ def test_local_windows_are_split_and_merged(isa, chunk, local_window):
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 130])
-def test_keys_are_split_and_merged(isa, chunk):
+@pytest.mark.parametrize("cache_dtype", [None, torch.int8])
+def test_keys_are_split_and_merged(isa, cache_dtype, chunk):
     sequences = [sequence(4, 1700, 100_000, chunk), sequence(0, None, 1300, chunk)]
-    make_batch(sequences, num_kv_heads=1, with_alibi=True).check()
+    make_batch(sequences, num_kv_heads=1, with_alibi=True, cache_dtype=cache_dtype).check()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -187,7 +212,9 @@ def test_large_scores_do_not_overflow(isa):
     assert out.isfinite().all()
 
 
-@pytest.mark.parametrize("layer", [{}, {"softcap": 20.0, "local_window": 1502}])
+@pytest.mark.parametrize(
+    "layer", [{}, {"softcap": 20.0, "local_window": 1502}, {"cache_dtype": torch.int8}]
+)
 def test_result_does_not_depend_on_the_rest_of_the_batch(isa, layer):
     alone = make_batch([sequence(4, 1500, 9000, 1)], dtype=torch.bfloat16, **layer)
     arguments = alone.arguments()
@@ -206,8 +233,9 @@ def test_result_does_not_depend_on_the_rest_of_the_batch(isa, layer):
     assert (batched == expected).all()
 
 
-def test_threads_do_not_change_the_result():
-    batch = make_batch(mixed() + [sequence(4, 1500, 9000, 1)])
+@pytest.mark.parametrize("cache_dtype", [None, torch.int8])
+def test_threads_do_not_change_the_result(cache_dtype):
+    batch = make_batch(mixed() + [sequence(4, 1500, 9000, 1)], cache_dtype=cache_dtype)
     expected = ops.paged_attention(*batch.arguments())
     for threads in (2, 5):
         torch.set_num_threads(threads)
@@ -251,6 +279,7 @@ def test_random_batches(isa, data):
         head_dim=data.draw(st.sampled_from([16, 32, 40, 64, 80, 128])),
         block_size=data.draw(st.sampled_from([1, 4, 5, 8, 16, 32])),
         dtype=data.draw(st.sampled_from(DTYPES)),
+        cache_dtype=data.draw(st.sampled_from([None, torch.int8])),
         with_sink_query=data.draw(st.booleans()),
         with_alibi=softcap is None and data.draw(st.booleans()),
         softcap=softcap,

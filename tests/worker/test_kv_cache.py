@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from paged_stream.kv_tokens import KVTokens
+from paged_stream.kv_tokens import KVTokens, row_size
 from paged_stream.layers.rotary import RotaryEmbedding
 from paged_stream.worker.kv_cache import KVCache
 
@@ -26,11 +26,15 @@ def make_cache(dtype: torch.dtype = torch.float32) -> KVCache:
 
 def tokens(count: int, dtype: torch.dtype = torch.float32) -> KVTokens:
     generator = torch.Generator().manual_seed(count)
-    shape = (LAYERS, count, HEADS, DIM)
+    shape = (LAYERS, count, HEADS, row_size(DIM, dtype))
+    if dtype == torch.int8:  # any bytes: what is not turned is not looked at
+        return KVTokens(
+            *(torch.randint(-128, 128, shape, generator=generator).to(dtype) for _ in range(2))
+        )
     return KVTokens(*(torch.randn(shape, generator=generator).to(dtype) for _ in range(2)))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 def test_what_is_written_can_be_read(dtype):
     cache, slots = make_cache(dtype), torch.tensor([5, 0, 17, 16, 23])
     cache.write(slots, tokens(5, dtype))
@@ -55,12 +59,20 @@ def test_no_slots():
     assert not cache.tensor.any()
 
 
-def test_copying_a_block_takes_all_layers():
-    cache = make_cache()
-    cache.write(torch.arange(4, 8), tokens(4))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
+def test_copying_a_block_takes_all_layers(dtype):
+    cache = make_cache(dtype)
+    cache.write(torch.arange(4, 8), tokens(4, dtype))
     cache.copy_block(1, 5)
-    for one, other in zip(cache.read(torch.arange(20, 24)), tokens(4), strict=True):
+    for one, other in zip(cache.read(torch.arange(20, 24)), tokens(4, dtype), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("dtype, size", [(torch.bfloat16, 32), (torch.int8, 20)])
+def test_bytes_of_a_row(dtype, size):
+    cache = make_cache(dtype)
+    assert cache.tensor.nbytes == LAYERS * 2 * BLOCKS * HEADS * BLOCK * size
+    assert cache.read(torch.arange(5)).nbytes == LAYERS * 2 * 5 * HEADS * size
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
@@ -78,6 +90,54 @@ def test_moved_keys_stand_as_if_written_there(distance, interleaved):
     expected = _turned(raw.key, frequencies, distance, interleaved)
     torch.testing.assert_close(moved.key, expected, atol=1e-5, rtol=0)
     assert torch.equal(moved.value, raw.value)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_keys_in_int8_are_rounded_again_by_each_move(interleaved):
+    """By half a scale at most; values move as they are."""
+    frequencies = [[0.9, 0.5, 0.1], [0.3, 0.2, 0.01]]
+    rotaries = [RotaryEmbedding(inv_freq, 1.5, torch.device("cpu")) for inv_freq in frequencies]
+    cache, raw = make_cache(torch.int8), tokens(6)
+    stored = KVTokens(_quantized(_turned(raw.key, frequencies, 0, interleaved)), _quantized(raw[1]))
+    cache.write(torch.arange(6), stored)
+    place, bound = 0, 0.501 * _scales(stored.key)
+    for distance in (3, 2, 5):
+        source, place = place, place + distance
+        cache.move(
+            *(torch.arange(at, at + 6) for at in (source, place)),
+            distance,
+            rotaries,
+            interleaved=interleaved,
+        )
+        moved = cache.read(torch.arange(place, place + 6))
+        assert torch.equal(moved.value, stored.value)
+        # What was rounded before is turned as well, so it counts in any direction of its plane.
+        bound = 2**0.5 * bound + 0.501 * _scales(moved.key)
+        expected = _turned(raw.key, frequencies, place, interleaved)
+        assert ((_dequantized(moved.key) - expected).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_keys_in_int8_that_are_not_turned_stay_as_they_are(interleaved):
+    rotaries = [RotaryEmbedding([], 1.0, torch.device("cpu"))] * LAYERS
+    cache, raw = make_cache(torch.int8), tokens(6, torch.int8)
+    cache.write(torch.arange(2, 8), raw)
+    cache.move(torch.arange(2, 8), torch.arange(5, 11), 3, rotaries, interleaved=interleaved)
+    for one, other in zip(cache.read(torch.arange(5, 11)), raw, strict=True):
+        assert torch.equal(one, other)
+
+
+def _quantized(x: torch.Tensor) -> torch.Tensor:
+    scale = x.abs().amax(-1, keepdim=True) / 127
+    return torch.cat([(x / scale).round().to(torch.int8), scale.view(torch.int8)], dim=-1)
+
+
+def _scales(rows: torch.Tensor) -> torch.Tensor:
+    return rows[..., DIM:].contiguous().view(torch.float32)
+
+
+def _dequantized(rows: torch.Tensor) -> torch.Tensor:
+    return rows[..., :DIM] * _scales(rows)
 
 
 def _turned(keys, frequencies, start: int, interleaved: bool):

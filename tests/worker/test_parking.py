@@ -16,6 +16,15 @@ def tokens(count: int, seed: int = 0) -> KVTokens:
     return KVTokens(*(torch.randn(shape, generator=generator).bfloat16() for _ in range(2)))
 
 
+@pytest.mark.parametrize("budget", [0, 1 << 20])
+def test_rows_of_int8_come_back_to_the_byte(tmp_path, budget):
+    rows = KVTokens(*torch.randint(-128, 128, (2, 2, 4, 2, 12)).to(torch.int8))
+    store = ParkedStore(budget, tmp_path)
+    store.put(1, rows)
+    assert store.host_bytes + store.disk_bytes == 2 * 2 * 4 * 2 * 12
+    assert same(store.pop(1), rows)
+
+
 def same(one: KVTokens, other: KVTokens) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 

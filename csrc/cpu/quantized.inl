@@ -1,0 +1,69 @@
+// Rows of an int8 cache: head_dim elements and their scale. See simd.inl for how this file is
+// compiled.
+
+template <class T>
+constexpr bool kIsQuantized = sizeof(T) == 1;
+
+template <class T>
+PS_INLINE float row_scale(const T* row, int head_dim) {
+  float scale = 1.0f;
+  if constexpr (kIsQuantized<T>) __builtin_memcpy(&scale, row + head_dim, sizeof(scale));
+  return scale;
+}
+
+// Multiplies the W columns that begin at x by the scales of as many rows of the cache.
+template <int W, int R, class T>
+PS_INLINE void scale_columns(const T* cache, const int64_t* offsets, int head_dim, float* x,
+                             int stride) {
+  if constexpr (kIsQuantized<T>) {
+    Vec<W> scales;
+    for (int i = 0; i < W; ++i) scales[i] = row_scale(cache + offsets[i], head_dim);
+    for (int r = 0; r < R; ++r) store(x + r * stride, load<Vec<W>>(x + r * stride) * scales);
+  }
+}
+
+// A chunk that starts at the element `start` of a row, times the row's scale.
+template <int W, class T>
+PS_INLINE void load_scaled_chunk(const T* row, int start, int head_dim, Vec<W>& lo, Vec<W>& hi) {
+  load_chunk<W>(row + start, lo, hi);
+  if constexpr (kIsQuantized<T>) {
+    const float scale = row_scale(row, head_dim);
+    lo *= scale;
+    hi *= scale;
+  }
+}
+
+// Eight, or fewer where vectors are shorter: head_dim is a multiple of it.
+constexpr int kRowLanes = kLanes < 8 ? kLanes : 8;
+
+template <class T>
+PS_INLINE void widen_row(const T* row, int head_dim, float* out) {
+  constexpr int W = kRowLanes;
+  for (int d = 0; d < head_dim; d += W) {
+    store(out + d, load_row<W>(row + d) * row_scale(row, head_dim));
+  }
+}
+
+// Rows whose largest element is smaller, so that 127 over it might not be finite, become zero.
+constexpr float kSmallestMax = 0x1p-119f;
+
+// The scale is max |x| / 127, or NaN if any element is infinite or NaN.
+inline void quantize_row(const float* x, int head_dim, int8_t* row) {
+  constexpr int W = kRowLanes;
+  Vec<W> max{}, nothing{};
+  for (int d = 0; d < head_dim; d += W) {
+    const Vec<W> v = load<Vec<W>>(x + d), size = v < 0.0f ? -v : v;
+    max = size > max ? size : max;
+    nothing += v * 0.0f;
+  }
+  const float largest = horizontal_max<W>(max);
+  const bool is_zero = largest < kSmallestMax;
+  const float scale = (is_zero ? 0.0f : largest / 127.0f) + horizontal_sum<W>(nothing);
+  const float inverse = is_zero ? 0.0f : 127.0f / largest;
+  for (int d = 0; d < head_dim; d += W) {
+    // Adding 1.5 * 2^23 leaves the nearest integer, ties to even, in the low mantissa bits.
+    const IVec<W> bits = (IVec<W>)(load<Vec<W>>(x + d) * inverse + 12582912.0f);
+    for (int i = 0; i < W; ++i) row[d + i] = static_cast<int8_t>(bits[i]);
+  }
+  __builtin_memcpy(row + head_dim, &scale, sizeof(scale));
+}

@@ -1,0 +1,69 @@
+"""Evens out the channels of keys, so that one scale per row does for all; scores stay the same.
+
+Families that add a bias to keys tend to have a few channels that are many times as large as the
+rest. Keys are divided by powers of two there, and queries multiplied by them: nothing rounds, so
+scores are the same to the bit. Saved streams hold such keys: who changes the factors must raise the
+version of stream files.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from paged_stream.layers.norm import LayerNorm, RMSNorm
+from paged_stream.models.decoder import Attention, Decoder, DecoderLayer
+
+
+def balance_keys(decoder: Decoder) -> None:
+    """Change the projections of queries and keys, before they are packed."""
+    for layer, rotary in zip(decoder.layers, decoder.layer_rotary, strict=True):
+        assert isinstance(layer, DecoderLayer)
+        attention, norm = layer.attention, layer.attention_norm
+        # A norm or a clip behind the projection would undo or see the factors.
+        if attention.qkv.bias is None or attention.key_norm or attention.clip is not None:
+            continue
+        if not isinstance(norm, RMSNorm | LayerNorm):
+            continue
+        power = _key_power(attention, norm)
+        rotary_dim = 2 * len(decoder.rotaries[rotary].inv_freq)
+        _scale(attention, _factors(power, rotary_dim, attention.interleaved))
+
+
+def _key_power(attention: Attention, norm: RMSNorm | LayerNorm) -> torch.Tensor:
+    """Mean square to expect of each channel of the keys, [kv_heads, head_dim].
+
+    What a norm puts out is taken as independent numbers of its weights' size around its biases.
+    """
+    qkv = attention.qkv
+    assert qkv.bias is not None
+    keys = slice(attention.split[0], attention.split[0] + attention.split[1])
+    weight, mean = qkv.float_rows(keys), qkv.bias[keys].float()
+    if isinstance(norm, LayerNorm) and norm.bias is not None:
+        mean = mean + weight @ norm.bias.float()
+    spread = weight.square() @ norm.weight.float().square()
+    return (mean.square() + spread).view(-1, attention.head_dim)
+
+
+def _factors(power: torch.Tensor, rotary_dim: int, interleaved: bool) -> torch.Tensor:
+    """Powers of two [kv_heads, head_dim], one for both channels of a pair that rotates."""
+    power = power.clone()
+    if rotary_dim:
+        shape = (rotary_dim // 2, 2) if interleaved else (2, rotary_dim // 2)
+        pairs = power[:, :rotary_dim].unflatten(1, shape)
+        pairs.copy_(pairs.mean(-1 if interleaved else -2, keepdim=True))
+    typical = power.median(dim=1, keepdim=True).values
+    ratio = torch.where(typical > 0, power / typical, 1.0).clamp(min=1.0)
+    return torch.exp2((ratio.log2() / 2).round())
+
+
+def _scale(attention: Attention, factors: torch.Tensor) -> None:
+    """Divide the keys by ``factors`` and multiply the queries of their groups."""
+    query_size, kv_size, _ = attention.split
+    query_factors = factors.repeat_interleave(query_size // kv_size, dim=0)
+    qkv = attention.qkv
+    weight = qkv.weight if qkv.blocks is None else qkv.block_scales()
+    for parameter in (qkv.bias, weight):
+        assert parameter is not None
+        dims = [1] * (parameter.dim() - 1)
+        parameter[:query_size] *= query_factors.view(-1, *dims).to(parameter.dtype)
+        parameter[query_size : query_size + kv_size] /= factors.view(-1, *dims).to(parameter.dtype)
