@@ -34,6 +34,15 @@ STABLE_TORCH_LIBRARY(paged_stream, m) {
       "gated_mlp(Tensor(a!) residual, Tensor? delta, Tensor norm_weight, float eps, "
       "Tensor up_weight, Tensor? up_bias, Tensor down_weight, Tensor? down_bias, "
       "int intermediate_size) -> Tensor");
+  m.def(
+      "lay_out_batch(Tensor token_ids, Tensor block_rows, int block_size, int[] lengths, "
+      "int[] starts, int[] num_sink_tokens, int[] window_size, int[] window_floor, "
+      "int[] ring_blocks, int[] row_lengths) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
+      "Tensor, Tensor, Tensor, Tensor, Tensor, bool)");
+  m.def("rotary_table(Tensor positions, Tensor inv_freq, float scaling) -> Tensor");
+  m.def(
+      "sample_tokens(Tensor logits, float[] temperature, float[] min_p, int[] top_k, "
+      "float[] top_p, int[] seeds, int[] positions) -> Tensor");
   m.def("cpu_isa() -> str");
   m.def("set_cpu_isa(str name) -> ()");
 }

@@ -10,6 +10,8 @@ RuntimeError naming the op, the argument, what was expected and what came.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -310,6 +312,114 @@ def gated_mlp(
     )
 
 
+class BatchLayout(NamedTuple):
+    """Where a step's T tokens of B sequences sit and go; see `AttentionMetadata`.
+
+    ``sink_positions`` differ from ``positions`` somewhere if ``has_gap``.
+    """
+
+    token_ids: Tensor
+    query_start_loc: Tensor
+    seq_lens: Tensor
+    num_sink_tokens: Tensor
+    window_size: Tensor
+    window_floor: Tensor
+    ring_blocks: Tensor
+    block_table: Tensor
+    slot_mapping: Tensor
+    positions: Tensor
+    sink_positions: Tensor
+    has_gap: bool
+
+
+def lay_out_batch(
+    token_ids: Tensor,
+    block_rows: Tensor,
+    block_size: int,
+    *,
+    lengths: list[int],
+    starts: list[int],
+    num_sink_tokens: list[int],
+    window_size: list[int],
+    window_floor: list[int],
+    ring_blocks: list[int],
+    row_lengths: list[int],
+) -> BatchLayout:
+    """Work out where the tokens of a step sit and go. Lists have one number per sequence.
+
+    Args:
+        token_ids: int32 [T], the sequences' chunks end to end.
+        block_rows: int32, their rows of the block table end to end.
+        block_size: tokens per block.
+        lengths: of the chunks.
+        starts: positions of the chunks' first tokens.
+        num_sink_tokens: 0 for full attention.
+        window_size: the largest int32 for full attention.
+        window_floor: first position behind the sinks whose key there is, 0 for all.
+        ring_blocks: columns of the ring.
+        row_lengths: columns of the row.
+    """
+    layout = _ops.lay_out_batch.default(
+        token_ids,
+        block_rows,
+        block_size,
+        lengths,
+        starts,
+        num_sink_tokens,
+        window_size,
+        window_floor,
+        ring_blocks,
+        row_lengths,
+    )
+    return BatchLayout(*layout)
+
+
+def rotary_table(positions: Tensor, inv_freq: Tensor, scaling: float) -> Tensor:
+    """Cosines and sines of ``position * inv_freq``, times ``scaling``, computed in float64.
+
+    Args:
+        positions: int64 [T].
+        inv_freq: float64 [rotary_dim / 2].
+
+    Returns:
+        float32 [T, rotary_dim], cosines then sines.
+    """
+    return _ops.rotary_table.default(positions, inv_freq, scaling)
+
+
+def sample_tokens(
+    logits: Tensor,
+    *,
+    temperature: list[float],
+    min_p: list[float],
+    top_k: list[int],
+    top_p: list[float],
+    seeds: list[int],
+    positions: list[int],
+) -> Tensor:
+    """Sample one token per row; a row's is the same bits whatever rows stand beside it.
+
+    A token's weight is ``exp((logit - largest) / temperature)`` in float64. Kept are the tokens
+    whose weight is at least min_p and whose logit is at least the top_k-th largest; of these, in
+    descending order (equal ones by id), those before which the others have not reached top_p of
+    the weight yet. The kept tokens' cumulative distribution, by id, is inverted at a number that
+    is a hash of seed and position.
+
+    Args:
+        logits: float32 [N, vocab], rows strided. A row whose largest logit is NaN or infinite
+            gives the first index of it, at any temperature.
+        temperature: N numbers, 0 or in [1e-5, 1e30]. 0 takes the first of the largest logits.
+        min_p: N numbers in [0, 1].
+        top_k: N integers; 0 and less keep all.
+        top_p: N numbers in (0, 1].
+        seeds: N signed 64-bit integers; so are ``positions``.
+
+    Returns:
+        int64 [N].
+    """
+    return _ops.sample_tokens.default(logits, temperature, min_p, top_k, top_p, seeds, positions)
+
+
 def cpu_isa() -> str:
     """The instruction set of the CPU kernels in use: "avx512", "avx2" or "generic"."""
     return _ops.cpu_isa.default()
@@ -424,3 +534,43 @@ def _(
     intermediate_size,
 ):
     return torch.empty_like(residual)
+
+
+@torch.library.register_fake("paged_stream::lay_out_batch")
+def _(
+    token_ids,
+    block_rows,
+    block_size,
+    lengths,
+    starts,
+    num_sink_tokens,
+    window_size,
+    window_floor,
+    ring_blocks,
+    row_lengths,
+):
+    num_sequences, num_tokens = len(lengths), token_ids.shape[0]
+    shapes = (
+        *((num_tokens,), (num_sequences + 1,), (num_sequences,), (num_sequences,)),
+        *((num_sequences,), (num_sequences,), (num_sequences,)),
+        *((num_sequences, max(row_lengths)), (num_tokens,), (num_tokens,), (num_tokens,)),
+    )
+    is_wide = (True, False, True, False, False, True, False, False, True, True, True)
+    return (
+        *(
+            token_ids.new_empty(shape, dtype=torch.int64 if wide else torch.int32)
+            for shape, wide in zip(shapes, is_wide, strict=True)
+        ),
+        False,
+    )
+
+
+@torch.library.register_fake("paged_stream::rotary_table")
+def _(positions, inv_freq, scaling):
+    shape = (positions.shape[0], 2 * inv_freq.shape[0])
+    return positions.new_empty(shape, dtype=torch.float32)
+
+
+@torch.library.register_fake("paged_stream::sample_tokens")
+def _(logits, temperature, min_p, top_k, top_p, seeds, positions):
+    return logits.new_empty(logits.shape[0], dtype=torch.int64)

@@ -18,6 +18,8 @@
 
 #include "quantized_linear.inl"
 
+#include "sampling.inl"
+
 // Q is what queries and outputs are of, T what the cache is of. Fixed: number of chunks in head_dim
 // when known, else 0.
 template <int W, int Fixed, class Q, class T>
@@ -72,4 +74,6 @@ constexpr Kernels kKernels = {
     {linear<float, kLanes>, linear<bfloat16, kLanes>},
     {pack_rows<float, kLanes>, pack_rows<bfloat16, kLanes>},
     kDenseShape.tall_rows,
+    block_maxima,
+    pick_token,
 };

@@ -61,7 +61,7 @@ class MLP(torch.nn.Module):
         return lambda residual, delta: ops.gated_mlp(residual, delta, *rest)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        hidden = self.up(hidden)
+        hidden = self.up.forward(hidden)
         if not self.gated:
             hidden = self.activation(hidden)
         elif self.activation is F.silu:
@@ -69,4 +69,4 @@ class MLP(torch.nn.Module):
         else:
             gate, up = hidden.chunk(2, dim=-1)
             hidden = self.activation(gate) * up
-        return self.down(hidden)
+        return self.down.forward(hidden)

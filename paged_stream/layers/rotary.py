@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from paged_stream import ops
+
 
 class RotaryTables(NamedTuple):
     """One step's angles, float32 [T, rotary_dim], cosines then sines.
@@ -50,6 +52,4 @@ class RotaryEmbedding:
         return torch.cat((angles.cos(), angles.sin())).to(torch.float32).repeat(count, 1)
 
     def _table(self, positions: torch.Tensor) -> torch.Tensor:
-        angles = positions.to(torch.float64)[:, None] * self.inv_freq
-        table = torch.cat((angles.cos(), angles.sin()), dim=-1)
-        return (table * self.attention_scaling).to(torch.float32)
+        return ops.rotary_table(positions, self.inv_freq, self.attention_scaling)

@@ -2,7 +2,8 @@
 
 One decoder serves every family: what a `ModelConfig` declares is put together when the model is
 built, so a step asks little. It runs T tokens of many sequences side by side; only attention knows
-which is whose.
+which is whose. Inside, ``forward`` is called instead of the module: looking for hooks takes as long
+as the smaller kernels.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ class Attention(torch.nn.Module):
         self.softcap = config.attention_softcap
         self.clip = config.clip_qkv
         self.interleaved = config.interleaved_rotary
-        self.split = [config.query_size, config.kv_size, config.kv_size]
-        hidden = config.hidden_size
-        self.qkv = Linear(hidden, sum(self.split), bias=config.qkv_bias, dtype=dtype, device=device)
+        self.split = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
+        hidden, qkv_size = config.hidden_size, sum(self.split) * config.head_dim
+        self.qkv = Linear(hidden, qkv_size, bias=config.qkv_bias, dtype=dtype, device=device)
         self.output = Linear(
             config.query_size, hidden, bias=config.output_bias, dtype=dtype, device=device
         )
@@ -68,18 +69,17 @@ class Attention(torch.nn.Module):
         k_cache: torch.Tensor,
         v_cache: torch.Tensor,
     ) -> torch.Tensor:
-        qkv = self.qkv(hidden)
+        qkv = self.qkv.forward(hidden)
         if self.clip is not None:
             qkv.clamp_(-self.clip, self.clip)
         # Views of one product: [T, heads, head_dim] with the row stride of qkv.
-        query, key, value = (
-            part.unflatten(-1, (-1, self.head_dim)) for part in qkv.split(self.split, dim=-1)
-        )
+        heads = qkv.view(qkv.shape[0], -1, self.head_dim)
+        query, key, value = torch.split_with_sizes(heads, self.split, dim=1)
         if self.query_norm is not None and self.key_norm is not None:
-            query, key = self.query_norm(query), self.key_norm(key)
+            query, key = self.query_norm.forward(query), self.key_norm.forward(key)
         sink_query = None
         if tables.sink_rotary is not None:
-            sink_query = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+            sink_query = torch.empty_like(query, memory_format=torch.contiguous_format)
         ops.rotary_and_cache(
             query,
             sink_query,
@@ -103,7 +103,7 @@ class Attention(torch.nn.Module):
             softcap=self.softcap,
             local_window=self.local_window,
         )
-        return self.output(context.flatten(1))
+        return self.output.forward(context.flatten(1))
 
 
 class DecoderLayer(torch.nn.Module):
@@ -169,17 +169,17 @@ class DecoderLayer(torch.nn.Module):
         v_cache: torch.Tensor,
     ) -> torch.Tensor:
         """Add the last layer's ``delta`` to ``residual`` in place; return this layer's."""
-        normed = self.attention_norm(residual, delta)
-        attended = self.attention(normed, tables, metadata, k_cache, v_cache)
+        normed = self.attention_norm.forward(residual, delta)
+        attended = self.attention.forward(normed, tables, metadata, k_cache, v_cache)
         if self.post_attention_norm is not None:
-            attended = self.post_attention_norm(attended, None)
+            attended = self.post_attention_norm.forward(attended, None)
         if self.parallel:
             if self.mlp_norm is not None:
-                normed = self.mlp_norm(residual, None)
-            return attended.add_(self.mlp(normed))
+                normed = self.mlp_norm.forward(residual, None)
+            return attended.add_(self.mlp.forward(normed))
         delta = self.mlp_block(residual, attended)
         if self.post_mlp_norm is not None:
-            delta = self.post_mlp_norm(delta, None)
+            delta = self.post_mlp_norm.forward(delta, None)
         return delta
 
 
@@ -224,11 +224,15 @@ class Decoder(torch.nn.Module):
         )
 
     def pack_weights(self) -> None:
-        """Bring all projections into the layout of the CPU kernels, one at a time."""
+        """Bring all projections into the layout of the CPU kernels, one at a time. From then on
+        neither parameters nor parts may be replaced."""
         for layer in self.layers:
             assert isinstance(layer, DecoderLayer)
             layer.pack()
         self.head.pack()
+        for module in self.modules():
+            # Plain attributes: torch would search for each of them in Python, 20 times per layer.
+            module.__dict__.update(module._modules | module._parameters | module._buffers)
 
     def forward(
         self,
@@ -253,7 +257,7 @@ class Decoder(torch.nn.Module):
         for layer, rotary, (k_cache, v_cache) in zip(
             self.layers, self.layer_rotary, kv_caches, strict=True
         ):
-            delta = layer(residual, delta, tables[rotary], metadata, k_cache, v_cache)
+            delta = layer.forward(residual, delta, tables[rotary], metadata, k_cache, v_cache)
         return self.norm(residual, delta)
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:

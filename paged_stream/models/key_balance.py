@@ -36,7 +36,8 @@ def _key_power(attention: Attention, norm: RMSNorm | LayerNorm) -> torch.Tensor:
     """
     qkv = attention.qkv
     assert qkv.bias is not None
-    keys = slice(attention.split[0], attention.split[0] + attention.split[1])
+    first, num_heads, _ = attention.split
+    keys = slice(first * attention.head_dim, (first + num_heads) * attention.head_dim)
     weight, mean = qkv.float_rows(keys), qkv.bias[keys].float()
     if isinstance(norm, LayerNorm) and norm.bias is not None:
         mean = mean + weight @ norm.bias.float()
@@ -58,8 +59,9 @@ def _factors(power: torch.Tensor, rotary_dim: int, interleaved: bool) -> torch.T
 
 def _scale(attention: Attention, factors: torch.Tensor) -> None:
     """Divide the keys by ``factors`` and multiply the queries of their groups."""
-    query_size, kv_size, _ = attention.split
-    query_factors = factors.repeat_interleave(query_size // kv_size, dim=0)
+    num_heads, num_kv_heads, _ = attention.split
+    query_factors = factors.repeat_interleave(num_heads // num_kv_heads, dim=0)
+    query_size, kv_size = num_heads * attention.head_dim, num_kv_heads * attention.head_dim
     qkv = attention.qkv
     weight = qkv.weight if qkv.blocks is None else qkv.block_scales()
     for parameter in (qkv.bias, weight):

@@ -1,20 +1,19 @@
 """From a scheduler's message to the tensors of one forward pass.
 
-Everything is built in numpy from buffers: no Python loop runs over tokens or blocks.
+Python touches a sequence once; its tokens and blocks are copied and laid out whole.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
+from paged_stream import ops
 from paged_stream.attention.metadata import AttentionMetadata
 from paged_stream.scheduler.output import SchedulerOutput
-from paged_stream.scheduler.sink_window import SinkWindow
 
-FULL_ATTENTION = np.iinfo(np.int32).max  # window_size of a sequence without a window
+_FULL_ATTENTION = 2**31 - 1  # window_size of a sequence without a window
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,51 +36,34 @@ def build_forward_batch(
 ) -> ForwardBatch:
     """Lay a step's chunks end to end and work out where each token sits and goes."""
     sequences = output.sequences
-    lens = np.array([len(s.token_ids) for s in sequences])
-    starts = np.array([s.num_computed_tokens for s in sequences], dtype=np.int64)
-    sinks = np.array([_num_sink_tokens(s.sink_window) for s in sequences], dtype=np.int64)
-    windows = np.array([s.sink_window.window_size or FULL_ATTENTION for s in sequences])
-    floors = np.array([s.sink_window.window_floor for s in sequences], dtype=np.int64)
-    rings = np.array([s.ring_blocks for s in sequences], dtype=np.int32)
-    table = np.full((len(sequences), max(len(s.block_row) for s in sequences)), -1, np.int32)
-    for row, sequence in zip(table, sequences, strict=True):
-        row[: len(sequence.block_row)] = sequence.block_row
-    query_start_loc = np.zeros(len(sequences) + 1, np.int32)
-    np.cumsum(lens, out=query_start_loc[1:])
-
-    # Per token
-    owner = np.repeat(np.arange(len(sequences)), lens)
-    positions = np.arange(query_start_loc[-1]) + np.repeat(starts - query_start_loc[:-1], lens)
-    block, offset = np.divmod(positions, block_size)
-    sink_blocks = -(-sinks // block_size)[owner]
-    column = np.where(
-        block < sink_blocks, block, sink_blocks + (block - sink_blocks) % rings[owner]
+    windows = [sequence.sink_window for sequence in sequences]
+    token_ids = bytearray().join([sequence.token_ids for sequence in sequences])
+    block_rows = bytearray().join([sequence.block_row for sequence in sequences])
+    layout = ops.lay_out_batch(
+        torch.frombuffer(token_ids, dtype=torch.int32),
+        torch.frombuffer(block_rows, dtype=torch.int32),
+        block_size,
+        lengths=[len(sequence.token_ids) for sequence in sequences],
+        starts=[sequence.num_computed_tokens for sequence in sequences],
+        num_sink_tokens=[0 if w.window_size is None else w.num_sink_tokens for w in windows],
+        window_size=[w.window_size or _FULL_ATTENTION for w in windows],
+        window_floor=[w.window_floor for w in windows],
+        ring_blocks=[sequence.ring_blocks for sequence in sequences],
+        row_lengths=[len(sequence.block_row) for sequence in sequences],
     )
-    slot_mapping = table[owner, column].astype(np.int64) * block_size + offset
-    window_start = np.maximum(positions - (windows - 1)[owner], np.maximum(sinks, floors)[owner])
-    sink_positions = positions - (window_start - sinks[owner])
-    grown = bool((sink_positions < positions).any())
-
-    def tensor(values: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
-        return torch.from_numpy(values).to(device, dtype)
-
     return ForwardBatch(
-        token_ids=tensor(np.concatenate([s.token_ids for s in sequences]), torch.int64),
-        query_start_loc=query_start_loc.tolist(),
+        token_ids=layout.token_ids.to(device),
+        query_start_loc=layout.query_start_loc.tolist(),
         attention=AttentionMetadata(
-            query_start_loc=tensor(query_start_loc, torch.int32),
-            seq_lens=tensor(starts + lens, torch.int64),
-            num_sink_tokens=tensor(sinks, torch.int32),
-            window_size=tensor(windows, torch.int32),
-            window_floor=tensor(floors, torch.int64),
-            block_table=tensor(table, torch.int32),
-            ring_blocks=tensor(rings, torch.int32),
-            slot_mapping=tensor(slot_mapping, torch.int64),
-            positions=tensor(positions, torch.int64),
-            sink_positions=tensor(sink_positions, torch.int64) if grown else None,
+            query_start_loc=layout.query_start_loc.to(device),
+            seq_lens=layout.seq_lens.to(device),
+            num_sink_tokens=layout.num_sink_tokens.to(device),
+            window_size=layout.window_size.to(device),
+            window_floor=layout.window_floor.to(device),
+            block_table=layout.block_table.to(device),
+            ring_blocks=layout.ring_blocks.to(device),
+            slot_mapping=layout.slot_mapping.to(device),
+            positions=layout.positions.to(device),
+            sink_positions=layout.sink_positions.to(device) if layout.has_gap else None,
         ),
     )
-
-
-def _num_sink_tokens(sink_window: SinkWindow) -> int:
-    return 0 if sink_window.window_size is None else sink_window.num_sink_tokens

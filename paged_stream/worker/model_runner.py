@@ -49,14 +49,18 @@ class ModelRunner:
         hidden = self.model(batch.token_ids, batch.attention, self.kv_cache.layers)
         bounds = batch.query_start_loc
         prompt_logprobs = [
-            self._prompt_logprobs(hidden[start:stop], sequence)
+            []
+            if sequence.sampling_params.prompt_logprobs is None
+            else self._prompt_logprobs(hidden[start:stop], sequence)
             for sequence, start, stop in zip(output.sequences, bounds, bounds[1:], strict=False)
         ]
         sampled = [i for i, sequence in enumerate(output.sequences) if sequence.samples]
         token_ids = [-1] * len(output.sequences)
         logprobs: list[TokenLogprob | None] = [None] * len(output.sequences)
         if sampled:
-            logits = self.model.compute_logits(hidden[[bounds[i + 1] - 1 for i in sampled]])
+            if len(sampled) < hidden.shape[0]:
+                hidden = hidden[[bounds[i + 1] - 1 for i in sampled]]
+            logits = self.model.compute_logits(hidden)
             results = sample(logits, [output.sequences[i] for i in sampled])
             for i, token_id, logprob in zip(sampled, *results, strict=True):
                 token_ids[i], logprobs[i] = token_id, logprob
@@ -100,8 +104,7 @@ class ModelRunner:
     ) -> list[TokenLogprob]:
         """Score the known tokens that follow those of the chunk."""
         num_top = sequence.sampling_params.prompt_logprobs
-        if num_top is None:
-            return []
+        assert num_top is not None
         known = sequence.num_prompt_tokens - sequence.num_computed_tokens - 1
         targets = sequence.token_ids[1:]
         if not sequence.samples:

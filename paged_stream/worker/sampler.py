@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
+from paged_stream import ops
 from paged_stream.scheduler.output import ScheduledSequence, TokenLogprob
-
-_MASK64 = (1 << 64) - 1
-_NEG_INF = float("-inf")
 
 
 def sample(
@@ -25,20 +25,23 @@ def sample(
     Returns:
         The tokens, and their log-probabilities where asked for.
     """
-    wanted = [row for row, s in enumerate(sequences) if s.sampling_params.logprobs is not None]
-    raw = dict(zip(wanted, torch.log_softmax(logits[wanted], dim=-1), strict=True))
-    for row, sequence in zip(logits, sequences, strict=True):
-        _apply_penalties(row, sequence)
-        _bar_stop_tokens(row, sequence)
-    token_ids = torch.argmax(logits, dim=-1)
-    random = [row for row, s in enumerate(sequences) if not s.sampling_params.greedy]
-    if random:
-        token_ids[random] = _sample_random(logits[random], [sequences[row] for row in random])
-    tokens = token_ids.tolist()
+    raw = {
+        row: torch.log_softmax(logits[row], dim=-1)
+        for row, sequence in enumerate(sequences)
+        if sequence.sampling_params.logprobs is not None
+    }
+    for row, sequence in enumerate(sequences):
+        params = sequence.sampling_params
+        if params.has_penalties:
+            _apply_penalties(logits[row], sequence)
+        if params.min_tokens > sequence.num_output_tokens:
+            logits[row, list(sequence.stop_token_ids)] = -math.inf
+    tokens = _draw(logits, sequences)
     logprobs: list[TokenLogprob | None] = [None] * len(sequences)
-    for row in wanted:
+    for row, values in raw.items():
         top = sequences[row].sampling_params.logprobs
-        logprobs[row] = token_logprobs(raw[row][None], [tokens[row]], top)[0]
+        assert top is not None
+        logprobs[row] = token_logprobs(values[None], [tokens[row]], top)[0]
     return tokens, logprobs
 
 
@@ -72,8 +75,6 @@ def token_logprobs(
 def _apply_penalties(row: torch.Tensor, sequence: ScheduledSequence) -> None:
     """Penalise the tokens still visible: what has left the window is forgotten here as well."""
     params = sequence.sampling_params
-    if not params.has_penalties:
-        return
     history = torch.tensor(sequence.history, dtype=torch.int64, device=row.device)
     if params.repetition_penalty != 1.0:
         seen = torch.unique(history)
@@ -95,72 +96,20 @@ def _generated(history: torch.Tensor, sequence: ScheduledSequence) -> torch.Tens
     return torch.cat((history[sequence.num_prompt_tokens : sinks], window))
 
 
-def _bar_stop_tokens(row: torch.Tensor, sequence: ScheduledSequence) -> None:
-    if sequence.num_output_tokens < sequence.sampling_params.min_tokens:
-        row[list(sequence.stop_token_ids)] = _NEG_INF
-
-
-def _sample_random(logits: torch.Tensor, sequences: list[ScheduledSequence]) -> torch.Tensor:
-    """Invert each row's cumulative distribution at a number that is a hash of its seed and
-    position: no generator state, so nothing to save and no neighbour to disturb it."""
+def _draw(logits: torch.Tensor, sequences: list[ScheduledSequence]) -> list[int]:
     params = [s.sampling_params for s in sequences]
-
-    def column(values: list[float]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float64, device=logits.device)[:, None]
-
-    logits = logits / column([p.temperature for p in params]).float()
-    _keep_min_p(logits, column([p.min_p for p in params]))
-    _keep_top_k(logits, [p.top_k for p in params])
-    _keep_top_p(logits, [p.top_p for p in params])
-    cumulative = torch.softmax(logits, dim=-1, dtype=torch.float64).cumsum(dim=-1)
-    total = cumulative[:, -1:]
-    point = column([_uniform(s.seed, s.num_tokens) for s in sequences]) * total
-    # Rounding must not carry the point past the last token that has any probability.
-    point = torch.minimum(point, torch.nextafter(total, torch.zeros_like(total)))
-    # The clamp is for logits that are NaN: garbage for that row, but no id that does not exist.
-    last = logits.shape[-1] - 1
-    return torch.searchsorted(cumulative, point, right=True)[:, 0].clamp_(max=last)
+    tokens: list[int] = ops.sample_tokens(
+        logits,
+        temperature=[0.0 if p.greedy else p.temperature for p in params],
+        min_p=[p.min_p for p in params],
+        top_k=[p.top_k for p in params],
+        top_p=[p.top_p for p in params],
+        seeds=[_as_int64(s.seed) for s in sequences],
+        positions=[s.num_tokens for s in sequences],
+    ).tolist()
+    return tokens
 
 
-def _keep_min_p(logits: torch.Tensor, min_p: torch.Tensor) -> None:
-    floor = logits.amax(dim=-1, keepdim=True) + min_p.log().float()
-    logits.masked_fill_(logits < floor, _NEG_INF)
-
-
-def _keep_top_k(logits: torch.Tensor, top_k: list[int]) -> None:
-    vocab = logits.shape[-1]
-    rows = [row for row, k in enumerate(top_k) if 0 < k < vocab]
-    if not rows:
-        return
-    ks = torch.tensor([top_k[row] for row in rows], device=logits.device)
-    kept = logits[rows]
-    values = torch.topk(kept, int(ks.max()), dim=-1).values
-    floor = values.gather(1, ks[:, None] - 1)
-    logits[rows] = kept.masked_fill(kept < floor, _NEG_INF)
-
-
-def _keep_top_p(logits: torch.Tensor, top_p: list[float]) -> None:
-    rows = [row for row, p in enumerate(top_p) if p < 1.0]
-    if not rows:
-        return
-    limit = torch.tensor([[top_p[row]] for row in rows], device=logits.device)
-    kept, order = torch.sort(logits[rows], dim=-1, descending=True)
-    probs = torch.softmax(kept, dim=-1)
-    # A token stays if those before it do not reach top_p yet; the first one always stays.
-    drop = probs.cumsum(dim=-1) - probs >= limit
-    drop[:, 0] = False
-    kept.masked_fill_(drop, _NEG_INF)
-    logits[rows] = torch.empty_like(kept).scatter_(1, order, kept)
-
-
-def _uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) from a seed and a position (two rounds of the splitmix64 mixer)."""
-    state = _mix(_mix(seed & _MASK64) ^ position)
-    return (state >> 11) * 2.0**-53
-
-
-def _mix(value: int) -> int:
-    value = (value + 0x9E3779B97F4A7C15) & _MASK64
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK64
-    return value ^ (value >> 31)
+def _as_int64(value: int) -> int:
+    """The signed integer with the value's last 64 bits."""
+    return (value + 2**63) % 2**64 - 2**63

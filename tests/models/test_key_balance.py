@@ -22,7 +22,8 @@ def scores(tmp_path, monkeypatch):
             for layer in decoder.layers:
                 bias, split = layer.attention.qkv.bias, layer.attention.split
                 if bias is not None:
-                    bias.split(split)[1][::7] *= 50
+                    heads = bias.view(-1, layer.attention.head_dim)
+                    heads.split(split)[1].view(-1)[::7] *= 50
             if change is not None:
                 change(decoder)
             return decoder

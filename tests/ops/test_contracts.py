@@ -52,6 +52,20 @@ def op_arguments(dtype, cache_dtype) -> dict[str, tuple]:
         ),
         "rotary_reindex": (k_cache, slots, rotary, False),
         "copy_blocks": (torch.randn(2, 2, 4, 1, 4, 8).to(cache_dtype), torch.tensor([[0, 1]])),
+        "rotary_table": (slots, torch.rand(16).double(), 1.0),
+        "sample_tokens": (
+            torch.randn(2, 9),
+            [0.0, 1.0],
+            [0.0, 0.1],
+            [0, 3],
+            [1.0, 0.5],
+            [1, 2],
+            [3, 4],
+        ),
+        "lay_out_batch": (
+            *(torch.arange(3).int(), torch.arange(8).int(), 4, [1, 2], [9, 0], [4, 0]),
+            *([8, 2**31 - 1], [0, 0], [3, 4], [4, 4]),
+        ),
     }
 
 

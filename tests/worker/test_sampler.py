@@ -103,6 +103,12 @@ def test_position_and_seed_both_matter():
     assert len(by_seed) > 5 and len(by_position) > 5
 
 
+def test_seeds_of_any_size(logits):
+    rows = [sequence(SamplingParams(), seed=s) for s in (5, 2**64 + 5, -(2**64) + 5, -1, 2**64 - 1)]
+    tokens, _ = sample(logits.repeat(len(rows), 1), rows)
+    assert tokens[0] == tokens[1] == tokens[2] and tokens[3] == tokens[4]
+
+
 def test_penalties():
     history = [7, 7, 7, 8, 9, 9]  # the last three were generated
     params = SamplingParams(

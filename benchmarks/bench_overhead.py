@@ -1,0 +1,108 @@
+"""How much of a decode step is not the model: scheduling, batches, sampling, text?
+
+    python -m benchmarks.bench_overhead --batch 1 64
+
+Greedy and random steps alternate in one process, and each tells its own share: what the step took
+beyond the model's forward pass and its logits, over the whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.harness import alternate, record, spread
+from paged_stream import EngineConfig, LLMEngine, SamplingParams
+
+SAMPLING: dict[str, dict[str, Any]] = {
+    "greedy": {"temperature": 0.0},
+    "sampled": {"temperature": 0.8, "top_p": 0.95, "top_k": 50},
+}
+
+
+class Decoding:
+    """An engine in the middle of generating, whose model is timed apart."""
+
+    def __init__(self, model: str, dtype: str, batch: int, prompt: int, sampling: str) -> None:
+        self.engine = LLMEngine(EngineConfig(model=model, dtype=dtype, max_num_seqs=batch))
+        self.model_seconds = 0.0
+        self.outside: list[float] = []  # seconds of each step
+        self.shares: list[float] = []
+        decoder = self.engine.core.executor._worker._runner.model
+        for name in ("forward", "compute_logits"):
+            setattr(decoder, name, self._timed(getattr(decoder, name)))
+        params = SamplingParams(max_tokens=None, ignore_eos=True, seed=0, **SAMPLING[sampling])
+        rng = random.Random(0)
+        for index in range(batch):
+            ids = [rng.randrange(1000, 40000) for _ in range(prompt)]
+            self.engine.add_request(str(index), ids, params)
+        while self.engine.stats().num_generated_tokens < 2 * batch:
+            self.engine.step()
+
+    def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            result = function(*args, **kwargs)
+            self.model_seconds += time.perf_counter() - start
+            return result
+
+        return run
+
+    def step(self) -> None:
+        self.model_seconds = 0.0
+        start = time.perf_counter()
+        self.engine.step()
+        seconds = time.perf_counter() - start
+        self.outside.append(seconds - self.model_seconds)
+        self.shares.append(self.outside[-1] / seconds)
+
+
+def bench(args: argparse.Namespace, batch: int) -> None:
+    runs = {
+        name: Decoding(args.model, args.dtype, batch, args.prompt, name) for name in args.sampling
+    }
+    seconds = alternate(
+        {name: run.step for name, run in runs.items()}, repeats=args.steps, warmup=args.warmup
+    )
+    for name, run in runs.items():
+        outside, shares = run.outside[args.warmup :], run.shares[args.warmup :]
+        share = statistics.median(shares)
+        print(
+            f"batch {batch:>3}  {name:<8} step {1e3 * statistics.median(seconds[name]):7.2f} ms, "
+            f"{1e3 * statistics.median(outside):6.3f} ms of it outside the model: "
+            f"{100 * share:5.2f} %"
+        )
+        record(
+            "overhead",
+            model=args.model,
+            dtype=args.dtype,
+            batch=batch,
+            sampling=name,
+            steps=args.steps,
+            step_seconds=statistics.median(seconds[name]),
+            outside_seconds=statistics.median(outside),
+            share=share,
+            spread=spread(shares),
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 64])
+    parser.add_argument("--sampling", nargs="+", default=list(SAMPLING), choices=list(SAMPLING))
+    parser.add_argument("--prompt", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--warmup", type=int, default=10)
+    args = parser.parse_args()
+    for batch in args.batch:
+        bench(args, batch)
+
+
+if __name__ == "__main__":
+    main()
