@@ -31,6 +31,14 @@ STABLE_TORCH_LIBRARY(paged_stream, m) {
   m.def("add_rms_norm(Tensor(a!) residual, Tensor? delta, Tensor weight, float eps) -> Tensor");
   m.def("silu_and_mul(Tensor gate_up) -> Tensor");
   m.def(
+      "attention_block(Tensor(a!) residual, Tensor? delta, Tensor norm_weight, float eps, "
+      "Tensor qkv_weight, Tensor? qkv_bias, Tensor output_weight, Tensor? output_bias, "
+      "int num_heads, Tensor rotary, Tensor? sink_rotary, bool interleaved, "
+      "Tensor(b!) k_cache, Tensor(c!) v_cache, Tensor slot_mapping, Tensor block_table, "
+      "Tensor query_start_loc, Tensor seq_lens, Tensor num_sink_tokens, Tensor window_size, "
+      "Tensor window_floor, Tensor ring_blocks, float scale, Tensor? alibi_slopes, "
+      "float softcap, int local_window) -> Tensor");
+  m.def(
       "gated_mlp(Tensor(a!) residual, Tensor? delta, Tensor norm_weight, float eps, "
       "Tensor up_weight, Tensor? up_bias, Tensor down_weight, Tensor? down_bias, "
       "int intermediate_size) -> Tensor");

@@ -9,6 +9,7 @@
 #include <optional>
 #include <vector>
 
+#include "attention.h"
 #include "attention_plan.h"
 #include "attention_run.h"
 #include "checks.h"
@@ -45,30 +46,6 @@ void check_layer(double softcap, int64_t local_window, bool has_alibi) {
                                         std::to_string(local_window));
 }
 
-struct Batch {
-  const Tensor& block_table;
-  const Tensor& query_start_loc;
-  const Tensor& seq_lens;
-  const Tensor& num_sink_tokens;
-  const Tensor& window_size;
-  const Tensor& window_floor;
-  const Tensor& ring_blocks;
-
-  void check(const Tensor& query) const {
-    kCheck.shape(block_table, "block_table", "[B, width]", {kAny, kAny});
-    kCheck.dtype(block_table, "block_table", ScalarType::Int);
-    kCheck.dense(block_table, "block_table", 1);
-    kCheck.same_device(block_table, "block_table", query);
-    const int64_t b = block_table.size(0);
-    kCheck.metadata(query_start_loc, "query_start_loc", ScalarType::Int, "[B + 1]", {b + 1}, query);
-    kCheck.metadata(seq_lens, "seq_lens", ScalarType::Long, "[B]", {b}, query);
-    kCheck.metadata(num_sink_tokens, "num_sink_tokens", ScalarType::Int, "[B]", {b}, query);
-    kCheck.metadata(window_size, "window_size", ScalarType::Int, "[B]", {b}, query);
-    kCheck.metadata(window_floor, "window_floor", ScalarType::Long, "[B]", {b}, query);
-    kCheck.metadata(ring_blocks, "ring_blocks", ScalarType::Int, "[B]", {b}, query);
-  }
-};
-
 // Every column that the sequence's chunk reads must exist, and no two of its live blocks share one.
 void check_columns(const SequenceView& s, int64_t index, int64_t block_size, int64_t width) {
   const int64_t last_block = (s.seq_len - 1) / block_size;
@@ -94,7 +71,7 @@ void check_floor(const SequenceView& s, int64_t index) {
                   ", got ", w.window_floor);
 }
 
-SequenceView read_sequence(const Batch& batch, int64_t i, int64_t block_size) {
+SequenceView read_sequence(const AttentionBatch& batch, int64_t i, int64_t block_size) {
   const int32_t* starts = batch.query_start_loc.const_data_ptr<int32_t>();
   SequenceView s{};
   s.sink_window = {batch.num_sink_tokens.const_data_ptr<int32_t>()[i],
@@ -121,7 +98,8 @@ SequenceView read_sequence(const Batch& batch, int64_t i, int64_t block_size) {
   return s;
 }
 
-std::vector<SequenceView> read_batch(const Batch& batch, int64_t num_tokens, int64_t block_size) {
+std::vector<SequenceView> read_batch(const AttentionBatch& batch, int64_t num_tokens,
+                                     int64_t block_size) {
   const int64_t num_sequences = batch.block_table.size(0);
   const int32_t* starts = batch.query_start_loc.const_data_ptr<int32_t>();
   STD_TORCH_CHECK(starts[0] == 0 && starts[num_sequences] == num_tokens,
@@ -135,6 +113,22 @@ std::vector<SequenceView> read_batch(const Batch& batch, int64_t num_tokens, int
   return sequences;
 }
 
+void check_batch(const AttentionBatch& batch, const Tensor& query) {
+  const Tensor& block_table = batch.block_table;
+  kCheck.shape(block_table, "block_table", "[B, width]", {kAny, kAny});
+  kCheck.dtype(block_table, "block_table", ScalarType::Int);
+  kCheck.dense(block_table, "block_table", 1);
+  kCheck.same_device(block_table, "block_table", query);
+  const int64_t b = block_table.size(0);
+  kCheck.metadata(batch.query_start_loc, "query_start_loc", ScalarType::Int, "[B + 1]", {b + 1},
+                  query);
+  kCheck.metadata(batch.seq_lens, "seq_lens", ScalarType::Long, "[B]", {b}, query);
+  kCheck.metadata(batch.num_sink_tokens, "num_sink_tokens", ScalarType::Int, "[B]", {b}, query);
+  kCheck.metadata(batch.window_size, "window_size", ScalarType::Int, "[B]", {b}, query);
+  kCheck.metadata(batch.window_floor, "window_floor", ScalarType::Long, "[B]", {b}, query);
+  kCheck.metadata(batch.ring_blocks, "ring_blocks", ScalarType::Int, "[B]", {b}, query);
+}
+
 Tensor paged_attention(const Tensor& query, const std::optional<Tensor>& sink_query,
                        const Tensor& k_cache, const Tensor& v_cache, const Tensor& block_table,
                        const Tensor& query_start_loc, const Tensor& seq_lens,
@@ -143,19 +137,31 @@ Tensor paged_attention(const Tensor& query, const std::optional<Tensor>& sink_qu
                        const std::optional<Tensor>& alibi_slopes, double softcap,
                        int64_t local_window) {
   check_heads(query, sink_query, k_cache, v_cache);
-  check_layer(softcap, local_window, alibi_slopes.has_value());
-  const Batch batch{block_table, query_start_loc, seq_lens,   num_sink_tokens,
-                    window_size, window_floor,    ring_blocks};
-  batch.check(query);
+  const int64_t head_dim = head_dim_of(k_cache);
+  Tensor out = torch::stable::new_empty(query, {query.size(0), query.size(1), head_dim});
+  const AttentionBatch batch{block_table, query_start_loc, seq_lens,   num_sink_tokens,
+                             window_size, window_floor,    ring_blocks};
+  const AttentionLayer layer{scale, alibi_slopes, softcap, local_window};
+  attend(query, sink_query, k_cache, v_cache, batch, layer, out.mutable_data_ptr());
+  return out;
+}
+
+}  // namespace
+
+void attend(const Tensor& query, const std::optional<Tensor>& sink_query, const Tensor& k_cache,
+            const Tensor& v_cache, const AttentionBatch& batch, const AttentionLayer& layer,
+            void* out) {
+  check_heads(query, sink_query, k_cache, v_cache);
+  check_layer(layer.softcap, layer.local_window, layer.alibi_slopes.has_value());
+  check_batch(batch, query);
   const int64_t num_tokens = query.size(0), num_heads = query.size(1);
-  if (alibi_slopes) {
-    kCheck.metadata(*alibi_slopes, "alibi_slopes", ScalarType::Float, "[num_heads]", {num_heads},
-                    query);
+  if (layer.alibi_slopes) {
+    kCheck.metadata(*layer.alibi_slopes, "alibi_slopes", ScalarType::Float, "[num_heads]",
+                    {num_heads}, query);
   }
   const int64_t head_dim = head_dim_of(k_cache);
-  Tensor out = torch::stable::new_empty(query, {num_tokens, num_heads, head_dim});
   const std::vector<SequenceView> sequences = read_batch(batch, num_tokens, k_cache.size(2));
-  if (num_tokens == 0) return out;
+  if (num_tokens == 0) return;
 
   AttentionInputs inputs{};
   const Tensor& sinks = sink_query ? *sink_query : query;
@@ -164,7 +170,7 @@ Tensor paged_attention(const Tensor& query, const std::optional<Tensor>& sink_qu
   inputs.sink_query = static_cast<const char*>(sinks.const_data_ptr());
   inputs.query_stride = query.stride(0) * inputs.element_size;
   inputs.sink_query_stride = sinks.stride(0) * inputs.element_size;
-  inputs.out = static_cast<char*>(out.mutable_data_ptr());
+  inputs.out = static_cast<char*>(out);
   inputs.k_cache = k_cache.const_data_ptr();
   inputs.v_cache = v_cache.const_data_ptr();
   inputs.num_blocks = k_cache.size(0);
@@ -174,19 +180,17 @@ Tensor paged_attention(const Tensor& query, const std::optional<Tensor>& sink_qu
   inputs.block_size = k_cache.size(2);
   inputs.row_size = k_cache.size(3);
   inputs.head_dim = head_dim;
-  inputs.scale = static_cast<float>(scale);
-  if (alibi_slopes) inputs.alibi_slopes = alibi_slopes->const_data_ptr<float>();
-  inputs.softcap = static_cast<float>(softcap);
-  inputs.local_window = local_window == 0 ? kNoLocalWindow : local_window;
+  inputs.scale = static_cast<float>(layer.scale);
+  if (layer.alibi_slopes) inputs.alibi_slopes = layer.alibi_slopes->const_data_ptr<float>();
+  inputs.softcap = static_cast<float>(layer.softcap);
+  inputs.local_window = layer.local_window == 0 ? kNoLocalWindow : layer.local_window;
 
   const AttentionKernels* table =
       kernels().attention(dtype_of(query), dtype_of(k_cache), static_cast<int>(head_dim));
   const int group_size = static_cast<int>(inputs.group_size());
   run_attention(inputs, plan_attention(sequences, group_size, inputs.local_window), *table);
-  return out;
 }
 
-}  // namespace
 }  // namespace paged_stream
 
 STABLE_TORCH_LIBRARY_IMPL(paged_stream, CPU, m) {

@@ -9,6 +9,7 @@
 #include <tuple>
 #include <unordered_set>
 
+#include "attention.h"
 #include "checks.h"
 #include "dtype.h"
 #include "kernels.h"
@@ -131,6 +132,8 @@ struct SlotWriter {
   }
 };
 
+}  // namespace
+
 void rotary_and_cache(const Tensor& query, const std::optional<Tensor>& sink_query,
                       const Tensor& key, const Tensor& value, const Tensor& k_cache,
                       const Tensor& v_cache, const Tensor& rotary,
@@ -177,6 +180,8 @@ void rotary_and_cache(const Tensor& query, const std::optional<Tensor>& sink_que
     }
   });
 }
+
+namespace {
 
 std::tuple<Tensor, Tensor> gather_blocks(const Tensor& k_cache, const Tensor& v_cache,
                                          const Tensor& slot_mapping,

@@ -8,19 +8,24 @@ as the smaller kernels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
 from paged_stream import ops
 from paged_stream.attention.backend import AttentionBackend
 from paged_stream.attention.metadata import AttentionMetadata
+from paged_stream.attention.native import NativeBackend
 from paged_stream.layers.embedding import Embedding
 from paged_stream.layers.linear import Linear
 from paged_stream.layers.mlp import MLP, Block
 from paged_stream.layers.norm import HeadNorm, LayerNorm, NoNorm, RMSNorm
 from paged_stream.layers.rotary import RotaryEmbedding, RotaryTables
 from paged_stream.models.config import ModelConfig, RotaryConfig
+
+# From residual, delta, tables, metadata and the layer's cache to what attention adds.
+AttentionCall = Callable[..., torch.Tensor]
 
 
 class Attention(torch.nn.Module):
@@ -60,6 +65,56 @@ class Attention(torch.nn.Module):
             self.alibi_slopes = torch.tensor(
                 config.alibi_slopes, dtype=torch.float32, device=device
             )
+
+    def fused_with(self, norm: torch.nn.Module) -> AttentionCall | None:
+        """The block after ``norm`` as a single op, if there is one for it; weights are packed."""
+        if not isinstance(norm, RMSNorm) or not isinstance(self.backend, NativeBackend):
+            return None
+        if self.clip is not None or self.query_norm is not None:
+            return None
+        qkv, output = self.qkv, self.output
+        block = ops.AttentionBlock(
+            norm.weight,
+            norm.eps,
+            qkv.packed_weight,
+            qkv.bias,
+            output.packed_weight,
+            output.bias,
+            self.split[0],
+            self.interleaved,
+            self.scale,
+            self.alibi_slopes,
+            self.softcap,
+            self.local_window,
+        )
+
+        def call(
+            residual: torch.Tensor,
+            delta: torch.Tensor | None,
+            tables: RotaryTables,
+            metadata: AttentionMetadata,
+            k_cache: torch.Tensor,
+            v_cache: torch.Tensor,
+        ) -> torch.Tensor:
+            return ops.attention_block(
+                residual,
+                delta,
+                block,
+                tables.rotary,
+                tables.sink_rotary,
+                k_cache,
+                v_cache,
+                metadata.slot_mapping,
+                metadata.block_table,
+                metadata.query_start_loc,
+                metadata.seq_lens,
+                metadata.num_sink_tokens,
+                metadata.window_size,
+                metadata.window_floor,
+                metadata.ring_blocks,
+            )
+
+        return call
 
     def forward(
         self,
@@ -134,6 +189,8 @@ class DecoderLayer(torch.nn.Module):
             dtype=dtype,
             device=device,
         )
+        # Norm and block; as single ops where there are such once weights are packed.
+        self.attention_block: AttentionCall = self._normed_attention
         self.mlp_block: Block = self._normed_mlp
         self.post_attention_norm: torch.nn.Module | None = None
         self.post_mlp_norm: torch.nn.Module | None = None
@@ -145,8 +202,15 @@ class DecoderLayer(torch.nn.Module):
         """Bring the projections into the layout of the CPU kernels."""
         for linear in (self.attention.qkv, self.attention.output, self.mlp.up, self.mlp.down):
             linear.pack()
+        fused = self.attention.fused_with(self.attention_norm)
+        self.attention_block = fused or self.attention_block
         if self.mlp_norm is not None:
             self.mlp_block = self.mlp.fused_with(self.mlp_norm) or self.mlp_block
+
+    def _normed_attention(
+        self, residual: torch.Tensor, delta: torch.Tensor | None, *rest: Any
+    ) -> torch.Tensor:
+        return self.attention.forward(self.attention_norm.forward(residual, delta), *rest)
 
     def _normed_mlp(self, residual: torch.Tensor, delta: torch.Tensor | None) -> torch.Tensor:
         assert self.mlp_norm is not None, "only parallel blocks share a norm"
@@ -169,14 +233,15 @@ class DecoderLayer(torch.nn.Module):
         v_cache: torch.Tensor,
     ) -> torch.Tensor:
         """Add the last layer's ``delta`` to ``residual`` in place; return this layer's."""
-        normed = self.attention_norm.forward(residual, delta)
-        attended = self.attention.forward(normed, tables, metadata, k_cache, v_cache)
-        if self.post_attention_norm is not None:
-            attended = self.post_attention_norm.forward(attended, None)
         if self.parallel:
+            normed = self.attention_norm.forward(residual, delta)
+            attended = self.attention.forward(normed, tables, metadata, k_cache, v_cache)
             if self.mlp_norm is not None:
                 normed = self.mlp_norm.forward(residual, None)
             return attended.add_(self.mlp.forward(normed))
+        attended = self.attention_block(residual, delta, tables, metadata, k_cache, v_cache)
+        if self.post_attention_norm is not None:
+            attended = self.post_attention_norm.forward(attended, None)
         delta = self.mlp_block(residual, attended)
         if self.post_mlp_norm is not None:
             delta = self.post_mlp_norm.forward(delta, None)
