@@ -4,8 +4,8 @@
     python -m benchmarks decode prefill     # only these
     python -m benchmarks --vllm-python ~/v/bin/python --llama-python ~/l/bin/python
 
-Each runs in a process of its own, and one that fails does not stop the others. `sink_effect`, which
-measures perplexity, not speed, is run only by name.
+Each runs in a process of its own, and one that fails does not stop the others. `sink_effect` and
+`quantized_perplexity`, which measure perplexity, not speed, are run only by name.
 """
 
 from __future__ import annotations
@@ -17,17 +17,21 @@ import time
 from benchmarks.harness import parser
 
 MODULES = {
+    "linear": "bench_linear",
     "attention": "bench_attention",
     "decode": "bench_decode",
     "prefill": "bench_prefill",
     "recompute": "bench_recompute",
     "peers": "bench_peers",
+    "overhead": "bench_overhead",
     "stream": "bench_stream",
     "turns": "bench_turns",
     "open_streams": "bench_open_streams",
     "async": "bench_async",
     "sink_effect": "sink_effect",
+    "quantized_perplexity": "quantized_perplexity",
 }
+BY_NAME_ONLY = ("sink_effect", "quantized_perplexity")
 
 
 def main() -> int:
@@ -39,9 +43,12 @@ def main() -> int:
     for name in args.names:
         if name not in MODULES:
             arguments.error(f"no benchmark {name!r}; there are {', '.join(MODULES)}")
-    options = {"peers": ["--vllm-python", args.vllm_python, "--llama-python", args.llama_python]}
+    options = {
+        "peers": ["--vllm-python", args.vllm_python, "--llama-python", args.llama_python],
+        "quantized_perplexity": "--kv-cache-dtype int8 --quantization int8 int4 auto".split(),
+    }
     failed = []
-    for name in args.names or [name for name in MODULES if name != "sink_effect"]:
+    for name in args.names or [name for name in MODULES if name not in BY_NAME_ONLY]:
         print(f"\n{MODULES[name]}", flush=True)
         start = time.monotonic()
         command = [sys.executable, "-m", f"benchmarks.{MODULES[name]}", *options.get(name, ())]

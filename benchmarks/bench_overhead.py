@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.harness import alternate, record, spread
+from benchmarks.harness import alternate, parser, spread, write_results
 from paged_stream import EngineConfig, LLMEngine, SamplingParams
 
 SAMPLING: dict[str, dict[str, Any]] = {
@@ -61,13 +61,14 @@ class Decoding:
         self.shares.append(self.outside[-1] / seconds)
 
 
-def bench(args: argparse.Namespace, batch: int) -> None:
+def bench(args: argparse.Namespace, batch: int) -> list[dict[str, Any]]:
     runs = {
         name: Decoding(args.model, args.dtype, batch, args.prompt, name) for name in args.sampling
     }
     seconds = alternate(
         {name: run.step for name, run in runs.items()}, repeats=args.steps, warmup=args.warmup
     )
+    rows = []
     for name, run in runs.items():
         outside, shares = run.outside[args.warmup :], run.shares[args.warmup :]
         share = statistics.median(shares)
@@ -76,32 +77,33 @@ def bench(args: argparse.Namespace, batch: int) -> None:
             f"{1e3 * statistics.median(outside):6.3f} ms of it outside the model: "
             f"{100 * share:5.2f} %"
         )
-        record(
-            "overhead",
-            model=args.model,
-            dtype=args.dtype,
-            batch=batch,
-            sampling=name,
-            steps=args.steps,
-            step_seconds=statistics.median(seconds[name]),
-            outside_seconds=statistics.median(outside),
-            share=share,
-            spread=spread(shares),
+        rows.append(
+            {
+                "model": args.model,
+                "dtype": args.dtype,
+                "batch": batch,
+                "sampling": name,
+                "steps": args.steps,
+                "step_seconds": statistics.median(seconds[name]),
+                "outside_seconds": statistics.median(outside),
+                "share": share,
+                "spread": spread(shares),
+            }
         )
+    return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 64])
-    parser.add_argument("--sampling", nargs="+", default=list(SAMPLING), choices=list(SAMPLING))
-    parser.add_argument("--prompt", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--warmup", type=int, default=10)
-    args = parser.parse_args()
-    for batch in args.batch:
-        bench(args, batch)
+    arguments = parser(__doc__)
+    arguments.add_argument("--model", default="smollm2-135m-instruct")
+    arguments.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    arguments.add_argument("--batch", type=int, nargs="+", default=[1, 64])
+    arguments.add_argument("--sampling", nargs="+", default=list(SAMPLING), choices=list(SAMPLING))
+    arguments.add_argument("--prompt", type=int, default=64)
+    arguments.add_argument("--steps", type=int, default=200)
+    arguments.add_argument("--warmup", type=int, default=10)
+    args = arguments.parse_args()
+    write_results("overhead", [row for batch in args.batch for row in bench(args, batch)])
 
 
 if __name__ == "__main__":

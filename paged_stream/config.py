@@ -20,9 +20,9 @@ class EngineConfig:
         dtype: of weights and activations: ``"float32"``, ``"bfloat16"`` or ``"auto"``, which is
             bfloat16 if the checkpoint is 16-bit or quantised. Sums are float32 in any case.
         quantization: ``None`` multiplies by weights in ``dtype``; ``"int8"`` and ``"int4"`` round
-            them to blocks of 32 while loading, and activations to 8 bits as they go; ``"auto"``
-            does that with the blocks that a GGUF file holds (Q4_0, Q4_1, Q8_0), as they are,
-            unless ``dtype`` asks for full precision.
+            them to blocks of 32 while loading; ``"auto"`` takes the blocks that a GGUF file holds
+            (Q4_0, Q4_1, Q8_0) as they are, unless ``dtype`` asks for full precision. Activations
+            keep 15 bits.
         kv_cache_dtype: of the KV cache: ``"auto"``, the model's, or ``"int8"``, with one scale per
             token and head: about half the memory of bfloat16, at a small loss.
         block_size: tokens per KV cache block.

@@ -11,7 +11,9 @@ from paged_stream import ops
 from paged_stream.config import EngineConfig
 from paged_stream.inputs import resolve_sink_window
 from paged_stream.models.config import ModelConfig
-from paged_stream.models.loader import load_config, resolve_model
+from paged_stream.models.loader import ModelFiles, load_config, resolve_model
+from paged_stream.models.quantization import weight_bytes
+from paged_stream.models.registry import family_of
 from paged_stream.scheduler.sink_window import SinkWindow
 from paged_stream.worker.worker import (
     blocks_per_stream,
@@ -38,7 +40,7 @@ def describe(model: str, **settings: Any) -> str:
     stream_blocks = blocks_per_stream(config, model_config, sink_window, chunk=1)
     rows = [
         ("model", f"{model} ({model_config.model_type})"),
-        ("weights", f"{_size(model_config.num_parameters * dtype.itemsize)} in {_name(dtype)}"),
+        ("weights", _weights(config, files, model_config, dtype)),
         (
             "shape",
             f"{model_config.num_layers} layers, {model_config.num_heads} heads, "
@@ -66,6 +68,18 @@ def describe(model: str, **settings: Any) -> str:
     ]
     width = max(len(label) for label, _ in rows)
     return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
+
+
+def _weights(
+    config: EngineConfig, files: ModelFiles, model_config: ModelConfig, dtype: torch.dtype
+) -> str:
+    plain = model_config.num_parameters * dtype.itemsize
+    family = family_of(model_config.model_type)
+    actual = weight_bytes(files, model_config, family, dtype, config.quantization)
+    if actual == plain:
+        return f"{_size(plain)} in {_name(dtype)}"
+    kind = "the file's own blocks" if config.quantization == "auto" else config.quantization
+    return f"{_size(actual)}, projections in {kind}, the rest in {_name(dtype)}"
 
 
 def _visible(model_config: ModelConfig, sink_window: SinkWindow) -> str:

@@ -236,7 +236,7 @@ def linear(
     """Compute ``input W^T + bias``, accumulating in float32 in the order of in_features.
 
     A row's result is the same, bit for bit, whatever rows stand beside it. A quantised weight
-    multiplies an input that is rounded to 8-bit integers first, each 32 elements of a row with
+    multiplies an input that is rounded to 15-bit integers first, each 32 elements of a row with
     their own scale; the products of a block are then summed as integers, exactly.
 
     Args:

@@ -151,10 +151,12 @@ constexpr BlockLayout block_layout(BlockFormat format) {
   }
 }
 
-// Rows of x as 8-bit integers, x = scale * code, one scale per block of 32. For every block of a
-// tile of R rows: int8 codes [8][R][4], float32 scales [R], and corrections [R]: the sum of the
-// codes, times the scale as float32 for formats with a min, else times -zero_point as int32.
-constexpr int64_t kQuantizedBlockBytes = kQuantBlock + 8;  // of one row
+// Rows of x as integers, x = scale * code, one scale per block of 32. A code has 15 bits, finer
+// than bfloat16 for all that matters in a block, and is 128 * high + low with two bytes. For every
+// block of a tile of R rows: high bytes [8][R][4], low bytes [8][R][4], float32 scales [R], and
+// corrections [R]: the sum of the codes, times the scale as float32 for formats with a min, else
+// times -zero_point as int32.
+constexpr int64_t kQuantizedBlockBytes = 2 * kQuantBlock + 8;  // of one row
 struct QuantizeArgs {
   const void* x;   // the tile's first row
   int64_t stride;  // elements between rows

@@ -1,4 +1,4 @@
-// Rows of 8-bit integers times a weight in blocks of 32, for one instruction set; included after
+// Rows of integers times a weight in blocks of 32, for one instruction set; included after
 // linear_common.inl and definitions of dot4 and kQuantizedShape.
 //
 // Within a block everything is an integer and exact; blocks are then added in order, in float32.
@@ -24,7 +24,8 @@ PS_INLINE UVec<W> splat_word(const char* p) {
   return UVec<W>{} + word;
 }
 
-// Integer dot products of a block: dots[r][v] for columns v * W on.
+// Adds the integer dot products of a block with one byte of each code of x: dots[r][v] for columns
+// v * W on.
 template <BlockFormat Format, int W, int Rows, int V>
 PS_INLINE void dot_block(IVec<W> (&dots)[Rows][V], const char* codes, const char* x) {
   constexpr BlockLayout kLayout = block_layout(Format);
@@ -54,14 +55,16 @@ PS_INLINE void add_block(Vec<W> (&acc)[Rows][Vectors], int first, const char* bl
                          const char* x) {
   constexpr BlockLayout kLayout = block_layout(Format);
   constexpr int V = kLinearPanel / W, kScaleBytes = 2 * kLinearPanel;
-  const char* scales = x + kQuantBlock * Rows;
+  const char* codes = block + kScaleBytes * (kLayout.has_min ? 2 : 1);
+  const char* scales = x + 2 * kQuantBlock * Rows;
   const char* corrections = scales + 4 * Rows;
-  IVec<W> dots[Rows][V];
+  IVec<W> dots[Rows][V] = {};
+  dot_block<Format, W, Rows, V>(dots, codes, x);
   for (int r = 0; r < Rows; ++r) {
-    const UVec<W> start = kLayout.has_min ? UVec<W>{} : splat_word<W>(corrections + 4 * r);
-    for (int v = 0; v < V; ++v) dots[r][v] = (IVec<W>)start;
+    const UVec<W> offset = kLayout.has_min ? UVec<W>{} : splat_word<W>(corrections + 4 * r);
+    for (int v = 0; v < V; ++v) dots[r][v] = (dots[r][v] << 7) + (IVec<W>)offset;
   }
-  dot_block<Format, W, Rows, V>(dots, block + kScaleBytes * (kLayout.has_min ? 2 : 1), x);
+  dot_block<Format, W, Rows, V>(dots, codes, x + kQuantBlock * Rows);
   for (int v = 0; v < V; ++v) {
     const Vec<W> scale = load_halves<W>(block + v * 2 * W);
     Vec<W> min{};
@@ -109,6 +112,8 @@ void quantized_linear(const LinearArgs& a) {
   run_tiles<QuantizedTile<Format, W>, kQuantizedShape>(a);
 }
 
+constexpr float kMaxCode = 127 * 128;
+
 template <class T, int W>
 void quantize_rows(const QuantizeArgs& a) {
   constexpr int kVectors = kQuantBlock / W;
@@ -126,23 +131,26 @@ void quantize_rows(const QuantizeArgs& a) {
       }
       const float max = horizontal_max<W>(largest);
       // A NaN must not turn into numbers: zero times the total is NaN then, otherwise nothing.
-      const float scale = max / 127.0f + 0.0f * horizontal_sum<W>(total);
+      const float scale = max / kMaxCode + 0.0f * horizontal_sum<W>(total);
       // Below that, its inverse would not be finite.
-      const Vec<W> inverse = splat<W>(max > 1e-30f ? 127.0f / max : 0.0f);
-      int8_t codes[kQuantBlock];
+      const Vec<W> inverse = splat<W>(max > 1e-30f ? kMaxCode / max : 0.0f);
+      int8_t high[kQuantBlock], low[kQuantBlock];
       Vec<W> sums{};
       for (int i = 0; i < kVectors; ++i) {
         // Adding 1.5 * 2^23 leaves the nearest integer in the low mantissa bits.
         const Vec<W> shifted = values[i] * inverse + 12582912.0f;
         const IVec<W> code = (IVec<W>)shifted - 0x4b400000;
         sums += shifted - 12582912.0f;
-        store(codes + i * W, __builtin_convertvector(code, typename VecOf<W>::B));
+        const IVec<W> upper = (code + 64) >> 7;
+        store(high + i * W, __builtin_convertvector(upper, typename VecOf<W>::B));
+        store(low + i * W, __builtin_convertvector(code - (upper << 7), typename VecOf<W>::B));
       }
       const int32_t sum = static_cast<int32_t>(horizontal_sum<W>(sums));
       for (int i = 0; i < kQuantBlock / 4; ++i) {
-        __builtin_memcpy(out + (i * a.rows + r) * 4, codes + 4 * i, 4);
+        __builtin_memcpy(out + (i * a.rows + r) * 4, high + 4 * i, 4);
+        __builtin_memcpy(out + kQuantBlock * a.rows + (i * a.rows + r) * 4, low + 4 * i, 4);
       }
-      char* scales = out + kQuantBlock * a.rows + 4 * r;
+      char* scales = out + 2 * kQuantBlock * a.rows + 4 * r;
       __builtin_memcpy(scales, &scale, sizeof(scale));
       const float scaled = scale * static_cast<float>(sum);
       const int32_t offset = -layout.zero_point * sum;

@@ -12,7 +12,11 @@ from paged_stream.models.config import ModelConfig
 from paged_stream.models.decoder import Decoder
 from paged_stream.models.files import ModelFiles, resolve_model
 from paged_stream.models.hf_config import token_ids
-from paged_stream.models.quantization import quantize_weights, take_stored_blocks
+from paged_stream.models.quantization import (
+    block_formats,
+    quantize_weights,
+    take_stored_blocks,
+)
 from paged_stream.models.registry import family_of
 
 __all__ = ["ModelFiles", "load_config", "load_model", "resolve_model"]
@@ -64,6 +68,6 @@ def load_model(
     family = family_of(config.model_type)
     taken = take_stored_blocks(decoder, family, files) if quantization == "auto" else set()
     fill(decoder, family, files, skip=taken)
-    if quantization in ("int8", "int4"):
-        quantize_weights(decoder, quantization)
+    if quantization != "auto":
+        quantize_weights(decoder, block_formats(decoder, family, files, quantization))
     return decoder.eval()

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from paged_stream import ops
 
 FORMATS = ["Q4_0", "Q4_1", "Q8_0"]
+MAX_CODE = 127 * 128
 
 
 def blocks_of(out_features, in_features, block_format, seed=0):
@@ -24,11 +25,11 @@ def blocks_of(out_features, in_features, block_format, seed=0):
 
 
 def rounded(input):
-    """Activations as 8-bit integers times a scale for each 32, in float64."""
+    """Activations as 15-bit integers times a scale for each 32, in float64."""
     blocks = input.float().unflatten(-1, (-1, 32))
     largest = blocks.abs().amax(-1, keepdim=True).clamp_min(1e-30)
-    codes = (blocks.double() * (127 / largest).double()).round()
-    return (codes * (largest / 127).double()).flatten(-2)
+    codes = (blocks.double() * (MAX_CODE / largest).double()).round()
+    return (codes * (largest / MAX_CODE).double()).flatten(-2)
 
 
 def inputs(rows, in_features, dtype=torch.float32, seed=0):
@@ -66,17 +67,18 @@ def test_integers_are_exact(quantized_isa, block_format):
     """Codes and inputs that need no rounding give the exact product on every processor."""
     generator = torch.Generator().manual_seed(0)
     low, high = {"Q4_0": (-8, 8), "Q4_1": (0, 16), "Q8_0": (-127, 128)}[block_format]
-    weight = torch.randint(low, high, (50, 96), generator=generator).float()
-    weight[:, ::32] = low if low else 15  # so that a scale of one represents all
+    weight = torch.randint(low, high, (50, 32), generator=generator).float()
+    weight[:, 0] = low if low else 15  # so that a scale of one represents all
     if block_format == "Q4_1":
-        weight[:, 1::32] = 0
+        weight[:, 1] = 0
     kind = GGMLQuantizationType[block_format]
     blocks = quantize(weight.numpy(), kind)
     assert np.array_equal(dequantize(blocks, kind), weight.numpy())
-    input = torch.randint(-127, 128, (13, 96), generator=generator).float()
-    input[:, ::32] = 127
+    input = torch.randint(-MAX_CODE, MAX_CODE + 1, (13, 32), generator=generator).float()
+    input[:, 0] = MAX_CODE
     packed = ops.pack_quantized_weight(torch.from_numpy(blocks), block_format)
-    assert torch.equal(ops.linear(input, packed, None, 50), input @ weight.T)
+    expected = (input.double() @ weight.double().T).float()
+    assert torch.equal(ops.linear(input, packed, None, 50), expected)
 
 
 @pytest.mark.parametrize("block_format", FORMATS)
