@@ -21,15 +21,17 @@ class Recorder:
     def __init__(self, monkeypatch) -> None:
         self.rows: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}  # by layer
         self._caches: list[int] = []
-        self._write = ops.rotary_and_cache
-        monkeypatch.setattr(ops, "rotary_and_cache", self._record)
+        self._run = ops.attention_block
+        monkeypatch.setattr(ops, "attention_block", self._record)
 
-    def _record(self, query, sink_query, key, value, k_cache, v_cache, *args, **kwargs) -> None:
-        self._write(query, sink_query, key, value, k_cache, v_cache, *args, **kwargs)
+    def _record(self, residual, delta, block, *step) -> torch.Tensor:
+        attended = self._run(residual, delta, block, *step)
+        _, _, k_cache, v_cache, slots, *_ = step
         if k_cache.data_ptr() not in self._caches:
             self._caches.append(k_cache.data_ptr())
         layer = self._caches.index(k_cache.data_ptr())
-        self.rows.setdefault(layer, []).append(ops.gather_blocks(k_cache, v_cache, args[2]))
+        self.rows.setdefault(layer, []).append(ops.gather_blocks(k_cache, v_cache, slots))
+        return attended
 
     def store(self, layer: int, key: torch.Tensor, value: torch.Tensor):
         """K and V as stored, for `dense_logits`, which has the exact ones of the same history."""
