@@ -8,7 +8,7 @@
 #include "kernels.h"
 
 #define PAGED_STREAM_PMOVSX  // for simd.inl, where the target's own macros are not defined
-#pragma GCC target("avx2,fma,bmi2")
+#pragma GCC target("avx2,fma,bmi2,f16c")
 
 namespace paged_stream {
 namespace avx2 {
@@ -31,6 +31,11 @@ PS_INLINE IVec<W> add_pair_products(IVec<W> sum, UVec<W> a, UVec<W> b) {
   return sum + (IVec<W>)_mm256_madd_epi16((__m256i)a, (__m256i)b);
 }
 #include "dot_pairs.inl"
+
+template <int W>
+PS_INLINE Vec<W> load_halves(const char* p) {
+  return (Vec<W>)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+}
 
 #include "kernels.inl"
 

@@ -8,7 +8,7 @@
 #include "kernels.h"
 
 #define PAGED_STREAM_PMOVSX  // for simd.inl, where the target's own macros are not defined
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,bmi2,prefer-vector-width=512")
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,bmi2,f16c,prefer-vector-width=512")
 
 namespace paged_stream {
 namespace avx512 {
@@ -32,6 +32,11 @@ PS_INLINE IVec<W> add_pair_products(IVec<W> sum, UVec<W> a, UVec<W> b) {
   return sum + (IVec<W>)_mm512_madd_epi16((__m512i)a, (__m512i)b);
 }
 #include "dot_pairs.inl"
+
+template <int W>
+PS_INLINE Vec<W> load_halves(const char* p) {
+  return (Vec<W>)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256((const __m256i*)p));
+}
 
 #include "kernels.inl"
 

@@ -10,7 +10,7 @@
 #include "kernels.h"
 
 #pragma GCC target( \
-    "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,bmi2,prefer-vector-width=512")
+    "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,bmi2,f16c,prefer-vector-width=512")
 
 namespace paged_stream {
 namespace avx512vnni {
@@ -28,6 +28,11 @@ constexpr TileShape kQuantizedShape{
 template <int W>
 PS_INLINE IVec<W> dot4(IVec<W> sum, UVec<W> codes, UVec<W> input) {
   return (IVec<W>)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)codes, (__m512i)input);
+}
+
+template <int W>
+PS_INLINE Vec<W> load_halves(const char* p) {
+  return (Vec<W>)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256((const __m256i*)p));
 }
 
 #include "quantized_linear.inl"

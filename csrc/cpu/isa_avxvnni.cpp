@@ -9,7 +9,7 @@
 
 #include "kernels.h"
 
-#pragma GCC target("avxvnni,avx2,fma,bmi2")
+#pragma GCC target("avxvnni,avx2,fma,bmi2,f16c")
 
 namespace paged_stream {
 namespace avxvnni {
@@ -27,6 +27,11 @@ constexpr TileShape kQuantizedShape{
 template <int W>
 PS_INLINE IVec<W> dot4(IVec<W> sum, UVec<W> codes, UVec<W> input) {
   return (IVec<W>)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)codes, (__m256i)input);
+}
+
+template <int W>
+PS_INLINE Vec<W> load_halves(const char* p) {
+  return (Vec<W>)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
 }
 
 #include "quantized_linear.inl"

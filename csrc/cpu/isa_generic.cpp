@@ -28,6 +28,15 @@ PS_INLINE IVec<W> add_pair_products(IVec<W> sum, UVec<W> a, UVec<W> b) {
 }
 #include "dot_pairs.inl"
 
+// float16 to float32, exact, also for subnormals. Infinities are not expected.
+template <int W>
+PS_INLINE Vec<W> load_halves(const char* p) {
+  const typename VecOf<W>::H half = load<typename VecOf<W>::H>(p);
+  const UVec<W> bits = __builtin_convertvector(half, UVec<W>);
+  const Vec<W> magnitude = (Vec<W>)((bits & 0x7fffu) << 13) * 0x1p112f;
+  return (Vec<W>)((UVec<W>)magnitude | ((bits & 0x8000u) << 16));
+}
+
 #include "kernels.inl"
 
 }  // namespace generic

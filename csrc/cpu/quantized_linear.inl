@@ -1,21 +1,8 @@
 // Rows of integers times a weight in blocks of 32, for one instruction set; included after
-// linear_common.inl and definitions of dot4 and kQuantizedShape.
+// linear_common.inl and definitions of dot4, load_halves and kQuantizedShape.
 //
 // Within a block everything is an integer and exact; blocks are then added in order, in float32.
 // So a row's result does not depend on the rows beside it, bit for bit.
-
-// float16 bits in the low halves of lanes; exact, also for subnormals. Infinities are not expected.
-template <int W>
-PS_INLINE Vec<W> half_to_float(UVec<W> bits) {
-  const Vec<W> magnitude = (Vec<W>)((bits & 0x7fffu) << 13) * 0x1p112f;
-  return (Vec<W>)((UVec<W>)magnitude | ((bits & 0x8000u) << 16));
-}
-
-template <int W>
-PS_INLINE Vec<W> load_halves(const char* p) {
-  const typename VecOf<W>::H half = load<typename VecOf<W>::H>(p);
-  return half_to_float<W>(__builtin_convertvector(half, UVec<W>));
-}
 
 template <int W>
 PS_INLINE UVec<W> splat_word(const char* p) {
@@ -24,10 +11,10 @@ PS_INLINE UVec<W> splat_word(const char* p) {
   return UVec<W>{} + word;
 }
 
-// Adds the integer dot products of a block with one byte of each code of x: dots[r][v] for columns
-// v * W on.
-template <BlockFormat Format, int W, int Rows, int V>
-PS_INLINE void dot_block(IVec<W> (&dots)[Rows][V], const char* codes, const char* x) {
+// Integer dot products of a block with Bytes of the bytes of each code of x, which lie side by
+// side: dots[b][r][v] for columns v * W on.
+template <BlockFormat Format, int W, int Bytes, int Rows, int V>
+PS_INLINE void dot_block(IVec<W> (&dots)[Bytes][Rows][V], const char* codes, const char* x) {
   constexpr BlockLayout kLayout = block_layout(Format);
   constexpr int kLines = kLayout.code_bytes() / 4;
 #pragma GCC unroll 8
@@ -41,10 +28,34 @@ PS_INLINE void dot_block(IVec<W> (&dots)[Rows][V], const char* codes, const char
       for (int v = 0; v < V; ++v) {
         unpacked[v] = kLayout.bits == 8 ? words[v] : (words[v] >> (4 * half)) & 0x0f0f0f0fu;
       }
-      for (int r = 0; r < Rows; ++r) {
-        const UVec<W> input = splat_word<W>(group + 4 * r);
-        for (int v = 0; v < V; ++v) dots[r][v] = dot4<W>(dots[r][v], unpacked[v], input);
+      for (int b = 0; b < Bytes; ++b) {
+        for (int r = 0; r < Rows; ++r) {
+          const UVec<W> input = splat_word<W>(group + b * kQuantBlock * Rows + 4 * r);
+          for (int v = 0; v < V; ++v) dots[b][r][v] = dot4<W>(dots[b][r][v], unpacked[v], input);
+        }
       }
+    }
+  }
+}
+
+// The same with whole codes: high bytes times 128 plus low bytes.
+template <BlockFormat Format, int W, int Rows, int V>
+PS_INLINE void dot_codes(IVec<W> (&dots)[Rows][V], const char* codes, const char* x) {
+  if constexpr (Rows * V <= 4) {  // both at once, where registers hold both
+    IVec<W> both[2][Rows][V] = {};
+    dot_block<Format, W>(both, codes, x);
+    for (int r = 0; r < Rows; ++r) {
+      for (int v = 0; v < V; ++v) dots[r][v] = (both[0][r][v] << 7) + both[1][r][v];
+    }
+  } else {
+    IVec<W> one[1][Rows][V] = {};
+    dot_block<Format, W>(one, codes, x);
+    for (int r = 0; r < Rows; ++r) {
+      for (int v = 0; v < V; ++v) one[0][r][v] <<= 7;
+    }
+    dot_block<Format, W>(one, codes, x + kQuantBlock * Rows);
+    for (int r = 0; r < Rows; ++r) {
+      for (int v = 0; v < V; ++v) dots[r][v] = one[0][r][v];
     }
   }
 }
@@ -58,13 +69,14 @@ PS_INLINE void add_block(Vec<W> (&acc)[Rows][Vectors], int first, const char* bl
   const char* codes = block + kScaleBytes * (kLayout.has_min ? 2 : 1);
   const char* scales = x + 2 * kQuantBlock * Rows;
   const char* corrections = scales + 4 * Rows;
-  IVec<W> dots[Rows][V] = {};
-  dot_block<Format, W, Rows, V>(dots, codes, x);
-  for (int r = 0; r < Rows; ++r) {
-    const UVec<W> offset = kLayout.has_min ? UVec<W>{} : splat_word<W>(corrections + 4 * r);
-    for (int v = 0; v < V; ++v) dots[r][v] = (dots[r][v] << 7) + (IVec<W>)offset;
+  IVec<W> dots[Rows][V];
+  dot_codes<Format, W>(dots, codes, x);
+  if constexpr (!kLayout.has_min) {
+    for (int r = 0; r < Rows; ++r) {
+      const IVec<W> offset = (IVec<W>)splat_word<W>(corrections + 4 * r);
+      for (int v = 0; v < V; ++v) dots[r][v] += offset;
+    }
   }
-  dot_block<Format, W, Rows, V>(dots, codes, x + kQuantBlock * Rows);
   for (int v = 0; v < V; ++v) {
     const Vec<W> scale = load_halves<W>(block + v * 2 * W);
     Vec<W> min{};
@@ -75,6 +87,16 @@ PS_INLINE void add_block(Vec<W> (&acc)[Rows][Vectors], int first, const char* bl
       sum += __builtin_convertvector(dots[r][v], Vec<W>) * scale * input_scale;
       if constexpr (kLayout.has_min) sum += (Vec<W>)splat_word<W>(corrections + 4 * r) * min;
     }
+  }
+}
+
+// Most is what a tile that is alone has to fetch, known at compile time.
+template <int64_t Most>
+PS_INLINE void fetch_ahead(const char* from, const Span& span) {
+  if (span.ahead_bytes == Most) {
+    for (int64_t i = 0; i < Most; i += 64) __builtin_prefetch(from + i);
+  } else {
+    for (int64_t i = 0; i < span.ahead_bytes; i += 64) __builtin_prefetch(from + i);
   }
 }
 
@@ -95,10 +117,9 @@ struct QuantizedTile {
     Vec<W> acc[Rows][Panels * V];
     begin_span<W>(acc, span);
     for (int64_t step = span.begin; step < span.end; ++step, x += kQuantizedBlockBytes * Rows) {
+      for (int p = 0; p < Panels; ++p) fetch_ahead<kStepBytes>(ahead + p * panel_bytes, span);
+#pragma GCC unroll 4
       for (int p = 0; p < Panels; ++p) {
-        for (int64_t i = 0; i < span.ahead_bytes; i += 64) {
-          __builtin_prefetch(ahead + p * panel_bytes + i);
-        }
         add_block<Format, W>(acc, p * V, weight + p * panel_bytes + step * kStepBytes, x);
       }
       ahead += span.ahead_bytes;
