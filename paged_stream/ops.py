@@ -498,7 +498,8 @@ def sample_tokens(
 
 
 def cpu_isa() -> str:
-    """The instruction set of the CPU kernels in use: "avx512", "avx2" or "generic"."""
+    """The instruction set of the CPU kernels in use: "avx512vnni", "avx512", "avxvnni", "avx2" or
+    "generic"."""
     return _ops.cpu_isa.default()
 
 
