@@ -1,0 +1,152 @@
+"""Shapes and dtypes of what each op returns, for tracing without data; `ops` describes them."""
+
+from __future__ import annotations
+
+import torch
+
+
+@torch.library.register_fake("paged_stream::rotary_and_cache")
+def _(
+    query,
+    sink_query,
+    key,
+    value,
+    k_cache,
+    v_cache,
+    rotary,
+    sink_rotary,
+    slot_mapping,
+    interleaved,
+):
+    return None
+
+
+@torch.library.register_fake("paged_stream::paged_attention")
+def _(
+    query,
+    sink_query,
+    k_cache,
+    v_cache,
+    block_table,
+    query_start_loc,
+    seq_lens,
+    num_sink_tokens,
+    window_size,
+    window_floor,
+    ring_blocks,
+    scale,
+    alibi_slopes,
+    softcap,
+    local_window,
+):
+    return query.new_empty(query.shape)
+
+
+@torch.library.register_fake("paged_stream::gather_blocks")
+def _(k_cache, v_cache, slot_mapping, rotary, interleaved):
+    shape = (slot_mapping.shape[0], k_cache.shape[1], k_cache.shape[3])
+    return k_cache.new_empty(shape), v_cache.new_empty(shape)
+
+
+@torch.library.register_fake("paged_stream::scatter_blocks")
+def _(key, value, k_cache, v_cache, slot_mapping, rotary, interleaved):
+    return None
+
+
+@torch.library.register_fake("paged_stream::rotary_reindex")
+def _(k_cache, slot_mapping, rotary, interleaved):
+    return None
+
+
+@torch.library.register_fake("paged_stream::copy_blocks")
+def _(kv_cache, block_mapping):
+    return None
+
+
+@torch.library.register_fake("paged_stream::pack_linear_weight")
+def _(weight):
+    step = 4 // weight.element_size()
+    return weight.new_empty((-(-weight.shape[0] // 16), weight.shape[1] // step, 16, step))
+
+
+@torch.library.register_fake("paged_stream::pack_quantized_weight")
+def _(blocks, format):
+    block_bytes = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}[format]
+    panels = -(-blocks.shape[0] // 16)
+    return blocks.new_empty(panels, blocks.shape[1] // block_bytes, 16 * block_bytes)
+
+
+@torch.library.register_fake("paged_stream::linear")
+def _(input, packed_weight, bias, out_features, float_output):
+    dtype = torch.float32 if float_output else input.dtype
+    return input.new_empty((input.shape[0], out_features), dtype=dtype)
+
+
+@torch.library.register_fake("paged_stream::add_rms_norm")
+def _(residual, delta, weight, eps):
+    return torch.empty_like(residual)
+
+
+@torch.library.register_fake("paged_stream::silu_and_mul")
+def _(gate_up):
+    return gate_up.new_empty((gate_up.shape[0], gate_up.shape[1] // 2))
+
+
+@torch.library.register_fake("paged_stream::attention_block")
+def _(residual, *rest):
+    return torch.empty_like(residual)
+
+
+@torch.library.register_fake("paged_stream::gated_mlp")
+def _(
+    residual,
+    delta,
+    norm_weight,
+    eps,
+    up_weight,
+    up_bias,
+    down_weight,
+    down_bias,
+    intermediate_size,
+):
+    return torch.empty_like(residual)
+
+
+@torch.library.register_fake("paged_stream::lay_out_batch")
+def _(
+    token_ids,
+    block_rows,
+    block_size,
+    lengths,
+    starts,
+    num_sink_tokens,
+    window_size,
+    window_floor,
+    ring_blocks,
+    row_lengths,
+):
+    num_sequences, num_tokens = len(lengths), token_ids.shape[0]
+    shapes = (
+        *((num_tokens,), (num_sequences + 1,), (num_sequences,), (num_sequences,)),
+        *((num_sequences,), (num_sequences,), (num_sequences,)),
+        *((num_sequences, max(row_lengths)), (num_tokens,), (num_tokens,), (num_tokens,)),
+    )
+    is_wide = (True, False, True, False, False, True, False, False, True, True, True)
+    return (
+        *(
+            token_ids.new_empty(shape, dtype=torch.int64 if wide else torch.int32)
+            for shape, wide in zip(shapes, is_wide, strict=True)
+        ),
+        False,
+    )
+
+
+@torch.library.register_fake("paged_stream::rotary_table")
+def _(positions, inv_freq, scaling):
+    shape = (positions.shape[0], 2 * inv_freq.shape[0])
+    return positions.new_empty(shape, dtype=torch.float32)
+
+
+@torch.library.register_fake("paged_stream::sample_tokens")
+def _(logits, temperature, min_p, top_k, top_p, seeds, positions):
+    return logits.new_empty(logits.shape[0], dtype=torch.int64)
