@@ -43,6 +43,19 @@ STABLE_TORCH_LIBRARY(paged_stream, m) {
       "Tensor up_weight, Tensor? up_bias, Tensor down_weight, Tensor? down_bias, "
       "int intermediate_size) -> Tensor");
   m.def(
+      "lay_out_layers(Tensor[] attention_norms, Tensor[] qkv_weights, Tensor[] qkv_biases, "
+      "Tensor[] output_weights, Tensor[] output_biases, Tensor[] mlp_norms, Tensor[] up_weights, "
+      "Tensor[] up_biases, Tensor[] down_weights, Tensor[] down_biases, float eps, int num_heads, "
+      "int num_kv_heads, int head_dim, int intermediate_size, bool interleaved, float scale, "
+      "Tensor? alibi_slopes, float softcap, int[] local_windows, int[] layer_rotary, "
+      "bool is_bfloat16) -> int");
+  m.def("free_layers(int layers) -> ()");
+  m.def(
+      "decoder_layers(Tensor(a!) residual, int layers, Tensor[] rotary, Tensor[] sink_rotary, "
+      "Tensor(b!)[] k_caches, Tensor(c!)[] v_caches, Tensor slot_mapping, Tensor block_table, "
+      "Tensor query_start_loc, Tensor seq_lens, Tensor num_sink_tokens, Tensor window_size, "
+      "Tensor window_floor, Tensor ring_blocks) -> Tensor");
+  m.def(
       "lay_out_batch(Tensor token_ids, Tensor block_rows, int block_size, int[] lengths, "
       "int[] starts, int[] num_sink_tokens, int[] window_size, int[] window_floor, "
       "int[] ring_blocks, int[] row_lengths) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "

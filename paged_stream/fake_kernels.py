@@ -98,17 +98,12 @@ def _(residual, *rest):
 
 
 @torch.library.register_fake("paged_stream::gated_mlp")
-def _(
-    residual,
-    delta,
-    norm_weight,
-    eps,
-    up_weight,
-    up_bias,
-    down_weight,
-    down_bias,
-    intermediate_size,
-):
+def _(residual, *rest):
+    return torch.empty_like(residual)
+
+
+@torch.library.register_fake("paged_stream::decoder_layers")
+def _(residual, *rest):
     return torch.empty_like(residual)
 
 

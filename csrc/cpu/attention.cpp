@@ -35,17 +35,6 @@ void check_heads(const Tensor& query, const std::optional<Tensor>& sink_query,
                   ", got ", query.size(1));
 }
 
-void check_layer(double softcap, int64_t local_window, bool has_alibi) {
-  // The kernels compute in float32, where it must neither vanish nor overflow.
-  const bool is_cap = softcap > 0 && std::isnormal(static_cast<float>(softcap));
-  STD_TORCH_CHECK(softcap == 0 || is_cap,
-                  "paged_attention: softcap must be a positive float32, or 0 for none, got ",
-                  softcap);
-  kCheck.require(softcap == 0 || !has_alibi, "softcap and alibi_slopes must not both be given");
-  kCheck.require(local_window >= 0, "local_window must be at least 1, or 0 for none, got " +
-                                        std::to_string(local_window));
-}
-
 // Every column that the sequence's chunk reads must exist, and no two of its live blocks share one.
 void check_columns(const SequenceView& s, int64_t index, int64_t block_size, int64_t width) {
   const int64_t last_block = (s.seq_len - 1) / block_size;
@@ -137,58 +126,79 @@ Tensor paged_attention(const Tensor& query, const std::optional<Tensor>& sink_qu
                        const std::optional<Tensor>& alibi_slopes, double softcap,
                        int64_t local_window) {
   check_heads(query, sink_query, k_cache, v_cache);
-  const int64_t head_dim = head_dim_of(k_cache);
-  Tensor out = torch::stable::new_empty(query, {query.size(0), query.size(1), head_dim});
+  const int64_t num_tokens = query.size(0), num_heads = query.size(1);
   const AttentionBatch batch{block_table, query_start_loc, seq_lens,   num_sink_tokens,
                              window_size, window_floor,    ring_blocks};
-  const AttentionLayer layer{scale, alibi_slopes, softcap, local_window};
-  attend(query, sink_query, k_cache, v_cache, batch, layer, out.mutable_data_ptr());
+  const auto layer = AttentionLayer::read(scale, alibi_slopes, softcap, local_window, num_heads);
+  AttentionStep step(batch, query, num_tokens, k_cache.size(2));
+  Tensor out = torch::stable::new_empty(query, {num_tokens, num_heads, head_dim_of(k_cache)});
+  const Tensor& sinks = sink_query ? *sink_query : query;
+  if (num_tokens > 0) {
+    attend({query.data_ptr(), query.stride(0), num_heads},
+           {sinks.data_ptr(), sinks.stride(0), num_heads}, dtype_of(query), k_cache, v_cache, step,
+           layer, out.mutable_data_ptr());
+  }
   return out;
 }
 
 }  // namespace
 
-void attend(const Tensor& query, const std::optional<Tensor>& sink_query, const Tensor& k_cache,
-            const Tensor& v_cache, const AttentionBatch& batch, const AttentionLayer& layer,
-            void* out) {
-  check_heads(query, sink_query, k_cache, v_cache);
-  check_layer(layer.softcap, layer.local_window, layer.alibi_slopes.has_value());
-  check_batch(batch, query);
-  const int64_t num_tokens = query.size(0), num_heads = query.size(1);
-  if (layer.alibi_slopes) {
-    kCheck.metadata(*layer.alibi_slopes, "alibi_slopes", ScalarType::Float, "[num_heads]",
-                    {num_heads}, query);
-  }
-  const int64_t head_dim = head_dim_of(k_cache);
-  const std::vector<SequenceView> sequences = read_batch(batch, num_tokens, k_cache.size(2));
-  if (num_tokens == 0) return;
+AttentionLayer AttentionLayer::read(double scale, const std::optional<Tensor>& alibi_slopes,
+                                    double softcap, int64_t local_window, int64_t num_heads) {
+  // The kernels compute in float32, where it must neither vanish nor overflow.
+  const bool is_cap = softcap > 0 && std::isnormal(static_cast<float>(softcap));
+  STD_TORCH_CHECK(softcap == 0 || is_cap,
+                  "paged_attention: softcap must be a positive float32, or 0 for none, got ",
+                  softcap);
+  kCheck.require(softcap == 0 || !alibi_slopes, "softcap and alibi_slopes must not both be given");
+  kCheck.require(local_window >= 0, "local_window must be at least 1, or 0 for none, got ",
+                 local_window);
+  if (!alibi_slopes) return {scale, nullptr, softcap, local_window};
+  kCheck.metadata(*alibi_slopes, "alibi_slopes", ScalarType::Float, "[num_heads]", {num_heads},
+                  *alibi_slopes);
+  return {scale, alibi_slopes->const_data_ptr<float>(), softcap, local_window};
+}
 
+AttentionStep::AttentionStep(const AttentionBatch& batch, const Tensor& like, int64_t num_tokens,
+                             int64_t block_size) {
+  check_batch(batch, like);
+  sequences_ = read_batch(batch, num_tokens, block_size);
+}
+
+const AttentionPlan& AttentionStep::plan(int group_size, int64_t local_window) {
+  for (const Cut& cut : cuts_) {
+    if (cut.group_size == group_size && cut.local_window == local_window) return cut.plan;
+  }
+  cuts_.push_back({group_size, local_window, plan_attention(sequences_, group_size, local_window)});
+  return cuts_.back().plan;
+}
+
+void attend(const Heads& query, const Heads& sink_query, DType dtype, const Tensor& k_cache,
+            const Tensor& v_cache, AttentionStep& step, const AttentionLayer& layer, void* out) {
   AttentionInputs inputs{};
-  const Tensor& sinks = sink_query ? *sink_query : query;
-  inputs.element_size = static_cast<int64_t>(query.element_size());
-  inputs.query = static_cast<const char*>(query.const_data_ptr());
-  inputs.sink_query = static_cast<const char*>(sinks.const_data_ptr());
-  inputs.query_stride = query.stride(0) * inputs.element_size;
-  inputs.sink_query_stride = sinks.stride(0) * inputs.element_size;
+  inputs.element_size = dtype == DType::kFloat32 ? 4 : 2;
+  inputs.query = static_cast<const char*>(query.data);
+  inputs.sink_query = static_cast<const char*>(sink_query.data);
+  inputs.query_stride = query.stride * inputs.element_size;
+  inputs.sink_query_stride = sink_query.stride * inputs.element_size;
   inputs.out = static_cast<char*>(out);
   inputs.k_cache = k_cache.const_data_ptr();
   inputs.v_cache = v_cache.const_data_ptr();
   inputs.num_blocks = k_cache.size(0);
   inputs.block_stride = k_cache.stride(0);
-  inputs.num_heads = num_heads;
+  inputs.num_heads = query.num_heads;
   inputs.num_kv_heads = k_cache.size(1);
   inputs.block_size = k_cache.size(2);
   inputs.row_size = k_cache.size(3);
-  inputs.head_dim = head_dim;
+  inputs.head_dim = head_dim_of(k_cache);
   inputs.scale = static_cast<float>(layer.scale);
-  if (layer.alibi_slopes) inputs.alibi_slopes = layer.alibi_slopes->const_data_ptr<float>();
+  inputs.alibi_slopes = layer.alibi_slopes;
   inputs.softcap = static_cast<float>(layer.softcap);
   inputs.local_window = layer.local_window == 0 ? kNoLocalWindow : layer.local_window;
-
   const AttentionKernels* table =
-      kernels().attention(dtype_of(query), dtype_of(k_cache), static_cast<int>(head_dim));
+      kernels().attention(dtype, dtype_of(k_cache), static_cast<int>(inputs.head_dim));
   const int group_size = static_cast<int>(inputs.group_size());
-  run_attention(inputs, plan_attention(sequences, group_size, inputs.local_window), *table);
+  run_attention(inputs, step.plan(group_size, inputs.local_window), *table);
 }
 
 }  // namespace paged_stream

@@ -3,24 +3,16 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "attention.h"
-#include "checks.h"
-#include "elementwise.h"
-#include "linear.h"
+#include "blocks.h"
 #include "parallel.h"
 
 namespace paged_stream {
 namespace {
 
-// Some heads of rows that lie `stride` elements apart, as a tensor that owns nothing.
-Tensor view_heads(void* data, int64_t rows, int64_t heads, int64_t head_dim, int64_t stride,
-                  const Tensor& like) {
-  const int64_t sizes[] = {rows, heads, head_dim}, strides[] = {stride, head_dim, 1};
-  return torch::stable::from_blob(data, {sizes, 3}, {strides, 3}, like.device(),
-                                  like.scalar_type());
+int64_t qkv_size(int64_t num_heads, const Tensor& k_cache) {
+  return (num_heads + 2 * k_cache.size(1)) * head_dim_of(k_cache);
 }
 
-// output(attention(qkv(x))) of x = norm(residual += delta).
 Tensor attention_block(Tensor residual, std::optional<Tensor> delta, Tensor norm_weight, double eps,
                        Tensor qkv_weight, std::optional<Tensor> qkv_bias, Tensor output_weight,
                        std::optional<Tensor> output_bias, int64_t num_heads, Tensor rotary,
@@ -32,49 +24,60 @@ Tensor attention_block(Tensor residual, std::optional<Tensor> delta, Tensor norm
   constexpr Checker check("attention_block");
   const RmsNormInput norm = RmsNormInput::read(check, residual, delta, norm_weight, eps);
   check.cache_pair(k_cache, v_cache);
-  const int64_t rows = norm.rows, dim = norm.args.dim, element_size = residual.element_size();
-  const int64_t num_kv_heads = k_cache.size(1), head_dim = head_dim_of(k_cache);
-  const int64_t query_size = num_heads * head_dim, kv_size = num_kv_heads * head_dim;
-  const int64_t qkv_size = query_size + 2 * kv_size;
   const ScalarType dtype = residual.scalar_type();
-  const auto qkv = PackedWeight::read(check, qkv_weight, qkv_bias, qkv_size, dtype);
-  const auto output = PackedWeight::read(check, output_weight, output_bias, dim, dtype);
-  check.require(qkv.in_features == dim && output.in_features == query_size,
-                "qkv_weight must take " + std::to_string(dim) + " inputs and output_weight " +
-                    std::to_string(query_size) + ", got " + std::to_string(qkv.in_features) +
-                    " and " + std::to_string(output.in_features));
-  Tensor out = torch::stable::empty_like(residual);
-  if (rows == 0) return out;
-
-  static thread_local GrowingBuffer<char> normed_buffer, qkv_buffer, query_buffer;
-  char* normed = normed_buffer.get(rows * dim * element_size);
-  char* heads = qkv_buffer.get(rows * qkv_size * element_size);
-  // Queries towards the sinks, and what attention returns.
-  char* sinks = query_buffer.get(2 * rows * query_size * element_size);
-  char* context = sinks + rows * query_size * element_size;
-  run_rms_norm(norm.into(normed), rows, norm.dtype);
-  run_linear({normed, rows, dim, norm.dtype}, qkv, heads, false);
-
-  char* key_data = heads + query_size * element_size;
-  char* value_data = key_data + kv_size * element_size;
-  const Tensor query = view_heads(heads, rows, num_heads, head_dim, qkv_size, residual);
-  const Tensor key = view_heads(key_data, rows, num_kv_heads, head_dim, qkv_size, residual);
-  const Tensor value = view_heads(value_data, rows, num_kv_heads, head_dim, qkv_size, residual);
-  std::optional<Tensor> sink_query;
-  if (sink_rotary) {
-    sink_query = view_heads(sinks, rows, num_heads, head_dim, query_size, residual);
-  }
-  rotary_and_cache(query, sink_query, key, value, k_cache, v_cache, rotary, sink_rotary,
-                   slot_mapping, interleaved);
+  const AttentionBlock block{
+      PackedWeight::read(check, qkv_weight, qkv_bias, qkv_size(num_heads, k_cache), dtype),
+      PackedWeight::read(check, output_weight, output_bias, norm.args.dim, dtype),
+      AttentionLayer::read(scale, alibi_slopes, softcap, local_window, num_heads), num_heads};
+  block.check_sizes(check, norm.args.dim, k_cache.size(1), head_dim_of(k_cache));
+  if (!is_quantized(k_cache)) check.dtype(k_cache, "k_cache", dtype);
+  const auto turns =
+      RotaryStep::read(check, rotary, sink_rotary, slot_mapping, interleaved, norm.rows, k_cache);
   const AttentionBatch batch{block_table, query_start_loc, seq_lens,   num_sink_tokens,
                              window_size, window_floor,    ring_blocks};
-  const AttentionLayer layer{scale, alibi_slopes, softcap, local_window};
-  attend(query, sink_query, k_cache, v_cache, batch, layer, context);
-  run_linear({context, rows, query_size, norm.dtype}, output, out.data_ptr(), false);
+  AttentionStep step(batch, residual, norm.rows, k_cache.size(2));
+  Tensor out = torch::stable::empty_like(residual);
+  if (norm.rows > 0) block.run(norm, k_cache, v_cache, turns, step, out.data_ptr());
   return out;
 }
 
 }  // namespace
+
+void AttentionBlock::check_sizes(const Checker& check, int64_t dim, int64_t num_kv_heads,
+                                 int64_t head_dim) const {
+  check.require(num_heads >= 1 && num_heads % num_kv_heads == 0,
+                "num_heads must be a multiple of num_kv_heads ", num_kv_heads, ", got ", num_heads);
+  const int64_t query_size = num_heads * head_dim;
+  check.require(qkv.in_features == dim && output.in_features == query_size, "qkv_weight must take ",
+                dim, " inputs and output_weight ", query_size, ", got ", qkv.in_features, " and ",
+                output.in_features);
+}
+
+void AttentionBlock::run(const RmsNormInput& norm, const Tensor& k_cache, const Tensor& v_cache,
+                         const RotaryStep& rotary, AttentionStep& step, void* out) const {
+  const int64_t rows = norm.rows, dim = norm.args.dim, size = norm.element_size();
+  const int64_t head_bytes = head_dim_of(k_cache) * size, kv_heads = k_cache.size(1);
+  const int64_t query_size = num_heads * head_dim_of(k_cache);
+  static thread_local GrowingBuffer<char> normed_buffer, qkv_buffer, query_buffer;
+  char* normed = normed_buffer.get(rows * dim * size);
+  char* heads = qkv_buffer.get(rows * qkv.out_features * size);
+  // Queries towards the sinks, and what attention returns.
+  char* sinks = query_buffer.get(2 * rows * query_size * size);
+  char* context = sinks + rows * query_size * size;
+  run_rms_norm(norm.into(normed), rows, norm.dtype);
+  run_linear({normed, rows, dim, norm.dtype}, qkv, heads, false);
+
+  const Heads all{heads, qkv.out_features, 0};
+  const Heads query = all.from(0, num_heads, head_bytes);
+  const Heads key = all.from(num_heads, kv_heads, head_bytes);
+  const Heads value = all.from(num_heads + kv_heads, kv_heads, head_bytes);
+  const bool has_gap = rotary.sink_angles.data != nullptr;
+  const Heads sink_query{has_gap ? sinks : nullptr, query_size, num_heads};
+  rotate_and_store(query, sink_query, key, value, norm.dtype, k_cache, v_cache, rotary);
+  attend(query, has_gap ? sink_query : query, norm.dtype, k_cache, v_cache, step, layer, context);
+  run_linear({context, rows, query_size, norm.dtype}, output, out, false);
+}
+
 }  // namespace paged_stream
 
 STABLE_TORCH_LIBRARY_IMPL(paged_stream, CPU, m) {

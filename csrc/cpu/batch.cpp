@@ -30,8 +30,8 @@ struct Sequences {
     }
     for (size_t b = 0; b < size(); ++b) {
       check.require(lengths[b] >= 0 && starts[b] >= 0 && ring_blocks[b] >= 1 && row_lengths[b] >= 1,
-                    "sequence " + std::to_string(b) +
-                        " must have a length and a start of at least 0, and at least one column");
+                    "sequence ", b,
+                    " must have a length and a start of at least 0, and at least one column");
     }
   }
 };
@@ -92,9 +92,8 @@ Batch lay_out_batch(Tensor token_ids, Tensor block_rows, int64_t block_size,
     std::fill(std::copy_n(row, row_lengths[b], out_row), out_row + width, -1);
     for (int64_t position = starts[b]; position < seq_lens[b]; ++position) {
       const int64_t column = window.column(position / block_size, ring_blocks[b], block_size);
-      check.require(column < row_lengths[b], "position " + std::to_string(position) +
-                                                 " is in column " + std::to_string(column) +
-                                                 " of a row of " + std::to_string(row_lengths[b]));
+      check.require(column < row_lengths[b], "position ", position, " is in column ", column,
+                    " of a row of ", row_lengths[b]);
       *slot++ = row[column] * block_size + position % block_size;
       *position_at++ = position;
       *sink_position_at = window.sink_position(position);

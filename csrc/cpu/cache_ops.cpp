@@ -49,20 +49,6 @@ struct CacheShape {
   }
 };
 
-// The angles of every token, [rows, dim]; none at all only copies.
-struct Angles {
-  const float* data = nullptr;
-  int64_t dim = 0;
-  bool interleaved = false;
-
-  Angles() = default;
-  Angles(const std::optional<Tensor>& rotary, bool pairs) : interleaved(pairs) {
-    if (!rotary) return;
-    data = rotary->const_data_ptr<float>();
-    dim = rotary->size(1);
-  }
-};
-
 // Copies heads of tokens from one dtype to the same or to that of a quantised cache.
 struct HeadMover {
   RotateFn rotate;
@@ -81,7 +67,6 @@ struct HeadMover {
 
 char* bytes(const Tensor& t) { return static_cast<char*>(t.mutable_data_ptr()); }
 const char* const_bytes(const Tensor& t) { return static_cast<const char*>(t.const_data_ptr()); }
-int64_t row_bytes(const Tensor& t) { return t.stride(0) * static_cast<int64_t>(t.element_size()); }
 
 // Checks the mapping's form and every slot in it, before anything is written.
 const int64_t* check_slots(const Checker& check, const Tensor& slot_mapping, int64_t rows,
@@ -91,32 +76,37 @@ const int64_t* check_slots(const Checker& check, const Tensor& slot_mapping, int
   const int64_t num_slots = cache.size(0) * cache.size(2);
   for (int64_t i = 0; i < slot_mapping.size(0); ++i) {
     if (slots[i] >= -1 && slots[i] < num_slots) continue;
-    check.require(false, "slot_mapping must lie in [-1, " + std::to_string(num_slots) + "), got " +
-                             std::to_string(slots[i]) + " at " + std::to_string(i));
+    check.require(false, "slot_mapping must lie in [-1, ", num_slots, "), got ", slots[i], " at ",
+                  i);
   }
   return slots;
+}
+
+int64_t size_of(DType dtype) {
+  if (dtype == DType::kInt8) return 1;
+  return dtype == DType::kFloat32 ? 4 : 2;
 }
 
 // Writes one token's key (rotated) and value to its slot.
 struct SlotWriter {
   CacheShape shape;
   HeadMover mover;
-  const char *key, *value;
-  int64_t key_stride, value_stride;  // bytes between tokens
-  int64_t source_stride;             // elements between heads
+  Heads key, value;
+  DType dtype;          // of both
+  int64_t head_stride;  // elements between their heads
   char *k_cache, *v_cache;
   const int64_t* slots;
   Angles angles;
 
-  SlotWriter(const Tensor& key, const Tensor& value, const Tensor& k_cache, const Tensor& v_cache,
-             const int64_t* slots, const Angles& angles)
+  SlotWriter(const Heads& key, const Heads& value, DType dtype, int64_t head_stride,
+             const Tensor& k_cache, const Tensor& v_cache, const int64_t* slots,
+             const Angles& angles)
       : shape(k_cache),
-        mover(dtype_of(key), shape.dtype, shape.head_dim),
-        key(const_bytes(key)),
-        value(const_bytes(value)),
-        key_stride(row_bytes(key)),
-        value_stride(row_bytes(value)),
-        source_stride(key.size(2)),
+        mover(dtype, shape.dtype, shape.head_dim),
+        key(key),
+        value(value),
+        dtype(dtype),
+        head_stride(head_stride),
         k_cache(bytes(k_cache)),
         v_cache(bytes(v_cache)),
         slots(slots),
@@ -124,58 +114,75 @@ struct SlotWriter {
 
   void write(int64_t token) const {
     if (slots[token] < 0) return;
-    const int64_t offset = shape.slot_offset(slots[token]);
-    mover.move(key + token * key_stride, source_stride, k_cache + offset, shape.head_stride(),
+    const int64_t offset = shape.slot_offset(slots[token]), size = size_of(dtype);
+    mover.move(key.token(token, size), head_stride, k_cache + offset, shape.head_stride(),
                shape.num_kv_heads, angles, token);
-    mover.move(value + token * value_stride, source_stride, v_cache + offset, shape.head_stride(),
+    mover.move(value.token(token, size), head_stride, v_cache + offset, shape.head_stride(),
                shape.num_kv_heads, Angles(), token);
   }
 };
 
-}  // namespace
+Heads heads_of(const Tensor& t) { return {t.data_ptr(), t.stride(0), t.size(1)}; }
 
 void rotary_and_cache(const Tensor& query, const std::optional<Tensor>& sink_query,
                       const Tensor& key, const Tensor& value, const Tensor& k_cache,
                       const Tensor& v_cache, const Tensor& rotary,
                       const std::optional<Tensor>& sink_rotary, const Tensor& slot_mapping,
                       bool interleaved) {
-  const Checker check("rotary_and_cache");
+  constexpr Checker check("rotary_and_cache");
   check.cache_pair(k_cache, v_cache);
-  const int64_t num_kv_heads = k_cache.size(1), head_dim = head_dim_of(k_cache);
+  const int64_t num_kv_heads = k_cache.size(1);
   check.heads(query, "query", "[T, num_heads, head_dim]", kAny, kAny, k_cache);
   const int64_t num_tokens = query.size(0), num_heads = query.size(1);
   check.heads(key, "key", "[T, num_kv_heads, head_dim]", num_tokens, num_kv_heads, k_cache);
   check.heads(value, "value", "[T, num_kv_heads, head_dim]", num_tokens, num_kv_heads, k_cache);
   check.dtype(key, "key", query.scalar_type());
   check.dtype(value, "value", query.scalar_type());
-  check.rotary(rotary, "rotary", num_tokens, head_dim, k_cache);
   check.require(sink_query.has_value() == sink_rotary.has_value(),
                 "sink_query and sink_rotary must be given together");
+  Heads sinks{nullptr, 0, num_heads};
   if (sink_query) {
     check.heads(*sink_query, "sink_query", "[T, num_heads, head_dim]", num_tokens, num_heads,
                 k_cache);
     check.dtype(*sink_query, "sink_query", query.scalar_type());
-    check.rotary(*sink_rotary, "sink_rotary", num_tokens, head_dim, k_cache);
+    sinks = heads_of(*sink_query);
+  }
+  const auto step =
+      RotaryStep::read(check, rotary, sink_rotary, slot_mapping, interleaved, num_tokens, k_cache);
+  rotate_and_store(heads_of(query), sinks, heads_of(key), heads_of(value), dtype_of(query), k_cache,
+                   v_cache, step);
+}
+
+}  // namespace
+
+RotaryStep RotaryStep::read(const Checker& check, const Tensor& rotary,
+                            const std::optional<Tensor>& sink_rotary, const Tensor& slot_mapping,
+                            bool interleaved, int64_t num_tokens, const Tensor& cache) {
+  const int64_t head_dim = head_dim_of(cache);
+  check.rotary(rotary, "rotary", num_tokens, head_dim, cache);
+  if (sink_rotary) {
+    check.rotary(*sink_rotary, "sink_rotary", num_tokens, head_dim, cache);
     check.shape(*sink_rotary, "sink_rotary", "of rotary", {num_tokens, rotary.size(1)});
   }
-  const int64_t* slots = check_slots(check, slot_mapping, num_tokens, k_cache);
+  const int64_t* slots = check_slots(check, slot_mapping, num_tokens, cache);
+  return {Angles(rotary, interleaved), Angles(sink_rotary, interleaved), slots, num_tokens};
+}
 
-  const Angles angles(rotary, interleaved), sink_angles(sink_rotary, interleaved);
-  const SlotWriter writer(key, value, k_cache, v_cache, slots, angles);
-  char* const q = bytes(query);
-  char* const sink_q = sink_query ? bytes(*sink_query) : nullptr;
-  const int64_t q_stride = row_bytes(query);
-  const int64_t sink_stride = sink_query ? row_bytes(*sink_query) : 0;
-  const HeadMover mover(dtype_of(query), dtype_of(query), head_dim);
-  const int64_t grain = writer.shape.grain(num_heads + 2 * num_kv_heads);
-  parallel_for(0, num_tokens, grain, [&](int64_t begin, int64_t end) {
+void rotate_and_store(const Heads& query, const Heads& sink_query, const Heads& key,
+                      const Heads& value, DType dtype, const Tensor& k_cache, const Tensor& v_cache,
+                      const RotaryStep& step) {
+  const int64_t dim = head_dim_of(k_cache), size = size_of(dtype);
+  const SlotWriter writer(key, value, dtype, dim, k_cache, v_cache, step.slots, step.angles);
+  const HeadMover mover(dtype, dtype, dim);
+  const int64_t grain = writer.shape.grain(query.num_heads + 2 * k_cache.size(1));
+  parallel_for(0, step.num_tokens, grain, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
-      char* row = q + t * q_stride;
-      if (sink_q != nullptr) {
-        char* sink_row = sink_q + t * sink_stride;
-        mover.move(row, head_dim, sink_row, head_dim, num_heads, sink_angles, t);
+      char* const row = query.token(t, size);
+      if (sink_query.data != nullptr) {
+        char* const sink_row = sink_query.token(t, size);
+        mover.move(row, dim, sink_row, dim, query.num_heads, step.sink_angles, t);
       }
-      mover.move(row, head_dim, row, head_dim, num_heads, angles, t);
+      mover.move(row, dim, row, dim, query.num_heads, step.angles, t);
       writer.write(t);
     }
   });
@@ -226,7 +233,8 @@ void scatter_blocks(const Tensor& key, const Tensor& value, const Tensor& k_cach
   check.cache_rows(value, "value", n, k_cache);
   if (rotary) check.rotary(*rotary, "rotary", n, head_dim_of(k_cache), k_cache);
   const int64_t* slots = check_slots(check, slot_mapping, n, k_cache);
-  const SlotWriter writer(key, value, k_cache, v_cache, slots, Angles(rotary, interleaved));
+  const SlotWriter writer(heads_of(key), heads_of(value), dtype_of(key), key.size(2), k_cache,
+                          v_cache, slots, Angles(rotary, interleaved));
   parallel_for(0, n, writer.shape.grain(2 * k_cache.size(1)), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) writer.write(i);
   });
@@ -258,17 +266,14 @@ void check_block_mapping(const Checker& check, const int64_t* pairs, int64_t n,
                          int64_t num_blocks) {
   std::unordered_set<int64_t> destinations;
   for (int64_t i = 0; i < 2 * n; ++i) {
-    check.require(pairs[i] >= 0 && pairs[i] < num_blocks,
-                  "block_mapping must lie in [0, " + std::to_string(num_blocks) + "), got " +
-                      std::to_string(pairs[i]) + " in pair " + std::to_string(i / 2));
+    check.require(pairs[i] >= 0 && pairs[i] < num_blocks, "block_mapping must lie in [0, ",
+                  num_blocks, "), got ", pairs[i], " in pair ", i / 2);
     const bool is_new = i % 2 == 0 || destinations.insert(pairs[i]).second;
-    check.require(is_new,
-                  "block_mapping must not name destination " + std::to_string(pairs[i]) + " twice");
+    check.require(is_new, "block_mapping must not name destination ", pairs[i], " twice");
   }
   for (int64_t i = 0; i < n; ++i) {
-    check.require(destinations.count(pairs[2 * i]) == 0, "block_mapping must not have block " +
-                                                             std::to_string(pairs[2 * i]) +
-                                                             " both as source and as destination");
+    check.require(destinations.count(pairs[2 * i]) == 0, "block_mapping must not have block ",
+                  pairs[2 * i], " both as source and as destination");
   }
 }
 

@@ -34,8 +34,8 @@ Tensor silu_and_mul(Tensor gate_up) {
   check.shape(gate_up, "gate_up", "[T, 2 * dim]", {kAny, kAny});
   check.kv_dtype(gate_up, "gate_up");
   check.dense(gate_up, "gate_up", 0);
-  check.require(gate_up.size(1) % 2 == 0, "gate_up must have an even number of columns, got " +
-                                              std::to_string(gate_up.size(1)));
+  check.require(gate_up.size(1) % 2 == 0, "gate_up must have an even number of columns, got ",
+                gate_up.size(1));
   const int64_t rows = gate_up.size(0), dim = gate_up.size(1) / 2;
   Tensor out = torch::stable::new_empty(gate_up, {rows, dim});
   run_silu_and_mul(gate_up.data_ptr(), out.data_ptr(), rows, dim, dtype_of(gate_up));
@@ -56,16 +56,20 @@ RmsNormInput RmsNormInput::read(const Checker& check, const Tensor& residual,
     check.dtype(*delta, "delta", residual.scalar_type());
     check.dense(*delta, "delta", 0);
   }
-  check.shape(weight, "weight", "[dim]", {dim});
-  check.dtype(weight, "weight", ScalarType::Float);
-  check.dense(weight, "weight", 0);
   const RmsNormArgs args{residual.data_ptr(),
                          delta ? delta->data_ptr() : nullptr,
-                         weight.const_data_ptr<float>(),
+                         norm_weight(check, weight, dim),
                          nullptr,
                          dim,
                          static_cast<float>(eps)};
   return {args, rows, dtype_of(residual)};
+}
+
+const float* norm_weight(const Checker& check, const Tensor& weight, int64_t dim) {
+  check.shape(weight, "weight", "[dim]", {dim});
+  check.dtype(weight, "weight", ScalarType::Float);
+  check.dense(weight, "weight", 0);
+  return weight.const_data_ptr<float>();
 }
 
 void run_rms_norm(const RmsNormArgs& args, int64_t rows, DType dtype) {

@@ -21,12 +21,17 @@ struct RmsNormInput {
   static RmsNormInput read(const Checker& check, const Tensor& residual,
                            const std::optional<Tensor>& delta, const Tensor& weight, double eps);
 
+  int64_t element_size() const { return dtype == DType::kFloat32 ? 4 : 2; }
+
   RmsNormArgs into(void* out) const {
     RmsNormArgs filled = args;
     filled.out = out;
     return filled;
   }
 };
+
+// A norm's checked float32 weight [dim].
+const float* norm_weight(const Checker& check, const Tensor& weight, int64_t dim);
 
 void run_rms_norm(const RmsNormArgs& args, int64_t rows, DType dtype);
 

@@ -100,8 +100,8 @@ BlockFormat format_of(const Checker& check, const Tensor& packed_weight) {
     const auto format = static_cast<BlockFormat>(i);
     if (packed_weight.size(2) == kLinearPanel * block_layout(format).bytes()) return format;
   }
-  check.require(false, "packed_weight must be from pack_quantized_weight, got blocks of " +
-                           std::to_string(packed_weight.size(2)) + " bytes");
+  check.require(false, "packed_weight must be from pack_quantized_weight, got blocks of ",
+                packed_weight.size(2), " bytes");
   return BlockFormat::kQ8_0;
 }
 
@@ -124,10 +124,7 @@ PackedWeight PackedWeight::read(const Checker& check, const Tensor& packed_weigh
     const int64_t step = 4 / packed_weight.element_size();
     check.shape(packed_weight, "packed_weight", "[panels, in_features / step, 16, step]",
                 {panels, kAny, kLinearPanel, step});
-    check.require(dtype == packed_weight.scalar_type(),
-                  std::string("input must be ") +
-                      torch::headeronly::toString(packed_weight.scalar_type()) + ", got " +
-                      torch::headeronly::toString(dtype));
+    check.dtype_is(dtype, "input", packed_weight.scalar_type());
     weight.in_features = packed_weight.size(1) * step;
   }
   check.dense(packed_weight, "packed_weight", 0);

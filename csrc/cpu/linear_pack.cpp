@@ -33,9 +33,8 @@ Tensor pack_linear_weight(Tensor weight) {
   check.dense(weight, "weight", 0);
   const int64_t out_features = weight.size(0), in_features = weight.size(1);
   const int64_t step = 4 / weight.element_size(), steps = in_features / step;
-  check.require(
-      in_features > 0 && in_features % step == 0,
-      "in_features must be positive, and even for BFloat16, got " + std::to_string(in_features));
+  check.require(in_features > 0 && in_features % step == 0,
+                "in_features must be positive, and even for BFloat16, got ", in_features);
   Tensor packed =
       torch::stable::new_zeros(weight, {num_panels(out_features), steps, kLinearPanel, step});
   const auto* src = static_cast<const char*>(weight.data_ptr());
@@ -81,8 +80,8 @@ Tensor pack_quantized_weight(Tensor blocks, std::string format) {
   check.dense(blocks, "blocks", 0);
   const int64_t out_features = blocks.size(0), bytes = layout.bytes();
   check.require(blocks.size(1) > 0 && blocks.size(1) % bytes == 0,
-                "blocks must have rows of a positive multiple of " + std::to_string(bytes) +
-                    " bytes for " + format + ", got " + std::to_string(blocks.size(1)));
+                "blocks must have rows of a positive multiple of ", bytes, " bytes for ", format,
+                ", got ", blocks.size(1));
   const int64_t num_blocks = blocks.size(1) / bytes, panel_bytes = kLinearPanel * bytes;
   Tensor packed =
       torch::stable::new_zeros(blocks, {num_panels(out_features), num_blocks, panel_bytes});

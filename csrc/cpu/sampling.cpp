@@ -43,11 +43,11 @@ struct Params {
                        top_p.size() == rows && seeds.size() == rows && positions.size() == rows;
     check.require(agree,
                   "every parameter must have one value per row of logits, of which there "
-                  "are " +
-                      std::to_string(rows));
+                  "are ",
+                  rows);
     for (double value : temperature) {
       check.require(value == 0.0 || (value >= kLeastTemperature && value <= kMostTemperature),
-                    "temperature must be 0 or in [1e-5, 1e30], got " + std::to_string(value));
+                    "temperature must be 0 or in [1e-5, 1e30], got ", value);
     }
   }
 };
@@ -77,7 +77,7 @@ Tensor sample_tokens(Tensor logits, std::vector<double> temperature, std::vector
   check.dense(logits, "logits", 1);
   const int64_t rows = logits.size(0), vocab = logits.size(1);
   check.require(vocab > 0 && vocab <= std::numeric_limits<int32_t>::max(),
-                "vocab must be in [1, 2^31), got " + std::to_string(vocab));
+                "vocab must be in [1, 2^31), got ", vocab);
   const Params params{temperature, min_p, top_k, top_p, seeds, positions};
   params.validate(check, rows);
   Tensor tokens = torch::stable::new_empty(logits, {rows}, ScalarType::Long);

@@ -31,8 +31,10 @@ class Checker {
  public:
   explicit constexpr Checker(const char* op) : op_(op) {}
 
-  void require(bool condition, const std::string& message) const {
-    STD_TORCH_CHECK(condition, op_, ": ", message);
+  // The message's parts are put together only when it is needed.
+  template <class... Parts>
+  void require(bool condition, const Parts&... parts) const {
+    if (!condition) STD_TORCH_CHECK(false, op_, ": ", parts...);
   }
 
   // layout: the expected shape in words, as in "[T, num_heads, head_dim]"; kAny sizes match all.
@@ -49,9 +51,13 @@ class Checker {
   }
 
   void dtype(const Tensor& t, const char* name, ScalarType expected) const {
-    if (t.scalar_type() == expected) return;
+    dtype_is(t.scalar_type(), name, expected);
+  }
+
+  void dtype_is(ScalarType type, const char* name, ScalarType expected) const {
+    if (type == expected) return;
     STD_TORCH_CHECK(false, op_, ": ", name, " must be ", torch::headeronly::toString(expected),
-                    ", got ", torch::headeronly::toString(t.scalar_type()));
+                    ", got ", torch::headeronly::toString(type));
   }
 
   void kv_dtype(const Tensor& t, const char* name) const {

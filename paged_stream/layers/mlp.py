@@ -12,9 +12,6 @@ from paged_stream import ops
 from paged_stream.layers.linear import Linear
 from paged_stream.layers.norm import RMSNorm
 
-# From the residual stream and what is still to be added to it, to what comes next.
-Block = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
-
 _GELU_TANH = partial(F.gelu, approximate="tanh")
 
 # By transformers' names, several of which mean the same.
@@ -51,14 +48,13 @@ class MLP(torch.nn.Module):
         self.up = Linear(hidden_size, up_size, bias=bias, dtype=dtype, device=device)
         self.down = Linear(intermediate_size, hidden_size, bias=bias, dtype=dtype, device=device)
 
-    def fused_with(self, norm: torch.nn.Module) -> Block | None:
+    def fused_with(self, norm: torch.nn.Module) -> ops.GatedMLP | None:
         """The block after ``norm`` as a single op, if there is one for it; weights are packed."""
         if not (self.gated and self.activation is F.silu and isinstance(norm, RMSNorm)):
             return None
         up, down = self.up, self.down
         weights = (up.packed_weight, up.bias, down.packed_weight, down.bias)
-        rest = (norm.weight, norm.eps, *weights, up.out_features // 2)
-        return lambda residual, delta: ops.gated_mlp(residual, delta, *rest)
+        return ops.GatedMLP(norm.weight, norm.eps, *weights, up.out_features // 2)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         hidden = self.up.forward(hidden)

@@ -8,8 +8,7 @@ as the smaller kernels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
@@ -19,13 +18,10 @@ from paged_stream.attention.metadata import AttentionMetadata
 from paged_stream.attention.native import NativeBackend
 from paged_stream.layers.embedding import Embedding
 from paged_stream.layers.linear import Linear
-from paged_stream.layers.mlp import MLP, Block
+from paged_stream.layers.mlp import MLP
 from paged_stream.layers.norm import HeadNorm, LayerNorm, NoNorm, RMSNorm
 from paged_stream.layers.rotary import RotaryEmbedding, RotaryTables
 from paged_stream.models.config import ModelConfig, RotaryConfig
-
-# From residual, delta, tables, metadata and the layer's cache to what attention adds.
-AttentionCall = Callable[..., torch.Tensor]
 
 
 class Attention(torch.nn.Module):
@@ -66,14 +62,14 @@ class Attention(torch.nn.Module):
                 config.alibi_slopes, dtype=torch.float32, device=device
             )
 
-    def fused_with(self, norm: torch.nn.Module) -> AttentionCall | None:
+    def fused_with(self, norm: torch.nn.Module) -> ops.AttentionBlock | None:
         """The block after ``norm`` as a single op, if there is one for it; weights are packed."""
         if not isinstance(norm, RMSNorm) or not isinstance(self.backend, NativeBackend):
             return None
         if self.clip is not None or self.query_norm is not None:
             return None
         qkv, output = self.qkv, self.output
-        block = ops.AttentionBlock(
+        return ops.AttentionBlock(
             norm.weight,
             norm.eps,
             qkv.packed_weight,
@@ -87,34 +83,6 @@ class Attention(torch.nn.Module):
             self.softcap,
             self.local_window,
         )
-
-        def call(
-            residual: torch.Tensor,
-            delta: torch.Tensor | None,
-            tables: RotaryTables,
-            metadata: AttentionMetadata,
-            k_cache: torch.Tensor,
-            v_cache: torch.Tensor,
-        ) -> torch.Tensor:
-            return ops.attention_block(
-                residual,
-                delta,
-                block,
-                tables.rotary,
-                tables.sink_rotary,
-                k_cache,
-                v_cache,
-                metadata.slot_mapping,
-                metadata.block_table,
-                metadata.query_start_loc,
-                metadata.seq_lens,
-                metadata.num_sink_tokens,
-                metadata.window_size,
-                metadata.window_floor,
-                metadata.ring_blocks,
-            )
-
-        return call
 
     def forward(
         self,
@@ -189,9 +157,9 @@ class DecoderLayer(torch.nn.Module):
             dtype=dtype,
             device=device,
         )
-        # Norm and block; as single ops where there are such once weights are packed.
-        self.attention_block: AttentionCall = self._normed_attention
-        self.mlp_block: Block = self._normed_mlp
+        # Norm and block as single ops, where there are such, once weights are packed.
+        self.attention_block: ops.AttentionBlock | None = None
+        self.mlp_block: ops.GatedMLP | None = None
         self.post_attention_norm: torch.nn.Module | None = None
         self.post_mlp_norm: torch.nn.Module | None = None
         if config.post_norm:
@@ -202,20 +170,46 @@ class DecoderLayer(torch.nn.Module):
         """Bring the projections into the layout of the CPU kernels."""
         for linear in (self.attention.qkv, self.attention.output, self.mlp.up, self.mlp.down):
             linear.pack()
-        fused = self.attention.fused_with(self.attention_norm)
-        self.attention_block = fused or self.attention_block
-        if self.mlp_norm is not None:
-            self.mlp_block = self.mlp.fused_with(self.mlp_norm) or self.mlp_block
+        if not self.parallel:
+            assert self.mlp_norm is not None, "only parallel blocks share a norm"
+            self.attention_block = self.attention.fused_with(self.attention_norm)
+            self.mlp_block = self.mlp.fused_with(self.mlp_norm)
 
-    def _normed_attention(
-        self, residual: torch.Tensor, delta: torch.Tensor | None, *rest: Any
+    def _attend(
+        self,
+        residual: torch.Tensor,
+        delta: torch.Tensor | None,
+        tables: RotaryTables,
+        metadata: AttentionMetadata,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
     ) -> torch.Tensor:
-        return self.attention.forward(self.attention_norm.forward(residual, delta), *rest)
+        if self.attention_block is None:
+            normed = self.attention_norm.forward(residual, delta)
+            return self.attention.forward(normed, tables, metadata, k_cache, v_cache)
+        return ops.attention_block(
+            residual,
+            delta,
+            self.attention_block,
+            tables.rotary,
+            tables.sink_rotary,
+            k_cache,
+            v_cache,
+            metadata.slot_mapping,
+            metadata.block_table,
+            metadata.query_start_loc,
+            metadata.seq_lens,
+            metadata.num_sink_tokens,
+            metadata.window_size,
+            metadata.window_floor,
+            metadata.ring_blocks,
+        )
 
-    def _normed_mlp(self, residual: torch.Tensor, delta: torch.Tensor | None) -> torch.Tensor:
-        assert self.mlp_norm is not None, "only parallel blocks share a norm"
-        hidden: torch.Tensor = self.mlp(self.mlp_norm(residual, delta))
-        return hidden
+    def _feed_forward(self, residual: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+        if self.mlp_block is not None:
+            return ops.gated_mlp(residual, delta, self.mlp_block)
+        assert self.mlp_norm is not None
+        return self.mlp.forward(self.mlp_norm.forward(residual, delta))
 
     @staticmethod
     def _input_norm(
@@ -239,10 +233,10 @@ class DecoderLayer(torch.nn.Module):
             if self.mlp_norm is not None:
                 normed = self.mlp_norm.forward(residual, None)
             return attended.add_(self.mlp.forward(normed))
-        attended = self.attention_block(residual, delta, tables, metadata, k_cache, v_cache)
+        attended = self._attend(residual, delta, tables, metadata, k_cache, v_cache)
         if self.post_attention_norm is not None:
             attended = self.post_attention_norm.forward(attended, None)
-        delta = self.mlp_block(residual, attended)
+        delta = self._feed_forward(residual, attended)
         if self.post_mlp_norm is not None:
             delta = self.post_mlp_norm.forward(delta, None)
         return delta
@@ -287,6 +281,8 @@ class Decoder(torch.nn.Module):
             device=device,
             weight=self.embedding.weight if config.tie_word_embeddings else None,
         )
+        # All layers as a single op, where there is one, once weights are packed.
+        self.fused_layers: ops.DecoderLayers | None = None
 
     def pack_weights(self) -> None:
         """Bring all projections into the layout of the CPU kernels, one at a time. From then on
@@ -295,9 +291,24 @@ class Decoder(torch.nn.Module):
             assert isinstance(layer, DecoderLayer)
             layer.pack()
         self.head.pack()
+        self.fused_layers = self._fuse_layers()
         for module in self.modules():
             # Plain attributes: torch would search for each of them in Python, 20 times per layer.
             module.__dict__.update(module._modules | module._parameters | module._buffers)
+
+    def _fuse_layers(self) -> ops.DecoderLayers | None:
+        attention, mlp = [], []
+        for layer in self.layers:
+            assert isinstance(layer, DecoderLayer)
+            if layer.attention_block is None or layer.mlp_block is None:
+                return None
+            if layer.post_attention_norm is not None:
+                return None
+            attention.append(layer.attention_block)
+            mlp.append(layer.mlp_block)
+        config, dtype = self.config, self.embedding.weight.dtype
+        heads = (config.num_kv_heads, config.head_dim)
+        return ops.DecoderLayers(attention, mlp, self.layer_rotary, *heads, dtype)
 
     def forward(
         self,
@@ -319,11 +330,44 @@ class Decoder(torch.nn.Module):
         if self.positions is not None:
             residual += self.positions(metadata.positions)
         tables = [r.tables(metadata.positions, metadata.sink_positions) for r in self.rotaries]
+        if self.fused_layers is not None:
+            delta = self._run_fused(self.fused_layers, residual, tables, metadata, kv_caches)
+            return self.norm(residual, delta)
         for layer, rotary, (k_cache, v_cache) in zip(
             self.layers, self.layer_rotary, kv_caches, strict=True
         ):
             delta = layer.forward(residual, delta, tables[rotary], metadata, k_cache, v_cache)
         return self.norm(residual, delta)
+
+    @staticmethod
+    def _run_fused(
+        layers: ops.DecoderLayers,
+        residual: torch.Tensor,
+        tables: list[RotaryTables],
+        metadata: AttentionMetadata,
+        kv_caches: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    ) -> torch.Tensor:
+        k_caches, v_caches = zip(*kv_caches, strict=True)
+        sink_rotary = []
+        if any(table.sink_rotary is not None for table in tables):
+            # Only a table without angles has none for the sinks then.
+            sink_rotary = [t.rotary if t.sink_rotary is None else t.sink_rotary for t in tables]
+        return ops.decoder_layers(
+            residual,
+            layers,
+            [table.rotary for table in tables],
+            sink_rotary,
+            k_caches,
+            v_caches,
+            metadata.slot_mapping,
+            metadata.block_table,
+            metadata.query_start_loc,
+            metadata.seq_lens,
+            metadata.num_sink_tokens,
+            metadata.window_size,
+            metadata.window_floor,
+            metadata.ring_blocks,
+        )
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return float32 [N, vocab_size] for the [N, hidden_size] rows that are sampled from."""

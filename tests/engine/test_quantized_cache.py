@@ -20,18 +20,15 @@ class Recorder:
 
     def __init__(self, monkeypatch) -> None:
         self.rows: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}  # by layer
-        self._caches: list[int] = []
-        self._run = ops.attention_block
-        monkeypatch.setattr(ops, "attention_block", self._record)
+        self._run = ops.decoder_layers
+        monkeypatch.setattr(ops, "decoder_layers", self._record)
 
-    def _record(self, residual, delta, block, *step) -> torch.Tensor:
-        attended = self._run(residual, delta, block, *step)
-        _, _, k_cache, v_cache, slots, *_ = step
-        if k_cache.data_ptr() not in self._caches:
-            self._caches.append(k_cache.data_ptr())
-        layer = self._caches.index(k_cache.data_ptr())
-        self.rows.setdefault(layer, []).append(ops.gather_blocks(k_cache, v_cache, slots))
-        return attended
+    def _record(self, *arguments) -> torch.Tensor:
+        result = self._run(*arguments)
+        _, _, _, _, k_caches, v_caches, slots, *_ = arguments
+        for layer, caches in enumerate(zip(k_caches, v_caches, strict=True)):
+            self.rows.setdefault(layer, []).append(ops.gather_blocks(*caches, slots))
+        return result
 
     def store(self, layer: int, key: torch.Tensor, value: torch.Tensor):
         """K and V as stored, for `dense_logits`, which has the exact ones of the same history."""

@@ -53,7 +53,7 @@ def test_equals_its_parts(dtype, kind, bias, rows, has_delta):
     normed = ops.add_rms_norm(expected_residual, delta, norm_weight, eps)
     activated = ops.silu_and_mul(ops.linear(normed, up, up_bias, 2 * intermediate))
     expected = ops.linear(activated, down, down_bias, residual.shape[1])
-    result = ops.gated_mlp(*arguments)
+    result = ops.gated_mlp(residual, delta, ops.GatedMLP(*arguments[2:]))
     assert torch.equal(result, expected)
     assert torch.equal(residual, expected_residual)
 
@@ -67,7 +67,7 @@ def test_misuse_is_explained():
         arguments = problem(3)
         arguments[index] = value
         with pytest.raises(RuntimeError, match=message):
-            ops.gated_mlp(*arguments)
+            ops.gated_mlp(*arguments[:2], ops.GatedMLP(*arguments[2:]))
 
     refuses(1, torch.zeros(2, 64).bfloat16(), "delta must have shape of residual")
     refuses(2, torch.zeros(64).bfloat16(), "weight must be Float")
