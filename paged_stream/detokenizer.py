@@ -10,16 +10,17 @@ _REPLACEMENT = "\ufffd"  # how a decoder shows bytes that are not a whole charac
 # Tokens to wait for the rest of a character. UTF-8 has at most 4 bytes, so after this many the
 # bytes are simply not text.
 _MAX_INCOMPLETE = 8
-# Tokens decoded again with each new one, so that decoders that look at what precedes (for
-# leading spaces) see it.
+# Least number of tokens decoded again with each new one, so that decoders that look at what
+# precedes (for leading spaces) see it.
 CONTEXT_TOKENS = 4
+_MAX_CONTEXT_TOKENS = 3 * CONTEXT_TOKENS
 
 
 class Detokenizer:
     """Text of one completion, which follows ``context``: the last tokens before it.
 
     Decoding a token alone can differ from decoding it in its place. So each step decodes a short
-    tail twice, without and with the new tokens, and emits the difference.
+    tail with the new tokens, and emits what is new. The tail is cut when it has grown too long.
     """
 
     def __init__(
@@ -27,7 +28,8 @@ class Detokenizer:
     ) -> None:
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
-        self._context = list(context[-CONTEXT_TOKENS:])  # emitted, or before what is to be emitted
+        # What is emitted, or comes before what is to be emitted.
+        self._context, self._context_text = self._cut(list(context))
         self._pending: list[int] = []  # not emitted: the end of their text is not whole
         self._held = ""  # text that may be the beginning of a stop string
 
@@ -45,14 +47,21 @@ class Detokenizer:
         return self._release(self._decode_pending(final=True), final=True)
 
     def _decode_pending(self, *, final: bool) -> str:
-        before = self._tokenizer.decode(self._context)
-        text = self._tokenizer.decode(self._context + self._pending)
+        tokens = self._context + self._pending
+        text = self._tokenizer.decode(tokens)
         incomplete = text.endswith(_REPLACEMENT) and len(self._pending) < _MAX_INCOMPLETE
         if incomplete and not final:
             return ""
-        self._context = (self._context + self._pending)[-CONTEXT_TOKENS:]
+        new = text[len(self._context_text) :]
         self._pending = []
-        return text[len(before) :]
+        is_long = len(tokens) > _MAX_CONTEXT_TOKENS
+        self._context, self._context_text = self._cut(tokens) if is_long else (tokens, text)
+        return new
+
+    def _cut(self, tokens: list[int]) -> tuple[list[int], str]:
+        """The last of the tokens, and their text."""
+        tail = tokens[-CONTEXT_TOKENS:]
+        return tail, self._tokenizer.decode(tail)
 
     def _release(self, text: str, *, final: bool) -> tuple[str, bool]:
         if not self._stop:

@@ -76,4 +76,4 @@ def test_memory_is_bounded(length):
     detokenizer = Detokenizer(ByteTokenizer(), ["zzzz"])
     for _ in range(length):
         detokenizer.append(ord("a"))
-    assert len(detokenizer._context) <= 4 and not detokenizer._pending and not detokenizer._held
+    assert len(detokenizer._context) <= 12 and not detokenizer._pending and not detokenizer._held
