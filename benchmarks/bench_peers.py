@@ -3,7 +3,8 @@
     python -m benchmarks.bench_peers --vllm-python ~/v/bin/python --llama-python ~/l/bin/python
 
 Each engine is loaded in a process of its own, this one too, with the same number of threads, and
-stays loaded. Runs take turns and only one engine computes at a time. Prompts are the same, and all
+stays loaded. Runs take turns, and the processes of the others are stopped meanwhile, because some
+spin while they wait. Prompts are the same, and all
 generate greedily. Prefill is a run with one new token; for decoding, such a run is taken off a
 longer one, or, next to llama.cpp, what comes before the first token. transformers and vLLM's CPU
 build run the same bfloat16 weights; llama.cpp runs the GGUF file that these were converted from. A
@@ -15,12 +16,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ from benchmarks.harness import parser, spread, write_results
 from paged_stream.models.files import embedded_gguf, resolve_model
 
 ROOT = Path(__file__).parent.parent
-SETTLE_SECONDS = 0.3  # threads of the engine before may spin that long
+SETTLE_SECONDS = 0.3  # until a process that was stopped runs as before
 PREFILL = 1  # new tokens of a run that measures prefill
 MODEL = "smollm2-135m-instruct"
 FILES = {"peer_transformers": "transformers", "peer_vllm": "vLLM", "peer_llama_cpp": "llama.cpp"}
@@ -71,27 +73,38 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
+            start_new_session=True,
             cwd=ROOT,
             env=os.environ | {"OMP_NUM_THREADS": str(settings["threads"]), "HF_HUB_OFFLINE": "1"},
         )
         self.version: str = self._answer()["version"]
+        self._signal(signal.SIGSTOP)
+
+    def _signal(self, number: signal.Signals) -> None:
+        """To the worker and whatever it has started."""
+        with suppress(ProcessLookupError):  # it has ended, which its pipe tells
+            os.killpg(self._process.pid, number)
 
     def run(self, prompts: list[list[int]], new_tokens: int) -> dict[str, float]:
         """Returns the seconds that the engine took, without the way here and back."""
+        self._signal(signal.SIGCONT)
         time.sleep(SETTLE_SECONDS)
         command = json.dumps({"prompts": prompts, "new_tokens": new_tokens})
         assert self._process.stdin is not None
         self._process.stdin.write(command + "\n")
         self._process.stdin.flush()
-        return self._answer()
+        answer = self._answer()
+        self._signal(signal.SIGSTOP)
+        return answer
 
     def close(self) -> None:
+        self._signal(signal.SIGCONT)
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
             self._process.wait(timeout=30)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self._signal(signal.SIGKILL)
         self._log.close()
 
     def _answer(self) -> dict[str, Any]:
