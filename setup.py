@@ -6,8 +6,9 @@ is compiled against the headers of the torch that is there.
 
 from pathlib import Path
 
+import torch
 from setuptools import find_packages, setup
-from torch.utils.cpp_extension import BuildExtension, CppExtension
+from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 
 # The stable ABI of torch 2.10: one binary serves every later release.
 TORCH_TARGET_VERSION = "0x020a000000000000"
@@ -22,18 +23,32 @@ COMPILE_ARGS = [
     # Instruction sets are chosen at run time, see csrc/cpu/dispatch.cpp: no -march here.
     f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
 ]
+# Programs for sm_80 and Hopper, and a form that later GPUs compile when they load it.
+CUDA_ARGS = [
+    "-O3",
+    "-std=c++20",
+    "-Xcompiler=-fvisibility=hidden",
+    "-gencode=arch=compute_80,code=[sm_80,compute_80]",
+    "-gencode=arch=compute_90a,code=sm_90a",
+    "-DUSE_CUDA",
+    f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
+]
 
 
 def extension() -> CppExtension:
+    # Whether there is a GPU here and now does not matter: what is built may run elsewhere.
+    with_cuda = CUDA_HOME is not None and torch.version.cuda is not None
     sources = [Path("csrc/registration.cpp"), *sorted(Path("csrc/cpu").glob("*.cpp"))]
-    headers = [*Path("csrc").rglob("*.h"), *Path("csrc").rglob("*.inl")]
-    return CppExtension(
+    if with_cuda:
+        sources += sorted(Path("csrc/cuda").glob("*.cu"))
+    headers = [path for end in ("h", "inl", "cuh") for path in Path("csrc").rglob(f"*.{end}")]
+    return (CUDAExtension if with_cuda else CppExtension)(
         "paged_stream._C",
         [str(path) for path in sources],
         # BuildExtension makes these absolute: ninja compiles from another folder.
-        include_dirs=[str(Path("csrc/include").resolve())],
+        include_dirs=[str(Path("csrc/include").resolve()), str(Path("csrc/cuda").resolve())],
         depends=[str(path) for path in headers],
-        extra_compile_args={"cxx": COMPILE_ARGS},
+        extra_compile_args={"cxx": COMPILE_ARGS, "nvcc": CUDA_ARGS},
         py_limited_api=True,
     )
 

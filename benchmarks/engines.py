@@ -50,6 +50,7 @@ class PagedStream:
                 max_num_seqs=max_num_seqs,
                 num_threads=threads,
                 enable_prefix_caching=False,
+                num_decode_steps=8,  # as LLM has it
                 **precision(quantization, dtype),
             )
         )

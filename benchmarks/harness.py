@@ -33,6 +33,12 @@ def parser(doc: str) -> argparse.ArgumentParser:
     )
 
 
+def add_results_option(arguments: argparse.ArgumentParser) -> None:
+    arguments.add_argument(
+        "--results", type=Path, default=RESULTS, metavar="FOLDER", help="default: %(default)s"
+    )
+
+
 def alternate(
     candidates: dict[str, Callable[[], Any]], *, repeats: int, warmup: int = 1
 ) -> dict[str, list[float]]:
@@ -118,6 +124,7 @@ def machine() -> dict[str, Any]:
 
 def write_results(name: str, rows: Sequence[dict[str, Any]], folder: Path = RESULTS) -> None:
     """Make ``rows`` what ``<name>.jsonl`` holds; each gets a description of the machine."""
+    folder.mkdir(parents=True, exist_ok=True)
     described = machine()
     lines = [json.dumps({"benchmark": name, **row, "machine": described}) + "\n" for row in rows]
     path = folder / f"{name}.jsonl"

@@ -9,7 +9,6 @@ in the first; ``auto`` is a GGUF file in its own blocks. All score the same toke
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import time
 from typing import Any
@@ -18,7 +17,8 @@ from benchmarks.engines import precision
 from benchmarks.harness import parser, write_results
 from benchmarks.texts import NOVELS, austen
 from benchmarks.weights import model_path
-from paged_stream import LLM
+from paged_stream.evaluation.perplexity import measure
+from paged_stream.evaluation.variants import Variant
 
 # Fields of EngineConfig that quantise something.
 OPTIONS = ("kv_cache_dtype", "quantization")
@@ -32,16 +32,16 @@ def variants(args: argparse.Namespace) -> list[dict[str, str]]:
 def perplexity(args: argparse.Namespace, settings: dict[str, Any]) -> float:
     """Of the predictions of the text's tokens 2 to ``args.tokens`` + 1."""
     quantization = settings.get("quantization", "none")
-    llm = LLM(
-        model_path(args.model),
-        num_sink_tokens=args.num_sink_tokens,
-        window_size=args.window_size,
-        max_num_seqs=1,
-        **(settings | precision(quantization, args.dtype)),
+    score = measure(
+        Variant.streaming(args.num_sink_tokens, args.window_size),
+        [austen(args.text)],
+        engine={"model": model_path(args.model)} | settings | precision(quantization, args.dtype),
+        num_tokens=args.tokens,
+        use_tqdm=sys.stderr.isatty(),
     )
-    token_ids = llm.engine.encode(austen(args.text))[: args.tokens + 1]
-    logprobs = llm.score(token_ids, use_tqdm=sys.stderr.isatty())[1:]
-    return math.exp(-math.fsum(logprobs) / len(logprobs))
+    value = score.perplexity()
+    assert value is not None
+    return value
 
 
 def main() -> None:

@@ -4,28 +4,29 @@ The figures come from banded masks over transformers' weights, made without this
 engine scores the same texts through its paged cache, in chunks, in float32. A measurement that is
 further than `LIMIT_PERCENT` from its figure fails the run.
 
-    python -m benchmarks.sink_effect            # all of SmolLM2: on two cores, six minutes
+    python -m benchmarks.sink_effect            # all of SmolLM2: on two cores, ten minutes
     python -m benchmarks.sink_effect --quick    # 2,048 tokens at most
     python -m benchmarks.sink_effect --model qwen2.5-coder-0.5b    # or gemma-3-270m
 """
 
 from __future__ import annotations
 
-import math
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from unittest import mock
 
-from benchmarks.harness import parser, write_results
-from benchmarks.texts import austen
+from benchmarks.harness import add_results_option, parser, write_results
+from benchmarks.texts import NOVELS, austen
 from benchmarks.weights import model_path
-from paged_stream import LLM
+from paged_stream.evaluation.perplexity import Score, measure
+from paged_stream.evaluation.variants import Variant
 from paged_stream.worker import model_runner
 
 LIMIT_PERCENT = 0.5
+DIFFERS = 3  # exit status of a run that fails
+SPAN = 512  # predictions; every figure begins and ends at a multiple
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,24 +34,20 @@ class Case:
     """One text scored in one way.
 
     Args:
+        text: one of `text_of`.
         figures: ``{(first, last): perplexity}``, over the predictions of tokens first + 1 to last,
             the text's first token being number 0.
-        window_size: ``None`` is the model's trained length, beyond which no text below goes.
         clamped: ``False`` lets the distance to the sink tokens grow: the ablation.
     """
 
     text: str
-    num_sink_tokens: int
-    window_size: int | None
+    variant: Variant
     figures: dict[tuple[int, int], float]
     clamped: bool = True
 
     @property
     def name(self) -> str:
-        if self.window_size is None:
-            return "dense"
-        unclamped = "" if self.clamped else ", unclamped"
-        return f"{self.num_sink_tokens}+{self.window_size}{unclamped}"
+        return self.variant.name + ("" if self.clamped else ", unclamped")
 
     @property
     def num_tokens(self) -> int:
@@ -62,86 +59,138 @@ class Case:
         return replace(self, figures=figures) if figures else None
 
 
+def text_of(name: str) -> str:
+    """A novel, or ``emma, middle``, with ``<|endoftext|>`` in front or not."""
+    if name in NOVELS:
+        return austen(name)
+    middle = austen("emma")[120_000:]
+    return {
+        "emma, middle": middle,
+        "<|endoftext|> emma, middle": "<|endoftext|>" + middle,
+    }[name]
+
+
+def dense(text: str, figures: dict[tuple[int, int], float]) -> Case:
+    return Case(text=text, variant=Variant.dense(), figures=figures)
+
+
+def case(
+    text: str, sinks: int, window: int, figures: dict[tuple[int, int], float], *, clamped=True
+) -> Case:
+    variant = Variant.streaming(sinks, window)
+    return Case(text=text, variant=variant, figures=figures, clamped=clamped)
+
+
 def first(figures: dict[int, float]) -> dict[tuple[int, int], float]:
     return {(0, last): perplexity for last, perplexity in figures.items()}
 
 
+def middle(whole: float, later: float) -> dict[tuple[int, int], float]:
+    """Over 4,096 tokens, and over those from 1,024 on."""
+    return {(0, 4096): whole, (1024, 4096): later}
+
+
+def segments(*figures: float) -> dict[tuple[int, int], float]:
+    """Of 1,024 tokens each, the last of them ending at 12,288."""
+    begin = 12_288 - 1024 * len(figures)
+    return {(begin + 1024 * i, begin + 1024 * (i + 1)): f for i, f in enumerate(figures)}
+
+
 PERSUASION = (
-    Case(  # nothing leaves the window
-        text="persuasion",
-        num_sink_tokens=0,
-        window_size=None,
-        figures=first({1024: 35.52, 2048: 40.18, 4096: 37.34, 6144: 35.73, 8192: 34.44}),
+    dense(
+        "persuasion",
+        first({512: 33.34, 1024: 35.52, 2048: 40.18, 4096: 37.34, 6144: 35.73, 8192: 34.44})
+        | segments(31.40, 28.47, 41.27, 50.67, 67.03),
     ),
-    Case(
-        text="persuasion",
-        num_sink_tokens=4,
-        window_size=2044,
-        figures=first({2048: 40.18, 4096: 37.61, 6144: 36.05, 8192: 34.80}),
+    case(
+        "persuasion",
+        4,
+        2044,
+        first({2048: 40.18, 4096: 37.61, 6144: 36.05, 8192: 34.80})
+        | segments(31.91, 29.03, 41.66, 43.61, 43.70),
     ),
-    Case(
-        text="persuasion",
-        num_sink_tokens=0,
-        window_size=2048,
-        figures=first({2048: 40.18, 4096: 48.78, 6144: 48.68, 8192: 49.58}),
+    case(
+        "persuasion",
+        0,
+        2048,
+        first({2048: 40.18, 4096: 48.78, 6144: 48.68, 8192: 49.58})
+        | segments(54.95, 47.08, 63.56, 65.55, 66.87),
     ),
-    Case(
-        text="persuasion",
-        num_sink_tokens=4,
-        window_size=508,
-        figures=first({1024: 36.03, 2048: 42.10, 4096: 40.05, 6144: 38.31}),
+    case(
+        "persuasion",
+        4,
+        508,
+        first({512: 33.34, 1024: 36.03, 2048: 42.10, 4096: 40.05, 6144: 38.31}),
     ),
-    Case(  # harmless while distances stay within what the model was trained on
-        text="persuasion",
-        num_sink_tokens=4,
-        window_size=508,
-        figures=first({1024: 36.03, 2048: 42.26, 4096: 40.25, 6144: 38.58}),
+    case(
+        "persuasion",
+        0,
+        512,
+        first({512: 33.34, 1024: 54.28, 2048: 65.89, 4096: 63.67, 6144: 60.84}),
+    ),
+    # Growing distances are harmless while they stay within what the model was trained on.
+    case(
+        "persuasion",
+        4,
+        508,
+        first({512: 33.34, 1024: 36.03, 2048: 42.26, 4096: 40.25, 6144: 38.58}),
         clamped=False,
     ),
-    Case(
-        text="persuasion",
-        num_sink_tokens=0,
-        window_size=512,
-        figures=first({1024: 54.28, 2048: 65.89, 4096: 63.67, 6144: 60.84}),
+    case(
+        "persuasion",
+        1,
+        511,
+        first({512: 33.34, 1024: 36.07, 2048: 42.25, 4096: 40.25, 6144: 38.56}),
+        clamped=False,
+    ),
+    case(
+        "persuasion",
+        4,
+        2044,
+        first({2048: 40.18, 4096: 37.62, 6144: 36.07, 8192: 34.84})
+        | segments(32.05, 28.96, 41.64, 44.08, 44.09),
+        clamped=False,
     ),
 )
 EMMA_LAST = (32768 - 4096, 32768)
 EMMA = (
-    Case(
-        text="emma",
-        num_sink_tokens=4,
-        window_size=508,
-        figures={(0, 32768): 32.27, EMMA_LAST: 36.21},
-    ),
-    Case(
-        text="emma",
-        num_sink_tokens=0,
-        window_size=512,
-        figures={(0, 32768): 52.86, EMMA_LAST: 57.95},
-    ),
-    Case(
-        text="emma",
-        num_sink_tokens=4,
-        window_size=508,
-        figures={(0, 32768): 154.07, EMMA_LAST: 346.95},
-        clamped=False,
-    ),
+    case("emma", 4, 508, {(0, 32768): 32.27, EMMA_LAST: 36.21}),
+    case("emma", 0, 512, {(0, 32768): 52.86, EMMA_LAST: 57.95}),
+    case("emma", 4, 508, {(0, 32768): 154.07, EMMA_LAST: 346.95}, clamped=False),
+)
+ABLATION = (
+    dense("emma, middle", middle(33.84, 30.92)),
+    case("emma, middle", 0, 512, middle(60.67, 60.09)),
+    case("emma, middle", 1, 511, middle(38.99, 37.30)),
+    case("emma, middle", 2, 510, middle(39.02, 37.33)),
+    case("emma, middle", 4, 508, middle(39.02, 37.33)),
+    case("emma, middle", 8, 504, middle(38.98, 37.30)),
+    case("emma, middle", 0, 128, middle(88.86, 89.55)),
+    case("emma, middle", 4, 124, middle(46.03, 45.22)),
+    dense("<|endoftext|> emma, middle", middle(33.81, 30.86)),
+    case("<|endoftext|> emma, middle", 0, 512, middle(60.62, 60.09)),
+    case("<|endoftext|> emma, middle", 4, 508, middle(38.99, 37.30)),
 )
 QWEN = (
-    Case(text="persuasion", num_sink_tokens=0, window_size=None, figures=first({4096: 58.72})),
-    Case(text="persuasion", num_sink_tokens=4, window_size=508, figures=first({4096: 65.49})),
-    Case(text="persuasion", num_sink_tokens=0, window_size=512, figures=first({4096: 97.00})),
-)
-GEMMA = (
-    Case(
-        text="persuasion",
-        num_sink_tokens=0,
-        window_size=None,
-        figures=first({1024: 33.76, 2048: 36.18, 8192: 32.02}),
+    dense("persuasion", first({4096: 58.72})),
+    case(
+        "persuasion",
+        4,
+        508,
+        first({4096: 65.49})
+        | {(0, 1024): 58.7, (1024, 2048): 76.3, (2048, 3072): 71.0, (3072, 4096): 57.8},
+    ),
+    case(
+        "persuasion",
+        0,
+        512,
+        first({4096: 97.00})
+        | {(0, 1024): 89.4, (1024, 2048): 111.3, (2048, 3072): 99.8, (3072, 4096): 89.2},
     ),
 )
+GEMMA = (dense("persuasion", first({1024: 33.76, 2048: 36.18, 8192: 32.02})),)
 CASES = {
-    "smollm2-135m-instruct": PERSUASION + EMMA,
+    "smollm2-135m-instruct": PERSUASION + EMMA + ABLATION,
     "qwen2.5-coder-0.5b": QWEN,
     "gemma-3-270m": GEMMA,
 }
@@ -172,23 +221,20 @@ def unclamped_sinks() -> Iterator[None]:
         yield
 
 
-def measure(model: str, case: Case) -> list[Measurement]:
-    llm = LLM(
-        model_path(model),
-        num_sink_tokens=case.num_sink_tokens,
-        window_size=case.window_size,
-        max_num_seqs=1,
-        dtype="float32",
-    )
-    # The last token is predicted by the one before it, so one more is needed than is predicted.
-    token_ids = llm.engine.encode(austen(case.text))[: case.num_tokens + 1]
+def measure_case(model: str, case: Case) -> list[Measurement]:
+    settings = {"model": model_path(model), "dtype": "float32"}
     with nullcontext() if case.clamped else unclamped_sinks():
-        started = time.perf_counter()
-        logprobs = llm.score(token_ids)[1:]
-        seconds = time.perf_counter() - started
+        score: Score = measure(
+            case.variant,
+            [text_of(case.text)],
+            engine=settings,
+            num_tokens=case.num_tokens,
+            every=SPAN,
+        )
     measurements = []
     for (start, stop), figure in case.figures.items():
-        perplexity = math.exp(-math.fsum(logprobs[start:stop]) / (stop - start))
+        perplexity = score.perplexity(start, stop)
+        assert perplexity is not None, "every figure has whole spans"
         measurements.append(
             Measurement(
                 text=case.text,
@@ -197,18 +243,18 @@ def measure(model: str, case: Case) -> list[Measurement]:
                 perplexity=perplexity,
                 figure=figure,
                 difference_percent=100 * (perplexity / figure - 1),
-                seconds=seconds,
+                seconds=score.seconds,
             )
         )
     return measurements
 
 
 def report(measurements: list[Measurement]) -> None:
-    print(f"{'text':<12}{'sinks+window':<20}{'tokens':<14}", end="")
+    print(f"{'text':<28}{'sinks+window':<20}{'tokens':<14}", end="")
     print(f"{'ppl':>9}{'figure':>9}{'diff %':>9}{'s':>8}")
     for m in measurements:
         mark = "" if abs(m.difference_percent) <= LIMIT_PERCENT else "  <-- differs"
-        print(f"{m.text:<12}{m.case:<20}{m.tokens:<14}{m.perplexity:>9.3f}{m.figure:>9.2f}", end="")
+        print(f"{m.text:<28}{m.case:<20}{m.tokens:<14}{m.perplexity:>9.3f}{m.figure:>9.2f}", end="")
         print(f"{m.difference_percent:>+9.3f}{m.seconds:>8.1f}{mark}")
 
 
@@ -216,6 +262,7 @@ def main() -> int:
     options = parser(__doc__)
     options.add_argument("--model", choices=CASES, default=next(iter(CASES)))
     options.add_argument("--quick", action="store_true", help="2,048 tokens at most")
+    add_results_option(options)
     arguments = options.parse_args()
 
     cases = CASES[arguments.model]
@@ -224,12 +271,13 @@ def main() -> int:
     measurements = []
     for number, case in enumerate(cases, 1):
         print(f"[{number}/{len(cases)}] {case.text} {case.name}", file=sys.stderr)
-        measurements += measure(arguments.model, case)
+        measurements += measure_case(arguments.model, case)
         shared = {"model": arguments.model, "dtype": "float32"}
         rows = [shared | asdict(measurement) for measurement in measurements]
-        write_results(f"sink_effect_{arguments.model}", rows)  # survives a Ctrl-C
+        write_results(f"sink_effect_{arguments.model}", rows, arguments.results)
     report(measurements)
-    return int(any(abs(m.difference_percent) > LIMIT_PERCENT for m in measurements))
+    differs = any(abs(m.difference_percent) > LIMIT_PERCENT for m in measurements)
+    return DIFFERS if differs else 0
 
 
 if __name__ == "__main__":

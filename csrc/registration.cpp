@@ -62,8 +62,14 @@ STABLE_TORCH_LIBRARY(paged_stream, m) {
       "Tensor, Tensor, Tensor, Tensor, Tensor, bool)");
   m.def("rotary_table(Tensor positions, Tensor inv_freq, float scaling) -> Tensor");
   m.def(
-      "sample_tokens(Tensor logits, float[] temperature, float[] min_p, int[] top_k, "
-      "float[] top_p, int[] seeds, int[] positions) -> Tensor");
+      "sample_tokens(Tensor logits, Tensor temperature, Tensor min_p, Tensor top_k, Tensor top_p, "
+      "Tensor seeds, Tensor positions) -> Tensor");
+  m.def(
+      "advance_decode(Tensor sampled, Tensor(a!) generated, Tensor(b!) num_generated, "
+      "Tensor(c!) num_left, Tensor stop_token_ids, Tensor(d!) token_ids, Tensor(e!) positions, "
+      "Tensor(f!) sink_positions, Tensor(g!) seq_lens, Tensor(h!) slot_mapping, "
+      "Tensor block_table, Tensor num_sink_tokens, Tensor window_size, Tensor window_floor, "
+      "Tensor ring_blocks, int block_size) -> ()");
   m.def("cpu_isa() -> str");
   m.def("set_cpu_isa(str name) -> ()");
 }

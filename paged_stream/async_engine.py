@@ -218,6 +218,7 @@ class AsyncLLMEngine:
         self._is_stopping = True
         self.post(lambda: None)
         self._thread.join()
+        self.engine.close()
 
     def _save_streams(self, folder: Path) -> dict[AsyncStream, Path]:
         folder.mkdir(parents=True, exist_ok=True)

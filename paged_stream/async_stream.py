@@ -23,7 +23,8 @@ Deltas = AsyncGenerator[RequestDelta, None]
 
 
 class AsyncStream:
-    """A live stream of an `AsyncLLMEngine`. Its methods are those of `Stream`, to be awaited."""
+    """A live stream of an `AsyncLLMEngine`. Its methods are those of `Stream`, to be awaited; only
+    `Stream.score` has none like it."""
 
     def __init__(self, engine: AsyncLLMEngine, stream: Stream) -> None:
         self._engine = engine
@@ -44,16 +45,16 @@ class AsyncStream:
         )
         await self._engine.call(lambda: None, when=lambda: not self.inner.is_behind)
 
-    def generate(self, params: SamplingParams | None = None) -> Deltas:
+    def generate(self, params: SamplingParams | None = None, *, num_generated: int = 0) -> Deltas:
         """Generate until something stops it, yielding what each step adds. Closing the iterator,
         or cancelling the task that reads it, ends the turn where it is; closing the stream ends
-        the iterator."""
+        the iterator. ``num_generated`` is as in `Stream.start_turn`."""
 
         async def prepare() -> None:
             pass
 
         def start(mailbox: Mailbox, prepared: None) -> None:
-            self.inner.start_turn(params, mailbox)
+            self.inner.start_turn(params, mailbox, num_generated=num_generated)
             self._mailbox = mailbox
 
         return self._engine.deltas(prepare, start, self.inner.end_turn)
@@ -69,6 +70,16 @@ class AsyncStream:
         return self._engine.deltas(
             lambda: asyncio.to_thread(self.inner.encode_chat, messages), start, self.inner.end_turn
         )
+
+    async def end_turn(self) -> None:
+        """Stop generating where it is: the turn's iterator gives what is computed, and ends."""
+
+        def end() -> None:
+            if self._mailbox is not None:
+                self.inner.end_turn(self._mailbox)
+                self._mailbox.end()
+
+        await self._engine.call(end)
 
     async def fork(self) -> AsyncStream:
         return await self._engine.open_with(self.inner.fork, self._is_ready)

@@ -1,4 +1,4 @@
-"""The command line: ``paged-stream generate | chat | info``."""
+"""The command line: ``paged-stream generate | chat | batch | info`` and the evaluations."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
+
+from paged_stream.distributed import command as batch_command
+from paged_stream.evaluation.commands import add_commands as add_evaluation_commands
 
 if TYPE_CHECKING:
     from paged_stream.outputs import RequestDelta
@@ -58,6 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--system", help="system message (default: the model's own)")
     _add_engine_options(chat)
     _add_sampling_options(chat, max_tokens=512, temperature=0.6)
+    batch = _command(commands, "batch", _batch, batch_command.DESCRIPTION, batch_command.EXAMPLE)
+    batch_command.add_options(batch)
+    _add_engine_options(batch)
+    _add_sampling_options(batch, max_tokens=256, temperature=0.0)
+    batch.set_defaults(top_p=1.0, repetition_penalty=1.0, seed=0)
     info = _command(
         commands,
         "info",
@@ -67,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     info.add_argument("name", nargs="?", metavar="MODEL", help=f"default: {_DEFAULT_MODEL}")
     _add_engine_options(info, model=False)
+    add_evaluation_commands(commands, _command)
     return parser
 
 
@@ -96,7 +105,10 @@ def _add_engine_options(parser: argparse.ArgumentParser, *, model: bool = True) 
     group.add_argument(
         "--window-size", type=int, metavar="W", help="default: the model's trained length less S"
     )
-    group.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    group.add_argument(
+        "--dtype", default="auto", help="auto, float32, bfloat16, or on CUDA float16"
+    )
     group.add_argument(
         "--quantization",
         default="auto",
@@ -104,10 +116,20 @@ def _add_engine_options(parser: argparse.ArgumentParser, *, model: bool = True) 
         help="auto (GGUF files as they are), int8, int4 or none (default: %(default)s)",
     )
     group.add_argument(
-        "--kv-cache-dtype", default="auto", help="auto, which is the model's, or int8"
+        "--kv-cache-dtype", default="auto", help="auto, which is the model's, int8, or on CUDA fp8"
     )
     group.add_argument("--block-size", type=int, default=16)
     group.add_argument("--kv-cache-memory-bytes", type=int)
+    group.add_argument(
+        "--gpu-memory-utilization", type=float, default=0.9, metavar="SHARE", help="0.9 by default"
+    )
+    group.add_argument("--attention-backend", default="auto", help="auto, native or xformers")
+    group.add_argument(
+        "--num-decode-steps",
+        type=int,
+        metavar="N",
+        help="steps without a look at the tokens in between (default: 1, or 8 on CUDA devices)",
+    )
 
 
 def _add_sampling_options(
@@ -133,11 +155,15 @@ def _engine_settings(args: argparse.Namespace) -> dict[str, Any]:
     names = (
         "num_sink_tokens",
         "window_size",
+        "device",
         "dtype",
         "quantization",
         "kv_cache_dtype",
         "block_size",
         "kv_cache_memory_bytes",
+        "gpu_memory_utilization",
+        "attention_backend",
+        "num_decode_steps",
     )
     return {name: getattr(args, name) for name in names}
 
@@ -277,6 +303,10 @@ class _Meter:
             f"MiB in {stats.num_blocks} blocks | stream {stats.num_tokens:,}: "
             f"{stats.num_visible_tokens:,} visible, {stats.num_evicted_tokens:,} evicted]"
         )
+
+
+def _batch(args: argparse.Namespace) -> int:
+    return batch_command.run(args, _engine_settings(args), _sampling_params(args))
 
 
 def _info(args: argparse.Namespace) -> int:

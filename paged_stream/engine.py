@@ -16,7 +16,7 @@ from paged_stream.chat import Messages
 from paged_stream.config import EngineConfig
 from paged_stream.engine_core import EngineCore, StreamRecord, Turn
 from paged_stream.executor.base import Executor
-from paged_stream.executor.local import LocalExecutor
+from paged_stream.executor.select import make_executor
 from paged_stream.inputs import (
     Prompt,
     check_rotary_length,
@@ -54,8 +54,9 @@ class LLMEngine:
             model_config = load_config(files, length)
         self.model_config = model_config
         self.tokenizer: Tokenizer | None = load_tokenizer(files) if files.has_tokenizer else None
-        self.executor: Executor = LocalExecutor(config, files, self.model_config, self.sink_window)
+        self.executor: Executor = make_executor(config, files, self.model_config, self.sink_window)
         self.cache_plan = self.executor.cache_plan
+        assert config.max_num_seqs is not None  # EngineConfig has set it
         self.scheduler = Scheduler(
             SchedulerConfig(
                 num_blocks=self.cache_plan.num_blocks,
@@ -63,6 +64,8 @@ class LLMEngine:
                 max_num_seqs=config.max_num_seqs,
                 max_num_batched_tokens=config.max_num_batched_tokens,
                 max_model_len=self.model_config.max_position_embeddings,
+                num_decode_steps=config.num_decode_steps or self.executor.default_decode_steps,
+                chunk_size=config.chunk_size,
                 enable_prefix_caching=config.enable_prefix_caching,
             )
         )
@@ -320,12 +323,25 @@ class LLMEngine:
         record.num_computed_tokens = min(record.num_computed_tokens, position)
 
     def start_stream_turn(
-        self, seq_id: int, params: SamplingParams, seed: int, inbox: Inbox
+        self,
+        seq_id: int,
+        params: SamplingParams,
+        seed: int,
+        inbox: Inbox,
+        num_generated: int = 0,
     ) -> None:
-        """Let a stream generate; its deltas will appear in ``inbox``."""
+        """Let a stream generate; its deltas will appear in ``inbox``. The turn has
+        ``num_generated`` tokens already."""
         turn = Turn(request_id=f"stream-{seq_id}", index=0, params=params, seed=seed, inbox=inbox)
         self.core.turns[seq_id] = turn
-        self.core.generate(seq_id, turn)
+        self.core.generate(seq_id, turn, num_generated)
+
+    def start_stream_scoring(self, seq_id: int, inbox: Inbox) -> None:
+        """Compute what was appended to a stream; log-probabilities will appear in ``inbox``."""
+        params = SamplingParams(prompt_logprobs=0)
+        turn = Turn(request_id=f"stream-{seq_id}", index=0, params=params, inbox=inbox)
+        self.core.turns[seq_id] = turn
+        self.scheduler.start_turn(seq_id, params, generates=False)
 
     def has_turn(self, seq_id: int, inbox: Inbox) -> bool:
         """Whether the stream's turn is the one that fills ``inbox``."""
@@ -361,6 +377,10 @@ class LLMEngine:
         return stream_stats(self.core, seq_id)
 
     # Both
+
+    def close(self) -> None:
+        """End the processes that share the model, if there are several; harmless twice."""
+        self.executor.close()
 
     def stats(self) -> EngineStats:
         """Describe the engine as it is now."""

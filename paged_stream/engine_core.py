@@ -16,15 +16,19 @@ from dataclasses import dataclass, field, replace
 from paged_stream.detokenizer import CONTEXT_TOKENS, Detokenizer
 from paged_stream.executor.base import Executor
 from paged_stream.outputs import DeltaQueue, Inbox, RequestDelta
-from paged_stream.scheduler.output import SchedulerOutput, SequenceUpdate
+from paged_stream.scheduler.output import ModelOutput, SchedulerOutput, SequenceUpdate
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.scheduler.scheduler import Scheduler
 from paged_stream.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
+Submitted = tuple[SchedulerOutput, Callable[[], ModelOutput]]
+
 # Deltas of one request that may wait for `step` while others drive the engine.
 _MAX_UNDELIVERED = 1024
+# Tokens of an interrupted turn that are looked at again for text that was held back.
+_DETOKENIZED_AGAIN = 512
 
 
 @dataclass(slots=True)
@@ -45,7 +49,7 @@ class Turn:
     """What the engine remembers of a running turn of one sequence.
 
     ``inbox`` is where a stream's deltas go. Once the prompt of a request is computed, its sequence
-    ``generates``, and beside it ``num_copies`` copies.
+    ``generates``, and beside it ``num_copies`` copies. ``new_text`` belongs to the next delta.
     """
 
     request_id: str
@@ -53,6 +57,7 @@ class Turn:
     params: SamplingParams
     seed: int = 0
     detokenizer: Detokenizer | None = None
+    new_text: str = ""
     inbox: Inbox | None = None
     num_copies: int = 0
     generates: bool = False
@@ -91,18 +96,37 @@ class EngineCore:
         self.counters = Counters()
         self._eos_token_ids = eos_token_ids
         self._failure: BaseException | None = None
+        self._ahead: Submitted | None = None  # computed while the host is busy with what precedes
 
-    def generate(self, seq_id: int, turn: Turn) -> None:
-        """Let a sequence that has tokens generate."""
+    def generate(self, seq_id: int, turn: Turn, num_generated: int = 0) -> None:
+        """Let a sequence that has tokens generate; its last ``num_generated`` are of this turn."""
         params = turn.params
         stop_token_ids = tuple(params.stop_token_ids or ())
         if not params.ignore_eos:
             stop_token_ids += self._eos_token_ids
         if self.tokenizer is not None:
-            context = self.scheduler.sequences[seq_id].last_token_ids(CONTEXT_TOKENS)
-            turn.detokenizer = Detokenizer(self.tokenizer, params.stop or (), context)
+            turn.detokenizer = self._detokenizer(seq_id, params, num_generated)
         turn.generates = True
-        self.scheduler.start_turn(seq_id, params, stop_token_ids=stop_token_ids, seed=turn.seed)
+        self.scheduler.start_turn(
+            seq_id,
+            params,
+            stop_token_ids=stop_token_ids,
+            seed=turn.seed,
+            num_generated=num_generated,
+        )
+
+    def _detokenizer(self, seq_id: int, params: SamplingParams, num_generated: int) -> Detokenizer:
+        """One that has seen the turn's last tokens, whose end may be no whole character yet, or
+        the beginning of a stop string."""
+        assert self.tokenizer is not None
+        count = min(num_generated, _DETOKENIZED_AGAIN)
+        ids = self.scheduler.sequences[seq_id].last_token_ids(count + CONTEXT_TOKENS)
+        split = max(0, len(ids) - count)
+        context, again = ids[:split], ids[split:]
+        detokenizer = Detokenizer(self.tokenizer, params.stop or (), context)
+        for token_id in again:
+            detokenizer.append(token_id)
+        return detokenizer
 
     def fan_out(self, seq_id: int, leader: Turn) -> None:
         """Let a sequence generate, and copies of it beside it, each with a seed of its own."""
@@ -118,7 +142,8 @@ class EngineCore:
             self.generate(turn_id, turn)
 
     def step(self) -> bool:
-        """Compute one step; False if there was nothing to compute.
+        """Compute one step, or as many as need no look in between; False if there was nothing to
+        compute.
 
         Raises:
             RuntimeError: the engine has failed before.
@@ -126,28 +151,51 @@ class EngineCore:
         if self._failure is not None:
             raise RuntimeError("the engine has failed and must be replaced") from self._failure
         started = time.monotonic()
-        output = self.scheduler.schedule(self.unread())
-        self.flush()
-        if not output.sequences:
-            return False
-        result = self.executor.execute(output)
-        counters = self.counters
-        for scheduled in output.sequences:
-            counters.num_computed_tokens += len(scheduled.token_ids)
-            turn = self.turns.get(scheduled.seq_id)
-            if turn is not None and turn.is_queued:
-                turn.is_queued = False
-                waited = started - turn.queued_at
-                counters.num_started_turns += 1
-                counters.queue_seconds += waited
-                if (record := self.streams.get(scheduled.seq_id)) is not None:
-                    record.queue_seconds = waited
-        for update in self.scheduler.update(output, result):
+        submitted, self._ahead = self._ahead, None
+        if submitted is None:
+            output = self.scheduler.schedule(self.unread())
+            self.flush()
+            if not output.sequences:
+                return False
+            submitted = output, self.executor.submit(output)
+        output, wait = submitted
+        if self.executor.runs_ahead:
+            self._ahead = self._submit_following(output)
+        try:
+            result = wait()
+        except BaseException:
+            self._ahead = None
+            raise
+        for scheduled, token_ids in zip(output.sequences, result.token_ids, strict=True):
+            # What a step samples is what the next one computes.
+            computed = len(scheduled.token_ids) + max(0, len(token_ids) - 1)
+            self.counters.num_computed_tokens += computed
+            self._note_start(scheduled.seq_id, started)
+        updates = self.scheduler.update(output, result, self._completes_stop)
+        for update in updates:
             self._deliver(update)
-        self._note_evictions(output)
-        counters.num_steps += 1
-        counters.step_seconds += time.monotonic() - started
+        self._note_evictions(output, updates)
+        self.counters.num_steps += output.num_steps
+        self.counters.step_seconds += time.monotonic() - started
         return True
+
+    def _submit_following(self, output: SchedulerOutput) -> Submitted | None:
+        """Let the device go on, if that is sure to be what comes next."""
+        following = self.scheduler.schedule_following(output, self.unread())
+        self.flush()
+        return None if following is None else (following, self.executor.submit(following))
+
+    def _note_start(self, seq_id: int, started: float) -> None:
+        """Count how long a turn has waited, if this was its first step."""
+        turn = self.turns.get(seq_id)
+        if turn is None or not turn.is_queued:
+            return
+        turn.is_queued = False
+        waited = started - turn.queued_at
+        self.counters.num_started_turns += 1
+        self.counters.queue_seconds += waited
+        if (record := self.streams.get(seq_id)) is not None:
+            record.queue_seconds = waited
 
     def unread(self) -> set[int]:
         """Sequences that wait for their reader and sit out the steps until then: whoever reads
@@ -192,18 +240,21 @@ class EngineCore:
             self._failure = error  # some were done, and cannot be done again
             raise
 
-    def _note_evictions(self, output: SchedulerOutput) -> None:
+    def _note_evictions(self, output: SchedulerOutput, updates: list[SequenceUpdate]) -> None:
         """Count what left its window in this step, and tell who wants to know."""
+        now = {update.seq_id: update.num_computed_tokens for update in updates}
         for scheduled in output.sequences:
+            if scheduled.seq_id not in now:
+                continue
             window = scheduled.sink_window
             record = self.streams.get(scheduled.seq_id)
             computed = scheduled.num_computed_tokens
             if record is not None:
                 # Fewer than now if the cache had the first ones already.
                 computed = min(computed, record.num_computed_tokens)
-                record.num_computed_tokens = scheduled.num_tokens
+                record.num_computed_tokens = now[scheduled.seq_id]
             before = window.window_start(computed)
-            after = window.window_start(scheduled.num_tokens)
+            after = window.window_start(now[scheduled.seq_id])
             first = max(before, window.num_sink_tokens)
             if after <= first:
                 continue
@@ -222,22 +273,22 @@ class EngineCore:
         if turn is None:  # tokens appended to a stream were computed
             return
         text, finish_reason = "", update.finish_reason
-        if update.token_id >= 0:
-            self.counters.num_generated_tokens += 1
+        self.counters.num_generated_tokens += len(update.token_ids)
         if turn.num_copies and not turn.generates:
             if finish_reason is not None:  # the prompt is computed
                 self.fan_out(update.seq_id, turn)
                 finish_reason = None
         elif turn.detokenizer is not None:
-            text, stopped = self._detokenize(turn, update)
-            if stopped:
-                finish_reason = "stop"
-                self.scheduler.end_turn(update.seq_id)
+            text, turn.new_text = turn.new_text, ""
+            if finish_reason is not None:
+                rest, stopped = turn.detokenizer.finish()
+                text += rest
+                finish_reason = "stop" if stopped else finish_reason
         delta = RequestDelta(
             request_id=turn.request_id,
             index=turn.index,
             delta_text=text,
-            delta_token_ids=[update.token_id] if update.token_id >= 0 else [],
+            delta_token_ids=update.token_ids,
             finished=finish_reason is not None,
             finish_reason=finish_reason,
             logprobs=[update.logprob] if update.logprob is not None else None,
@@ -248,17 +299,15 @@ class EngineCore:
         if delta.finished or delta.delta_token_ids or delta.prompt_logprobs:
             (self.undelivered if turn.inbox is None else turn.inbox).append(delta)
 
-    def _detokenize(self, turn: Turn, update: SequenceUpdate) -> tuple[str, bool]:
-        """Text of an update, and whether it completed a stop string. A stop token has no text."""
-        assert turn.detokenizer is not None
-        text, stopped = "", False
-        stop_token = update.finish_reason == "stop"
-        if update.token_id >= 0 and not stop_token:
-            text, stopped = turn.detokenizer.append(update.token_id)
-        if update.finish_reason is not None and not stopped:
-            rest, stopped = turn.detokenizer.finish()
-            text += rest
-        return text, stopped
+    def _completes_stop(self, seq_id: int, token_id: int) -> bool:
+        """Add a token's text to its turn; whether that completes a stop string. A stop token has
+        no text, and does not come here."""
+        turn = self.turns.get(seq_id)
+        if turn is None or turn.detokenizer is None:
+            return False
+        text, stopped = turn.detokenizer.append(token_id)
+        turn.new_text += text
+        return stopped
 
     def _forget(self, seq_id: int, turn: Turn) -> None:
         del self.turns[seq_id]

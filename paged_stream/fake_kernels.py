@@ -142,6 +142,11 @@ def _(positions, inv_freq, scaling):
     return positions.new_empty(shape, dtype=torch.float32)
 
 
+@torch.library.register_fake("paged_stream::advance_decode")
+def _(sampled, *rest):
+    return None
+
+
 @torch.library.register_fake("paged_stream::sample_tokens")
 def _(logits, temperature, min_p, top_k, top_p, seeds, positions):
     return logits.new_empty(logits.shape[0], dtype=torch.int64)

@@ -15,13 +15,9 @@ from paged_stream.models.loader import ModelFiles, load_config, resolve_model
 from paged_stream.models.quantization import weight_bytes
 from paged_stream.models.registry import family_of
 from paged_stream.scheduler.sink_window import SinkWindow
-from paged_stream.worker.worker import (
-    blocks_per_stream,
-    memory_budget,
-    plan_cache,
-    resolve_dtype,
-    resolve_kv_dtype,
-)
+from paged_stream.worker.device import check_settings, resolve_device
+from paged_stream.worker.memory import blocks_per_stream, memory_budget, plan_cache
+from paged_stream.worker.worker import resolve_dtype, resolve_kv_dtype
 
 
 def describe(model: str, **settings: Any) -> str:
@@ -33,14 +29,21 @@ def describe(model: str, **settings: Any) -> str:
     config = EngineConfig(model=model, **settings)
     files = resolve_model(config.model)
     model_config = load_config(files)
+    device = resolve_device(config.device)
+    check_settings(config, device)
     dtype = resolve_dtype(config.dtype, model_config.dtype)
     kv_dtype = resolve_kv_dtype(config.kv_cache_dtype, dtype)
     sink_window = resolve_sink_window(model_config, config.num_sink_tokens, config.window_size)
-    plan = plan_cache(config, model_config, kv_dtype, sink_window)
+    budget = memory_budget(config, device)
+    if budget is None:  # an engine would measure what activations take as well
+        free, total = torch.cuda.mem_get_info(device)
+        weights = _weight_bytes(config, files, model_config, dtype, device)
+        budget = int(total * config.gpu_memory_utilization) - (total - free) - weights
+    plan = plan_cache(config, model_config, kv_dtype, sink_window, budget)
     stream_blocks = blocks_per_stream(config, model_config, sink_window, chunk=1)
     rows = [
         ("model", f"{model} ({model_config.model_type})"),
-        ("weights", _weights(config, files, model_config, dtype)),
+        ("weights", _weights(config, files, model_config, dtype, device)),
         (
             "shape",
             f"{model_config.num_layers} layers, {model_config.num_heads} heads, "
@@ -60,26 +63,41 @@ def describe(model: str, **settings: Any) -> str:
         ),
         (
             "streams that fit",
-            f"{memory_budget(config) // (stream_blocks * plan.block_bytes):,} in "
-            f"{_size(memory_budget(config))}",
+            f"{budget // (stream_blocks * plan.block_bytes):,} in {_size(budget)}",
         ),
         ("processor", f"{torch.get_num_threads()} threads, {ops.cpu_isa()} kernels"),
-        ("attention", _backends()),
+        ("device", _device(device)),
+        ("attention", _backends(device)),
     ]
     width = max(len(label) for label, _ in rows)
     return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
 
 
 def _weights(
-    config: EngineConfig, files: ModelFiles, model_config: ModelConfig, dtype: torch.dtype
+    config: EngineConfig,
+    files: ModelFiles,
+    model_config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> str:
     plain = model_config.num_parameters * dtype.itemsize
-    family = family_of(model_config.model_type)
-    actual = weight_bytes(files, model_config, family, dtype, config.quantization)
+    actual = _weight_bytes(config, files, model_config, dtype, device)
     if actual == plain:
         return f"{_size(plain)} in {_name(dtype)}"
     kind = "the file's own blocks" if config.quantization == "auto" else config.quantization
     return f"{_size(actual)}, projections in {kind}, the rest in {_name(dtype)}"
+
+
+def _weight_bytes(
+    config: EngineConfig,
+    files: ModelFiles,
+    model_config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> int:
+    quantization = config.quantization if device.type == "cpu" else None
+    family = family_of(model_config.model_type)
+    return weight_bytes(files, model_config, family, dtype, quantization)
 
 
 def _visible(model_config: ModelConfig, sink_window: SinkWindow) -> str:
@@ -93,9 +111,26 @@ def _visible(model_config: ModelConfig, sink_window: SinkWindow) -> str:
     return text
 
 
-def _backends() -> str:
-    found = importlib.util.find_spec("xformers") is not None
-    return "native" + (" (xformers is installed, but works on CUDA only)" if found else "")
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        free, total = torch.cuda.mem_get_info(device)
+        return (
+            f"{device}, {properties.name}, compute capability {properties.major}."
+            f"{properties.minor}, {_size(free)} of {_size(total)} free"
+        )
+    if not torch.cuda.is_available():
+        return "cpu; torch finds no CUDA device"
+    has_kernels = "" if ops.has_cuda() else ", for which the op library has no kernels"
+    return f"cpu; there is a CUDA device{has_kernels}"
+
+
+def _backends(device: torch.device) -> str:
+    if importlib.util.find_spec("xformers") is None:
+        return "native"
+    if device.type == "cuda":
+        return "native, xformers"
+    return "native (xformers is installed, but works on CUDA only)"
 
 
 def _name(dtype: torch.dtype) -> str:

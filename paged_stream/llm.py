@@ -17,19 +17,23 @@ from paged_stream.scheduler.sampling_params import SamplingParams
 
 Messages = Sequence[dict[str, str]]
 
+_DECODE_STEPS = 8
+
 
 class LLM:
     """A model to run over a list of prompts.
 
     Args:
         model: ``"smollm2-135m-instruct"``, a folder, a ``.gguf`` file or a hub id.
-        settings: any other field of `EngineConfig`.
+        settings: any other field of `EngineConfig`. ``num_decode_steps`` left out is 8 on every
+            device: nobody reads token by token here.
 
     Raises:
         ValueError: as `LLMEngine`.
     """
 
     def __init__(self, model: str, **settings: Any) -> None:
+        settings.setdefault("num_decode_steps", _DECODE_STEPS)
         self.engine = LLMEngine(EngineConfig(model=model, **settings))
         self._request_ids = (f"llm-{i}" for i in itertools.count())
 
@@ -52,8 +56,8 @@ class LLM:
         Raises:
             ValueError: a bad prompt or parameter; then nothing is run.
         """
-        prompt_list = _as_list(prompts)
-        per_prompt = _per_prompt(sampling_params, len(prompt_list))
+        prompt_list = prompt_list_of(prompts)
+        per_prompt = params_per_prompt(sampling_params, len(prompt_list))
         outputs = {}
         for prompt, prompt_params in zip(prompt_list, per_prompt, strict=True):
             self.engine.check_params(prompt_params)
@@ -74,7 +78,7 @@ class LLM:
                     )
                 num_tokens = 0
                 for delta in self._run(completions):
-                    _merge(outputs[delta.request_id], delta)
+                    merge_delta(outputs[delta.request_id], delta)
                     num_tokens += len(delta.delta_token_ids)
                     if delta.finished:
                         bar.update()
@@ -143,7 +147,7 @@ class LLM:
                 yield delta
 
 
-def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+def prompt_list_of(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """Tell one prompt from a list of them; what is neither is refused later, as a prompt."""
     values = prompts.tolist() if hasattr(prompts, "tolist") else prompts
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
@@ -153,7 +157,7 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     return cast("list[Prompt]", [items] if one else items)
 
 
-def _per_prompt(
+def params_per_prompt(
     params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
 ) -> list[SamplingParams]:
     if params is None or isinstance(params, SamplingParams):
@@ -164,7 +168,7 @@ def _per_prompt(
     return params
 
 
-def _merge(output: RequestOutput, delta: RequestDelta) -> None:
+def merge_delta(output: RequestOutput, delta: RequestDelta) -> None:
     completion = output.outputs[delta.index]
     completion.text += delta.delta_text
     completion.token_ids += delta.delta_token_ids

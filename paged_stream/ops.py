@@ -2,10 +2,12 @@
 
 Shapes: T tokens in the batch, B sequences, N slots. A cache is ``[num_blocks, num_kv_heads,
 block_size, row_size]``, its inner three dimensions contiguous; ``slot = block_id * block_size +
-offset``. Heads of one call share a dtype, float32 or bfloat16, and head_dim is a multiple of 8 up
-to 256. The cache has the same dtype, and rows of head_dim elements; or it is int8, and a row is
-head_dim elements and the 4 bytes of a float32, their scale. Arguments that break a contract raise
-RuntimeError naming the op, the argument, what was expected and what came.
+offset``. Heads of one call share a dtype, float32 or bfloat16 (on CUDA also float16), and head_dim
+is a multiple of 8 up to 256. The cache has the same dtype, and rows of head_dim elements; or it is
+int8, and a row is head_dim elements and the 4 bytes of a float32, their scale; or, on CUDA, it is
+float8_e4m3fn, and elements are rounded as they are, beyond 448 to that. Arguments that break a
+contract raise RuntimeError naming the op, the argument, what was expected and what came. On CUDA
+nothing waits for the device to look at numbers: slots and blocks that do not exist are skipped.
 """
 
 from __future__ import annotations
@@ -568,12 +570,12 @@ def rotary_table(positions: Tensor, inv_freq: Tensor, scaling: float) -> Tensor:
 def sample_tokens(
     logits: Tensor,
     *,
-    temperature: list[float],
-    min_p: list[float],
-    top_k: list[int],
-    top_p: list[float],
-    seeds: list[int],
-    positions: list[int],
+    temperature: Tensor,
+    min_p: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    seeds: Tensor,
+    positions: Tensor,
 ) -> Tensor:
     """Sample one token per row; a row's is the same bits whatever rows stand beside it.
 
@@ -586,16 +588,79 @@ def sample_tokens(
     Args:
         logits: float32 [N, vocab], rows strided. A row whose largest logit is NaN or infinite
             gives the first index of it, at any temperature.
-        temperature: N numbers, 0 or in [1e-5, 1e30]. 0 takes the first of the largest logits.
-        min_p: N numbers in [0, 1].
-        top_k: N integers; 0 and less keep all.
-        top_p: N numbers in (0, 1].
-        seeds: N signed 64-bit integers; so are ``positions``.
+        temperature: float64 [N], 0 or in [1e-5, 1e30]. 0 takes the first of the largest logits.
+        min_p: float64 [N], in [0, 1].
+        top_k: int64 [N]; 0 and less keep all.
+        top_p: float64 [N], in (0, 1].
+        seeds: int64 [N]; so are ``positions``.
 
     Returns:
         int64 [N].
     """
     return _ops.sample_tokens.default(logits, temperature, min_p, top_k, top_p, seeds, positions)
+
+
+def has_cuda() -> bool:
+    """Whether the op library was built with its CUDA kernels."""
+    name = "paged_stream::paged_attention"
+    return torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA")
+
+
+def advance_decode(
+    sampled: Tensor,
+    generated: Tensor,
+    num_generated: Tensor,
+    num_left: Tensor,
+    stop_token_ids: Tensor,
+    *,
+    token_ids: Tensor,
+    positions: Tensor,
+    sink_positions: Tensor,
+    seq_lens: Tensor,
+    slot_mapping: Tensor,
+    block_table: Tensor,
+    num_sink_tokens: Tensor,
+    window_size: Tensor,
+    window_floor: Tensor,
+    ring_blocks: Tensor,
+    block_size: int,
+) -> None:
+    """Turn the tokens that a step of B decoding sequences has sampled into the next step's input.
+
+    A row whose ``num_left`` is 0 is left alone. Any other one's token is added to ``generated``.
+    If it is a stop token or the last that was left, ``num_left`` becomes 0, and only the slot of
+    the row's input changes, to -1: it may be computed again, and writes nothing. Otherwise
+    the token is the next input, a position further.
+
+    Args:
+        sampled: int64 [B].
+        generated: int64 [B, max_generated], changed.
+        num_generated: int64 [B], tokens in each row of ``generated``, changed.
+        num_left: int64 [B], tokens that each row may still gain, changed.
+        stop_token_ids: int64 [B, num_stops], -1 where a row has fewer.
+        token_ids: int64 [B], the step's input, changed; so are ``positions``, ``sink_positions``,
+            ``seq_lens`` and ``slot_mapping``, each as in `AttentionMetadata`.
+        block_table: as in `AttentionMetadata`, and so is what follows. A column without a block
+            gives slot -1.
+    """
+    _ops.advance_decode.default(
+        sampled,
+        generated,
+        num_generated,
+        num_left,
+        stop_token_ids,
+        token_ids,
+        positions,
+        sink_positions,
+        seq_lens,
+        slot_mapping,
+        block_table,
+        num_sink_tokens,
+        window_size,
+        window_floor,
+        ring_blocks,
+        block_size,
+    )
 
 
 def cpu_isa() -> str:

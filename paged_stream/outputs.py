@@ -22,7 +22,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestDelta:
-    """What one step added to one completion of a request.
+    """What one step, or several at once, added to one completion of a request.
 
     Args:
         request_id: the request.

@@ -56,7 +56,7 @@ class Stream:
         self._seed = seed
         self._num_turns = num_turns
         self._pinned_messages = pinned_messages
-        self._has_chatted = has_chatted
+        self.has_chatted = has_chatted
         self._closed = False
 
     @property
@@ -135,8 +135,8 @@ class Stream:
         """Generate until something stops it, yielding what each step adds.
 
         What was generated is part of the stream, the stop token included. Leaving the iterator
-        early (``break``) ends the turn where it is; a token that was computed and not read stays in
-        the stream. The turn starts with the first item asked for;
+        early (``break``) ends the turn where it is; what was generated and not read stays in the
+        stream. The turn starts with the first item asked for;
         the iterator ends early if the stream is closed, or `end_turn` called, meanwhile. Without a
         seed in ``params``, each turn has one of its own.
 
@@ -149,6 +149,10 @@ class Stream:
     def _generate(self, params: SamplingParams | None) -> Iterator[RequestDelta]:
         inbox = DeltaQueue()
         self.start_turn(params, inbox)
+        yield from self._read(inbox)
+
+    def _read(self, inbox: DeltaQueue) -> Iterator[RequestDelta]:
+        """Drive the engine until the turn that fills ``inbox`` ends."""
         try:
             finished = False
             while not finished and not self._closed:
@@ -163,8 +167,38 @@ class Stream:
         finally:
             self.end_turn(inbox)
 
-    def start_turn(self, params: SamplingParams | None, inbox: Inbox) -> None:
+    def score(self, prompt: Prompt) -> list[float | None]:
+        """Append text or token ids of any length and tell how likely each was where it stands.
+
+        Returns:
+            One natural logarithm per token; ``None`` for a token that nothing predicts: the first
+            of a stream, and the first after a `rewind`.
+
+        Raises:
+            ValueError: as `append`, or the stream is generating.
+        """
+        self._settle()
+        addition = self.encode(prompt)
+        sequence = self._sequence
+        predicts = sequence.num_computed_tokens < sequence.num_tokens
+        scores: list[float | None] = [] if predicts else [None]
+        self._queue(addition.token_ids)
+        if len(addition.token_ids) > len(scores):
+            inbox = DeltaQueue()
+            self._engine.start_stream_scoring(self._seq_id, inbox)
+            for delta in self._read(inbox):
+                scores += [entry.logprob for entry in delta.prompt_logprobs or ()]
+        return scores
+
+    def start_turn(
+        self, params: SamplingParams | None, inbox: Inbox, *, num_generated: int = 0
+    ) -> None:
         """Let the stream generate by the steps that come, into ``inbox``.
+
+        Args:
+            num_generated: the last so many tokens of the stream are the beginning of this turn,
+                which was interrupted. What they count for (penalties, limits, stop strings) they
+                count for again; none of them is delivered again.
 
         Raises:
             ValueError: as `generate`.
@@ -175,7 +209,7 @@ class Stream:
         self._num_turns += 1
         if params.seed is not None:
             seed = params.seed
-        self._engine.start_stream_turn(self._seq_id, params, seed, inbox)
+        self._engine.start_stream_turn(self._seq_id, params, seed, inbox, num_generated)
 
     def end_turn(self, inbox: Inbox | None = None) -> None:
         """Stop generating where it is; with an inbox, only if that is where the deltas go."""
@@ -204,7 +238,7 @@ class Stream:
         Raises:
             ValueError: the model has no chat template that can go on.
         """
-        continues = self._has_chatted
+        continues = self.has_chatted
         token_ids = self._engine.prompts.encode_chat(
             messages, self._pinned_messages, continues=continues
         )
@@ -212,18 +246,19 @@ class Stream:
 
     def queue_chat(
         self, messages: str | Messages, params: SamplingParams | None, addition: Addition
-    ) -> None:
+    ) -> list[int]:
         """Append the messages that `chat` would answer with ``params``, as `encode_chat` has
-        tokenized them."""
+        tokenized them; returns what was appended."""
         self._check_settled()
         self._engine.check_params(params or SamplingParams())
-        if addition.continues != self._has_chatted:
+        if addition.continues != self.has_chatted:
             addition = self.encode_chat(messages)
         token_ids = addition.token_ids
         if addition.continues:
             token_ids = without_repeated_end(token_ids, *self._sequence.last_token_ids(1))
         self._queue(token_ids)
-        self._has_chatted = True
+        self.has_chatted = True
+        return token_ids
 
     # Editing, between turns
 
@@ -242,7 +277,7 @@ class Stream:
             seq_id,
             seed=seed,
             pinned_messages=self._pinned_messages,
-            has_chatted=self._has_chatted,
+            has_chatted=self.has_chatted,
         )
 
     def cut(self, start: int, end: int) -> None:
@@ -288,7 +323,7 @@ class Stream:
         self._engine.rewind_stream(self._seq_id, position)
         pinned = sequence.sink_window.num_sink_tokens if self._pinned_messages else 0
         if position == pinned:  # the conversation begins anew
-            self._has_chatted = False
+            self.has_chatted = False
 
     # Away and back
 
@@ -311,13 +346,18 @@ class Stream:
         """
         write_stream_file(Path(path), self.snapshot())
 
-    def snapshot(self) -> SavedStream:
+    def snapshot(self, *, settle: bool = True) -> SavedStream:
         """Copy all that the stream is.
 
+        Args:
+            settle: compute first what was appended. Otherwise the stream may be anywhere, also in
+                a turn, and what queues behind the turn is left out.
+
         Raises:
-            ValueError: the stream is closed or generating.
+            ValueError: the stream is closed, or has to settle and is generating.
         """
-        self._settle()
+        if settle:
+            self._settle()
         engine, sequence = self._engine, self._sequence
         engine.core.flush()
         if sequence.is_parked:
@@ -331,7 +371,7 @@ class Stream:
             seed=self._seed,
             num_turns=self._num_turns,
             pinned_messages=[dict(message) for message in self._pinned_messages],
-            has_chatted=self._has_chatted,
+            has_chatted=self.has_chatted,
             fingerprint=engine.executor.fingerprint,
             tokens=tokens,
         )

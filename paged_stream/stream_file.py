@@ -19,6 +19,8 @@ from paged_stream.scheduler.sink_window import SinkWindow
 
 FORMAT = "paged_stream.stream"
 VERSION = 1
+# `EngineConfig.kv_cache_dtype` by what only one of its values caches.
+_KV_CACHE_DTYPES = {torch.int8: "int8", torch.float8_e4m3fn: "fp8"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +62,8 @@ class SavedStream:
         if any(not 0 <= token_id < vocab_size for token_id in ids):
             raise ValueError("the stream holds token ids that the model does not have")
         for tensor, expected in zip(self.tokens, like, strict=True):
-            if (tensor.dtype == torch.int8) != (expected.dtype == torch.int8):
-                name = "int8" if tensor.dtype == torch.int8 else "auto"
+            name = _KV_CACHE_DTYPES.get(tensor.dtype, "auto")
+            if name != _KV_CACHE_DTYPES.get(expected.dtype, "auto"):
                 raise ValueError(
                     f"the stream was saved with kv_cache_dtype={name!r}; load it into an engine "
                     "with the same"

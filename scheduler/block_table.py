@@ -9,9 +9,14 @@ from .sink_window import SinkWindow, cdiv
 
 
 def row_shape(
-    sink_window: SinkWindow, max_blocks: int | None, chunk: int, num_computed: int, block_size: int
+    sink_window: SinkWindow,
+    max_blocks: int | None,
+    chunk: int,
+    num_computed: int,
+    block_size: int,
+    min_chunk: int = 1,
 ) -> tuple[int, int]:
-    """Sink and ring columns for a step of ``chunk`` tokens, and for single ones later.
+    """Sink and ring columns for a step of ``chunk`` tokens, and for ``min_chunk`` ones later.
 
     Args:
         max_blocks: blocks that the sequence can ever touch; ``None`` is endless.
@@ -21,7 +26,7 @@ def row_shape(
         assert max_blocks is not None, "full attention needs a bound"
         return 0, max_blocks
     sinks = sink_window.num_sink_blocks(block_size)
-    smallest = sink_window.ring_blocks(1, block_size)
+    smallest = sink_window.ring_blocks(min_chunk, block_size)
     ring = sink_window.ring_blocks(chunk, block_size)
     # What does not reach beyond the row needs no room to come round.
     reached = cdiv(num_computed + chunk, block_size)

@@ -20,13 +20,20 @@ class KVCacheManager:
     """Reserves, allocates, shares, recycles and frees the blocks of all sequences.
 
     What has to be done to the cache itself is collected in ``operations``, to be carried out in
-    order before the next step.
+    order before the next step. Whoever was admitted always has room for steps of ``min_chunk``
+    tokens.
     """
 
     def __init__(
-        self, num_blocks: int, block_size: int, *, enable_prefix_caching: bool = True
+        self,
+        num_blocks: int,
+        block_size: int,
+        *,
+        min_chunk: int = 1,
+        enable_prefix_caching: bool = True,
     ) -> None:
         self.block_size = block_size
+        self._min_chunk = min_chunk
         self.enable_prefix_caching = enable_prefix_caching
         self.pool = BlockPool(num_blocks)
         self.operations: list[KVOperation] = []
@@ -238,6 +245,9 @@ class KVCacheManager:
         returns to its smallest size when single tokens are asked for.
         """
         table = self._tables[seq_id]
+        # Blocks given for steps that did not count are given anew: others may hold them by now.
+        computed = cdiv(num_computed, self.block_size)
+        table.num_logical_blocks = min(table.num_logical_blocks, computed)
         _, wanted = self._shape(table.sink_window, table.max_blocks, chunk, num_computed)
         if wanted > table.ring_blocks and may_grow:
             room = table.ring_blocks + max(0, self.num_unreserved_blocks)
@@ -249,6 +259,20 @@ class KVCacheManager:
         until_wrap = len(table.row) * self.block_size - num_computed
         largest = table.sink_window.max_chunk(table.ring_blocks, self.block_size)
         return min(chunk, max(largest, until_wrap))
+
+    def max_decode_steps(self, seq_id: int, num_computed: int, wanted: int) -> int:
+        """How many of ``wanted`` single tokens the sequence can take next with a row that stays as
+        `allocate` leaves it: up to a block that others hold, which its column has to let go of, but
+        not before the window has."""
+        table, size = self._tables[seq_id], self.block_size
+        if table.wraps:
+            ring = table.ring_blocks
+            wanted = min(wanted, table.sink_window.max_decode_steps(num_computed, ring, size))
+        for logical_block in range(num_computed // size + 1, cdiv(num_computed + wanted, size)):
+            block_id = table.row[table.column(logical_block, size)]
+            if block_id >= 0 and self.pool.num_refs(block_id) > 1:
+                return logical_block * size - num_computed
+        return wanted
 
     def allocate(self, seq_id: int, num_tokens: int, *, spares_hashed: bool = False) -> None:
         """Give the sequence the blocks for its first ``num_tokens`` tokens. A ring column that
@@ -349,7 +373,9 @@ class KVCacheManager:
     def _shape(
         self, sink_window: SinkWindow, max_blocks: int | None, chunk: int, num_computed: int = 0
     ) -> tuple[int, int]:
-        return row_shape(sink_window, max_blocks, chunk, num_computed, self.block_size)
+        return row_shape(
+            sink_window, max_blocks, chunk, num_computed, self.block_size, self._min_chunk
+        )
 
     def _resize(self, table: BlockTable, ring_blocks: int, num_computed: int) -> None:
         """Change the ring's size: live blocks move to their new columns, the others are freed.

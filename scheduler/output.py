@@ -26,6 +26,7 @@ class ScheduledSequence:
         sampling_params: the request's parameters.
         stop_token_ids: every id that ends the request (the model's own included).
         seed: the request's seed, always set.
+        max_new_tokens: the most tokens that it may gain before its turn is over.
         history: int32, the tokens visible at the place to sample, in order. Filled when the
             parameters have penalties and the step samples; empty otherwise.
     """
@@ -41,6 +42,7 @@ class ScheduledSequence:
     sampling_params: SamplingParams
     stop_token_ids: tuple[int, ...]
     seed: int
+    max_new_tokens: int
     history: array[int]
 
     @property
@@ -58,12 +60,35 @@ class ScheduledSequence:
         """Tokens generated so far, before this step's."""
         return max(0, self.num_tokens - self.num_prompt_tokens)
 
+    @property
+    def decodes_alone(self) -> bool:
+        """Whether this step, and those that follow it, each compute one token and sample the next
+        from what the parameters and the token say, so that the host need not look in between."""
+        params = self.sampling_params
+        return (
+            self.samples
+            and len(self.token_ids) == 1
+            and params.logprobs is None
+            and not params.has_penalties
+            and self.num_output_tokens >= params.min_tokens
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class SchedulerOutput:
-    """One step's work; no sequence appears twice."""
+    """What is computed next; no sequence appears twice.
+
+    Args:
+        sequences: their shares of the first step.
+        num_steps: if more than 1, every sequence decodes for so many steps, or until it has met
+            a stop token or gained its ``max_new_tokens``. Its row stays as it is.
+        follows: these steps go on from the last ones of the same sequences, whose tokens nobody has
+            seen yet: ``token_ids`` are not known.
+    """
 
     sequences: tuple[ScheduledSequence, ...]
+    num_steps: int = 1
+    follows: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,31 +158,34 @@ class ModelOutput:
     """What a step computed, in the order of ``SchedulerOutput.sequences``.
 
     Args:
-        token_ids: the sampled token, -1 for a sequence that was not sampled.
-        logprobs: of the sampled token, where asked for.
+        token_ids: the sampled tokens, one per step up to the one that ends the turn; none for a
+            sequence that was not sampled.
+        logprobs: of the sampled token, where asked for (then there is only one).
         prompt_logprobs: of the known tokens that follow each of the chunk's tokens, where asked
             for (one fewer when the chunk ends the prompt); empty otherwise.
     """
 
-    token_ids: list[int]
+    token_ids: list[list[int]]
     logprobs: list[TokenLogprob | None]
     prompt_logprobs: list[list[TokenLogprob]]
 
 
 @dataclass(frozen=True, slots=True)
 class SequenceUpdate:
-    """What one step meant for one sequence, from `Scheduler.update`.
+    """What one or several steps meant for one sequence, from `Scheduler.update`.
 
     Args:
         seq_id: the sequence.
-        token_id: the token it gained, -1 if none.
-        finish_reason: ``"stop"`` or ``"length"`` when the step ended its turn.
-        logprob: of ``token_id``, where asked for.
+        token_ids: the tokens it gained.
+        num_computed_tokens: those of the stream that are computed now.
+        finish_reason: ``"stop"`` or ``"length"`` when its turn is over.
+        logprob: of the token it gained, where asked for.
         prompt_logprobs: as in `ModelOutput`.
     """
 
     seq_id: int
-    token_id: int
+    token_ids: list[int]
+    num_computed_tokens: int
     finish_reason: str | None
     logprob: TokenLogprob | None
     prompt_logprobs: list[TokenLogprob]

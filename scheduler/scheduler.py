@@ -10,9 +10,10 @@ parked, least recently used first.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Set
 
 from .config import SchedulerConfig
+from .decode_steps import give_more_steps, give_steps
 from .kv_cache_manager import KVCacheManager
 from .output import (
     DropParked,
@@ -30,6 +31,7 @@ from .sequence import Sequence, SequenceState, SequenceStatus
 from .sink_window import SinkWindow
 
 _NO_TOKENS: array[int] = array("i")
+_ENDLESS = 1 << 62
 
 
 class Scheduler:
@@ -40,6 +42,7 @@ class Scheduler:
         self.kv = KVCacheManager(
             config.num_blocks,
             config.block_size,
+            min_chunk=config.chunk_size or 1,
             enable_prefix_caching=config.enable_prefix_caching,
         )
         self.sequences: dict[int, Sequence] = {}
@@ -118,15 +121,20 @@ class Scheduler:
         generates: bool = True,
         stop_token_ids: tuple[int, ...] = (),
         seed: int = 0,
+        num_generated: int = 0,
     ) -> None:
-        """Let a sequence that has tokens generate, or (to score them) only compute them."""
+        """Let a sequence that has tokens generate, or (to score them) only compute them.
+
+        Args:
+            num_generated: its last so many tokens are of this turn already.
+        """
         sequence = self.sequences[seq_id]
         assert not sequence.generates and sequence.num_tokens, "generating already, or empty"
         if generates and sequence.num_computed_tokens == sequence.num_tokens:
             sequence.reread()
             if seq_id in self.kv:
                 self.kv.truncate(seq_id, sequence.num_computed_tokens)
-        sequence.num_prompt_tokens = sequence.num_tokens
+        sequence.num_prompt_tokens = sequence.num_tokens - num_generated
         sequence.sampling_params = sampling_params
         sequence.generates = generates
         sequence.stop_token_ids = stop_token_ids
@@ -147,6 +155,7 @@ class Scheduler:
         self._queues.dequeue(sequence)
         sequence.status = SequenceStatus.IDLE
         sequence.generates = False
+        sequence.sampling_params = SamplingParams()  # what is appended now asks for nothing
         if seq_id in self.kv:
             self.kv.fit(seq_id, sequence.num_computed_tokens, 1, may_grow=False)
             self._queues.idle[seq_id] = None
@@ -268,7 +277,8 @@ class Scheduler:
     # One step
 
     def schedule(self, paused: Collection[int] = ()) -> SchedulerOutput:
-        """Choose the next step's chunks and give them blocks.
+        """Choose the next step's chunks and give them blocks; for several steps, if all that is
+        left to do is to decode.
 
         Args:
             paused: sequences that sit this step out. Others that wait get their places.
@@ -288,45 +298,70 @@ class Scheduler:
         budget -= len(scheduled)
         may_grow = self._may_grow(paused)
         for sequence in prefilling:
-            if budget == 0:
+            if self._wanted(sequence, budget) == 0:
                 break
             scheduled.append(self._take(sequence, budget, may_grow=may_grow))
             budget -= len(scheduled[-1].token_ids)
         while budget > 0 and (admitted := self._admit(budget, paused)) is not None:
             scheduled.append(self._take(admitted, budget, may_grow=self._may_grow(paused)))
             budget -= len(scheduled[-1].token_ids)
-        return SchedulerOutput(tuple(scheduled))
+        num_steps = give_steps(
+            self.kv,
+            scheduled,
+            self.config.num_decode_steps,
+            anybody_waits=self._anybody_waits(len(scheduled), paused),
+        )
+        return SchedulerOutput(tuple(scheduled), num_steps)
 
-    def update(self, output: SchedulerOutput, result: ModelOutput) -> list[SequenceUpdate]:
-        """Advance the sequences by what the step computed; the only place where they advance.
+    def schedule_following(
+        self, output: SchedulerOutput, paused: Set[int] = frozenset()
+    ) -> SchedulerOutput | None:
+        """What comes after steps that are not updated yet, if it is more of the same whatever they
+        sample. Both are updated, in order, before anything else is scheduled."""
+        scheduled = [s.seq_id for s in output.sequences]
+        if output.num_steps == 1 or not all(map(self._is_running, scheduled)):
+            return None
+        if not paused.isdisjoint(scheduled) or self._anybody_waits(len(scheduled), paused):
+            return None
+        return give_more_steps(self.kv, output)
+
+    def update(
+        self,
+        output: SchedulerOutput,
+        result: ModelOutput,
+        stops: Callable[[int, int], bool] = lambda seq_id, token_id: False,
+    ) -> list[SequenceUpdate]:
+        """Advance the sequences by what was computed; the only place where they advance.
 
         A sequence whose turn was ended meanwhile is passed over.
+
+        Args:
+            stops: asked for every token that a sequence gains, in order, but a stop token: whether
+                it ends the turn. What was sampled after it is dropped.
         """
         updates = []
-        for scheduled, token_id, logprob, prompt_logprobs in zip(
+        for scheduled, token_ids, logprob, prompt_logprobs in zip(
             output.sequences,
             result.token_ids,
             result.logprobs,
             result.prompt_logprobs,
             strict=True,
         ):
-            sequence = self.sequences.get(scheduled.seq_id)
-            if sequence is None or sequence.status is not SequenceStatus.RUNNING:
+            if not self._is_running(scheduled.seq_id):
                 continue
+            sequence = self.sequences[scheduled.seq_id]
             sequence.advance(len(scheduled.token_ids))
-            sequence.trim(
-                self.kv.remember(sequence.seq_id, sequence.num_computed_tokens, sequence.token_ids)
-            )
-            finish_reason = None
-            if token_id >= 0:
-                sequence.append((token_id,))
-                finish_reason = self._finish_reason(sequence, token_id)
-            elif sequence.num_pending_tokens == 0:
+            gained, finish_reason = self._gain(sequence, token_ids, stops)
+            computed = sequence.num_computed_tokens
+            sequence.trim(self.kv.remember(sequence.seq_id, computed, sequence.token_ids))
+            if not gained and sequence.num_pending_tokens == 0:
                 finish_reason = "length"
             if finish_reason is not None:
                 self.end_turn(scheduled.seq_id)
             updates.append(
-                SequenceUpdate(scheduled.seq_id, token_id, finish_reason, logprob, prompt_logprobs)
+                SequenceUpdate(
+                    scheduled.seq_id, gained, computed, finish_reason, logprob, prompt_logprobs
+                )
             )
         return updates
 
@@ -347,14 +382,33 @@ class Scheduler:
         back += self._residency.num_parkable_blocks(paused)
         return self._residency.num_missing(waiting) > back
 
+    def _is_running(self, seq_id: int) -> bool:
+        sequence = self.sequences.get(seq_id)
+        return sequence is not None and sequence.status is SequenceStatus.RUNNING
+
+    def _anybody_waits(self, num_scheduled: int, paused: Collection[int]) -> bool:
+        """Whether others have something to compute and found no room or budget."""
+        running = sum(entry[2].seq_id not in paused for entry in self._queues.running)
+        return running > num_scheduled or any(self._queues.heads(paused))
+
+    def _wanted(self, sequence: Sequence, budget: int) -> int:
+        """Tokens of the sequence to compute next, as far as the budget goes; 0 if it has to wait
+        for a step with a larger one."""
+        size, pending = self.config.chunk_size, sequence.num_pending_tokens
+        if size is None:
+            return min(pending, budget)
+        chunk = min(pending, size - sequence.num_computed_tokens % size)
+        return chunk if chunk <= budget else 0
+
     def _take(self, sequence: Sequence, budget: int, *, may_grow: bool) -> ScheduledSequence:
         """Cut the sequence's next chunk and see to its blocks."""
         seq_id, start = sequence.seq_id, sequence.num_computed_tokens
-        wanted = min(sequence.num_pending_tokens, budget)
+        wanted = self._wanted(sequence, budget)
         chunk = self.kv.fit(seq_id, start, wanted, may_grow=may_grow)
         # Beside idle streams that fill the cache, a prompt would take a few tokens per step.
         while chunk < wanted and may_grow and self._residency.park_one():
             chunk = self.kv.fit(seq_id, start, wanted, may_grow=True)
+        assert self.config.chunk_size is None or chunk == wanted, "no room for a chunk"
         end = start + chunk
         # A prompt may be asked again in part. A row that generates never changes.
         self.kv.allocate(seq_id, end, spares_hashed=chunk > 1)
@@ -373,6 +427,7 @@ class Scheduler:
             sampling_params=params,
             stop_token_ids=sequence.stop_token_ids,
             seed=sequence.seed,
+            max_new_tokens=self._max_new_tokens(sequence) if samples else 0,
             history=sequence.visible_token_ids()
             if samples and params.has_penalties
             else _NO_TOKENS,
@@ -386,11 +441,36 @@ class Scheduler:
         for entry in sorted(self._queues.heads(paused)):
             sequence = entry[2]
             had_blocks = sequence.seq_id in self.kv
-            chunk = min(sequence.num_pending_tokens, budget)
+            if (chunk := self._wanted(sequence, budget)) == 0:
+                return None
             if had_blocks or self._residency.admit(sequence, chunk, paused):
                 self._queues.run(entry, had_blocks=had_blocks)
                 return sequence
         return None
+
+    def _max_new_tokens(self, sequence: Sequence) -> int:
+        """Tokens that a sequence may gain before its turn is over."""
+        most, limit = _ENDLESS, sequence.sampling_params.max_tokens
+        if limit is not None:
+            most = min(most, limit - sequence.num_output_tokens)
+        if sequence.max_tokens is not None:
+            most = min(most, sequence.max_tokens - sequence.num_tokens)
+        return max(1, most)
+
+    def _gain(
+        self, sequence: Sequence, token_ids: list[int], stops: Callable[[int, int], bool]
+    ) -> tuple[list[int], str | None]:
+        """Append what was sampled, up to what ends the turn. All but the last are computed."""
+        for count, token_id in enumerate(token_ids, 1):
+            if count > 1:
+                sequence.advance(1)
+            sequence.append((token_id,))
+            reason = self._finish_reason(sequence, token_id)
+            if reason != "stop" and stops(sequence.seq_id, token_id):
+                reason = "stop"
+            if reason is not None:
+                return token_ids[:count], reason
+        return token_ids, None
 
     def _finish_reason(self, sequence: Sequence, token_id: int) -> str | None:
         params = sequence.sampling_params

@@ -117,6 +117,21 @@ class SinkWindow:
         assert self.window_size is not None, "full attention has no ring"
         return (ring_blocks - 1) * block_size - self.window_size + 2
 
+    def max_decode_steps(self, num_computed: int, ring_blocks: int, block_size: int) -> int:
+        """Most single tokens, from position ``num_computed`` on, that may be computed before
+        anybody looks: any number of them, from the end, can still be taken back. At least 1.
+
+        Whoever goes on from ``n`` without what was written at ``[n, n + excess)`` sees nothing
+        older than ``n - W + 1``. The last of these overwrote ``n + excess - 1 - ring_blocks *
+        block_size``, which is older as long as ``excess <= ring_blocks * block_size - W + 1``; that
+        is ``block_size`` or more in the smallest ring. Nor does a block come round that has
+        become full in these steps: it is still to be entered into the index.
+        """
+        assert self.window_size is not None, "full attention has no ring"
+        ring = ring_blocks * block_size
+        comes_round = (num_computed // block_size) * block_size + ring
+        return min(ring - self.window_size + 1, comes_round - num_computed)
+
     def column(self, logical_block: int, ring_blocks: int, block_size: int) -> int:
         """Column of a block-table row that holds the stream's ``logical_block``-th block."""
         sinks = self.num_sink_blocks(block_size)

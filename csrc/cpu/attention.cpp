@@ -5,35 +5,19 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <cmath>
 #include <optional>
 #include <vector>
 
 #include "attention.h"
 #include "attention_plan.h"
 #include "attention_run.h"
-#include "checks.h"
 #include "dtype.h"
 #include "kernels.h"
 
 namespace paged_stream {
 namespace {
 
-constexpr Checker kCheck("paged_attention");
-
-void check_heads(const Tensor& query, const std::optional<Tensor>& sink_query,
-                 const Tensor& k_cache, const Tensor& v_cache) {
-  kCheck.cache_pair(k_cache, v_cache);
-  const char* layout = "[T, num_heads, head_dim]";
-  kCheck.heads(query, "query", layout, kAny, kAny, k_cache);
-  if (sink_query) {
-    kCheck.heads(*sink_query, "sink_query", layout, query.size(0), query.size(1), k_cache);
-    kCheck.dtype(*sink_query, "sink_query", query.scalar_type());
-  }
-  STD_TORCH_CHECK(query.size(1) >= 1 && query.size(1) % k_cache.size(1) == 0,
-                  "paged_attention: num_heads must be a multiple of num_kv_heads ", k_cache.size(1),
-                  ", got ", query.size(1));
-}
+constexpr AttentionChecker kCheck;
 
 // Every column that the sequence's chunk reads must exist, and no two of its live blocks share one.
 void check_columns(const SequenceView& s, int64_t index, int64_t block_size, int64_t width) {
@@ -102,22 +86,6 @@ std::vector<SequenceView> read_batch(const AttentionBatch& batch, int64_t num_to
   return sequences;
 }
 
-void check_batch(const AttentionBatch& batch, const Tensor& query) {
-  const Tensor& block_table = batch.block_table;
-  kCheck.shape(block_table, "block_table", "[B, width]", {kAny, kAny});
-  kCheck.dtype(block_table, "block_table", ScalarType::Int);
-  kCheck.dense(block_table, "block_table", 1);
-  kCheck.same_device(block_table, "block_table", query);
-  const int64_t b = block_table.size(0);
-  kCheck.metadata(batch.query_start_loc, "query_start_loc", ScalarType::Int, "[B + 1]", {b + 1},
-                  query);
-  kCheck.metadata(batch.seq_lens, "seq_lens", ScalarType::Long, "[B]", {b}, query);
-  kCheck.metadata(batch.num_sink_tokens, "num_sink_tokens", ScalarType::Int, "[B]", {b}, query);
-  kCheck.metadata(batch.window_size, "window_size", ScalarType::Int, "[B]", {b}, query);
-  kCheck.metadata(batch.window_floor, "window_floor", ScalarType::Long, "[B]", {b}, query);
-  kCheck.metadata(batch.ring_blocks, "ring_blocks", ScalarType::Int, "[B]", {b}, query);
-}
-
 Tensor paged_attention(const Tensor& query, const std::optional<Tensor>& sink_query,
                        const Tensor& k_cache, const Tensor& v_cache, const Tensor& block_table,
                        const Tensor& query_start_loc, const Tensor& seq_lens,
@@ -125,11 +93,12 @@ Tensor paged_attention(const Tensor& query, const std::optional<Tensor>& sink_qu
                        const Tensor& window_floor, const Tensor& ring_blocks, double scale,
                        const std::optional<Tensor>& alibi_slopes, double softcap,
                        int64_t local_window) {
-  check_heads(query, sink_query, k_cache, v_cache);
+  kCheck.heads(query, sink_query, k_cache, v_cache);
   const int64_t num_tokens = query.size(0), num_heads = query.size(1);
   const AttentionBatch batch{block_table, query_start_loc, seq_lens,   num_sink_tokens,
                              window_size, window_floor,    ring_blocks};
-  const auto layer = AttentionLayer::read(scale, alibi_slopes, softcap, local_window, num_heads);
+  const AttentionLayer layer =
+      kCheck.layer(scale, alibi_slopes, softcap, local_window, num_heads, query);
   AttentionStep step(batch, query, num_tokens, k_cache.size(2));
   Tensor out = torch::stable::new_empty(query, {num_tokens, num_heads, head_dim_of(k_cache)});
   const Tensor& sinks = sink_query ? *sink_query : query;
@@ -143,25 +112,9 @@ Tensor paged_attention(const Tensor& query, const std::optional<Tensor>& sink_qu
 
 }  // namespace
 
-AttentionLayer AttentionLayer::read(double scale, const std::optional<Tensor>& alibi_slopes,
-                                    double softcap, int64_t local_window, int64_t num_heads) {
-  // The kernels compute in float32, where it must neither vanish nor overflow.
-  const bool is_cap = softcap > 0 && std::isnormal(static_cast<float>(softcap));
-  STD_TORCH_CHECK(softcap == 0 || is_cap,
-                  "paged_attention: softcap must be a positive float32, or 0 for none, got ",
-                  softcap);
-  kCheck.require(softcap == 0 || !alibi_slopes, "softcap and alibi_slopes must not both be given");
-  kCheck.require(local_window >= 0, "local_window must be at least 1, or 0 for none, got ",
-                 local_window);
-  if (!alibi_slopes) return {scale, nullptr, softcap, local_window};
-  kCheck.metadata(*alibi_slopes, "alibi_slopes", ScalarType::Float, "[num_heads]", {num_heads},
-                  *alibi_slopes);
-  return {scale, alibi_slopes->const_data_ptr<float>(), softcap, local_window};
-}
-
 AttentionStep::AttentionStep(const AttentionBatch& batch, const Tensor& like, int64_t num_tokens,
                              int64_t block_size) {
-  check_batch(batch, like);
+  kCheck.batch(batch, like);
   sequences_ = read_batch(batch, num_tokens, block_size);
 }
 

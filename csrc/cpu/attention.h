@@ -8,8 +8,8 @@
 #include <optional>
 #include <vector>
 
+#include "attention_checks.h"
 #include "attention_plan.h"
-#include "checks.h"
 #include "kernels.h"
 
 namespace paged_stream {
@@ -28,27 +28,6 @@ struct Heads {
   Heads from(int64_t first, int64_t count, int64_t head_bytes) const {
     return {static_cast<char*>(data) + first * head_bytes, stride, count};
   }
-};
-
-// A step's sequences; see the op's documentation.
-struct AttentionBatch {
-  const Tensor& block_table;
-  const Tensor& query_start_loc;
-  const Tensor& seq_lens;
-  const Tensor& num_sink_tokens;
-  const Tensor& window_size;
-  const Tensor& window_floor;
-  const Tensor& ring_blocks;
-};
-
-struct AttentionLayer {
-  double scale;
-  const float* alibi_slopes;  // [num_heads], or null
-  double softcap;             // 0 for none
-  int64_t local_window;       // 0 for none
-
-  static AttentionLayer read(double scale, const std::optional<Tensor>& alibi_slopes,
-                             double softcap, int64_t local_window, int64_t num_heads);
 };
 
 // A step's sequences, read once for all layers, and how layers of each kind cut them into work.

@@ -28,7 +28,8 @@ Tensor attention_block(Tensor residual, std::optional<Tensor> delta, Tensor norm
   const AttentionBlock block{
       PackedWeight::read(check, qkv_weight, qkv_bias, qkv_size(num_heads, k_cache), dtype),
       PackedWeight::read(check, output_weight, output_bias, norm.args.dim, dtype),
-      AttentionLayer::read(scale, alibi_slopes, softcap, local_window, num_heads), num_heads};
+      AttentionChecker().layer(scale, alibi_slopes, softcap, local_window, num_heads, residual),
+      num_heads};
   block.check_sizes(check, norm.args.dim, k_cache.size(1), head_dim_of(k_cache));
   if (!is_quantized(k_cache)) check.dtype(k_cache, "k_cache", dtype);
   const auto turns =

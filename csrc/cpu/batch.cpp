@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "checks.h"
+#include "decode_rows.h"
 #include "parallel.h"
 #include "sink_window.h"
 
@@ -94,7 +95,7 @@ Batch lay_out_batch(Tensor token_ids, Tensor block_rows, int64_t block_size,
       const int64_t column = window.column(position / block_size, ring_blocks[b], block_size);
       check.require(column < row_lengths[b], "position ", position, " is in column ", column,
                     " of a row of ", row_lengths[b]);
-      *slot++ = row[column] * block_size + position % block_size;
+      *slot++ = slot_of(position, row[column], block_size);
       *position_at++ = position;
       *sink_position_at = window.sink_position(position);
       has_gap |= *sink_position_at++ < position;

@@ -40,8 +40,7 @@ struct CacheShape {
 
   // Byte offset of a slot's first head; its heads are head_stride() elements apart.
   int64_t slot_offset(int64_t slot) const {
-    const int64_t block = slot / block_size, row = slot % block_size;
-    return (block * block_stride + row * row_size) * element_size;
+    return paged_stream::slot_offset(slot, block_size, block_stride, row_size) * element_size;
   }
 
   int64_t grain(int64_t heads) const {
@@ -130,25 +129,11 @@ void rotary_and_cache(const Tensor& query, const std::optional<Tensor>& sink_que
                       const std::optional<Tensor>& sink_rotary, const Tensor& slot_mapping,
                       bool interleaved) {
   constexpr Checker check("rotary_and_cache");
-  check.cache_pair(k_cache, v_cache);
-  const int64_t num_kv_heads = k_cache.size(1);
-  check.heads(query, "query", "[T, num_heads, head_dim]", kAny, kAny, k_cache);
-  const int64_t num_tokens = query.size(0), num_heads = query.size(1);
-  check.heads(key, "key", "[T, num_kv_heads, head_dim]", num_tokens, num_kv_heads, k_cache);
-  check.heads(value, "value", "[T, num_kv_heads, head_dim]", num_tokens, num_kv_heads, k_cache);
-  check.dtype(key, "key", query.scalar_type());
-  check.dtype(value, "value", query.scalar_type());
-  check.require(sink_query.has_value() == sink_rotary.has_value(),
-                "sink_query and sink_rotary must be given together");
-  Heads sinks{nullptr, 0, num_heads};
-  if (sink_query) {
-    check.heads(*sink_query, "sink_query", "[T, num_heads, head_dim]", num_tokens, num_heads,
-                k_cache);
-    check.dtype(*sink_query, "sink_query", query.scalar_type());
-    sinks = heads_of(*sink_query);
-  }
+  check.rotary_and_cache(query, sink_query, key, value, k_cache, v_cache, rotary, sink_rotary);
+  const int64_t num_tokens = query.size(0);
   const auto step =
       RotaryStep::read(check, rotary, sink_rotary, slot_mapping, interleaved, num_tokens, k_cache);
+  const Heads sinks = sink_query ? heads_of(*sink_query) : Heads{nullptr, 0, query.size(1)};
   rotate_and_store(heads_of(query), sinks, heads_of(key), heads_of(value), dtype_of(query), k_cache,
                    v_cache, step);
 }
@@ -158,12 +143,7 @@ void rotary_and_cache(const Tensor& query, const std::optional<Tensor>& sink_que
 RotaryStep RotaryStep::read(const Checker& check, const Tensor& rotary,
                             const std::optional<Tensor>& sink_rotary, const Tensor& slot_mapping,
                             bool interleaved, int64_t num_tokens, const Tensor& cache) {
-  const int64_t head_dim = head_dim_of(cache);
-  check.rotary(rotary, "rotary", num_tokens, head_dim, cache);
-  if (sink_rotary) {
-    check.rotary(*sink_rotary, "sink_rotary", num_tokens, head_dim, cache);
-    check.shape(*sink_rotary, "sink_rotary", "of rotary", {num_tokens, rotary.size(1)});
-  }
+  check.rotary_tables(rotary, sink_rotary, num_tokens, cache);
   const int64_t* slots = check_slots(check, slot_mapping, num_tokens, cache);
   return {Angles(rotary, interleaved), Angles(sink_rotary, interleaved), slots, num_tokens};
 }
@@ -279,12 +259,7 @@ void check_block_mapping(const Checker& check, const int64_t* pairs, int64_t n,
 
 void copy_blocks(const Tensor& kv_cache, const Tensor& block_mapping) {
   const Checker check("copy_blocks");
-  check.shape(kv_cache, "kv_cache",
-              "[num_layers, 2, num_blocks, num_kv_heads, block_size, row_size]",
-              {kAny, 2, kAny, kAny, kAny, kAny});
-  check.cache_dtype(kv_cache, "kv_cache");
-  check.dense(kv_cache, "kv_cache", 0);
-  check.metadata(block_mapping, "block_mapping", ScalarType::Long, "[n, 2]", {kAny, 2}, kv_cache);
+  check.copy_blocks(kv_cache, block_mapping);
   const int64_t planes = kv_cache.size(0) * 2, num_blocks = kv_cache.size(2);
   const int64_t n = block_mapping.size(0);
   const int64_t* pairs = block_mapping.const_data_ptr<int64_t>();

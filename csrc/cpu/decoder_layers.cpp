@@ -112,7 +112,9 @@ int64_t lay_out_layers(Tensors attention_norms, Tensors qkv_weights, Tensors qkv
     };
     const AttentionBlock attention{
         weight(qkv_weights, qkv_biases, qkv_size), weight(output_weights, output_biases, made->dim),
-        AttentionLayer::read(scale, alibi_slopes, softcap, local_windows[i], num_heads), num_heads};
+        AttentionChecker().layer(scale, alibi_slopes, softcap, local_windows[i], num_heads,
+                                 attention_norms[i]),
+        num_heads};
     const GatedMlp mlp{weight(up_weights, up_biases, 2 * intermediate_size),
                        weight(down_weights, down_biases, made->dim), intermediate_size};
     attention.check_sizes(kCheck, made->dim, num_kv_heads, head_dim);

@@ -31,11 +31,7 @@ Tensor add_rms_norm(Tensor residual, std::optional<Tensor> delta, Tensor weight,
 
 Tensor silu_and_mul(Tensor gate_up) {
   constexpr Checker check("silu_and_mul");
-  check.shape(gate_up, "gate_up", "[T, 2 * dim]", {kAny, kAny});
-  check.kv_dtype(gate_up, "gate_up");
-  check.dense(gate_up, "gate_up", 0);
-  check.require(gate_up.size(1) % 2 == 0, "gate_up must have an even number of columns, got ",
-                gate_up.size(1));
+  check.gate_up(gate_up);
   const int64_t rows = gate_up.size(0), dim = gate_up.size(1) / 2;
   Tensor out = torch::stable::new_empty(gate_up, {rows, dim});
   run_silu_and_mul(gate_up.data_ptr(), out.data_ptr(), rows, dim, dtype_of(gate_up));
@@ -47,18 +43,11 @@ Tensor silu_and_mul(Tensor gate_up) {
 RmsNormInput RmsNormInput::read(const Checker& check, const Tensor& residual,
                                 const std::optional<Tensor>& delta, const Tensor& weight,
                                 double eps) {
-  check.shape(residual, "residual", "[T, dim]", {kAny, kAny});
-  check.kv_dtype(residual, "residual");
-  check.dense(residual, "residual", 0);
+  check.rms_norm(residual, delta, weight);
   const int64_t rows = residual.size(0), dim = residual.size(1);
-  if (delta) {
-    check.shape(*delta, "delta", "of residual", {rows, dim});
-    check.dtype(*delta, "delta", residual.scalar_type());
-    check.dense(*delta, "delta", 0);
-  }
   const RmsNormArgs args{residual.data_ptr(),
                          delta ? delta->data_ptr() : nullptr,
-                         norm_weight(check, weight, dim),
+                         weight.const_data_ptr<float>(),
                          nullptr,
                          dim,
                          static_cast<float>(eps)};

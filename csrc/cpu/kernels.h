@@ -4,15 +4,11 @@
 #include <cstdint>
 
 #include "cache_layout.h"
+#include "number_types.h"
 
 namespace paged_stream {
 
-struct bfloat16 {
-  uint16_t bits;
-};
-
-enum class DType { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2 };
-constexpr int kNumDTypes = 2;  // that models compute in
+constexpr int kNumDTypes = 2;  // that models compute in, the first ones of DType
 
 // Copies rows of head_dim elements, turning their first rotary_dim elements by the angles. Rows of
 // int8 come with their scale; those that are turned are quantised again.

@@ -44,9 +44,6 @@ PS_INLINE void widen_row(const T* row, int head_dim, float* out) {
   }
 }
 
-// Rows whose largest element is smaller, so that 127 over it might not be finite, become zero.
-constexpr float kSmallestMax = 0x1p-119f;
-
 // The scale is max |x| / 127, or NaN if any element is infinite or NaN.
 inline void quantize_row(const float* x, int head_dim, int8_t* row) {
   constexpr int W = kRowLanes;
@@ -56,13 +53,9 @@ inline void quantize_row(const float* x, int head_dim, int8_t* row) {
     max = size > max ? size : max;
     nothing += v * 0.0f;
   }
-  const float largest = horizontal_max<W>(max);
-  const bool is_zero = largest < kSmallestMax;
-  const float scale = (is_zero ? 0.0f : largest / 127.0f) + horizontal_sum<W>(nothing);
-  const float inverse = is_zero ? 0.0f : 127.0f / largest;
+  const auto [scale, inverse] = quantized_scale(horizontal_max<W>(max), horizontal_sum<W>(nothing));
   for (int d = 0; d < head_dim; d += W) {
-    // Adding 1.5 * 2^23 leaves the nearest integer, ties to even, in the low mantissa bits.
-    const IVec<W> bits = (IVec<W>)(load<Vec<W>>(x + d) * inverse + 12582912.0f);
+    const IVec<W> bits = (IVec<W>)(load<Vec<W>>(x + d) * inverse + kRoundingShift);
     for (int i = 0; i < W; ++i) row[d + i] = static_cast<int8_t>(bits[i]);
   }
   __builtin_memcpy(row + head_dim, &scale, sizeof(scale));

@@ -5,11 +5,11 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <vector>
 
 #include "checks.h"
 #include "kernels.h"
 #include "parallel.h"
+#include "sampling_hash.h"
 
 namespace paged_stream {
 namespace {
@@ -18,41 +18,22 @@ constexpr int64_t kMinLogitsPerThread = 1 << 14;
 // Beyond these, differences of float32 logits over the temperature leave the range of float64.
 constexpr double kLeastTemperature = 1e-5, kMostTemperature = 1e30;
 
-// splitmix64
-uint64_t mix(uint64_t value) {
-  value += 0x9E3779B97F4A7C15;
-  value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9;
-  value = (value ^ (value >> 27)) * 0x94D049BB133111EB;
-  return value ^ (value >> 31);
-}
-
-// A number in [0, 1) that is a hash of its arguments.
-double uniform(int64_t seed, int64_t position) {
-  const uint64_t hash = mix(mix(static_cast<uint64_t>(seed)) ^ static_cast<uint64_t>(position));
-  return static_cast<double>(hash >> 11) * 0x1p-53;
-}
-
 struct Params {
-  const std::vector<double>&temperature, &min_p;
-  const std::vector<int64_t>& top_k;
-  const std::vector<double>& top_p;
-  const std::vector<int64_t>&seeds, &positions;
+  const double *temperature, *min_p;
+  const int64_t* top_k;
+  const double* top_p;
+  const int64_t *seeds, *positions;
 
-  void validate(const Checker& check, size_t rows) const {
-    const bool agree = temperature.size() == rows && min_p.size() == rows && top_k.size() == rows &&
-                       top_p.size() == rows && seeds.size() == rows && positions.size() == rows;
-    check.require(agree,
-                  "every parameter must have one value per row of logits, of which there "
-                  "are ",
-                  rows);
-    for (double value : temperature) {
+  void validate(const Checker& check, int64_t rows) const {
+    for (int64_t i = 0; i < rows; ++i) {
+      const double value = temperature[i];
       check.require(value == 0.0 || (value >= kLeastTemperature && value <= kMostTemperature),
                     "temperature must be 0 or in [1e-5, 1e30], got ", value);
     }
   }
 };
 
-int64_t sample_row(const Kernels& isa, SampleArgs args, const Params& params, size_t row) {
+int64_t sample_row(const Kernels& isa, SampleArgs args, const Params& params, int64_t row) {
   static thread_local GrowingBuffer<double> weights;
   static thread_local GrowingBuffer<VocabBlock> blocks;
   args.greedy = params.temperature[row] == 0.0;
@@ -68,17 +49,16 @@ int64_t sample_row(const Kernels& isa, SampleArgs args, const Params& params, si
   return isa.pick_token(args);
 }
 
-Tensor sample_tokens(Tensor logits, std::vector<double> temperature, std::vector<double> min_p,
-                     std::vector<int64_t> top_k, std::vector<double> top_p,
-                     std::vector<int64_t> seeds, std::vector<int64_t> positions) {
+Tensor sample_tokens(Tensor logits, Tensor temperature, Tensor min_p, Tensor top_k, Tensor top_p,
+                     Tensor seeds, Tensor positions) {
   constexpr Checker check("sample_tokens");
-  check.shape(logits, "logits", "[N, vocab]", {kAny, kAny});
-  check.dtype(logits, "logits", ScalarType::Float);
-  check.dense(logits, "logits", 1);
+  check.sampling(logits, temperature, min_p, top_k, top_p, seeds, positions);
   const int64_t rows = logits.size(0), vocab = logits.size(1);
-  check.require(vocab > 0 && vocab <= std::numeric_limits<int32_t>::max(),
-                "vocab must be in [1, 2^31), got ", vocab);
-  const Params params{temperature, min_p, top_k, top_p, seeds, positions};
+  const Params params{
+      temperature.const_data_ptr<double>(), min_p.const_data_ptr<double>(),
+      top_k.const_data_ptr<int64_t>(),      top_p.const_data_ptr<double>(),
+      seeds.const_data_ptr<int64_t>(),      positions.const_data_ptr<int64_t>(),
+  };
   params.validate(check, rows);
   Tensor tokens = torch::stable::new_empty(logits, {rows}, ScalarType::Long);
   if (rows == 0) return tokens;

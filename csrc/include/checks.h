@@ -21,6 +21,10 @@ using torch::stable::Tensor;
 constexpr int64_t kAny = -1;
 
 inline bool is_quantized(const Tensor& cache) { return cache.scalar_type() == ScalarType::Char; }
+// Float8 without a scale, on CUDA alone.
+inline bool is_float8(const Tensor& cache) {
+  return cache.scalar_type() == ScalarType::Float8_e4m3fn && !cache.is_cpu();
+}
 // Elements of a cache's rows that are not their scale.
 inline int64_t head_dim_of(const Tensor& cache) {
   return cache.size(3) - (is_quantized(cache) ? kScaleBytes : 0);
@@ -60,17 +64,18 @@ class Checker {
                     ", got ", torch::headeronly::toString(type));
   }
 
+  // One that models compute in on the tensor's device.
   void kv_dtype(const Tensor& t, const char* name) const {
-    const ScalarType type = t.scalar_type();
-    STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16, op_, ": ", name,
-                    " must be Float or BFloat16, got ", torch::headeronly::toString(type));
+    STD_TORCH_CHECK(is_kv_dtype(t), op_, ": ", name, " must be Float",
+                    t.is_cpu() ? " or BFloat16" : ", BFloat16 or Half", ", got ",
+                    torch::headeronly::toString(t.scalar_type()));
   }
 
   void cache_dtype(const Tensor& t, const char* name) const {
-    const ScalarType type = t.scalar_type();
-    STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16 || is_quantized(t),
-                    op_, ": ", name, " must be Float, BFloat16 or Char, got ",
-                    torch::headeronly::toString(type));
+    STD_TORCH_CHECK(is_kv_dtype(t) || is_quantized(t) || is_float8(t), op_, ": ", name,
+                    " must be Float, BFloat16",
+                    t.is_cpu() ? " or Char" : ", Half, Char or Float8_e4m3fn", ", got ",
+                    torch::headeronly::toString(t.scalar_type()));
   }
 
   // All dimensions from `from` on lie densely in memory.
@@ -129,11 +134,11 @@ class Checker {
   }
 
   // Heads of tokens, [rows, heads, head_dim], in the model's dtype, which is that of a cache that
-  // is not quantised; heads dense, rows strided.
+  // is neither quantised nor float8; heads dense, rows strided.
   void heads(const Tensor& t, const char* name, const char* layout, int64_t rows, int64_t heads,
              const Tensor& cache) const {
     shape(t, name, layout, {rows, heads, head_dim_of(cache)});
-    if (is_quantized(cache)) {
+    if (is_quantized(cache) || is_float8(cache)) {
       kv_dtype(t, name);
     } else {
       dtype(t, name, cache.scalar_type());
@@ -158,7 +163,127 @@ class Checker {
                     " must have an even rotary_dim of at most head_dim ", head_dim, ", got ", dim);
   }
 
+  // The arguments of advance_decode.
+  void decode_rows(const Tensor& sampled, const Tensor& generated, const Tensor& num_generated,
+                   const Tensor& num_left, const Tensor& stop_token_ids, const Tensor& token_ids,
+                   const Tensor& positions, const Tensor& sink_positions, const Tensor& seq_lens,
+                   const Tensor& slot_mapping, const Tensor& block_table,
+                   const Tensor& num_sink_tokens, const Tensor& window_size,
+                   const Tensor& window_floor, const Tensor& ring_blocks,
+                   int64_t block_size) const {
+    constexpr ScalarType kLong = ScalarType::Long, kInt = ScalarType::Int;
+    metadata(sampled, "sampled", kLong, "[B]", {kAny}, sampled);
+    const int64_t rows = sampled.size(0);
+    const auto column = [&](const Tensor& t, const char* name, ScalarType type) {
+      metadata(t, name, type, "[B]", {rows}, sampled);
+    };
+    metadata(generated, "generated", kLong, "[B, max_generated]", {rows, kAny}, sampled);
+    column(num_generated, "num_generated", kLong);
+    column(num_left, "num_left", kLong);
+    metadata(stop_token_ids, "stop_token_ids", kLong, "[B, num_stops]", {rows, kAny}, sampled);
+    column(token_ids, "token_ids", kLong);
+    column(positions, "positions", kLong);
+    column(sink_positions, "sink_positions", kLong);
+    column(seq_lens, "seq_lens", kLong);
+    column(slot_mapping, "slot_mapping", kLong);
+    metadata(block_table, "block_table", kInt, "[B, width]", {rows, kAny}, sampled);
+    column(num_sink_tokens, "num_sink_tokens", kInt);
+    column(window_size, "window_size", kInt);
+    column(window_floor, "window_floor", kLong);
+    column(ring_blocks, "ring_blocks", kInt);
+    require(block_size >= 1, "block_size must be at least 1");
+  }
+
+  // What rotary_and_cache takes, but for its slots.
+  void rotary_and_cache(const Tensor& query, const std::optional<Tensor>& sink_query,
+                        const Tensor& key, const Tensor& value, const Tensor& k_cache,
+                        const Tensor& v_cache, const Tensor& rotary,
+                        const std::optional<Tensor>& sink_rotary) const {
+    cache_pair(k_cache, v_cache);
+    const int64_t num_kv_heads = k_cache.size(1);
+    heads(query, "query", "[T, num_heads, head_dim]", kAny, kAny, k_cache);
+    const int64_t num_tokens = query.size(0), num_heads = query.size(1);
+    heads(key, "key", "[T, num_kv_heads, head_dim]", num_tokens, num_kv_heads, k_cache);
+    heads(value, "value", "[T, num_kv_heads, head_dim]", num_tokens, num_kv_heads, k_cache);
+    dtype(key, "key", query.scalar_type());
+    dtype(value, "value", query.scalar_type());
+    require(sink_query.has_value() == sink_rotary.has_value(),
+            "sink_query and sink_rotary must be given together");
+    rotary_tables(rotary, sink_rotary, num_tokens, k_cache);
+    if (!sink_query) return;
+    heads(*sink_query, "sink_query", "[T, num_heads, head_dim]", num_tokens, num_heads, k_cache);
+    dtype(*sink_query, "sink_query", query.scalar_type());
+  }
+
+  // A step's angles, and those towards the sinks.
+  void rotary_tables(const Tensor& rotary, const std::optional<Tensor>& sink_rotary,
+                     int64_t num_tokens, const Tensor& cache) const {
+    const int64_t head_dim = head_dim_of(cache);
+    this->rotary(rotary, "rotary", num_tokens, head_dim, cache);
+    if (!sink_rotary) return;
+    this->rotary(*sink_rotary, "sink_rotary", num_tokens, head_dim, cache);
+    shape(*sink_rotary, "sink_rotary", "of rotary", {num_tokens, rotary.size(1)});
+  }
+
+  void copy_blocks(const Tensor& kv_cache, const Tensor& block_mapping) const {
+    shape(kv_cache, "kv_cache", "[num_layers, 2, num_blocks, num_kv_heads, block_size, row_size]",
+          {kAny, 2, kAny, kAny, kAny, kAny});
+    cache_dtype(kv_cache, "kv_cache");
+    dense(kv_cache, "kv_cache", 0);
+    metadata(block_mapping, "block_mapping", ScalarType::Long, "[n, 2]", {kAny, 2}, kv_cache);
+  }
+
+  // residual and delta: [T, dim]; weight: float32 [dim].
+  void rms_norm(const Tensor& residual, const std::optional<Tensor>& delta,
+                const Tensor& weight) const {
+    shape(residual, "residual", "[T, dim]", {kAny, kAny});
+    kv_dtype(residual, "residual");
+    dense(residual, "residual", 0);
+    const int64_t rows = residual.size(0), dim = residual.size(1);
+    if (delta) {
+      shape(*delta, "delta", "of residual", {rows, dim});
+      dtype(*delta, "delta", residual.scalar_type());
+      dense(*delta, "delta", 0);
+      same_device(*delta, "delta", residual);
+    }
+    shape(weight, "weight", "[dim]", {dim});
+    dtype(weight, "weight", ScalarType::Float);
+    dense(weight, "weight", 0);
+    same_device(weight, "weight", residual);
+  }
+
+  void gate_up(const Tensor& t) const {
+    shape(t, "gate_up", "[T, 2 * dim]", {kAny, kAny});
+    kv_dtype(t, "gate_up");
+    dense(t, "gate_up", 0);
+    require(t.size(1) % 2 == 0, "gate_up must have an even number of columns, got ", t.size(1));
+  }
+
+  // Logits, [N, vocab] with strided rows, and what to sample each row by.
+  void sampling(const Tensor& logits, const Tensor& temperature, const Tensor& min_p,
+                const Tensor& top_k, const Tensor& top_p, const Tensor& seeds,
+                const Tensor& positions) const {
+    shape(logits, "logits", "[N, vocab]", {kAny, kAny});
+    dtype(logits, "logits", ScalarType::Float);
+    dense(logits, "logits", 1);
+    STD_TORCH_CHECK(logits.size(1) > 0 && logits.size(1) <= INT32_MAX, op_,
+                    ": vocab must be in [1, 2^31), got ", logits.size(1));
+    const int64_t rows = logits.size(0);
+    metadata(temperature, "temperature", ScalarType::Double, "[N]", {rows}, logits);
+    metadata(min_p, "min_p", ScalarType::Double, "[N]", {rows}, logits);
+    metadata(top_k, "top_k", ScalarType::Long, "[N]", {rows}, logits);
+    metadata(top_p, "top_p", ScalarType::Double, "[N]", {rows}, logits);
+    metadata(seeds, "seeds", ScalarType::Long, "[N]", {rows}, logits);
+    metadata(positions, "positions", ScalarType::Long, "[N]", {rows}, logits);
+  }
+
  private:
+  static bool is_kv_dtype(const Tensor& t) {
+    const ScalarType type = t.scalar_type();
+    return type == ScalarType::Float || type == ScalarType::BFloat16 ||
+           (type == ScalarType::Half && !t.is_cpu());
+  }
+
   template <class Sizes>
   static std::string describe(const Sizes& sizes) {
     std::string text = "[";

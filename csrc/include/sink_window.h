@@ -4,11 +4,7 @@
 
 #include <cstdint>
 
-#if defined(__CUDACC__) || defined(__HIPCC__)
-#define PAGED_STREAM_HOST_DEVICE __host__ __device__
-#else
-#define PAGED_STREAM_HOST_DEVICE
-#endif
+#include "host_device.h"
 
 namespace paged_stream {
 

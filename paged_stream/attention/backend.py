@@ -10,7 +10,12 @@ from paged_stream.attention.metadata import AttentionMetadata
 
 
 class AttentionBackend(ABC):
-    """Computes attention of a step's queries over the blocks of its sequences."""
+    """Computes attention of a step's queries over the blocks of its sequences.
+
+    ``needs_host_metadata``: `AttentionMetadata.host` is read, so the host has to be there.
+    """
+
+    needs_host_metadata = False
 
     @abstractmethod
     def forward(

@@ -23,6 +23,7 @@ class AttentionMetadata:
         positions: int64 [T], of each token in its stream.
         sink_positions: int64 [T], its position towards the sinks; ``None`` when no key between the
             sinks and any token has gone, so that both agree.
+        host: the same on the host, for backends that plan there; ``None`` on the CPU.
     """
 
     query_start_loc: torch.Tensor
@@ -35,3 +36,4 @@ class AttentionMetadata:
     slot_mapping: torch.Tensor
     positions: torch.Tensor
     sink_positions: torch.Tensor | None
+    host: AttentionMetadata | None = None

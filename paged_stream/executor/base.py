@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from paged_stream.kv_tokens import KVTokens
 from paged_stream.scheduler.output import KVOperation, ModelOutput, SchedulerOutput
@@ -14,15 +14,25 @@ from paged_stream.worker.kv_cache import CachePlan
 class Executor(ABC):
     """Runs scheduled steps somewhere.
 
-    ``cache_plan`` is what its workers have room for, ``fingerprint`` says which weights they run.
+    ``cache_plan`` is what its workers have room for, ``fingerprint`` says which weights they run,
+    ``default_decode_steps`` for how many steps they had better decode by themselves, and
+    ``runs_ahead`` whether more of the same had better be submitted before the result is read, so
+    that what the host does with it hides behind the device.
     """
 
     cache_plan: CachePlan
     fingerprint: str
+    default_decode_steps: int = 1
+    runs_ahead: bool = False
 
     @abstractmethod
     def execute(self, output: SchedulerOutput) -> ModelOutput:
         """Compute one step, on every worker that has a part in it."""
+
+    def submit(self, output: SchedulerOutput) -> Callable[[], ModelOutput]:
+        """Let a step be computed; what comes back waits for it."""
+        result = self.execute(output)
+        return lambda: result
 
     @abstractmethod
     def apply(self, operations: Sequence[KVOperation]) -> None:
@@ -47,3 +57,7 @@ class Executor(ABC):
     @abstractmethod
     def parked_bytes(self) -> tuple[int, int]:
         """Bytes of such sequences in host memory and on disk."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End workers in other processes; harmless twice."""

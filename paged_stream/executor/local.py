@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from paged_stream.config import EngineConfig
 from paged_stream.executor.base import Executor
 from paged_stream.kv_tokens import KVTokens
 from paged_stream.models.config import ModelConfig
 from paged_stream.models.files import ModelFiles
+from paged_stream.models.fingerprint import fingerprint
 from paged_stream.scheduler.output import KVOperation, ModelOutput, SchedulerOutput
 from paged_stream.scheduler.sink_window import SinkWindow
 from paged_stream.worker.worker import Worker
@@ -25,10 +26,15 @@ class LocalExecutor(Executor):
     ) -> None:
         self._worker = Worker(config, files, model_config, sink_window)
         self.cache_plan = self._worker.cache_plan
-        self.fingerprint = self._worker.fingerprint
+        self.fingerprint = fingerprint([self._worker.weight_samples])
+        self.default_decode_steps = self._worker.default_decode_steps
+        self.runs_ahead = self._worker.device.type != "cpu"
 
     def execute(self, output: SchedulerOutput) -> ModelOutput:
         return self._worker.execute(output)
+
+    def submit(self, output: SchedulerOutput) -> Callable[[], ModelOutput]:
+        return self._worker.submit(output) if self.runs_ahead else super().submit(output)
 
     def apply(self, operations: Sequence[KVOperation]) -> None:
         self._worker.apply(operations)
@@ -47,3 +53,6 @@ class LocalExecutor(Executor):
 
     def parked_bytes(self) -> tuple[int, int]:
         return self._worker.parked.host_bytes, self._worker.parked.disk_bytes
+
+    def close(self) -> None:
+        """Nothing to end: the worker goes with the executor."""

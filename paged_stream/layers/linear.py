@@ -1,5 +1,5 @@
 """Projection. Its weight is allocated and filled by loading, or comes in quantised blocks, and is
-packed once for the CPU."""
+packed once for the CPU; on CUDA it stays as it is, for cuBLAS."""
 
 from __future__ import annotations
 
@@ -87,5 +87,8 @@ class Linear(torch.nn.Module):
             return ops.linear(
                 hidden, self.packed_weight, self.bias, self.out_features, float_output
             )
+        if float_output and hidden.is_cuda and hidden.dtype != torch.float32:
+            result = torch.mm(hidden, self.weight.t(), out_dtype=torch.float32)  # not rounded
+            return result if self.bias is None else result.add_(self.bias)
         result = F.linear(hidden, self.weight, self.bias)
         return result.float() if float_output else result

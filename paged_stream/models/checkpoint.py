@@ -14,9 +14,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
 
+from paged_stream.models.config import ModelConfig
 from paged_stream.models.decoder import Decoder
 from paged_stream.models.family import Family, Weight
 from paged_stream.models.files import ModelFiles
+from paged_stream.models.sharding import WHOLE, Rank, part_of
 
 # Preferred first: (the single file, the index of several).
 FORMATS = (
@@ -117,18 +119,35 @@ def _shard_paths(files: ModelFiles, index: str) -> list[Path]:
 
 
 @torch.inference_mode()
-def fill(decoder: Decoder, family: Family, files: ModelFiles, skip: Collection[str] = ()) -> None:
+def fill(
+    decoder: Decoder,
+    whole: Decoder,
+    family: Family,
+    files: ModelFiles,
+    *,
+    rank: Rank = WHOLE,
+    skip: Collection[str] = (),
+) -> None:
     """Copy every checkpoint tensor into its slice, converting layout, dtype and device on the way.
 
     Args:
+        decoder: of one rank.
+        whole: the whole model's, whose parameters need no memory; the same if there is one rank.
         skip: checkpoint tensors that have been taken otherwise.
 
     Raises:
         ValueError: one error that names every tensor that is missing, unexpected or unfit.
     """
-    config = decoder.config
+    config = whole.config
+    layout = dict(whole.named_parameters())
     parameters = dict(decoder.named_parameters())
-    weights = {weight.source: weight for weight in family.weights(config, parameters)}
+    parts = {name: part_of(config, name, len(like), rank) for name, like in layout.items()}
+    for name, part in parts.items():
+        if not part.rows and name in parameters:
+            parameters[name].zero_()
+    # What was taken otherwise is gone from the decoder.
+    layout = {name: like for name, like in layout.items() if name in parameters}
+    weights = {weight.source: weight for weight in family.weights(config, layout)}
     with ExitStack() as stack:
         shards: list[Shard] = [
             SafetensorsShard(path, stack) if path.suffix == ".safetensors" else PickledShard(path)
@@ -136,7 +155,7 @@ def fill(decoder: Decoder, family: Family, files: ModelFiles, skip: Collection[s
         ]
         # By the names that the family uses: where to read, and under which name.
         sources = {family.rename(name): (shard, name) for shard in shards for name in shard.names}
-        problems = list(_problems(decoder, family, weights, parameters, sources, skip))
+        problems = list(_problems(config, family, weights, layout, sources, skip))
         if problems:
             raise ValueError(
                 f"model={files.name!r}: weights in {files.folder} do not fit config.json: "
@@ -148,18 +167,22 @@ def fill(decoder: Decoder, family: Family, files: ModelFiles, skip: Collection[s
             tensor = shard.read(name)
             if weight.transform is not None:
                 tensor = weight.transform(tensor, config)
-            parameters[weight.target][weight.start : weight.stop].copy_(tensor)
+            part, parameter = parts[weight.target], parameters[weight.target]
+            for mine, theirs in part.pieces(weight.start, weight.stop):
+                piece = tensor[theirs]
+                if part.columns is not None:
+                    piece = piece[:, part.columns.start : part.columns.stop]
+                parameter[mine].copy_(piece)
 
 
 def _problems(
-    decoder: Decoder,
+    config: ModelConfig,
     family: Family,
     weights: dict[str, Weight],
-    parameters: dict[str, torch.nn.Parameter],
+    layout: dict[str, torch.nn.Parameter],
     sources: dict[str, tuple[Shard, str]],
     skip: Collection[str],
 ) -> Iterator[str]:
-    config = decoder.config
     missing = sorted(weights.keys() - sources.keys())
     unexpected = sorted(
         name
@@ -175,21 +198,21 @@ def _problems(
             continue
         shard, stored = sources[name]
         shape, dtype = shard.describe(stored)
-        target = parameters[weight.target]
+        target = layout[weight.target]
         expected = [weight.stop - weight.start, *target.shape[1:]]
         if dtype not in _FLOAT_TYPES.values():
             yield f"{name} has dtype {dtype}, expected {', '.join(_FLOAT_TYPES.values())}"
-        elif _shape_after(weight, shape, decoder) != expected:
+        elif _shape_after(weight, shape, config) != expected:
             after = f" after {weight.transform.__name__}" if weight.transform else ""
             yield f"{name} has shape {shape}, expected {expected}{after}"
 
 
-def _shape_after(weight: Weight, shape: list[int], decoder: Decoder) -> list[int] | None:
+def _shape_after(weight: Weight, shape: list[int], config: ModelConfig) -> list[int] | None:
     """Shape of a tensor once it is transformed, ``None`` if that is impossible."""
     if weight.transform is None:
         return shape
     try:
-        tensor = weight.transform(torch.empty(shape, device="meta"), decoder.config)
+        tensor = weight.transform(torch.empty(shape, device="meta"), config)
     except (RuntimeError, IndexError):
         return None
     return list(tensor.shape)

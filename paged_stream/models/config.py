@@ -167,6 +167,15 @@ class ModelConfig:
             for layer in self.layers
         )
 
+    def attention_features(self) -> list[str]:
+        """What attention does beside scaled products with sinks and a window, in words."""
+        features = {
+            "ALiBi": self.alibi_slopes is not None,
+            "a soft cap": self.attention_softcap is not None,
+            "layers with a window of their own": any(layer.local_window for layer in self.layers),
+        }
+        return [name for name, is_there in features.items() if is_there]
+
     @property
     def num_parameters(self) -> int:
         """Weights of the matrices; norms and biases are too few to count."""

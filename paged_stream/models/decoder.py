@@ -8,7 +8,7 @@ as the smaller kernels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 
@@ -20,8 +20,10 @@ from paged_stream.layers.embedding import Embedding
 from paged_stream.layers.linear import Linear
 from paged_stream.layers.mlp import MLP
 from paged_stream.layers.norm import HeadNorm, LayerNorm, NoNorm, RMSNorm
+from paged_stream.layers.rank_group import RankGroup
 from paged_stream.layers.rotary import RotaryEmbedding, RotaryTables
 from paged_stream.models.config import ModelConfig, RotaryConfig
+from paged_stream.models.sharding import WHOLE, Rank, shard_config, vocabulary_of
 
 
 class Attention(torch.nn.Module):
@@ -130,7 +132,11 @@ class Attention(torch.nn.Module):
 
 
 class DecoderLayer(torch.nn.Module):
-    """Attention and feed-forward block, with norms and residual where the config places them."""
+    """Attention and feed-forward block, with norms and residual where the config places them.
+
+    Args:
+        group: ranks that have a part of every block each; what these give is added up.
+    """
 
     def __init__(
         self,
@@ -140,8 +146,10 @@ class DecoderLayer(torch.nn.Module):
         *,
         dtype: torch.dtype,
         device: torch.device,
+        group: RankGroup | None = None,
     ) -> None:
         super().__init__()
+        self.group = group
         self.parallel = config.parallel_residual
         self.attention_norm = self._input_norm(config, dtype, device)
         self.attention = Attention(config, local_window, backend, dtype=dtype, device=device)
@@ -232,18 +240,29 @@ class DecoderLayer(torch.nn.Module):
             attended = self.attention.forward(normed, tables, metadata, k_cache, v_cache)
             if self.mlp_norm is not None:
                 normed = self.mlp_norm.forward(residual, None)
-            return attended.add_(self.mlp.forward(normed))
+            attended.add_(self.mlp.forward(normed))
+            return attended if self.group is None else self.group.sum(attended)
         attended = self._attend(residual, delta, tables, metadata, k_cache, v_cache)
+        if self.group is not None:
+            attended = self.group.sum(attended)
         if self.post_attention_norm is not None:
             attended = self.post_attention_norm.forward(attended, None)
         delta = self._feed_forward(residual, attended)
+        if self.group is not None:
+            delta = self.group.sum(delta)
         if self.post_mlp_norm is not None:
             delta = self.post_mlp_norm.forward(delta, None)
         return delta
 
 
 class Decoder(torch.nn.Module):
-    """A whole model; its parameters are uninitialised memory until a checkpoint fills them."""
+    """A model; its parameters are uninitialised memory until a checkpoint fills them.
+
+    Args:
+        config: of the whole model.
+        rank: whose part of the model this is; ``config`` becomes that of the part.
+        group: all ranks, this one included.
+    """
 
     def __init__(
         self,
@@ -252,10 +271,13 @@ class Decoder(torch.nn.Module):
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        rank: Rank = WHOLE,
+        group: RankGroup | None = None,
     ) -> None:
         super().__init__()
         device = torch.device(device)
-        self.config = config
+        self.config = config = shard_config(config, rank)
+        self.group = group
         # Layers mostly share their angles: one table per kind and step.
         rotaries = list(dict.fromkeys(layer.rotary for layer in config.layers))
         self.rotaries = [make_rotary(rotary, device) for rotary in rotaries]
@@ -268,30 +290,40 @@ class Decoder(torch.nn.Module):
         if config.learned_positions:
             self.positions = Embedding(config.learned_positions, hidden, dtype=dtype, device=device)
         self.layers = torch.nn.ModuleList(
-            DecoderLayer(config, layer.local_window, attention, dtype=dtype, device=device)
+            DecoderLayer(
+                config, layer.local_window, attention, dtype=dtype, device=device, group=group
+            )
             for layer in config.layers
         )
         self.norm = make_norm(config, dtype, device)
         # A tied head shares the Parameter, which named_parameters() lists once, as the embedding's.
+        tied = self.embedding.weight if config.tie_word_embeddings else None
+        self.head_widths = [
+            len(vocabulary_of(config, Rank(index, rank.size))) for index in range(rank.size)
+        ]
+        if tied is not None and rank.size > 1:
+            span = vocabulary_of(config, rank)
+            tied = torch.nn.Parameter(tied.data[span.start : span.stop], requires_grad=False)
         self.head = Linear(
             hidden,
-            vocab,
+            self.head_widths[rank.index],
             bias=config.head_bias,
             dtype=dtype,
             device=device,
-            weight=self.embedding.weight if config.tie_word_embeddings else None,
+            weight=tied,
         )
         # All layers as a single op, where there is one, once weights are packed.
         self.fused_layers: ops.DecoderLayers | None = None
 
     def pack_weights(self) -> None:
-        """Bring all projections into the layout of the CPU kernels, one at a time. From then on
-        neither parameters nor parts may be replaced."""
-        for layer in self.layers:
-            assert isinstance(layer, DecoderLayer)
-            layer.pack()
-        self.head.pack()
-        self.fused_layers = self._fuse_layers()
+        """Bring all projections into the layout of the CPU kernels, one at a time, if that is where
+        they are. From then on neither parameters nor parts may be replaced."""
+        if self.embedding.weight.device.type == "cpu":
+            for layer in self.layers:
+                assert isinstance(layer, DecoderLayer)
+                layer.pack()
+            self.head.pack()
+            self.fused_layers = self._fuse_layers()
         for module in self.modules():
             # Plain attributes: torch would search for each of them in Python, 20 times per layer.
             module.__dict__.update(module._modules | module._parameters | module._buffers)
@@ -302,7 +334,7 @@ class Decoder(torch.nn.Module):
             assert isinstance(layer, DecoderLayer)
             if layer.attention_block is None or layer.mlp_block is None:
                 return None
-            if layer.post_attention_norm is not None:
+            if layer.post_attention_norm is not None or layer.group is not None:
                 return None
             attention.append(layer.attention_block)
             mlp.append(layer.mlp_block)
@@ -314,14 +346,15 @@ class Decoder(torch.nn.Module):
         self,
         token_ids: torch.Tensor,
         metadata: AttentionMetadata,
-        kv_caches: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        kv_caches: Iterable[tuple[torch.Tensor, torch.Tensor]],
     ) -> torch.Tensor:
         """Run one step.
 
         Args:
             token_ids: int64 [T].
             metadata: the step's batch.
-            kv_caches: K and V of each layer, written at ``metadata.slot_mapping``, then read.
+            kv_caches: K and V of each layer, written at ``metadata.slot_mapping``, then read; each
+                is asked for when its layer is next.
 
         Returns:
             [T, hidden_size] after the final norm.
@@ -345,7 +378,7 @@ class Decoder(torch.nn.Module):
         residual: torch.Tensor,
         tables: list[RotaryTables],
         metadata: AttentionMetadata,
-        kv_caches: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        kv_caches: Iterable[tuple[torch.Tensor, torch.Tensor]],
     ) -> torch.Tensor:
         k_caches, v_caches = zip(*kv_caches, strict=True)
         sink_rotary = []
@@ -372,6 +405,8 @@ class Decoder(torch.nn.Module):
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return float32 [N, vocab_size] for the [N, hidden_size] rows that are sampled from."""
         logits = self.head(hidden, float_output=True)
+        if self.group is not None:
+            logits = self.group.join_columns(logits, self.head_widths)
         cap = self.config.logits_softcap
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 

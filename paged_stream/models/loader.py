@@ -7,6 +7,7 @@ import dataclasses
 import torch
 
 from paged_stream.attention.backend import AttentionBackend
+from paged_stream.layers.rank_group import RankGroup
 from paged_stream.models.checkpoint import fill
 from paged_stream.models.config import ModelConfig
 from paged_stream.models.decoder import Decoder
@@ -18,6 +19,7 @@ from paged_stream.models.quantization import (
     take_stored_blocks,
 )
 from paged_stream.models.registry import family_of
+from paged_stream.models.sharding import WHOLE, Rank
 
 __all__ = ["ModelFiles", "load_config", "load_model", "resolve_model"]
 
@@ -58,16 +60,25 @@ def load_model(
     device: torch.device | str,
     attention: AttentionBackend,
     quantization: str | None = None,
+    rank: Rank = WHOLE,
+    group: RankGroup | None = None,
 ) -> Decoder:
     """Build the decoder and fill it; never holds more than one tensor above the model's size.
 
     Args:
+        config: of the whole model.
         quantization: as in `EngineConfig`.
+        rank: load the part of it that this rank has; ``group`` are all of them.
     """
-    decoder = Decoder(config, attention, dtype=dtype, device=device)
+    decoder = Decoder(config, attention, dtype=dtype, device=device, rank=rank, group=group)
+    whole = decoder
+    if rank.size > 1:
+        whole = Decoder(config, attention, dtype=dtype, device="meta")
     family = family_of(config.model_type)
-    taken = take_stored_blocks(decoder, family, files) if quantization == "auto" else set()
-    fill(decoder, family, files, skip=taken)
+    taken = set()
+    if quantization == "auto":
+        taken = take_stored_blocks(decoder, whole, family, files, rank)
+    fill(decoder, whole, family, files, rank=rank, skip=taken)
     if quantization != "auto":
-        quantize_weights(decoder, block_formats(decoder, family, files, quantization))
+        quantize_weights(decoder, block_formats(whole, family, files, quantization))
     return decoder.eval()

@@ -17,6 +17,7 @@ from paged_stream.models.config import ModelConfig
 from paged_stream.models.decoder import Decoder
 from paged_stream.models.family import Family
 from paged_stream.models.files import ModelFiles
+from paged_stream.models.sharding import WHOLE, Rank, part_of
 
 # Written beside converted weights: the matrices of a GGUF file in the file's own blocks, in the
 # safetensors format, but not under its suffix: other engines load every file that has it.
@@ -44,21 +45,35 @@ def block_formats(
     return {}
 
 
-def take_stored_blocks(decoder: Decoder, family: Family, files: ModelFiles) -> set[str]:
+def take_stored_blocks(
+    decoder: Decoder, whole: Decoder, family: Family, files: ModelFiles, rank: Rank = WHOLE
+) -> set[str]:
     """Give projections the blocks that the model's GGUF file holds for them.
+
+    Args:
+        decoder: of one rank.
+        whole: as in `checkpoint.fill`.
 
     Returns:
         The names of the tensors taken.
+
+    Raises:
+        ValueError: a rank's part of a projection ends within a block.
     """
-    formats = block_formats(decoder, family, files, "auto")
+    formats = block_formats(whole, family, files, "auto")
     if not formats:
         return set()
     taken: set[str] = set()
     with safe_open(files.folder / BLOCKS_FILE, framework="pt") as file:
-        for name, (linear, sources) in _projections(decoder, family).items():
+        for name, (_, sources) in _projections(whole, family).items():
             if name in formats:
                 blocks = torch.cat([file.get_tensor(source) for source in sources])
-                linear.set_blocks(blocks, formats[name])
+                linear = decoder.get_submodule(name)
+                assert isinstance(linear, Linear) and linear.weight is not None
+                _check_inputs(name, linear.weight.shape[1])
+                part = part_of(whole.config, f"{name}.weight", len(blocks), rank)
+                num_bytes = BLOCK_BYTES[formats[name]]
+                linear.set_blocks(part.of(blocks, BLOCK_SIZE, num_bytes), formats[name])
                 taken.update(sources)
     return taken
 
@@ -72,13 +87,16 @@ def quantize_weights(decoder: Decoder, formats: dict[str, str]) -> None:
     for name, block_format in formats.items():
         linear = decoder.get_submodule(name)
         assert isinstance(linear, Linear) and linear.weight is not None
-        in_features = linear.weight.shape[1]
-        if in_features % BLOCK_SIZE:
-            raise ValueError(
-                f"quantization needs projections of a multiple of {BLOCK_SIZE} inputs, but {name} "
-                f"has {in_features}; use quantization=None"
-            )
+        _check_inputs(name, linear.weight.shape[1])
         linear.set_blocks(_quantize(linear.weight, block_format), block_format)
+
+
+def _check_inputs(name: str, in_features: int) -> None:
+    if in_features % BLOCK_SIZE:
+        raise ValueError(
+            f"quantization needs projections of a multiple of {BLOCK_SIZE} inputs on each rank, "
+            f"but {name} has {in_features}; use quantization=None"
+        )
 
 
 def weight_bytes(

@@ -11,7 +11,9 @@ import torch
 
 from paged_stream import ops
 from paged_stream.attention.metadata import AttentionMetadata
+from paged_stream.ops import BatchLayout
 from paged_stream.scheduler.output import SchedulerOutput
+from paged_stream.worker.staging import to_device
 
 _FULL_ATTENTION = 2**31 - 1  # window_size of a sequence without a window
 
@@ -51,19 +53,29 @@ def build_forward_batch(
         ring_blocks=[sequence.ring_blocks for sequence in sequences],
         row_lengths=[len(sequence.block_row) for sequence in sequences],
     )
+    host = None
+    moved = layout
+    if device.type != "cpu":
+        host = _metadata(layout, None)
+        moved = BatchLayout._make([*to_device(layout[:-1], device), layout.has_gap])
     return ForwardBatch(
-        token_ids=layout.token_ids.to(device),
+        token_ids=moved.token_ids,
         query_start_loc=layout.query_start_loc.tolist(),
-        attention=AttentionMetadata(
-            query_start_loc=layout.query_start_loc.to(device),
-            seq_lens=layout.seq_lens.to(device),
-            num_sink_tokens=layout.num_sink_tokens.to(device),
-            window_size=layout.window_size.to(device),
-            window_floor=layout.window_floor.to(device),
-            block_table=layout.block_table.to(device),
-            ring_blocks=layout.ring_blocks.to(device),
-            slot_mapping=layout.slot_mapping.to(device),
-            positions=layout.positions.to(device),
-            sink_positions=layout.sink_positions.to(device) if layout.has_gap else None,
-        ),
+        attention=_metadata(moved, host),
+    )
+
+
+def _metadata(layout: BatchLayout, host: AttentionMetadata | None) -> AttentionMetadata:
+    return AttentionMetadata(
+        query_start_loc=layout.query_start_loc,
+        seq_lens=layout.seq_lens,
+        num_sink_tokens=layout.num_sink_tokens,
+        window_size=layout.window_size,
+        window_floor=layout.window_floor,
+        block_table=layout.block_table,
+        ring_blocks=layout.ring_blocks,
+        slot_mapping=layout.slot_mapping,
+        positions=layout.positions,
+        sink_positions=layout.sink_positions if layout.has_gap else None,
+        host=host,
     )

@@ -18,11 +18,16 @@ class CachePlan:
     num_blocks: int
     block_bytes: int
 
+    @property
+    def num_bytes(self) -> int:
+        return self.num_blocks * self.block_bytes
+
 
 class KVCache:
     """Blocks of all layers: ``tensor`` is [layers, 2, blocks, kv_heads, block_size, row_size].
 
-    A row is head_dim elements of a float ``dtype``, or in int8 as many and their scale.
+    A row is head_dim elements of a float ``dtype`` (of 8 bits too), or in int8 as many and their
+    scale.
 
     Pages of a CPU cache are touched only as blocks come into use, so an unused block costs
     address space, not memory.
@@ -43,22 +48,34 @@ class KVCache:
         self.tensor = torch.zeros(shape, dtype=dtype, device=device)
         self.layers = [(layer[0], layer[1]) for layer in self.tensor]
 
+    def host_tokens(self, count: int) -> KVTokens:
+        """Memory for ``count`` tokens on the host, pinned if the cache is elsewhere."""
+        num_layers, _, _, num_kv_heads, _, size = self.tensor.shape
+        # One allocation per sequence: thousands are kept, and many small ones would leave holes.
+        return KVTokens(
+            *torch.empty(
+                (2, num_layers, count, num_kv_heads, size),
+                dtype=self.tensor.dtype,
+                pin_memory=self.tensor.is_cuda,
+            )
+        )
+
     def read(self, slots: torch.Tensor) -> KVTokens:
         """Copy the tokens at ``slots`` (int64 [N]) to the host."""
-        num_layers, _, _, num_kv_heads, _, size = self.tensor.shape
-        shape = (2, num_layers, len(slots), num_kv_heads, size)
-        # One allocation per sequence: thousands are kept, and many small ones would leave holes.
-        tokens = torch.empty(shape, dtype=self.tensor.dtype)
-        for layer, (k_cache, v_cache) in enumerate(self.layers):
-            tokens[0, layer], tokens[1, layer] = ops.gather_blocks(k_cache, v_cache, slots)
-        return KVTokens(*tokens)
-
-    def write(self, slots: torch.Tensor, tokens: KVTokens) -> None:
-        """Copy the first N tokens to ``slots`` (int64 [N]); one whose slot is -1 is left out."""
-        count, device = len(slots), self.tensor.device
+        tokens = self.host_tokens(len(slots))
         for (k_cache, v_cache), key, value in zip(self.layers, *tokens, strict=True):
-            key, value = (x[:count].to(device) for x in (key, value))
-            ops.scatter_blocks(key, value, k_cache, v_cache, slots)
+            for target, source in zip(
+                (key, value), ops.gather_blocks(k_cache, v_cache, slots), strict=True
+            ):
+                target.copy_(source)
+        return tokens
+
+    def write_layer(self, layer: int, slots: torch.Tensor, tokens: KVTokens) -> None:
+        """Copy one layer of the first N tokens to ``slots`` (int64 [N]); one whose slot is -1 is
+        left out."""
+        rows = (part[layer, : len(slots)] for part in tokens)
+        key, value = (part.to(self.tensor.device, non_blocking=True) for part in rows)
+        ops.scatter_blocks(key, value, *self.layers[layer], slots)
 
     def copy_block(self, source: int, destination: int) -> None:
         mapping = torch.tensor([[source, destination]], device=self.tensor.device)

@@ -1,10 +1,10 @@
-"""One forward pass: inputs, model, sampling. Holds no state of any sequence but K and V, in the
-cache or parked beside it."""
+"""One forward pass: inputs, model, sampling; or several, of a batch that decodes. Holds no state of
+any sequence but K and V, in the cache or parked beside it."""
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -22,10 +22,22 @@ from paged_stream.scheduler.output import (
     SchedulerOutput,
     TokenLogprob,
 )
+from paged_stream.worker.copies import CacheCopies
+from paged_stream.worker.cuda_graphs import DecodeGraphs, GraphLimits, Recorder
+from paged_stream.worker.decode_loop import (
+    DecodeBatch,
+    continue_decode,
+    move_batch,
+    prepare_decode,
+    run_decode_step,
+    start_collecting,
+)
 from paged_stream.worker.input_batch import build_forward_batch
 from paged_stream.worker.kv_cache import KVCache
+from paged_stream.worker.lanes import make_lanes
 from paged_stream.worker.parking import ParkedStore
-from paged_stream.worker.sampler import sample, token_logprobs
+from paged_stream.worker.sampler import prepare_draw, sample, token_logprobs
+from paged_stream.worker.staging import to_device
 
 # Rows of logits held at once for prompt log-probabilities: 256 x 49152 in float32 is 50 MB.
 _LOGPROB_ROWS = 256
@@ -42,28 +54,77 @@ class ModelRunner:
         self.parked = parked
         self.block_size = block_size
         self.device = kv_cache.tensor.device
+        self.copies = CacheCopies(kv_cache, *make_lanes(self.device))
+        self.graphs: DecodeGraphs | None = None
+        self._decode_batch: DecodeBatch | None = None  # of the last steps that went together
 
     @torch.inference_mode()
+    def record_graphs(self, limits: GraphLimits, recorder: Recorder) -> None:
+        """Record steps of batches that only decode; from then on such batches play them."""
+        self.graphs = DecodeGraphs(limits, self._decode_step, recorder, self.device)
+
     def execute(self, output: SchedulerOutput) -> ModelOutput:
+        return self.submit(output)()
+
+    @torch.inference_mode()
+    def submit(self, output: SchedulerOutput) -> Callable[[], ModelOutput]:
+        """Start computing; what comes back waits for the result."""
+        plays = self.graphs is not None and all(s.decodes_alone for s in output.sequences)
+        if output.num_steps == 1 and not output.follows and not plays:
+            result = self._step(output)
+            return lambda: result
+        self.copies.settle()
+        batch = self._prepare_decode(output)
+        if self.graphs is not None and self.graphs.holds(batch):
+            self.graphs.play(batch, output.num_steps)
+        else:
+            for _ in range(output.num_steps):
+                self._decode_step(batch)
+        tokens = start_collecting(batch, output.num_steps)
+        count = len(output.sequences)
+        return lambda: ModelOutput(tokens()[:count], [None] * count, [[] for _ in range(count)])
+
+    def _prepare_decode(self, output: SchedulerOutput) -> DecodeBatch:
+        """The input of several steps; the last ones' if these follow them."""
+        batch = self._decode_batch
+        if output.follows:
+            assert batch is not None
+            continue_decode(batch, output)
+            return batch
+        batch = prepare_decode(output, self.block_size)
+        if self.graphs is not None and self.graphs.limits.take(batch):
+            batch = self.graphs.load(batch)
+        else:
+            batch = move_batch(batch, self.device)
+        self._decode_batch = batch
+        return batch
+
+    def _decode_step(self, batch: DecodeBatch) -> None:
+        run_decode_step(self.model, self.kv_cache.layers, batch)
+
+    def _step(self, output: SchedulerOutput) -> ModelOutput:
         batch = build_forward_batch(output, self.block_size, self.device)
-        hidden = self.model(batch.token_ids, batch.attention, self.kv_cache.layers)
         bounds = batch.query_start_loc
+        sampled = [i for i, sequence in enumerate(output.sequences) if sequence.samples]
+        sampling = [output.sequences[i] for i in sampled]
+        draw = None
+        if sampled:
+            draw = prepare_draw(sampling, [bounds[i + 1] - 1 for i in sampled], self.device)
+        hidden = self.model(batch.token_ids, batch.attention, self.copies.layers())
         prompt_logprobs = [
             []
             if sequence.sampling_params.prompt_logprobs is None
             else self._prompt_logprobs(hidden[start:stop], sequence)
             for sequence, start, stop in zip(output.sequences, bounds, bounds[1:], strict=False)
         ]
-        sampled = [i for i, sequence in enumerate(output.sequences) if sequence.samples]
-        token_ids = [-1] * len(output.sequences)
+        token_ids: list[list[int]] = [[] for _ in output.sequences]
         logprobs: list[TokenLogprob | None] = [None] * len(output.sequences)
-        if sampled:
+        if draw is not None:
             if len(sampled) < hidden.shape[0]:
-                hidden = hidden[[bounds[i + 1] - 1 for i in sampled]]
-            logits = self.model.compute_logits(hidden)
-            results = sample(logits, [output.sequences[i] for i in sampled])
+                hidden = hidden[draw.rows]
+            results = sample(self.model.compute_logits(hidden), sampling, draw)
             for i, token_id, logprob in zip(sampled, *results, strict=True):
-                token_ids[i], logprobs[i] = token_id, logprob
+                token_ids[i], logprobs[i] = [token_id], logprob
         return ModelOutput(token_ids, logprobs, prompt_logprobs)
 
     @torch.inference_mode()
@@ -72,9 +133,11 @@ class ModelRunner:
         for operation in operations:
             match operation:
                 case CopyBlock(source, destination):
+                    self.copies.settle()
                     self.kv_cache.copy_block(source, destination)
                 case MoveTokens(source, destination, distance):
                     model = self.model
+                    self.copies.settle()
                     self.kv_cache.move(
                         self._slots(source),
                         self._slots(destination),
@@ -83,21 +146,23 @@ class ModelRunner:
                         interleaved=model.config.interleaved_rotary,
                     )
                 case ParkTokens(key, slots):
-                    self.parked.put(key, self.read(slots))
+                    self.parked.put(key, *self.copies.copy_out(self._slots(slots)))
                 case RestoreTokens(key, slots):
-                    self.kv_cache.write(self._slots(slots), self.parked.pop(key))
+                    self.copies.copy_in(self._slots(slots), self.parked.pop(key))
                 case DropParked(key):
                     self.parked.drop(key)
 
     @torch.inference_mode()
     def read(self, slots: array[int]) -> KVTokens:
         """Copy tokens out of the cache."""
+        self.copies.settle()
         return self.kv_cache.read(self._slots(slots))
 
     def _slots(self, slots: array[int]) -> torch.Tensor:
         if not slots:  # of which torch makes no tensor
             return torch.empty(0, dtype=torch.int64, device=self.device)
-        return torch.frombuffer(slots, dtype=torch.int64).to(self.device)
+        (moved,) = to_device([torch.frombuffer(slots, dtype=torch.int64)], self.device)
+        return moved
 
     def _prompt_logprobs(
         self, hidden: torch.Tensor, sequence: ScheduledSequence

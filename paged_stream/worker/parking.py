@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from paged_stream.kv_tokens import KVTokens
+from paged_stream.worker.lanes import Mark
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +32,14 @@ class ParkedStore:
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._host: OrderedDict[int, KVTokens] = OrderedDict()
         self._disk: dict[int, tuple[Path, int]] = {}
+        self._arrivals: dict[int, Mark] = {}
 
-    def put(self, key: int, tokens: KVTokens) -> None:
+    def put(self, key: int, tokens: KVTokens, arrival: Mark | None = None) -> None:
+        """Store tokens, which may still be on their way until ``arrival``."""
         assert key not in self._host and key not in self._disk, f"{key} is parked already"
         self._host[key] = tokens
+        if arrival is not None:
+            self._arrivals[key] = arrival
         self.host_bytes += tokens.nbytes
         while self.host_bytes > self.memory_bytes and self._spill_first():
             pass
@@ -42,6 +47,7 @@ class ParkedStore:
     def read(self, key: int) -> KVTokens:
         """Look at what is stored, which stays."""
         if key in self._host:
+            self._await(key)
             return self._host[key]
         return KVTokens(**load_file(self._disk[key][0]))
 
@@ -51,6 +57,7 @@ class ParkedStore:
         return tokens
 
     def drop(self, key: int) -> None:
+        self._arrivals.pop(key, None)
         if key in self._host:
             self.host_bytes -= self._host.pop(key).nbytes
         else:
@@ -67,6 +74,7 @@ class ParkedStore:
         path = None
         try:
             path = self._file(key)
+            self._await(key)
             save_file(tokens._asdict(), path)
         except (OSError, SafetensorError) as error:
             if path is not None:
@@ -77,6 +85,10 @@ class ParkedStore:
         self.disk_bytes += tokens.nbytes
         self.host_bytes -= self._host.pop(key).nbytes
         return bool(self._host)
+
+    def _await(self, key: int) -> None:
+        if (arrival := self._arrivals.pop(key, None)) is not None:
+            arrival.reach()
 
     def _file(self, key: int) -> Path:
         if self._temporary is None:

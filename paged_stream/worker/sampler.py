@@ -3,15 +3,78 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
 from paged_stream import ops
 from paged_stream.scheduler.output import ScheduledSequence, TokenLogprob
+from paged_stream.worker.staging import to_device
+
+
+class SamplingTensors(NamedTuple):
+    """What N sequences ask of `ops.sample_tokens`, on the device of their logits."""
+
+    temperature: torch.Tensor
+    min_p: torch.Tensor
+    top_k: torch.Tensor
+    top_p: torch.Tensor
+    seeds: torch.Tensor
+
+    def draw(self, logits: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Sample int64 [N] tokens that will stand at ``positions``, int64 [N]."""
+        return ops.sample_tokens(
+            logits,
+            temperature=self.temperature,
+            min_p=self.min_p,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            seeds=self.seeds,
+            positions=positions,
+        )
+
+
+def sampling_tensors(sequences: Sequence[ScheduledSequence]) -> SamplingTensors:
+    """Collect on the host the parameters of sequences that sample."""
+    params = [s.sampling_params for s in sequences]
+    numbers = [
+        [0.0 if p.greedy else p.temperature for p in params],
+        [p.min_p for p in params],
+        [p.top_p for p in params],
+    ]
+    integers = [[p.top_k for p in params], [_as_int64(s.seed) for s in sequences]]
+    temperature, min_p, top_p = torch.tensor(numbers, dtype=torch.float64)
+    top_k, seeds = torch.tensor(integers, dtype=torch.int64)
+    return SamplingTensors(temperature, min_p, top_k, top_p, seeds)
+
+
+class Draw(NamedTuple):
+    """What the sampling of a step needs on the device of its logits.
+
+    Args:
+        rows: int64 [N], the rows of the batch's tokens that are sampled from.
+        positions: int64 [N], where the sampled tokens will stand.
+        parameters: of the N sequences.
+    """
+
+    rows: torch.Tensor
+    positions: torch.Tensor
+    parameters: SamplingTensors
+
+
+def prepare_draw(
+    sequences: Sequence[ScheduledSequence], rows: Sequence[int], device: torch.device
+) -> Draw:
+    """Bring what sampling needs to the device, before the step is computed there."""
+    positions = [sequence.num_tokens for sequence in sequences]
+    host = torch.tensor(rows), torch.tensor(positions), *sampling_tensors(sequences)
+    moved = to_device(host, device)
+    return Draw(moved[0], moved[1], SamplingTensors(*moved[2:]))
 
 
 def sample(
-    logits: torch.Tensor, sequences: list[ScheduledSequence]
+    logits: torch.Tensor, sequences: list[ScheduledSequence], draw: Draw
 ) -> tuple[list[int], list[TokenLogprob | None]]:
     """Sample one token per row.
 
@@ -21,6 +84,7 @@ def sample(
     Args:
         logits: float32 [N, vocab]; changed in place.
         sequences: N sequences that sample.
+        draw: from `prepare_draw`, for these sequences.
 
     Returns:
         The tokens, and their log-probabilities where asked for.
@@ -36,7 +100,7 @@ def sample(
             _apply_penalties(logits[row], sequence)
         if params.min_tokens > sequence.num_output_tokens:
             logits[row, list(sequence.stop_token_ids)] = -math.inf
-    tokens = _draw(logits, sequences)
+    tokens: list[int] = draw.parameters.draw(logits, draw.positions).tolist()
     logprobs: list[TokenLogprob | None] = [None] * len(sequences)
     for row, values in raw.items():
         top = sequences[row].sampling_params.logprobs
@@ -94,20 +158,6 @@ def _generated(history: torch.Tensor, sequence: ScheduledSequence) -> torch.Tens
         return history[sequence.num_prompt_tokens :]
     window = history[sinks:][max(0, sequence.num_prompt_tokens - window_start) :]
     return torch.cat((history[sequence.num_prompt_tokens : sinks], window))
-
-
-def _draw(logits: torch.Tensor, sequences: list[ScheduledSequence]) -> list[int]:
-    params = [s.sampling_params for s in sequences]
-    tokens: list[int] = ops.sample_tokens(
-        logits,
-        temperature=[0.0 if p.greedy else p.temperature for p in params],
-        min_p=[p.min_p for p in params],
-        top_k=[p.top_k for p in params],
-        top_p=[p.top_p for p in params],
-        seeds=[_as_int64(s.seed) for s in sequences],
-        positions=[s.num_tokens for s in sequences],
-    ).tolist()
-    return tokens
 
 
 def _as_int64(value: int) -> int:

@@ -2,102 +2,64 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from paged_stream.attention.native import NativeBackend
+from paged_stream.attention.select import make_backend
 from paged_stream.config import EngineConfig
 from paged_stream.kv_tokens import KVTokens
+from paged_stream.layers.rank_group import RankGroup
 from paged_stream.models.config import ModelConfig
-from paged_stream.models.decoder import Decoder
 from paged_stream.models.files import ModelFiles
+from paged_stream.models.fingerprint import sample_weights
 from paged_stream.models.key_balance import balance_keys
 from paged_stream.models.loader import load_model
+from paged_stream.models.sharding import WHOLE, Rank, shard_config
 from paged_stream.scheduler.output import KVOperation, ModelOutput, SchedulerOutput
-from paged_stream.scheduler.sink_window import SinkWindow, cdiv
+from paged_stream.scheduler.sink_window import SinkWindow
+from paged_stream.worker.cuda_graphs import CudaRecorder, GraphLimits
+from paged_stream.worker.device import check_settings, prepare_device, resolve_device
 from paged_stream.worker.kv_cache import CachePlan, KVCache
+from paged_stream.worker.memory import (
+    available_memory,
+    blocks_per_stream,
+    explain_shortage,
+    largest_step,
+    measure,
+    memory_budget,
+    plan_cache,
+)
 from paged_stream.worker.model_runner import ModelRunner
 from paged_stream.worker.parking import ParkedStore
 
 logger = logging.getLogger(__name__)
 
-_DEFAULT_KV_BYTES = 4 << 30
-_SAMPLES = 64  # of each parameter, for the fingerprint
-
-
-def memory_budget(config: EngineConfig) -> int:
-    """Bytes that K and V may take.
-
-    Raises:
-        ValueError: more is asked for than this machine has.
-    """
-    budget = config.kv_cache_memory_bytes
-    if budget is None:
-        return min(_DEFAULT_KV_BYTES, _available_memory() // 2)
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if budget > total:
-        raise ValueError(
-            f"kv_cache_memory_bytes must be at most this machine's memory ({total}), got {budget}"
-        )
-    return budget
-
-
-def plan_cache(
-    config: EngineConfig, model_config: ModelConfig, kv_dtype: torch.dtype, sink_window: SinkWindow
-) -> CachePlan:
-    """Decide how many blocks to have.
-
-    Raises:
-        ValueError: the memory does not hold one stream; names the least that would.
-    """
-    block_bytes = model_config.kv_bytes_per_token(kv_dtype) * config.block_size
-    least = blocks_per_stream(config, model_config, sink_window, chunk=1)
-    most = blocks_per_stream(config, model_config, sink_window, chunk=config.max_num_batched_tokens)
-    budget = memory_budget(config)
-    if config.kv_cache_memory_bytes is None:
-        assert config.max_num_seqs is not None
-        budget = min(budget, most * config.max_num_seqs * block_bytes)
-    num_blocks = budget // block_bytes
-    if num_blocks < least:
-        raise ValueError(
-            f"kv_cache_memory_bytes={budget} is too little for one stream: "
-            f"num_sink_tokens={sink_window.num_sink_tokens} and "
-            f"window_size={sink_window.window_size} need {least * block_bytes} bytes; raise it"
-            f"{'' if model_config.learned_positions else ' or lower window_size'}"
-        )
-    return CachePlan(num_blocks=num_blocks, block_bytes=block_bytes)
-
-
-def blocks_per_stream(
-    config: EngineConfig, model_config: ModelConfig, sink_window: SinkWindow, *, chunk: int
-) -> int:
-    """Most blocks that a stream holds while ``chunk`` of its tokens are computed at a time."""
-    if sink_window.window_size is None:
-        return cdiv(model_config.max_position_embeddings, config.block_size)
-    sinks = sink_window.num_sink_blocks(config.block_size)
-    return sinks + sink_window.ring_blocks(chunk, config.block_size)
-
 
 def resolve_dtype(name: str, checkpoint: torch.dtype) -> torch.dtype:
     """Turn ``EngineConfig.dtype`` into a dtype."""
     if name != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
     return torch.float32 if checkpoint == torch.float32 else torch.bfloat16
 
 
 def resolve_kv_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
     """Turn ``EngineConfig.kv_cache_dtype`` into a dtype, for a model that computes in ``dtype``."""
-    return dtype if name == "auto" else torch.int8
+    return {"auto": dtype, "int8": torch.int8, "fp8": torch.float8_e4m3fn}[name]
 
 
 class Worker:
-    """Loads a model and runs steps on it."""
+    """Loads a model, or its rank's part of one, and runs steps on it.
+
+    Args:
+        model_config: of the whole model.
+        group: the ranks that share the model; ``None`` if there is one.
+    """
 
     def __init__(
         self,
@@ -105,65 +67,125 @@ class Worker:
         files: ModelFiles,
         model_config: ModelConfig,
         sink_window: SinkWindow,
+        group: RankGroup | None = None,
     ) -> None:
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
-        device = torch.device("cpu")
+        self.device = resolve_device(config.device)
+        check_settings(config, self.device)
+        prepare_device(self.device)
         dtype = resolve_dtype(config.dtype, model_config.dtype)
-        # Before the weights are read: a cache that cannot be is reported at once.
         kv_dtype = resolve_kv_dtype(config.kv_cache_dtype, dtype)
-        self.cache_plan = plan_cache(config, model_config, kv_dtype, sink_window)
-        model = load_model(files, model_config, dtype, device, NativeBackend(), config.quantization)
-        self.fingerprint = _fingerprint(model)
-        if kv_dtype == torch.int8:
-            balance_keys(model)
-        model.pack_weights()
-        kv_cache = KVCache(
-            num_layers=model_config.num_layers,
-            num_blocks=self.cache_plan.num_blocks,
-            num_kv_heads=model_config.num_kv_heads,
-            block_size=config.block_size,
-            head_dim=model_config.head_dim,
-            dtype=kv_dtype,
-            device=device,
+        rank = WHOLE if group is None else Rank(group.rank, group.size)
+        self._part = shard_config(model_config, rank)
+        backend = make_backend(
+            config.attention_backend,
+            model_config.head_dim,
+            config.block_size,
+            dtype,
+            kv_dtype,
+            model_config.attention_features(),
         )
+        plan: CachePlan | None = None
+        if (budget := memory_budget(config, self.device)) is not None:
+            # Before the weights are read: a cache that cannot be is reported at once.
+            plan = plan_cache(config, self._part, kv_dtype, sink_window, budget)
         self.parked = ParkedStore(
             _parking_budget(config), Path(config.parking_dir) if config.parking_dir else None
         )
-        self._runner = ModelRunner(model, kv_cache, self.parked, config.block_size)
+        with self._on_device("loading the model", "use a device with more memory"):
+            quantization = config.quantization if self.device.type == "cpu" else None
+            model = load_model(
+                files, model_config, dtype, self.device, backend, quantization, rank, group
+            )
+            self.weight_samples = sample_weights(model, model_config, rank)
+            if kv_dtype == torch.int8:
+                balance_keys(model)
+            model.pack_weights()
+        self._model, self._kv_dtype = model, kv_dtype
+        self.cache_plan = plan or self._measure_plan(config, sink_window)
+        with self._on_device(
+            f"allocating a KV cache of {self.cache_plan.num_bytes} bytes",
+            "lower gpu_memory_utilization or kv_cache_memory_bytes",
+        ):
+            # One block more than the scheduler knows of, for rows that only fill up a batch.
+            self._runner = self._make_runner(config, self.cache_plan.num_blocks + 1)
+        # A processor that runs the kernels has nobody to wait for, and a backend that plans on the
+        # host has to see every step.
+        runs_alone = self.device.type == "cuda" and not backend.needs_host_metadata
+        runs_alone = runs_alone and group is None  # ranks meet in every layer
+        self.default_decode_steps = 8 if runs_alone else 1
+        if runs_alone and config.cuda_graphs:
+            with self._on_device("recording decode steps", "pass cuda_graphs=False"):
+                self._record_graphs(config, sink_window)
         logger.info("%d blocks of %d tokens", self.cache_plan.num_blocks, config.block_size)
 
+    def _measure_plan(self, config: EngineConfig, sink_window: SinkWindow) -> CachePlan:
+        """Run the largest step, which does not need a whole cache, and see what it leaves."""
+        num_tokens = config.max_num_batched_tokens
+        step = largest_step(config, self._part, sink_window, num_tokens)
+        with self._on_device(
+            f"running a step of {num_tokens} tokens", "lower max_num_batched_tokens"
+        ):
+            use = measure(
+                self.device, lambda: self._make_runner(config, num_blocks=1).execute(step)
+            )
+        budget = use.left_for_cache(config.gpu_memory_utilization)
+        logger.info("%d bytes for the KV cache: %s", budget, use)
+        return plan_cache(config, self._part, self._kv_dtype, sink_window, budget, use)
+
+    def _record_graphs(self, config: EngineConfig, sink_window: SinkWindow) -> None:
+        assert config.max_num_seqs is not None
+        limits = GraphLimits(
+            num_rows=config.max_num_seqs,
+            table_width=blocks_per_stream(config, self._part, sink_window, chunk=1),
+            num_steps=config.num_decode_steps or self.default_decode_steps,
+            padding_block=self.cache_plan.num_blocks,
+            block_size=config.block_size,
+        )
+        self._runner.record_graphs(limits, CudaRecorder())
+
+    def _make_runner(self, config: EngineConfig, num_blocks: int) -> ModelRunner:
+        model_config = self._part
+        kv_cache = KVCache(
+            num_layers=model_config.num_layers,
+            num_blocks=num_blocks,
+            num_kv_heads=model_config.num_kv_heads,
+            block_size=config.block_size,
+            head_dim=model_config.head_dim,
+            dtype=self._kv_dtype,
+            device=self.device,
+        )
+        return ModelRunner(self._model, kv_cache, self.parked, config.block_size)
+
     def execute(self, output: SchedulerOutput) -> ModelOutput:
-        return self._runner.execute(output)
+        with self._on_device("computing a step", "lower gpu_memory_utilization"):
+            return self._runner.execute(output)
+
+    def submit(self, output: SchedulerOutput) -> Callable[[], ModelOutput]:
+        """Start computing; what comes back waits for the result."""
+        with self._on_device("computing a step", "lower gpu_memory_utilization"):
+            return self._runner.submit(output)
 
     def apply(self, operations: Sequence[KVOperation]) -> None:
-        self._runner.apply(operations)
+        with self._on_device("moving K and V", "lower gpu_memory_utilization"):
+            self._runner.apply(operations)
 
     def read(self, slots: array[int]) -> KVTokens:
-        return self._runner.read(slots)
+        with self._on_device("reading K and V", "lower gpu_memory_utilization"):
+            return self._runner.read(slots)
+
+    @contextmanager
+    def _on_device(self, doing: str, advice: str) -> Iterator[None]:
+        """Make the device current for this thread, and let a lack of its memory be explained."""
+        if self.device.type == "cpu":
+            yield
+            return
+        with torch.cuda.device(self.device), explain_shortage(self.device, doing, advice):
+            yield
 
 
 def _parking_budget(config: EngineConfig) -> int:
     if config.parking_memory_bytes is not None:
-        return config.parking_memory_bytes
-    return _available_memory() // 4
-
-
-def _fingerprint(model: Decoder) -> str:
-    """Digest of a sample of every weight: the same for the same weights in the same precision."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, parameter in (*model.named_parameters(), *model.named_buffers()):
-        digest.update(f"{name} {list(parameter.shape)} {parameter.dtype}".encode())
-        step = max(1, parameter.numel() // _SAMPLES)
-        sample = parameter.flatten()[::step][:_SAMPLES].float().cpu()
-        digest.update(sample.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _available_memory() -> int:
-    try:
-        with open("/proc/meminfo") as file:
-            fields = dict(line.split(":", 1) for line in file)
-        return int(fields["MemAvailable"].split()[0]) << 10
-    except (OSError, KeyError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+        return config.parking_memory_bytes // config.tensor_parallel_size
+    return available_memory() // 4 // config.tensor_parallel_size

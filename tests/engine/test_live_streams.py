@@ -39,15 +39,15 @@ class Live:
         self.queued: list[int] = []
 
     def leave(self) -> None:
-        """End the turn. A token that the engine had ready and nobody read is part of the stream."""
+        """End the turn. What the engine had ready and nobody read is part of the stream."""
         if self.reader is None:
             return
         self.reader.close()
         self.reader = None
-        if self.stream.position > self.oracle.num_tokens + len(self.queued):
-            sequence = self.stream._sequence
-            end = sequence.num_tokens - len(self.queued)
-            self.oracle.take(sequence.token_ids(end - 1, end)[0])
+        sequence = self.stream._sequence
+        end = sequence.num_tokens - len(self.queued)
+        for token_id in sequence.token_ids(self.oracle.num_tokens, end):
+            self.oracle.take(token_id)
         self.oracle.pending += self.queued
         self.queued = []
 
@@ -62,8 +62,15 @@ class LiveStreams(RuleBasedStateMachine):
         self.count = 0
         self.scratch = tempfile.TemporaryDirectory()
 
-    @initialize(caching=st.booleans(), host_bytes=st.sampled_from([0, 20_000, None]))
-    def start(self, caching, host_bytes):
+    @initialize(
+        caching=st.booleans(),
+        host_bytes=st.sampled_from([0, 20_000, None]),
+        decode_steps=st.sampled_from([1, 2, 3, 8]),
+        ahead=st.booleans(),
+    )
+    def start(self, caching, host_bytes, decode_steps, ahead):
+        # What was submitted before a reader fell behind is delivered nevertheless.
+        self.max_unread = (1 + ahead) * decode_steps
         self.engines = [
             LLMEngine(
                 EngineConfig(
@@ -73,6 +80,7 @@ class LiveStreams(RuleBasedStateMachine):
                     block_size=block_size,
                     max_num_seqs=3,
                     max_num_batched_tokens=13,
+                    num_decode_steps=decode_steps,
                     dtype="float32",
                     kv_cache_memory_bytes=tokens * 512,
                     enable_prefix_caching=caching,
@@ -82,6 +90,8 @@ class LiveStreams(RuleBasedStateMachine):
             )
             for block_size, tokens in ((4, 48), (3, 60))
         ]
+        for engine in self.engines:
+            engine.executor.runs_ahead = ahead
 
     def pick(self, index: int, *, idle: bool = True) -> Live | None:
         streams = [live for live in self.streams if not idle or live.reader is None]
@@ -122,7 +132,7 @@ class LiveStreams(RuleBasedStateMachine):
         if live := self.pick(index, idle=False):
             self.streams.remove(live)
             live.stream.close()
-            assert live.reader is None or len(list(live.reader)) <= 1
+            assert live.reader is None or len(list(live.reader)) <= 2
 
     # Turns
 
@@ -260,7 +270,7 @@ class LiveStreams(RuleBasedStateMachine):
         for engine in getattr(self, "engines", ()):
             engine.scheduler.check_integrity()
         for live in self.streams:
-            unread = live.reader is not None
+            unread = 0 if live.reader is None else self.max_unread
             position = live.stream.position
             assert live.oracle.num_tokens <= position
             assert position <= live.oracle.num_tokens + len(live.queued) + unread

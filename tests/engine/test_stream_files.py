@@ -118,7 +118,7 @@ def test_chat_goes_on(make_engine, tmp_path):
         stream.save(tmp_path / "turn.stream")
         loaded = second.load_stream(tmp_path / "turn.stream")
         assert loaded._pinned_messages == system
-        assert loaded._has_chatted
+        assert loaded.has_chatted
 
 
 def test_saving_while_generating_is_refused(make_engine, tmp_path):

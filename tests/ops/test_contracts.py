@@ -7,6 +7,7 @@ import pytest
 import torch
 from batches import make_batch, sequence
 from test_cache_ops import angles, caches
+from test_decode_loop import decode_arguments
 
 from paged_stream import ops
 
@@ -55,13 +56,14 @@ def op_arguments(dtype, cache_dtype) -> dict[str, tuple]:
         "rotary_table": (slots, torch.rand(16).double(), 1.0),
         "sample_tokens": (
             torch.randn(2, 9),
-            [0.0, 1.0],
-            [0.0, 0.1],
-            [0, 3],
-            [1.0, 0.5],
-            [1, 2],
-            [3, 4],
+            torch.tensor([0.0, 1.0]).double(),
+            torch.tensor([0.0, 0.1]).double(),
+            torch.tensor([0, 3]),
+            torch.tensor([1.0, 0.5]).double(),
+            torch.tensor([1, 2]),
+            torch.tensor([3, 4]),
         ),
+        "advance_decode": tuple(decode_arguments().values()),
         "lay_out_batch": (
             *(torch.arange(3).int(), torch.arange(8).int(), 4, [1, 2], [9, 0], [4, 0]),
             *([8, 2**31 - 1], [0, 0], [3, 4], [4, 4]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -25,9 +25,18 @@ class Row:
 
 
 def sample(logits: torch.Tensor, rows: list[Row]) -> list[int]:
-    names = ("temperature", "min_p", "top_k", "top_p", "seeds", "positions")
-    columns = map(list, zip(*map(astuple, rows), strict=True))
-    return ops.sample_tokens(logits, **dict(zip(names, columns, strict=True))).tolist()
+    return ops.sample_tokens(logits, **columns(rows)).tolist()
+
+
+def columns(rows: list[Row]) -> dict[str, torch.Tensor]:
+    """What the op takes, from one `Row` per row of logits."""
+    floats = {"temperature": "temperature", "min_p": "min_p", "top_p": "top_p"}
+    integers = {"top_k": "top_k", "seeds": "seed", "positions": "position"}
+    return {
+        name: torch.tensor([getattr(row, field) for row in rows], dtype=dtype)
+        for dtype, fields in ((torch.float64, floats), (torch.int64, integers))
+        for name, field in fields.items()
+    }
 
 
 def mix(value: int) -> int:
@@ -148,9 +157,7 @@ def test_rows_may_be_strided(isa):
     wide = torch.randn(4, 500, generator=torch.Generator().manual_seed(0))
     rows = [Row(seed=seed) for seed in range(4)]
     assert sample(wide[:, :300], rows) == sample(wide[:, :300].contiguous(), rows)
-    assert ops.sample_tokens(
-        wide[:0], temperature=[], min_p=[], top_k=[], top_p=[], seeds=[], positions=[]
-    ).shape == (0,)
+    assert ops.sample_tokens(wide[:0], **columns([])).shape == (0,)
 
 
 @pytest.mark.parametrize("temperature", [-1.0, 1e-6, 1e31, torch.nan])
@@ -160,5 +167,5 @@ def test_bad_temperature(temperature):
 
 
 def test_a_parameter_per_row():
-    with pytest.raises(RuntimeError, match="every parameter must have one value per row .* 2"):
+    with pytest.raises(RuntimeError, match=r"temperature must have shape \[N\] = \[2\], got \[1\]"):
         sample(torch.zeros(2, 5), [Row()])

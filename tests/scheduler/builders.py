@@ -46,9 +46,15 @@ def stream(scheduler, seq_id, token_ids: Iterable[int], window=SMALL) -> Sequenc
     return sequence
 
 
+def sampled(output: SchedulerOutput, token_id: int) -> list[list[int]]:
+    """What a worker returns if it samples nothing but ``token_id``."""
+    counts = [min(output.num_steps, s.max_new_tokens) for s in output.sequences]
+    return [[token_id] * (min(n, 1) if token_id == STOP else n) for n in counts]
+
+
 def step(scheduler, token_id=8, paused=()) -> tuple[SchedulerOutput, list[SequenceUpdate]]:
     output = scheduler.schedule(paused)
-    tokens = [token_id if s.samples else -1 for s in output.sequences]
+    tokens = sampled(output, token_id)
     result = ModelOutput(tokens, [None] * len(tokens), [[] for _ in tokens])
     updates = scheduler.update(output, result)
     scheduler.check_integrity()

@@ -168,7 +168,7 @@ def test_a_turn_that_only_scores_computes_all_but_the_last_token():
     scheduler.start_turn(0, SamplingParams(prompt_logprobs=0), generates=False)
     output, updates = step(scheduler)
     assert chunks(output) == {0: 5} and output.sequences[0].next_token_id == 5
-    assert [(u.token_id, u.finish_reason) for u in updates] == [(-1, "length")]
+    assert [(u.token_ids, u.finish_reason) for u in updates] == [([], "length")]
     assert not scheduler.sequences
 
 

@@ -4,9 +4,13 @@ and closing keeps every promise.
 A simulated cache remembers what was last written to each slot, as a digest of all that K and V of
 that token depend on; before a step counts, every position that any of its queries may see has to be
 where the block table says, with the right content. Prompts repeat, so blocks are found by hash.
+Several steps at once are simulated one by one, with the row of the block table that was sent.
 """
 
 from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -59,6 +63,12 @@ class Truth:
     def rewind(self, num_tokens: int) -> None:
         del self.ids[num_tokens:], self.digests[num_tokens:]
 
+    def take_back(self, num_tokens: int) -> None:
+        """Forget tokens that a step has appended."""
+        if num_tokens < len(self.ids):
+            self.rewind(num_tokens)
+            self.chain = self.digests[-1]
+
 
 class SchedulerMachine(RuleBasedStateMachine):
     @initialize(
@@ -66,15 +76,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         block_size=st.sampled_from([1, 2, 4, 7]),
         max_num_seqs=st.integers(1, 5),
         extra_tokens=st.integers(0, 30),
+        num_decode_steps=st.sampled_from([1, 2, 3, 8, 17]),
+        penalty=st.sampled_from([1.0, 1.0, PENALTY]),
     )
-    def create(self, num_blocks, block_size, max_num_seqs, extra_tokens):
+    def create(self, num_blocks, block_size, max_num_seqs, extra_tokens, num_decode_steps, penalty):
         self.config = SchedulerConfig(
             num_blocks=num_blocks,
             block_size=block_size,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_seqs + extra_tokens,
             max_model_len=64,
+            num_decode_steps=num_decode_steps,
         )
+        self.penalty = penalty
         self.scheduler = Scheduler(self.config)
         self.next_id = 0
         self.edits = 0
@@ -141,7 +155,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler.append(seq_id, tokens)
 
     def start(self, seq_id, max_tokens, generates=True):
-        params = SamplingParams(max_tokens=max_tokens, repetition_penalty=PENALTY)
+        params = SamplingParams(max_tokens=max_tokens, repetition_penalty=self.penalty)
         self.scheduler.start_turn(seq_id, params, generates=generates, stop_token_ids=(STOP,))
 
     @precondition(lambda self: self.sequences(*SequenceStatus, streams=True))
@@ -188,7 +202,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.append_to(child_id, [300 + child_id, 301])
             self.start(child_id, 40)
             self.generate(data, 40)
-            self.step(steps, False)
+            self.step(steps)
 
     @precondition(lambda self: self.idle_streams())
     @rule(data=st.data(), length=st.integers(1, 60), steps=st.integers(1, 20))
@@ -205,7 +219,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.truth[seq_id] = Truth(window)
         self.append_to(seq_id, ids)
         self.start(seq_id, 30)
-        self.step(steps, False)
+        self.step(steps)
 
     @precondition(lambda self: self.idle_streams())
     @rule(data=st.data())
@@ -264,12 +278,21 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.truth[new_id] = self.truth[stream.seq_id].copy()
 
     @precondition(lambda self: self.scheduler.has_unfinished())
-    @rule(steps=st.integers(1, 12), stops=st.booleans())
-    def step(self, steps, stops):
+    @rule(
+        steps=st.integers(1, 12),
+        stop_after=st.sampled_from([None, None, 0, 1, 2, 5]),
+        told_by_host=st.booleans(),
+        ahead=st.booleans(),
+        leaves=st.booleans(),
+    )
+    def step(self, steps, stop_after=None, told_by_host=False, ahead=False, leaves=False):
         for _ in range(steps):
-            self.one_step(STOP if stops else 8)
+            self.one_step((), stop_after, told_by_host, ahead, leaves)
 
-    def one_step(self, token_id, paused=()):
+    def one_step(self, paused=(), stop_after=None, told_by_host=False, ahead=False, leaves=False):
+        """Compute what is next. After so many more tokens every sequence stops, by a stop token or
+        because the host says so, who hears of it when all steps are done; ``ahead``: when what
+        follows them is done too. Then one may leave before the host looks at that."""
         output = self.scheduler.schedule(paused)
         self.apply_operations()
         if not output.sequences:
@@ -283,18 +306,84 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert not {s.seq_id for s in scheduled} & set(paused)
         assert len({s.seq_id for s in scheduled}) == len(scheduled) <= self.config.max_num_seqs
         assert sum(len(s.token_ids) for s in scheduled) <= self.config.max_num_batched_tokens
-        for sequence in scheduled:
-            self.write(sequence)
-        for sequence in scheduled:
-            self.read(sequence)
-        tokens = [token_id if s.samples else -1 for s in scheduled]
+        known = {s.seq_id: len(self.truth[s.seq_id].ids) for s in scheduled}
+        tokens = self.simulate(output, None if told_by_host else stop_after)
+        offered = Counter()
+
+        def stops(seq_id, token_id):
+            assert token_id != STOP
+            offered[seq_id] += 1
+            return told_by_host and stop_after is not None and offered[seq_id] > stop_after
+
+        following = self.follow(output, tokens) if ahead else None
+        if following is None:
+            self.count(output, tokens, stops, known, settles=True)
+            return
+        more_tokens = self.simulate(following, None, tokens)
+        self.count(output, tokens, stops, known, settles=False)
+        running = self.sequences(SequenceStatus.RUNNING)
+        if leaves and running:
+            seq_id = running[0].seq_id
+            self.truth[seq_id].take_back(known[seq_id])
+            self.scheduler.end_turn(seq_id)
+            self.release_queue(seq_id)
+        self.count(following, more_tokens, stops, known, settles=True)
+
+    def follow(self, output, tokens):
+        """What is submitted before the tokens are seen. A worker knows only the rows that it was
+        sent when it works out the slot behind them."""
+        behind = {
+            s.seq_id: s.num_computed_tokens + output.num_steps
+            for s, gained in zip(output.sequences, tokens, strict=True)
+            if s.max_new_tokens > output.num_steps and STOP not in gained
+        }
+        rows = {s.seq_id: replace(s, block_row=s.block_row[:]) for s in output.sequences}
+        following = self.scheduler.schedule_following(output)
+        for s in () if following is None else following.sequences:
+            if s.seq_id in behind:
+                position = behind[s.seq_id]
+                assert self.slot(s, position) == self.slot(rows[s.seq_id], position)
+        return following
+
+    def count(self, output, tokens, stops, known, *, settles):
+        """Let the scheduler see the tokens; what it does not count never was."""
         result = ModelOutput(tokens, [None] * len(tokens), [[] for _ in tokens])
-        for update in self.scheduler.update(output, result):
+        for update in self.scheduler.update(output, result, stops):
             truth = self.truth[update.seq_id]
-            if update.token_id >= 0:
-                truth.append([update.token_id])
+            known[update.seq_id] += len(update.token_ids)
+            if update.token_ids and (settles or update.finish_reason is not None):
+                truth.take_back(known[update.seq_id])
+                assert update.num_computed_tokens == len(truth.ids) - 1
             if update.finish_reason is not None:
                 self.release_queue(update.seq_id)
+
+    def simulate(self, output, stop_after, last=None):
+        """What a worker does: returns what it samples, and appends that to the truth.
+
+        Args:
+            last: the tokens of the steps that these follow.
+        """
+        assert 1 <= output.num_steps <= self.config.num_decode_steps
+        assert output.follows == (last is not None)
+        for sequence in () if output.follows else output.sequences:
+            self.check_input(sequence)
+        sampled = [[] for _ in output.sequences]
+        last = last or sampled
+        for step in range(output.num_steps):
+            running = [
+                (sequence, tokens)
+                for sequence, tokens, before in zip(output.sequences, sampled, last, strict=True)
+                if (step == 0 and not output.follows)
+                or (len(tokens) < sequence.max_new_tokens and STOP not in tokens + before)
+            ]
+            for sequence, _ in running:
+                self.write(sequence, step)
+            for sequence, tokens in running:
+                self.read(sequence, step)
+                if sequence.samples:
+                    tokens.append(STOP if step == stop_after else 8)
+                    self.truth[sequence.seq_id].append(tokens[-1:])
+        return sampled
 
     def release_queue(self, seq_id):
         truth = self.truth[seq_id]
@@ -307,8 +396,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         """The executor raises: the step is scheduled and written, but never counted."""
         output = self.scheduler.schedule()
         self.apply_operations()
-        for sequence in output.sequences:
-            self.write(sequence)
+        known = {s.seq_id: len(self.truth[s.seq_id].ids) for s in output.sequences}
+        tokens = self.simulate(output, None)
+        if data.draw(st.booleans()) and (following := self.follow(output, tokens)) is not None:
+            self.simulate(following, None, tokens)
+        for seq_id, num_tokens in known.items():
+            self.truth[seq_id].take_back(num_tokens)
         if data.draw(st.booleans()):
             self.leave(data, close=False)
 
@@ -317,7 +410,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def steps_without_some(self, data, steps):
         paused = data.draw(st.sets(st.sampled_from(sorted(self.scheduler.sequences))))
         for _ in range(steps):
-            self.one_step(8, paused)
+            self.one_step(paused)
 
     def apply_operations(self):
         size = self.config.block_size
@@ -347,7 +440,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert sequence.block_row[column] >= 0, "a visible token has no block"
         return sequence.block_row[column] * self.config.block_size + offset
 
-    def write(self, sequence: ScheduledSequence) -> None:
+    def check_input(self, sequence: ScheduledSequence) -> None:
         start, stop = sequence.num_computed_tokens, sequence.num_tokens
         truth = self.truth[sequence.seq_id]
         assert list(sequence.token_ids) == truth.ids[start:stop]
@@ -356,20 +449,29 @@ class SchedulerMachine(RuleBasedStateMachine):
         ) or (stop == len(truth.ids) - 1)
         if not sequence.samples:
             assert sequence.next_token_id == truth.ids[stop]
-        for position in range(start, stop):
-            self.slots[self.slot(sequence, position)] = truth.digests[position]
+        elif self.penalty != 1.0:
+            visible = [k for k in range(stop) if sequence.sink_window.is_visible(k, stop - 1)]
+            assert list(sequence.history) == [truth.ids[key] for key in visible]
 
-    def read(self, sequence: ScheduledSequence) -> None:
+    @staticmethod
+    def queries(sequence: ScheduledSequence, step: int) -> range:
+        start, stop = sequence.num_computed_tokens, sequence.num_tokens
+        return range(start, stop) if step == 0 else range(start + step, stop + step)
+
+    def write(self, sequence: ScheduledSequence, step: int) -> None:
+        for position in self.queries(sequence, step):
+            slot = self.slot(sequence, position)
+            self.slots[slot] = self.truth[sequence.seq_id].digests[position]
+
+    def read(self, sequence: ScheduledSequence, step: int) -> None:
         window = sequence.sink_window
         truth = self.truth[sequence.seq_id]
-        for query in range(sequence.num_computed_tokens, sequence.num_tokens):
+        for query in self.queries(sequence, step):
             visible = [key for key in range(query + 1) if window.is_visible(key, query)]
             assert len(visible) == window.num_visible(query)
             for key in visible:
                 assert truth.digests[key] is not None
                 assert self.slots[self.slot(sequence, key)] == truth.digests[key]
-        if sequence.samples:
-            assert list(sequence.history) == [truth.ids[key] for key in visible]
 
     @precondition(lambda self: self.scheduler.sequences)
     @rule(data=st.data(), close=st.booleans())
@@ -400,7 +502,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         for _ in range(work):
             if not self.scheduler.has_unfinished():
                 break
-            self.one_step(8)
+            self.one_step()
             for stream in self.sequences(SequenceStatus.IDLE):
                 self.scheduler.close(stream.seq_id)
         assert not self.scheduler.has_unfinished(), "a sequence starved"

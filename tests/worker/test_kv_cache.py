@@ -34,10 +34,15 @@ def tokens(count: int, dtype: torch.dtype = torch.float32) -> KVTokens:
     return KVTokens(*(torch.randn(shape, generator=generator).to(dtype) for _ in range(2)))
 
 
+def write(cache: KVCache, slots: torch.Tensor, tokens: KVTokens) -> None:
+    for layer in range(LAYERS):
+        cache.write_layer(layer, slots, tokens)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 def test_what_is_written_can_be_read(dtype):
     cache, slots = make_cache(dtype), torch.tensor([5, 0, 17, 16, 23])
-    cache.write(slots, tokens(5, dtype))
+    write(cache, slots, tokens(5, dtype))
     for one, other in zip(cache.read(slots), tokens(5, dtype), strict=True):
         assert torch.equal(one, other)
     key = cache.tensor[1, 0]  # of the second layer
@@ -48,13 +53,13 @@ def test_what_is_written_can_be_read(dtype):
 
 def test_fewer_slots_than_tokens_take_the_first_ones():
     cache, slots = make_cache(), torch.tensor([3, 9])
-    cache.write(slots, tokens(5))
+    write(cache, slots, tokens(5))
     assert torch.equal(cache.read(slots).value, tokens(5).value[:, :2])
 
 
 def test_no_slots():
     cache, none = make_cache(), torch.empty(0, dtype=torch.int64)
-    cache.write(none, cache.read(none))
+    write(cache, none, cache.read(none))
     assert cache.read(none).key.shape == (LAYERS, 0, HEADS, DIM)
     assert not cache.tensor.any()
 
@@ -62,7 +67,7 @@ def test_no_slots():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
 def test_copying_a_block_takes_all_layers(dtype):
     cache = make_cache(dtype)
-    cache.write(torch.arange(4, 8), tokens(4, dtype))
+    write(cache, torch.arange(4, 8), tokens(4, dtype))
     cache.copy_block(1, 5)
     for one, other in zip(cache.read(torch.arange(20, 24)), tokens(4, dtype), strict=True):
         assert torch.equal(one, other)
@@ -84,7 +89,7 @@ def test_moved_keys_stand_as_if_written_there(distance, interleaved):
     rotaries = [RotaryEmbedding(inv_freq, 1.5, torch.device("cpu")) for inv_freq in frequencies]
     cache, raw = make_cache(), tokens(6)
     source, destination = torch.arange(2, 8), torch.arange(5, 11)
-    cache.write(source, KVTokens(_turned(raw.key, frequencies, 0, interleaved), raw.value))
+    write(cache, source, KVTokens(_turned(raw.key, frequencies, 0, interleaved), raw.value))
     cache.move(source, destination, distance, rotaries, interleaved=interleaved)
     moved = cache.read(destination)
     expected = _turned(raw.key, frequencies, distance, interleaved)
@@ -99,7 +104,7 @@ def test_keys_in_int8_are_rounded_again_by_each_move(interleaved):
     rotaries = [RotaryEmbedding(inv_freq, 1.5, torch.device("cpu")) for inv_freq in frequencies]
     cache, raw = make_cache(torch.int8), tokens(6)
     stored = KVTokens(_quantized(_turned(raw.key, frequencies, 0, interleaved)), _quantized(raw[1]))
-    cache.write(torch.arange(6), stored)
+    write(cache, torch.arange(6), stored)
     place, bound = 0, 0.501 * _scales(stored.key)
     for distance in (3, 2, 5):
         source, place = place, place + distance
@@ -121,7 +126,7 @@ def test_keys_in_int8_are_rounded_again_by_each_move(interleaved):
 def test_keys_in_int8_that_are_not_turned_stay_as_they_are(interleaved):
     rotaries = [RotaryEmbedding([], 1.0, torch.device("cpu"))] * LAYERS
     cache, raw = make_cache(torch.int8), tokens(6, torch.int8)
-    cache.write(torch.arange(2, 8), raw)
+    write(cache, torch.arange(2, 8), raw)
     cache.move(torch.arange(2, 8), torch.arange(5, 11), 3, rotaries, interleaved=interleaved)
     for one, other in zip(cache.read(torch.arange(5, 11)), raw, strict=True):
         assert torch.equal(one, other)

@@ -10,7 +10,8 @@ import torch
 from paged_stream.scheduler.output import ScheduledSequence
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.scheduler.sink_window import SinkWindow
-from paged_stream.worker.sampler import sample, token_logprobs
+from paged_stream.worker import sampler
+from paged_stream.worker.sampler import prepare_draw, token_logprobs
 
 VOCAB = 50
 
@@ -28,7 +29,14 @@ def sequence(params, *, seed=0, history=(), num_output=0, position=100, stop=())
         sampling_params=params,
         stop_token_ids=stop,
         seed=seed,
+        max_new_tokens=1,
         history=array("i", history),
+    )
+
+
+def sample(logits, sequences):
+    return sampler.sample(
+        logits, sequences, prepare_draw(sequences, range(len(sequences)), logits.device)
     )
 
 

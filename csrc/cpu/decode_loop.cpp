@@ -1,0 +1,67 @@
+// Between two decode steps: what was sampled becomes the next step's input.
+
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+
+#include "checks.h"
+#include "decode_rows.h"
+
+namespace paged_stream {
+namespace {
+
+// What the kernel takes for granted: there is a place for the token, and a column for the next.
+void validate(const Checker& check, const DecodeRows& rows, int64_t row) {
+  if (!rows.is_running(row)) return;
+  const int64_t count = rows.num_generated[row];
+  check.require(count >= 0 && count < rows.max_generated, "row ", row, " has ", count,
+                " of at most ", rows.max_generated, " generated tokens");
+  check.require(rows.positions[row] >= 0 && rows.ring_blocks[row] >= 1, "row ", row,
+                " must have a position of at least 0 and at least one column");
+  // The last token needs no column of its own.
+  const bool goes_on = rows.num_left[row] > 1;
+  check.require(!goes_on || rows.next_column(row) < rows.width, "position ",
+                rows.positions[row] + 1, " is in column ", rows.next_column(row), " of a row of ",
+                rows.width);
+}
+
+void advance_decode(Tensor sampled, Tensor generated, Tensor num_generated, Tensor num_left,
+                    Tensor stop_token_ids, Tensor token_ids, Tensor positions,
+                    Tensor sink_positions, Tensor seq_lens, Tensor slot_mapping, Tensor block_table,
+                    Tensor num_sink_tokens, Tensor window_size, Tensor window_floor,
+                    Tensor ring_blocks, int64_t block_size) {
+  constexpr Checker check("advance_decode");
+  check.decode_rows(sampled, generated, num_generated, num_left, stop_token_ids, token_ids,
+                    positions, sink_positions, seq_lens, slot_mapping, block_table, num_sink_tokens,
+                    window_size, window_floor, ring_blocks, block_size);
+  const DecodeRows rows{sampled.const_data_ptr<int64_t>(),
+                        generated.mutable_data_ptr<int64_t>(),
+                        num_generated.mutable_data_ptr<int64_t>(),
+                        num_left.mutable_data_ptr<int64_t>(),
+                        stop_token_ids.const_data_ptr<int64_t>(),
+                        token_ids.mutable_data_ptr<int64_t>(),
+                        positions.mutable_data_ptr<int64_t>(),
+                        sink_positions.mutable_data_ptr<int64_t>(),
+                        seq_lens.mutable_data_ptr<int64_t>(),
+                        slot_mapping.mutable_data_ptr<int64_t>(),
+                        block_table.const_data_ptr<int32_t>(),
+                        num_sink_tokens.const_data_ptr<int32_t>(),
+                        window_size.const_data_ptr<int32_t>(),
+                        window_floor.const_data_ptr<int64_t>(),
+                        ring_blocks.const_data_ptr<int32_t>(),
+                        generated.size(1),
+                        stop_token_ids.size(1),
+                        block_table.size(1),
+                        block_size};
+  for (int64_t row = 0; row < sampled.size(0); ++row) {
+    validate(check, rows, row);
+    rows.advance(row);
+  }
+}
+
+}  // namespace
+}  // namespace paged_stream
+
+STABLE_TORCH_LIBRARY_IMPL(paged_stream, CPU, m) {
+  m.impl("advance_decode", TORCH_BOX(&paged_stream::advance_decode));
+}

@@ -1,0 +1,78 @@
+// What the attention kernels are given: plain pointers and numbers, passed by value.
+#pragma once
+
+#include <cstdint>
+
+#include "sink_window.h"
+
+namespace paged_stream {
+
+constexpr int kMaxSplits = 32;
+
+// The fewest keys of a split. Partial results, 4 bytes per element of every row, then stay near 3%
+// of the bytes of the keys and values in 16 bits that they come from.
+PAGED_STREAM_HOST_DEVICE constexpr int min_split_keys(int group_size) {
+  return group_size <= 4 ? 256 : 512;
+}
+
+// Where the keys of a chunk of one token are cut: every so many of its own list, so that a row's
+// result does not depend on what else stands in the batch.
+PAGED_STREAM_HOST_DEVICE inline int split_keys(int group_size, int num_keys) {
+  const int wanted = (num_keys / kMaxSplits + 64) / 64 * 64;
+  const int least = min_split_keys(group_size);
+  return wanted < least ? least : wanted;
+}
+
+// The most splits of a sequence whose keys fit `columns` of the block table.
+inline int most_splits(int64_t columns, int64_t block_size, int group_size) {
+  const int64_t length = min_split_keys(group_size);
+  const int64_t splits = (columns * block_size + length - 1) / length;
+  return static_cast<int>(splits < kMaxSplits ? (splits < 1 ? 1 : splits) : kMaxSplits);
+}
+
+struct PagedAttentionArguments {
+  // [T, num_heads, head_dim]; strides between tokens in elements.
+  const void* query;
+  const void* sink_query;
+  void* out;
+  int64_t query_stride;
+  int64_t sink_query_stride;
+  int num_heads;
+  int num_kv_heads;
+  int group_size;  // num_heads / num_kv_heads
+  int head_dim;
+
+  // [num_blocks, num_kv_heads, block_size, row_bytes]
+  const uint8_t* k_cache;
+  const uint8_t* v_cache;
+  int64_t block_stride;  // bytes
+  int num_blocks;
+  int block_size;
+  int row_bytes;
+
+  // See the op's documentation.
+  const int32_t* block_table;
+  int64_t table_stride;
+  const int32_t* query_start_loc;
+  const int64_t* seq_lens;
+  const int32_t* num_sink_tokens;
+  const int32_t* window_size;
+  const int64_t* window_floor;
+  const int32_t* ring_blocks;
+  int num_sequences;
+
+  float score_scale;          // 1 / sqrt(head_dim) or so
+  const float* alibi_slopes;  // or null
+  float softcap;              // or 0
+  int64_t local_window;       // or kNoLocalWindow
+
+  // Chunks of one token are split; the others are not unless this says so. Then a split row's place
+  // among the partial results is its token, else its sequence.
+  bool split_all;
+  int max_splits;
+  float* part_acc;  // [places, num_heads, max_splits, head_dim], not yet divided by part_sum
+  float* part_max;  // [places, num_heads, max_splits], in the log2 domain; so is part_sum's weight
+  float* part_sum;
+};
+
+}  // namespace paged_stream

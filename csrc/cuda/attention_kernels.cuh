@@ -1,0 +1,120 @@
+// The kernels of paged_attention: which block does which tile, and what merges split keys.
+//
+// Chunks of one token, all that decoding has, are split into so many keys per block that a few
+// sequences fill the device (split_keys); longer ones are cut into tiles of rows, and a block goes
+// through all keys of its tile. Which of the two it is, and where the cuts are, depends on the
+// sequence alone: a row is the same bits whatever shares its batch.
+#pragma once
+
+#include "attention_float.cuh"
+#include "attention_mma.cuh"
+
+namespace paged_stream {
+
+PAGED_STREAM_HOST_DEVICE constexpr int ceil_divide(int a, int b) { return (a + b - 1) / b; }
+
+// What the split kernel and the merge go through: tiles of a sequence's rows, `tiles` of them side
+// by side. Only with split_all may a chunk have more rows than these hold; then they go round.
+struct SplitRows {
+  int kv_head;
+  int first_row;
+  int stride;
+  int end;
+
+  __device__ __forceinline__ SplitRows(const PagedAttentionArguments& in, int sequence, int index,
+                                       int max_rows) {
+    const int tiles = ceil_divide(in.group_size, max_rows);
+    const int rows = rows_of_chunk(in, sequence);
+    kv_head = index / tiles;
+    first_row = index % tiles * max_rows;
+    stride = tiles * max_rows;
+    end = rows <= in.group_size || in.split_all ? rows : 0;
+  }
+};
+
+// Grid: (max_splits, num_kv_heads * tiles, num_sequences).
+template <class Attention>
+__global__ void __launch_bounds__(kAttentionThreads, 2)
+    attend_splits(const __grid_constant__ PagedAttentionArguments in) {
+  const int split = static_cast<int>(blockIdx.x), sequence = static_cast<int>(blockIdx.z);
+  const SplitRows rows(in, sequence, static_cast<int>(blockIdx.y), Attention::kRows);
+  AttentionTile& tile = shared_tile();
+  for (int row = rows.first_row; row < rows.end; row += rows.stride) {
+    if (thread_index() == 0) tile = make_tile(in, sequence, row, Attention::kRows);
+    sync_block();
+    const int num_keys = tile.num_keys, length = split_keys(in.group_size, num_keys);
+    const int num_splits = ceil_divide(num_keys, length), begin = split * length;
+    if (num_splits > in.max_splits) trap();
+    if (begin < num_keys) {
+      const int end = begin + length < num_keys ? begin + length : num_keys;
+      Attention::attend(in, tile, rows.kv_head, begin, end, split, num_splits);
+    }
+    sync_block();
+  }
+}
+
+// Merges what the splits of a row found, in their order: reads 4 * head_dim bytes of each and
+// writes the row once. Grid: (num_kv_heads * tiles, num_sequences).
+template <class Q, int MaxRows>
+__global__ void __launch_bounds__(kAttentionThreads, 2)
+    merge_splits(const __grid_constant__ PagedAttentionArguments in) {
+  const int sequence = static_cast<int>(blockIdx.y);
+  const SplitRows rows(in, sequence, static_cast<int>(blockIdx.x), MaxRows);
+  const int pairs = in.head_dim / 2;
+  for (int first_row = rows.first_row; first_row < rows.end; first_row += rows.stride) {
+    const AttentionTile tile = make_tile(in, sequence, first_row, MaxRows);
+    const int length = split_keys(in.group_size, tile.num_keys);
+    const int num_splits = ceil_divide(tile.num_keys, length);
+    if (num_splits == 1) continue;
+    for (int item = thread_index(); item < tile.num_rows * pairs; item += kAttentionThreads) {
+      const int row = item / pairs, dim = item % pairs * 2;
+      const int head = rows.kv_head * in.group_size + tile.head_in_group(row);
+      const int64_t part = part_index(in, tile, head, row, 0);
+      RunningSoftmax all;
+      for (int i = 0; i < num_splits; ++i) all.max = fmaxf(all.max, in.part_max[part + i]);
+      float first = 0.0f, second = 0.0f;
+#pragma unroll 4
+      for (int i = 0; i < num_splits; ++i) {
+        const float* acc = in.part_acc + (part + i) * in.head_dim + dim;
+        const float weight = all.weight(in.part_max[part + i]);
+        all.sum += weight * in.part_sum[part + i];
+        first += weight * acc[0];
+        second += weight * acc[1];
+      }
+      RowWriter<Q>(in, tile, rows.kv_head, row, 0, 1).write(dim, first, second, 1.0f / all.sum);
+    }
+  }
+}
+
+// Tiles of a sequence's chunk have their places behind those of the sequences before it. The host
+// knows but T and B, so there is room for every cut of T tokens into B chunks: this for the tokens
+// before a chunk, and one more per sequence for a last tile that is not full.
+PAGED_STREAM_HOST_DEVICE inline int first_place(int token, int sequence, int group_size,
+                                                int max_rows) {
+  return static_cast<int>(static_cast<int64_t>(token) * group_size / max_rows) + sequence;
+}
+
+// Grid: (first_place of what would come next, num_kv_heads).
+template <class Attention>
+__global__ void __launch_bounds__(kAttentionThreads, 2)
+    attend_chunks(const __grid_constant__ PagedAttentionArguments in) {
+  // Last tiles see the most keys, so they come first.
+  const int place = static_cast<int>(gridDim.x - 1 - blockIdx.x);
+  const auto first_of = [&](int sequence) {
+    return first_place(in.query_start_loc[sequence], sequence, in.group_size, Attention::kRows);
+  };
+  int sequence = 0, end = in.num_sequences;
+  while (end - sequence > 1) {
+    const int middle = (sequence + end) / 2;
+    (first_of(middle) <= place ? sequence : end) = middle;
+  }
+  const int row = (place - first_of(sequence)) * Attention::kRows;
+  const int num_rows = rows_of_chunk(in, sequence);
+  if (row >= num_rows || num_rows <= in.group_size) return;
+  AttentionTile& tile = shared_tile();
+  if (thread_index() == 0) tile = make_tile(in, sequence, row, Attention::kRows);
+  sync_block();
+  Attention::attend(in, tile, static_cast<int>(blockIdx.y), 0, tile.num_keys, 0, 1);
+}
+
+}  // namespace paged_stream

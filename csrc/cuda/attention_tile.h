@@ -1,0 +1,143 @@
+// Which rows of queries a block works on, which keys any of them sees, and where these lie. Plain
+// arithmetic for both sides of the bus.
+//
+// The keys of a tile form a list: sink keys, then those of the window, in order of position. All
+// else is said in indices into that list, which are 32-bit numbers at any position of a stream.
+#pragma once
+
+#include <cstdint>
+
+#include "attention_arguments.h"
+#include "sink_window.h"
+
+namespace paged_stream {
+
+// Of a row: the keys that it sees are [sink_begin, num_sinks) and [window_begin, end) of the list,
+// as far as they lie before `end`.
+struct VisibleKeys {
+  int sink_begin;
+  int window_begin;
+  int end;
+  int sink_place;  // the distance of key i for ALiBi is the row's place - i
+  int window_place;
+
+  PAGED_STREAM_HOST_DEVICE bool sees(int key, int num_sinks) const {
+    return key < end && key >= (key < num_sinks ? sink_begin : window_begin);
+  }
+  PAGED_STREAM_HOST_DEVICE int distance(int key, int num_sinks) const {
+    return (key < num_sinks ? sink_place : window_place) - key;
+  }
+};
+
+// Rows [first_row, first_row + num_rows) of a chunk, where row r is the head r % group_size of the
+// kv head's group and the token r / group_size.
+struct AttentionTile {
+  SinkWindow window;
+  const int32_t* block_row;
+  int64_t chunk_position;  // of the chunk's first token
+  int chunk_token;         // the same token's place in the batch
+  int sequence;
+  int first_row;
+  int num_rows;
+  int group_size;
+  int64_t local_window;
+
+  int64_t sink_begin;    // position of the first sink key
+  int64_t window_begin;  // position of the first other key
+  int num_sinks;
+  int num_keys;
+
+  // Window keys lie in the last of the sink columns first, then in the ring.
+  int block_size;
+  int first_offset;       // of the first window key in its block
+  int first_sink_column;  // of that block, if it is one of the sinks'
+  int num_sink_columns;   // that hold window keys
+  int sink_columns;
+  int ring_start;  // column of the ring with the first block there
+  int ring_blocks;
+
+  PAGED_STREAM_HOST_DEVICE int token(int row) const {
+    return chunk_token + (first_row + row) / group_size;
+  }
+  PAGED_STREAM_HOST_DEVICE int head_in_group(int row) const {
+    return (first_row + row) % group_size;
+  }
+  PAGED_STREAM_HOST_DEVICE int64_t position(int row) const {
+    return chunk_position + (first_row + row) / group_size;
+  }
+
+  PAGED_STREAM_HOST_DEVICE VisibleKeys visible_keys(int row) const {
+    if (row >= num_rows) return {0, 0, 0, 0, 0};
+    const int64_t p = position(row);
+    const int64_t sink_start = window.sink_start(p, local_window) - sink_begin;
+    const int64_t window_start = window.window_start(p, local_window) - window_begin;
+    // A token among the sinks sees no other keys.
+    const bool is_sink = p < sink_begin + num_sinks;
+    const int64_t window_place = p - window_begin + num_sinks;
+    VisibleKeys v;
+    v.sink_begin = static_cast<int>(sink_start < 0 ? 0 : sink_start);
+    v.window_begin = num_sinks + static_cast<int>(window_start < 0 ? 0 : window_start);
+    v.end = static_cast<int>(is_sink ? p - sink_begin : window_place) + 1;
+    v.sink_place = static_cast<int>(window.sink_position(p) - sink_begin);
+    v.window_place = static_cast<int>(window_place);
+    return v;
+  }
+
+  // The key's column of the block table, and its offset in that block.
+  PAGED_STREAM_HOST_DEVICE int column(int key, int& offset) const {
+    if (key < num_sinks) {
+      const int position = static_cast<int>(sink_begin) + key;
+      offset = position % block_size;
+      return position / block_size;
+    }
+    const int from_first = first_offset + key - num_sinks;
+    const int block = from_first / block_size;
+    offset = from_first - block * block_size;
+    if (block < num_sink_columns) return first_sink_column + block;
+    return sink_columns + (ring_start + block - num_sink_columns) % ring_blocks;
+  }
+};
+
+PAGED_STREAM_HOST_DEVICE inline int rows_of_chunk(const PagedAttentionArguments& in, int sequence) {
+  return (in.query_start_loc[sequence + 1] - in.query_start_loc[sequence]) * in.group_size;
+}
+
+// Of a chunk's rows [first_row, first_row + max_rows), one at least.
+PAGED_STREAM_HOST_DEVICE inline AttentionTile make_tile(const PagedAttentionArguments& in,
+                                                        int sequence, int first_row, int max_rows) {
+  AttentionTile t;
+  const int rows_left = rows_of_chunk(in, sequence) - first_row;
+  const int chunk = (rows_left + first_row) / in.group_size;
+  t.sequence = sequence;
+  t.window = {in.num_sink_tokens[sequence], in.window_size[sequence], in.window_floor[sequence]};
+  t.block_row = in.block_table + sequence * in.table_stride;
+  t.chunk_position = in.seq_lens[sequence] - chunk;
+  t.chunk_token = in.query_start_loc[sequence];
+  t.first_row = first_row;
+  t.num_rows = rows_left < max_rows ? rows_left : max_rows;
+  t.group_size = in.group_size;
+  t.local_window = in.local_window;
+
+  // What the first token sees begins no later than what the others do.
+  const int64_t first = t.position(0), end = t.position(t.num_rows - 1) + 1;
+  const int64_t sink_end = t.window.num_sink_tokens < end ? t.window.num_sink_tokens : end;
+  const int64_t sink_start = t.window.sink_start(first, in.local_window);
+  const int64_t window_start = t.window.window_start(first, in.local_window);
+  t.sink_begin = sink_start < sink_end ? sink_start : sink_end;
+  t.window_begin = window_start < sink_end ? sink_end : window_start;
+  t.num_sinks = static_cast<int>(sink_end - t.sink_begin);
+  t.num_keys = t.num_sinks + static_cast<int>(end - t.window_begin);
+
+  t.block_size = in.block_size;
+  t.ring_blocks = in.ring_blocks[sequence];
+  t.sink_columns = static_cast<int>(t.window.num_sink_blocks(in.block_size));
+  const int64_t first_block = t.window_begin / in.block_size;
+  t.first_offset = static_cast<int>(t.window_begin - first_block * in.block_size);
+  const bool in_sinks = first_block < t.sink_columns;
+  t.first_sink_column = in_sinks ? static_cast<int>(first_block) : 0;
+  t.num_sink_columns = in_sinks ? t.sink_columns - t.first_sink_column : 0;
+  t.ring_start = in_sinks ? 0 : static_cast<int>((first_block - t.sink_columns) % t.ring_blocks);
+  return t;
+}
+
+}  // namespace paged_stream

@@ -1,0 +1,234 @@
+// What kernels ask of the device beyond plain C++: the only place with CUDA intrinsics and PTX.
+// With -DPAGED_STREAM_EMULATE the same names come from tests/cuda_emulator, for g++ and no GPU.
+//
+// Kernels use full warps alone (blocks are multiples of 32 threads, every lane takes part in every
+// warp-wide call) and dynamic shared memory alone.
+#pragma once
+
+#include <cstdint>
+
+#include "number_types.h"
+
+namespace paged_stream {
+
+constexpr int kWarpSize = 32;
+
+// What one thread loads or stores at once; a pointer to it must be divisible by its size.
+template <int Bytes>
+struct alignas(Bytes) VectorOf {
+  uint8_t bytes[Bytes];
+};
+struct alignas(16) Vector16 {
+  uint32_t words[4];
+};
+
+}  // namespace paged_stream
+
+#if defined(PAGED_STREAM_EMULATE)
+#include "emulator.h"
+#else
+
+#include <cuda_fp8.h>
+#include <cuda_runtime.h>
+
+namespace paged_stream {
+
+// ---- Memory ----
+
+// Reads what nobody writes while the kernel runs; `global` is divisible by 16.
+__device__ __forceinline__ Vector16 load_16(const void* global) {
+  const uint4 v = __ldg(static_cast<const uint4*>(global));
+  return {{v.x, v.y, v.z, v.w}};
+}
+
+__device__ __forceinline__ uint32_t shared_address(const void* shared) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+}
+
+// Starts a copy of 16 bytes, or of zeros when not valid: then `global` is not read. What lies at
+// `shared` is undefined until wait_copies, and other threads see it after a barrier that follows.
+__device__ __forceinline__ void copy_async_16(void* shared, const void* global, bool valid) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
+               "l"(global), "r"(valid ? 16 : 0)
+               : "memory");
+}
+
+// The same of 4 or 8 bytes, by which both addresses are divisible.
+template <int Bytes>
+__device__ __forceinline__ void copy_async(void* shared, const void* global, bool valid) {
+  static_assert(Bytes == 4 || Bytes == 8);
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(shared)),
+               "l"(global), "n"(Bytes), "r"(valid ? Bytes : 0)
+               : "memory");
+}
+
+// Makes a group of the thread's copies since the last one.
+__device__ __forceinline__ void commit_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+// Waits until at most the newest Groups groups of this thread are under way.
+template <int Groups>
+__device__ __forceinline__ void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(Groups) : "memory");
+}
+
+// The block's dynamic shared memory, divisible by 128.
+__device__ __forceinline__ uint8_t* dynamic_shared() {
+  extern __shared__ __align__(128) uint8_t paged_stream_shared[];
+  return paged_stream_shared;
+}
+
+// ---- Threads ----
+
+__device__ __forceinline__ void sync_block() { __syncthreads(); }
+__device__ __forceinline__ void sync_warp() { __syncwarp(); }
+
+// Every lane of the warp calls these, with numbers of 4 or 8 bytes.
+template <class T>
+__device__ __forceinline__ T shuffle(T value, int source_lane) {
+  return __shfl_sync(0xffffffffu, value, source_lane);
+}
+template <class T>
+__device__ __forceinline__ T shuffle_xor(T value, int mask) {
+  return __shfl_xor_sync(0xffffffffu, value, mask);
+}
+// Lanes less than `distance` from the last keep their own.
+template <class T>
+__device__ __forceinline__ T shuffle_down(T value, int distance) {
+  return __shfl_down_sync(0xffffffffu, value, distance);
+}
+// Lanes below `distance` keep their own.
+template <class T>
+__device__ __forceinline__ T shuffle_up(T value, int distance) {
+  return __shfl_up_sync(0xffffffffu, value, distance);
+}
+__device__ __forceinline__ uint32_t ballot(bool vote) { return __ballot_sync(0xffffffffu, vote); }
+
+__device__ __forceinline__ int count_ones(uint32_t bits) { return __popc(bits); }
+// From the lowest bit, 0; `bits` is not 0.
+__device__ __forceinline__ int first_one(uint32_t bits) { return __ffs(bits) - 1; }
+
+// Ends the kernel with an error: for arguments that the host cannot check without waiting.
+[[noreturn]] __device__ __forceinline__ void trap() {
+  __trap();
+  __builtin_unreachable();
+}
+
+// ---- Matrix units ----
+
+// Four 8x8 matrices of 2-byte elements: lane i gives the address of row i % 8 of matrix i / 8, 16
+// bytes, and receives in r[m] elements 2 * (i % 4) and the next of row i / 4 of matrix m.
+__device__ __forceinline__ void load_matrix_x4(uint32_t (&r)[4], const void* shared_row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(shared_row))
+               : "memory");
+}
+// The same of the transposed matrices: elements (2 * (i % 4), i / 4) and (2 * (i % 4) + 1, i / 4).
+__device__ __forceinline__ void load_matrix_x4_transposed(uint32_t (&r)[4],
+                                                          const void* shared_row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(shared_row))
+               : "memory");
+}
+
+// d[16][8] += a[16][16] * b[16][8] for a warp. With g = lane / 4 and t = lane % 4: a holds the
+// pairs of columns from 2t of rows g and g + 8, then those from 2t + 8; b the pairs of rows from 2t
+// and from 2t + 8 of column g; d columns 2t, 2t + 1 of row g, then of row g + 8.
+template <class T>
+__device__ __forceinline__ void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4],
+                                            const uint32_t (&b)[2]);
+template <>
+__device__ __forceinline__ void mma_16x8x16<bfloat16>(float (&d)[4], const uint32_t (&a)[4],
+                                                      const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+template <>
+__device__ __forceinline__ void mma_16x8x16<float16>(float (&d)[4], const uint32_t (&a)[4],
+                                                     const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// ---- Numbers ----
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(bfloat16 x) {
+  return __uint_as_float(static_cast<uint32_t>(x.bits) << 16);
+}
+__device__ __forceinline__ float to_float(float16 x) {
+  float y;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+  return y;
+}
+// Two numbers as the float16 of the same values, the first one in the low half.
+__device__ __forceinline__ uint32_t to_float16_pair(uint16_t float8_pair) {
+  const __half2_raw pair = __nv_cvt_fp8x2_to_halfraw2(float8_pair, __NV_E4M3);
+  return static_cast<uint32_t>(pair.y) << 16 | pair.x;
+}
+__device__ __forceinline__ float to_float(float8_e4m3 x) {
+  return to_float(float16{__nv_cvt_fp8_to_halfraw(x.bits, __NV_E4M3).x});
+}
+
+// To the nearest, ties to even; float8 saturates at 448, NaN stays NaN.
+template <class T>
+__device__ __forceinline__ T from_float(float x);
+template <>
+__device__ __forceinline__ float from_float<float>(float x) {
+  return x;
+}
+template <>
+__device__ __forceinline__ bfloat16 from_float<bfloat16>(float x) {
+  bfloat16 y;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+  return y;
+}
+template <>
+__device__ __forceinline__ float16 from_float<float16>(float x) {
+  float16 y;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+  return y;
+}
+template <>
+__device__ __forceinline__ float8_e4m3 from_float<float8_e4m3>(float x) {
+  return {__nv_cvt_float_to_fp8(x, __NV_SATFINITE, __NV_E4M3)};
+}
+
+// Two numbers rounded side by side, the first one in the low half: an operand of mma_16x8x16.
+template <class T>
+__device__ __forceinline__ uint32_t pack_pair(float low, float high);
+template <>
+__device__ __forceinline__ uint32_t pack_pair<bfloat16>(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+template <>
+__device__ __forceinline__ uint32_t pack_pair<float16>(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+
+// 2^x to about two units in the last place; 0 for -infinity.
+__device__ __forceinline__ float fast_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ uint32_t float_bits(float x) { return __float_as_uint(x); }
+__device__ __forceinline__ float bits_float(uint32_t x) { return __uint_as_float(x); }
+
+}  // namespace paged_stream
+
+#endif

@@ -1,0 +1,51 @@
+// How kernels are started: on the device, or by tests/cuda_emulator when it compiles them.
+#pragma once
+
+#include <cstddef>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+#include "device.cuh"
+
+namespace paged_stream {
+
+#if defined(PAGED_STREAM_EMULATE)
+
+struct Stream {};
+
+template <class... Params>
+void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, Stream,
+            std::type_identity_t<Params>... args) {
+  emulator::run_grid(grid, block, shared_bytes, [=] { kernel(args...); });
+}
+
+#else
+
+using Stream = cudaStream_t;
+
+inline void check_cuda(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  throw std::runtime_error(std::string("paged_stream: ") + what + ": " + cudaGetErrorString(error));
+}
+
+// Runs the kernel with shared_bytes of dynamic shared memory per block. No part of the grid may be
+// empty.
+template <class... Params>
+void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, Stream stream,
+            std::type_identity_t<Params>... args) {
+  const auto* const function = reinterpret_cast<const void*>(kernel);
+  constexpr size_t kSharedWithoutAsking = 48 * 1024;
+  if (shared_bytes > kSharedWithoutAsking) {
+    check_cuda(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(shared_bytes)),
+               "asking for shared memory");
+  }
+  void* pointers[] = {&args...};
+  check_cuda(cudaLaunchKernel(function, grid, block, pointers, shared_bytes, stream),
+             "starting a kernel");
+}
+
+#endif
+
+}  // namespace paged_stream

@@ -1,0 +1,120 @@
+// paged_attention on CUDA: checks what the host can see of the arguments, and hands them on as
+// plain pointers. Nothing here waits for the device, and grids depend on shapes alone, so that a
+// graph can capture the op. What lies in the batch's tensors is the caller's word: kernels trap on
+// blocks that the cache does not have.
+
+#include "paged_attention.h"
+
+#include <cstdint>
+#include <optional>
+
+#include "attention_checks.h"
+#include "tensors.cuh"
+
+namespace paged_stream {
+namespace {
+
+constexpr AttentionChecker kCheck;
+
+// The kernels copy rows in so many bytes at once.
+void check_alignment(const Tensor& t, const char* name, int64_t stride, int64_t bytes) {
+  const auto address = reinterpret_cast<uintptr_t>(t.const_data_ptr());
+  const int64_t stride_bytes = stride * static_cast<int64_t>(t.element_size());
+  STD_TORCH_CHECK(address % bytes == 0 && stride_bytes % bytes == 0, "paged_attention: ", name,
+                  " must start at a multiple of ", bytes, " bytes and have a first stride of such,",
+                  " got ", address % bytes, " beyond one and a stride of ", stride_bytes);
+}
+
+void check_alignments(const Tensor& query, const Tensor& sink_query, const Tensor& k_cache,
+                      const Tensor& v_cache) {
+  check_alignment(query, "query", query.stride(0), 16);
+  check_alignment(sink_query, "sink_query", sink_query.stride(0), 16);
+  const int64_t bytes = is_quantized(k_cache) ? 4 : k_cache.element_size() == 1 ? 8 : 16;
+  check_alignment(k_cache, "k_cache", k_cache.stride(0), bytes);
+  check_alignment(v_cache, "v_cache", v_cache.stride(0), bytes);
+}
+
+PagedAttentionArguments pack(const Tensor& query, const Tensor& sink_query, const Tensor& k_cache,
+                             const Tensor& v_cache, const AttentionBatch& batch,
+                             const AttentionLayer& layer) {
+  PagedAttentionArguments in{};
+  in.query = query.const_data_ptr();
+  in.sink_query = sink_query.const_data_ptr();
+  in.query_stride = query.stride(0);
+  in.sink_query_stride = sink_query.stride(0);
+  in.num_heads = static_cast<int>(query.size(1));
+  in.num_kv_heads = static_cast<int>(k_cache.size(1));
+  in.group_size = in.num_heads / in.num_kv_heads;
+  in.head_dim = static_cast<int>(head_dim_of(k_cache));
+  const int64_t element_size = static_cast<int64_t>(k_cache.element_size());
+  in.k_cache = static_cast<const uint8_t*>(k_cache.const_data_ptr());
+  in.v_cache = static_cast<const uint8_t*>(v_cache.const_data_ptr());
+  in.block_stride = k_cache.stride(0) * element_size;
+  in.num_blocks = static_cast<int>(k_cache.size(0));
+  in.block_size = static_cast<int>(k_cache.size(2));
+  in.row_bytes = static_cast<int>(k_cache.size(3) * element_size);
+  in.block_table = batch.block_table.const_data_ptr<int32_t>();
+  in.table_stride = batch.block_table.stride(0);
+  in.query_start_loc = batch.query_start_loc.const_data_ptr<int32_t>();
+  in.seq_lens = batch.seq_lens.const_data_ptr<int64_t>();
+  in.num_sink_tokens = batch.num_sink_tokens.const_data_ptr<int32_t>();
+  in.window_size = batch.window_size.const_data_ptr<int32_t>();
+  in.window_floor = batch.window_floor.const_data_ptr<int64_t>();
+  in.ring_blocks = batch.ring_blocks.const_data_ptr<int32_t>();
+  in.num_sequences = static_cast<int>(batch.block_table.size(0));
+  in.score_scale = static_cast<float>(layer.scale);
+  in.alibi_slopes = layer.alibi_slopes;
+  in.softcap = static_cast<float>(layer.softcap);
+  in.local_window = layer.local_window == 0 ? kNoLocalWindow : layer.local_window;
+  return in;
+}
+
+void run(const Tensor& query, const Tensor& k_cache, const PagedAttentionArguments& in,
+         Stream stream) {
+  const auto launch = query.scalar_type() == ScalarType::Float      ? launch_attention_float32
+                      : query.scalar_type() == ScalarType::BFloat16 ? launch_attention_bfloat16
+                                                                    : launch_attention_float16;
+  launch(dtype_of(k_cache), in, static_cast<int>(query.size(0)), stream);
+}
+
+Tensor paged_attention(const Tensor& query, const std::optional<Tensor>& sink_query,
+                       const Tensor& k_cache, const Tensor& v_cache, const Tensor& block_table,
+                       const Tensor& query_start_loc, const Tensor& seq_lens,
+                       const Tensor& num_sink_tokens, const Tensor& window_size,
+                       const Tensor& window_floor, const Tensor& ring_blocks, double scale,
+                       const std::optional<Tensor>& alibi_slopes, double softcap,
+                       int64_t local_window) {
+  const AttentionBatch batch{block_table, query_start_loc, seq_lens,   num_sink_tokens,
+                             window_size, window_floor,    ring_blocks};
+  kCheck.heads(query, sink_query, k_cache, v_cache);
+  const AttentionLayer layer =
+      kCheck.layer(scale, alibi_slopes, softcap, local_window, query.size(1), query);
+  kCheck.batch(batch, query);
+  const Tensor& sinks = sink_query ? *sink_query : query;
+  check_alignments(query, sinks, k_cache, v_cache);
+
+  const int64_t num_tokens = query.size(0), num_heads = query.size(1);
+  const int64_t head_dim = head_dim_of(k_cache), num_sequences = block_table.size(0);
+  Tensor out = torch::stable::new_empty(query, {num_tokens, num_heads, head_dim});
+  if (num_tokens == 0 || num_sequences == 0) return out;
+  PagedAttentionArguments in = pack(query, sinks, k_cache, v_cache, batch, layer);
+  in.out = out.mutable_data_ptr();
+  in.split_all = num_tokens == num_sequences;
+  in.max_splits = most_splits(block_table.size(1), in.block_size, in.group_size);
+
+  const DeviceScope device(query);
+  const int64_t num_parts = in.max_splits == 1 ? 0 : num_sequences * num_heads * in.max_splits;
+  Tensor parts = torch::stable::new_empty(query, {num_parts, head_dim + 2}, ScalarType::Float);
+  in.part_acc = parts.mutable_data_ptr<float>();
+  in.part_max = in.part_acc + num_parts * head_dim;
+  in.part_sum = in.part_max + num_parts;
+  run(query, k_cache, in, device.stream());
+  return out;
+}
+
+}  // namespace
+}  // namespace paged_stream
+
+STABLE_TORCH_LIBRARY_IMPL(paged_stream, CUDA, m) {
+  m.impl("paged_attention", TORCH_BOX(&paged_stream::paged_attention));
+}

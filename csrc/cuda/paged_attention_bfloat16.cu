@@ -1,0 +1,13 @@
+// The kernels of paged_attention for queries in bfloat16.
+
+#include "attention_launch.cuh"
+#include "paged_attention.h"
+
+namespace paged_stream {
+
+void launch_attention_bfloat16(DType cache, const PagedAttentionArguments& in, int num_tokens,
+                               Stream stream) {
+  launch_attention<bfloat16>(cache, in, num_tokens, stream);
+}
+
+}  // namespace paged_stream

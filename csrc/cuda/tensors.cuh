@@ -1,0 +1,34 @@
+// Between tensors and launches: the device and the stream of a call.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+
+#include "checks.h"
+#include "dtype.h"
+#include "launch.cuh"
+
+namespace paged_stream {
+
+// Makes a tensor's device the current one while it lives; launches go to torch's current stream.
+class DeviceScope {
+ public:
+  explicit DeviceScope(const Tensor& t) : guard_(t.get_device_index()) {
+    void* stream = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(
+        aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+    stream_ = static_cast<Stream>(stream);
+  }
+  Stream stream() const { return stream_; }
+
+ private:
+  torch::stable::accelerator::DeviceGuard guard_;
+  Stream stream_;
+};
+
+}  // namespace paged_stream

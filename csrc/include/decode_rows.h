@@ -1,0 +1,68 @@
+// How a sequence that decodes goes on by itself: from the token that was sampled to the next
+// step's input. One thread does one row.
+#pragma once
+
+#include <cstdint>
+
+#include "sink_window.h"
+
+namespace paged_stream {
+
+// The slot of a position, by the entry of the block table for its column; -1 where there is none.
+PAGED_STREAM_HOST_DEVICE inline int64_t slot_of(int64_t position, int32_t block_id,
+                                                int64_t block_size) {
+  return block_id < 0 ? -1 : block_id * block_size + position % block_size;
+}
+
+// The arguments of advance_decode, B rows of each.
+struct DecodeRows {
+  const int64_t* sampled;
+  int64_t* generated;  // [B, max_generated]
+  int64_t* num_generated;
+  int64_t* num_left;
+  const int64_t* stop_token_ids;  // [B, num_stops]
+  int64_t *token_ids, *positions, *sink_positions, *seq_lens, *slot_mapping;
+  const int32_t* block_table;  // [B, width]
+  const int32_t *num_sink_tokens, *window_size;
+  const int64_t* window_floor;
+  const int32_t* ring_blocks;
+  int64_t max_generated, num_stops, width, block_size;
+
+  PAGED_STREAM_HOST_DEVICE bool is_running(int64_t row) const { return num_left[row] > 0; }
+
+  PAGED_STREAM_HOST_DEVICE SinkWindow window(int64_t row) const {
+    return {num_sink_tokens[row], window_size[row], window_floor[row]};
+  }
+
+  PAGED_STREAM_HOST_DEVICE bool is_stop(int64_t row, int64_t token) const {
+    const int64_t* const stops = stop_token_ids + row * num_stops;
+    bool found = false;
+    for (int64_t i = 0; i < num_stops; ++i) found |= stops[i] == token;
+    return found;
+  }
+
+  // Column of the next position.
+  PAGED_STREAM_HOST_DEVICE int64_t next_column(int64_t row) const {
+    return window(row).column((positions[row] + 1) / block_size, ring_blocks[row], block_size);
+  }
+
+  // A row that is not running, or stops with this token, keeps its input but for the slot: it is
+  // computed again and again, and what comes of it goes nowhere.
+  PAGED_STREAM_HOST_DEVICE void advance(int64_t row) const {
+    if (!is_running(row)) return;
+    const int64_t token = sampled[row];
+    generated[row * max_generated + num_generated[row]++] = token;
+    num_left[row] = is_stop(row, token) ? 0 : num_left[row] - 1;
+    if (!is_running(row)) {
+      slot_mapping[row] = -1;
+      return;
+    }
+    const int64_t column = next_column(row), position = ++positions[row];
+    token_ids[row] = token;
+    sink_positions[row] = window(row).sink_position(position);
+    seq_lens[row] = position + 1;
+    slot_mapping[row] = slot_of(position, block_table[row * width + column], block_size);
+  }
+};
+
+}  // namespace paged_stream

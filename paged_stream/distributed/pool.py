@@ -1,0 +1,256 @@
+"""`RayLLM`: a pool of engines for plain Python, as `LLM` is one engine. It runs an `AsyncRayLLM` in
+a thread of its own, so any number of threads may use it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from paged_stream.chat import Messages
+from paged_stream.distributed.async_pool import AsyncRayLLM, PoolStats
+from paged_stream.distributed.pool_stream import AsyncPoolStream
+from paged_stream.distributed.replica_set import PoolError
+from paged_stream.inputs import Prompt
+from paged_stream.llm import merge_delta, params_per_prompt, prompt_list_of
+from paged_stream.outputs import CompletionOutput, RequestDelta, RequestOutput, StreamStats
+from paged_stream.scheduler.sampling_params import SamplingParams
+
+__all__ = ["AsyncRayLLM", "PoolError", "PoolStats", "PoolStream", "RayLLM"]
+
+T = TypeVar("T")
+_REQUESTS_AT_ONCE = 1024  # per replica: its engine queues what it has no room for
+
+
+class RayLLM:
+    """Use it as a context manager, or call `shutdown`.
+
+    Args:
+        model: as in `AsyncRayLLM`, and so is the rest.
+
+    Raises:
+        ValueError: as `AsyncRayLLM` and its `start`.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        num_replicas: int = 1,
+        save_dir: str | Path | None = None,
+        save_every_tokens: int = 1024,
+        **settings: Any,
+    ) -> None:
+        self.pool = AsyncRayLLM(
+            model,
+            num_replicas=num_replicas,
+            save_dir=save_dir,
+            save_every_tokens=save_every_tokens,
+            **settings,
+        )
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="pool", daemon=True)
+        self._thread.start()
+        try:
+            self.run(self.pool.start())
+        except BaseException:
+            self._stop_loop()
+            raise
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Complete one prompt (text or token ids) or a list of them, as `LLM.generate`.
+
+        Raises:
+            ValueError: a bad prompt or parameter; then nothing is run.
+            PoolError: as `AsyncRayLLM.generate`.
+        """
+        prompt_list = prompt_list_of(prompts)
+        per_prompt = params_per_prompt(sampling_params, len(prompt_list))
+        token_ids = self.run(self.pool.encode(prompt_list, per_prompt))
+        outputs = [
+            RequestOutput(
+                request_id=f"pool-{number}",
+                prompt=prompt if isinstance(prompt, str) else None,
+                prompt_token_ids=ids,
+                outputs=[CompletionOutput(index=index) for index in range(params.n)],
+                prompt_logprobs=None if params.prompt_logprobs is None else [None],
+            )
+            for number, (prompt, ids, params) in enumerate(
+                zip(prompt_list, token_ids, per_prompt, strict=True)
+            )
+        ]
+        with tqdm(total=len(outputs), unit="request", disable=not use_tqdm) as bar:
+            self.run(self._complete(outputs, per_prompt, bar))
+        return outputs
+
+    def chat(
+        self,
+        messages: Messages | Sequence[Messages],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Answer one conversation, or a list of them, as `LLM.chat`."""
+        if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
+            raise ValueError(f"messages must be a list of dicts, got {messages!r}")
+        one = bool(messages) and isinstance(messages[0], Mapping)
+        conversations = [messages] if one else list(messages)
+        prompts = self.run(self.pool.ask("render_chat", conversations))
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+
+    def open_stream(
+        self,
+        *,
+        num_sink_tokens: int | None = None,
+        window_size: int | None = None,
+        pin: Prompt | Messages | None = None,
+    ) -> PoolStream:
+        """Open a live stream, as `LLMEngine.open_stream`."""
+        opened = self.pool.open_stream(
+            num_sink_tokens=num_sink_tokens, window_size=window_size, pin=pin
+        )
+        return PoolStream(self, self.run(opened))
+
+    def load_stream(self, path: str | Path) -> PoolStream:
+        """Open a saved stream, as `LLMEngine.load_stream`."""
+        return PoolStream(self, self.run(self.pool.load_stream(path)))
+
+    def stats(self) -> PoolStats:
+        """As `AsyncRayLLM.stats`."""
+        return self.run(self.pool.stats())
+
+    def wait_until_ready(self) -> None:
+        """As `AsyncRayLLM.wait_until_ready`."""
+        self.run(self.pool.wait_until_ready())
+
+    def scale_to(self, num_replicas: int, *, drain_seconds: float = 30.0) -> None:
+        """As `AsyncRayLLM.scale_to`."""
+        self.run(self.pool.scale_to(num_replicas, drain_seconds=drain_seconds))
+
+    def rolling_restart(self, *, drain_seconds: float = 30.0) -> None:
+        """As `AsyncRayLLM.rolling_restart`."""
+        self.run(self.pool.rolling_restart(drain_seconds=drain_seconds))
+
+    def shutdown(self) -> None:
+        """As `AsyncRayLLM.shutdown`."""
+        if self._thread.is_alive():
+            self.run(self.pool.shutdown())
+            self._stop_loop()
+
+    def __enter__(self) -> RayLLM:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.shutdown()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Wait for a coroutine of the pool, from any thread."""
+        future = self.submit(coroutine)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # as when Ctrl-C ends the wait
+            raise
+
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Start a coroutine of the pool, from any thread."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def iterate(self, deltas: AsyncGenerator[RequestDelta, None]) -> Iterator[RequestDelta]:
+        """Read a generator of the pool, and close it where the reader leaves."""
+        try:
+            while (delta := self.run(_next(deltas))) is not None:
+                yield delta
+        finally:
+            self.run(deltas.aclose())
+
+    async def _complete(
+        self, outputs: list[RequestOutput], params: list[SamplingParams], bar: Any
+    ) -> None:
+        room = asyncio.Semaphore(_REQUESTS_AT_ONCE * self.pool.num_replicas)
+
+        async def complete(output: RequestOutput, sampling_params: SamplingParams) -> None:
+            async with room:
+                async for delta in self.pool.generate(output.prompt_token_ids, sampling_params):
+                    merge_delta(output, delta)
+            bar.update()
+
+        tasks = [
+            asyncio.ensure_future(complete(*each)) for each in zip(outputs, params, strict=True)
+        ]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    def _stop_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class PoolStream:
+    """A live stream of a `RayLLM`; its methods are those of `Stream`."""
+
+    def __init__(self, llm: RayLLM, stream: AsyncPoolStream) -> None:
+        self._llm = llm
+        self.inner = stream
+
+    @property
+    def position(self) -> int:
+        """Where the next token will stand."""
+        return self.inner.position
+
+    def append(self, prompt: Prompt) -> None:
+        self._llm.run(self.inner.append(prompt))
+
+    def generate(self, params: SamplingParams | None = None) -> Iterator[RequestDelta]:
+        return self._llm.iterate(self.inner.generate(params))
+
+    def chat(
+        self, messages: str | Messages, params: SamplingParams | None = None
+    ) -> Iterator[RequestDelta]:
+        return self._llm.iterate(self.inner.chat(messages, params))
+
+    def fork(self) -> PoolStream:
+        return PoolStream(self._llm, self._llm.run(self.inner.fork()))
+
+    def cut(self, start: int, end: int) -> None:
+        self._llm.run(self.inner.cut(start, end))
+
+    def rewind(self, position: int) -> None:
+        self._llm.run(self.inner.rewind(position))
+
+    def park(self) -> None:
+        self._llm.run(self.inner.park())
+
+    def save(self, path: str | Path) -> None:
+        self._llm.run(self.inner.save(Path(path).resolve()))
+
+    def stats(self) -> StreamStats:
+        return self._llm.run(self.inner.stats())
+
+    def close(self) -> None:
+        self._llm.run(self.inner.close())
+
+    def __enter__(self) -> PoolStream:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+async def _next(deltas: AsyncGenerator[RequestDelta, None]) -> RequestDelta | None:
+    return await anext(deltas, None)

@@ -1,0 +1,344 @@
+"""A Ray Serve application: one small ingress that speaks HTTP, and a pool behind it.
+
+Requests without state have the shape of OpenAI's API. Streams are opened under ``/v1/streams`` and
+stay with their worker, because the one ingress knows where each lives.
+"""
+
+# No `from __future__ import annotations`: Serve sends the routes to another process, where FastAPI
+# could not find what the names of types stand for.
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, TypeVar
+
+from paged_stream.distributed.pool import PoolError, RayLLM
+from paged_stream.distributed.pool_stream import AsyncPoolStream
+from paged_stream.outputs import RequestDelta
+from paged_stream.scheduler.sampling_params import SamplingParams
+
+try:
+    from fastapi import FastAPI, HTTPException, Request
+    from fastapi.responses import JSONResponse, Response, StreamingResponse
+    from pydantic import BaseModel, ConfigDict
+    from ray import serve
+except ImportError as error:
+    raise ImportError(
+        'this needs Ray Serve, which is an extra: pip install "paged-stream[ray]"'
+    ) from error
+
+T = TypeVar("T")
+_REQUESTS_AT_ONCE = 10_000
+
+
+class Sampling(BaseModel):
+    """Fields of `SamplingParams`, which checks them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    n: int | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    ignore_eos: bool | None = None
+    stream: bool = False
+
+    def params(self) -> SamplingParams:
+        names = Sampling.model_fields.keys() - {"stream"}
+        values = {name: getattr(self, name) for name in names}
+        return SamplingParams(**{k: v for k, v in values.items() if v is not None})
+
+
+class Completion(Sampling):
+    model: str | None = None
+    prompt: str | list[int]
+
+
+class ChatCompletion(Sampling):
+    model: str | None = None
+    messages: list[dict[str, Any]]
+
+
+class NewStream(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    num_sink_tokens: int | None = None
+    window_size: int | None = None
+    pin: str | list[int] | list[dict[str, Any]] | None = None
+
+
+class Addition(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: str | list[int]
+
+
+class Turn(Sampling):
+    """A turn of a stream: generate, after appending ``prompt`` or, in the chat template,
+    ``messages``, if there are any."""
+
+    prompt: str | list[int] | None = None
+    messages: list[dict[str, Any]] | None = None
+
+
+# Above the class: Serve takes a copy of it, with what it refers to, as soon as it is made.
+
+
+def _error(error: Exception, kind: str) -> dict[str, Any]:
+    return {"error": {"message": str(error), "type": kind}}
+
+
+def _events(
+    deltas: AsyncGenerator[RequestDelta, None], event: Callable[[RequestDelta], dict[str, Any]]
+) -> StreamingResponse:
+    """Server-sent events, one per delta; a client that leaves ends what it asked for."""
+
+    async def lines() -> AsyncIterator[str]:
+        async with aclosing(deltas):
+            try:
+                async for delta in deltas:
+                    yield f"data: {json.dumps(event(delta))}\n\n"
+            except (PoolError, ValueError) as error:
+                yield f"data: {json.dumps(_error(error, 'server_error'))}\n\n"
+                return
+        yield "data: [DONE]\n\n"
+
+    return StreamingResponse(lines(), media_type="text/event-stream")
+
+
+async def _begun(
+    deltas: AsyncGenerator[RequestDelta, None],
+) -> AsyncGenerator[RequestDelta, None]:
+    """Wait for the first delta, and give a generator of all."""
+    first = await anext(deltas, None)
+
+    async def rest() -> AsyncGenerator[RequestDelta, None]:
+        async with aclosing(deltas):
+            if first is not None:
+                yield first
+                async for delta in deltas:
+                    yield delta
+
+    return rest()
+
+
+async def _next(deltas: AsyncGenerator[RequestDelta, None]) -> RequestDelta | None:
+    return await anext(deltas, None)
+
+
+async def _close(deltas: AsyncGenerator[RequestDelta, None]) -> None:
+    await deltas.aclose()
+
+
+app = FastAPI(title="paged_stream")
+
+
+@app.exception_handler(ValueError)
+async def refuse(request: Request, error: ValueError) -> JSONResponse:
+    return JSONResponse(_error(error, "invalid_request_error"), status_code=400)
+
+
+@app.exception_handler(PoolError)
+async def fail(request: Request, error: PoolError) -> JSONResponse:
+    return JSONResponse(_error(error, "server_error"), status_code=503)
+
+
+@serve.deployment(max_ongoing_requests=_REQUESTS_AT_ONCE, ray_actor_options={"num_cpus": 0})
+@serve.ingress(app)
+class Ingress:
+    """Answers HTTP; there is one, and it starts the pool."""
+
+    def __init__(self, model: str, settings: dict[str, Any]) -> None:
+        self._model = model
+        self._llm = RayLLM(model, **settings)
+        self._streams: dict[str, AsyncPoolStream] = {}
+
+    @app.get("/health")
+    async def health(self) -> dict[str, Any]:
+        stats = await self._on_pool(self._llm.pool.stats())
+        return {
+            "replicas": len(stats.replicas),
+            "streams": stats.num_streams,
+            "load": sum(replica.load for replica in stats.replicas),
+        }
+
+    # Without state
+
+    @app.post("/v1/completions")
+    async def complete(self, body: Completion) -> Response:
+        def choice(index: int, text: str, reason: str | None) -> dict[str, Any]:
+            return {"index": index, "text": text, "finish_reason": reason}
+
+        return await self._answer(body, body.prompt, "text_completion", choice, choice)
+
+    @app.post("/v1/chat/completions")
+    async def chat(self, body: ChatCompletion) -> Response:
+        prompts = await self._on_pool(self._llm.pool.ask("render_chat", [body.messages]))
+
+        def choice(index: int, text: str, reason: str | None) -> dict[str, Any]:
+            message = {"role": "assistant", "content": text}
+            return {"index": index, "message": message, "finish_reason": reason}
+
+        def part(index: int, text: str, reason: str | None) -> dict[str, Any]:
+            return {"index": index, "delta": {"content": text}, "finish_reason": reason}
+
+        return await self._answer(body, prompts[0], "chat.completion", choice, part)
+
+    async def _answer(
+        self,
+        body: Sampling,
+        prompt: str | list[int],
+        kind: str,
+        choice: Callable[[int, str, str | None], dict[str, Any]],
+        part: Callable[[int, str, str | None], dict[str, Any]],
+    ) -> Response:
+        """Answer a request whole, or in parts as they come."""
+        params = body.params()
+        # Checked before anything is sent.
+        [token_ids] = await self._on_pool(self._llm.pool.encode([prompt], [params]))
+        head = {"id": f"cmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self._model}
+        deltas = self._read(self._llm.pool.generate(token_ids, params))
+        if body.stream:
+            name = "chat.completion.chunk" if kind == "chat.completion" else kind
+
+            def event(delta: RequestDelta) -> dict[str, Any]:
+                choices = [part(delta.index, delta.delta_text, delta.finish_reason)]
+                return head | {"object": name, "choices": choices}
+
+            return _events(deltas, event)
+        texts, reasons, count = [""] * params.n, [""] * params.n, 0
+        async with aclosing(deltas):
+            async for delta in deltas:
+                texts[delta.index] += delta.delta_text
+                reasons[delta.index] = delta.finish_reason or ""
+                count += len(delta.delta_token_ids)
+        usage = {
+            "prompt_tokens": len(token_ids),
+            "completion_tokens": count,
+            "total_tokens": len(token_ids) + count,
+        }
+        choices = [choice(i, texts[i], reasons[i]) for i in range(params.n)]
+        return JSONResponse(head | {"object": kind, "choices": choices, "usage": usage})
+
+    # Streams
+
+    @app.post("/v1/streams")
+    async def open(self, body: NewStream) -> dict[str, Any]:
+        stream = await self._on_pool(self._llm.pool.open_stream(**body.model_dump()))
+        return self._add(stream)
+
+    @app.get("/v1/streams/{stream_id}")
+    async def describe(self, stream_id: str) -> dict[str, Any]:
+        stats = await self._on_pool(self._find(stream_id).stats())
+        return {
+            "id": stream_id,
+            "position": stats.num_tokens,
+            "visible_tokens": stats.num_visible_tokens,
+            "evicted_tokens": stats.num_evicted_tokens,
+            "location": stats.location,
+        }
+
+    @app.post("/v1/streams/{stream_id}/append")
+    async def append(self, stream_id: str, body: Addition) -> dict[str, Any]:
+        stream = self._find(stream_id)
+        await self._on_pool(stream.append(body.prompt))
+        return {"id": stream_id, "position": stream.position}
+
+    @app.post("/v1/streams/{stream_id}/generate")
+    async def generate(self, stream_id: str, body: Turn) -> Response:
+        stream, params = self._find(stream_id), body.params()
+        if body.messages is not None and body.prompt is not None:
+            raise ValueError("prompt and messages are two ways to say something; pass one of them")
+        if body.prompt is not None:
+            await self._on_pool(stream.append(body.prompt))
+        if body.messages is not None:
+            deltas = self._read(stream.chat(body.messages, params))
+        else:
+            deltas = self._read(stream.generate(params))
+        deltas = await _begun(deltas)  # what is wrong with it is known now
+        if body.stream:
+            return _events(
+                deltas,
+                lambda delta: {
+                    "id": stream_id,
+                    "text": delta.delta_text,
+                    "token_ids": delta.delta_token_ids,
+                    "finish_reason": delta.finish_reason,
+                },
+            )
+        text, token_ids, reason = "", [], None
+        async with aclosing(deltas):
+            async for delta in deltas:
+                text += delta.delta_text
+                token_ids += delta.delta_token_ids
+                reason = delta.finish_reason
+        position = stream.position
+        return JSONResponse(
+            {"id": stream_id, "text": text, "token_ids": token_ids, "finish_reason": reason}
+            | {"position": position}
+        )
+
+    @app.post("/v1/streams/{stream_id}/fork")
+    async def fork(self, stream_id: str) -> dict[str, Any]:
+        return self._add(await self._on_pool(self._find(stream_id).fork()))
+
+    @app.delete("/v1/streams/{stream_id}")
+    async def close(self, stream_id: str) -> dict[str, Any]:
+        await self._on_pool(self._find(stream_id).close())
+        del self._streams[stream_id]
+        return {"id": stream_id, "deleted": True}
+
+    def _add(self, stream: AsyncPoolStream) -> dict[str, Any]:
+        stream_id = uuid.uuid4().hex
+        self._streams[stream_id] = stream
+        return {"id": stream_id, "position": stream.position}
+
+    def _find(self, stream_id: str) -> AsyncPoolStream:
+        if stream_id not in self._streams:
+            raise HTTPException(404, f"there is no stream {stream_id!r}")
+        return self._streams[stream_id]
+
+    # The pool has a thread and an event loop of its own
+
+    async def _on_pool(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return await asyncio.wrap_future(self._llm.submit(coroutine))
+
+    async def _read(
+        self, deltas: AsyncGenerator[RequestDelta, None]
+    ) -> AsyncGenerator[RequestDelta, None]:
+        try:
+            while (delta := await self._on_pool(_next(deltas))) is not None:
+                yield delta
+        finally:
+            await self._on_pool(_close(deltas))
+
+
+def build_app(
+    model: str,
+    *,
+    num_replicas: int = 1,
+    save_dir: str | Path | None = None,
+    save_every_tokens: int = 1024,
+    **settings: Any,
+) -> Any:
+    """An application for ``serve.run`` or ``serve run``.
+
+    Args:
+        model: as in `AsyncRayLLM`, and so is the rest.
+    """
+    pool = {
+        "num_replicas": num_replicas,
+        "save_dir": None if save_dir is None else str(save_dir),
+        "save_every_tokens": save_every_tokens,
+    }
+    return Ingress.bind(model, pool | settings)  # type: ignore[attr-defined]

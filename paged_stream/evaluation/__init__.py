@@ -1,0 +1,1 @@
+"""The experiments of the StreamingLLM paper on any model and text: what a user can check."""

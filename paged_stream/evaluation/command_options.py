@@ -1,0 +1,69 @@
+"""Options that the evaluation commands share, and their checks."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("engine")
+    group.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        help="name, folder, .gguf file or hub id (default: %(default)s)",
+    )
+    group.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16")
+    group.add_argument(
+        "--quantization",
+        default="auto",
+        type=lambda name: None if name == "none" else name,
+        help="auto (GGUF files as they are), int8, int4 or none (default: %(default)s)",
+    )
+    group.add_argument(
+        "--kv-cache-dtype", default="auto", help="auto, which is the model's, or int8"
+    )
+    group.add_argument("--kv-cache-memory-bytes", type=int)
+
+
+def engine_settings(args: argparse.Namespace) -> dict[str, Any]:
+    names = ("model", "dtype", "quantization", "kv_cache_dtype", "kv_cache_memory_bytes")
+    return {name: getattr(args, name) for name in names}
+
+
+def shared_fields(args: argparse.Namespace) -> dict[str, Any]:
+    """What every row of a result file says about the run."""
+    names = ("model", "dtype", "quantization", "kv_cache_dtype")
+    return {name: getattr(args, name) for name in names}
+
+
+def add_outputs(parser: argparse.ArgumentParser, *, curves: bool = False) -> None:
+    group = parser.add_argument_group("results, besides the table that is printed")
+    group.add_argument("--json", type=Path, metavar="FILE", help="everything, as JSON lines")
+    if curves:
+        group.add_argument("--csv", type=Path, metavar="FILE", help="perplexity against position")
+    group.add_argument("--plot", type=Path, metavar="FILE", help="a picture; needs matplotlib")
+
+
+def check_outputs(args: argparse.Namespace) -> None:
+    """Say before a long run what would fail behind it."""
+    for name in ("json", "csv", "plot"):
+        path = getattr(args, name, None)
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ValueError(f"{name}: there is no folder {path.absolute().parent}")
+    if args.plot is not None:
+        from paged_stream.evaluation.plots import pyplot
+
+        figure = pyplot().figure()
+        endings = figure.canvas.get_supported_filetypes()
+        pyplot().close(figure)
+        if args.plot.suffix.lstrip(".") not in endings:
+            raise ValueError(f"plot must end in one of {', '.join(endings)}, got {args.plot}")
+
+
+def check_positive(name: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise ValueError(f"{name} must be >= 1, got {value}")

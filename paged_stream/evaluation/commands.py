@@ -1,0 +1,53 @@
+"""The commands ``perplexity``, ``streameval`` and ``attention-map``, for a command line to add.
+
+Nothing heavy is imported before one of them runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from paged_stream.evaluation import attention_map_command, perplexity_command, streameval_command
+
+# From the sub-parsers, a name, what to run, a description and an example to the command's parser.
+AddCommand = Callable[[Any, str, Any, str, str], argparse.ArgumentParser]
+
+
+def add_commands(commands: Any, add_command: AddCommand) -> None:
+    """Add the three commands to a command line."""
+    perplexity_command.add_options(
+        add_command(
+            commands,
+            "perplexity",
+            perplexity_command.run,
+            "Perplexity over long text: dense, plain window, window recomputed, sinks + window. "
+            "All variants score the same tokens.",
+            "paged-stream perplexity book.txt --tokens 8192 --window-size 508 --plot curves.png\n"
+            "  paged-stream perplexity book.txt --ablation sinks\n"
+            "  paged-stream perplexity *.txt --modes streaming --tokens 4000000 --cycle "
+            "--save-stream run.stream",
+        )
+    )
+    streameval_command.add_options(
+        add_command(
+            commands,
+            "streameval",
+            streameval_command.run,
+            "Questions about a stream while it grows: recall against distance, or a dialogue of "
+            "many rounds. What has left the window is not found.",
+            "paged-stream streameval --cache 512 1024 --distances 10 20 40 --plot recall.png\n"
+            "  paged-stream streameval --dialogue question.jsonl --cache 1024",
+        )
+    )
+    attention_map_command.add_options(
+        add_command(
+            commands,
+            "attention-map",
+            attention_map_command.run,
+            "How attention is spread: average logits per layer and head, and the share of the "
+            "first tokens.",
+            "paged-stream attention-map book.txt --plot map.png",
+        )
+    )

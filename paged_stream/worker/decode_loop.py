@@ -1,0 +1,167 @@
+"""Several decode steps of one batch without the host: forward, sample, advance.
+
+Whatever a step changes, it changes in place: tensors keep their shapes and addresses, so that a
+step can be recorded once and played back.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+
+from paged_stream import ops
+from paged_stream.attention.metadata import AttentionMetadata
+from paged_stream.models.decoder import Decoder
+from paged_stream.scheduler.output import SchedulerOutput
+from paged_stream.worker.input_batch import ForwardBatch, build_forward_batch
+from paged_stream.worker.sampler import SamplingTensors, sampling_tensors
+from paged_stream.worker.staging import to_device
+
+_NO_TOKEN = _NO_BLOCK = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeBatch:
+    """B sequences that decode by themselves, one token of each per step.
+
+    Args:
+        forward: the next step's input.
+        sampling: their parameters.
+        stop_token_ids: int64 [B, M], padded with -1.
+        num_left: int64 [B], tokens that each may still gain; 0 once it has stopped.
+        generated: int64 [B, num_steps], what each has gained in these steps, then -1.
+        num_generated: int64 [B].
+        block_size: tokens per block.
+    """
+
+    forward: ForwardBatch
+    sampling: SamplingTensors
+    stop_token_ids: torch.Tensor
+    num_left: torch.Tensor
+    generated: torch.Tensor
+    num_generated: torch.Tensor
+    block_size: int
+
+
+# Of `AttentionMetadata`, what a batch on the device has; all of it is there.
+_ATTENTION = tuple(field.name for field in fields(AttentionMetadata) if field.name != "host")
+
+
+def split_tensors(batch: DecodeBatch) -> list[torch.Tensor]:
+    """All tensors of a batch, in one order."""
+    attention = [getattr(batch.forward.attention, name) for name in _ATTENTION]
+    rest = batch.stop_token_ids, batch.num_left, batch.generated, batch.num_generated
+    return [batch.forward.token_ids, *attention, *batch.sampling, *rest]
+
+
+def join_tensors(batch: DecodeBatch, tensors: Sequence[torch.Tensor]) -> DecodeBatch:
+    """The batch with other tensors, in the order of `split_tensors`."""
+    token_ids, *rest = tensors
+    attention, rest = rest[: len(_ATTENTION)], rest[len(_ATTENTION) :]
+    sampling, rest = rest[: len(batch.sampling)], rest[len(batch.sampling) :]
+    metadata = AttentionMetadata(**dict(zip(_ATTENTION, attention, strict=True)), host=None)
+    stop_token_ids, num_left, generated, num_generated = rest
+    return DecodeBatch(
+        forward=replace(batch.forward, token_ids=token_ids, attention=metadata),
+        sampling=SamplingTensors(*sampling),
+        stop_token_ids=stop_token_ids,
+        num_left=num_left,
+        generated=generated,
+        num_generated=num_generated,
+        block_size=batch.block_size,
+    )
+
+
+def prepare_decode(output: SchedulerOutput, block_size: int) -> DecodeBatch:
+    """Lay out on the host what ``output.num_steps`` steps need."""
+    sequences = output.sequences
+    count = len(sequences)
+    forward = build_forward_batch(output, block_size, torch.device("cpu"))
+    attention = forward.attention
+    if attention.sink_positions is None:  # a window may begin to move between the steps
+        attention = replace(attention, sink_positions=attention.positions.clone())
+    width = max(len(sequence.stop_token_ids) for sequence in sequences)
+    stops = [s.stop_token_ids + (_NO_TOKEN,) * (width - len(s.stop_token_ids)) for s in sequences]
+    return DecodeBatch(
+        forward=replace(forward, attention=attention),
+        sampling=sampling_tensors(sequences),
+        stop_token_ids=torch.tensor(stops, dtype=torch.int64).view(count, width),
+        num_left=torch.tensor([s.max_new_tokens for s in sequences]),
+        generated=torch.full((count, output.num_steps), _NO_TOKEN),
+        num_generated=torch.zeros(count, dtype=torch.int64),
+        block_size=block_size,
+    )
+
+
+def move_batch(batch: DecodeBatch, device: torch.device) -> DecodeBatch:
+    """Bring a batch from the host to the device."""
+    return join_tensors(batch, to_device(split_tensors(batch), device))
+
+
+def continue_decode(batch: DecodeBatch, output: SchedulerOutput) -> None:
+    """Let the same batch go on: all but the blocks that it comes to next is on the device."""
+    table = batch.forward.attention.block_table
+    width, rows = table.shape[1], bytearray()
+    for sequence in output.sequences:
+        row = sequence.block_row
+        rows += row + array("i", [_NO_BLOCK]) * (width - len(row))
+    fresh = torch.frombuffer(rows, dtype=torch.int32).view(len(output.sequences), width)
+    # There may be rows behind them that only fill the batch up.
+    (moved,) = to_device([fresh], table.device)
+    table[: len(moved)].copy_(moved)
+    batch.generated.fill_(_NO_TOKEN)
+    batch.num_generated.zero_()
+
+
+def run_decode_step(
+    model: Decoder,
+    kv_caches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    batch: DecodeBatch,
+) -> None:
+    """Compute one step of all that have not stopped, and make the next one's input of it."""
+    forward, attention = batch.forward, batch.forward.attention
+    assert attention.sink_positions is not None
+    hidden = model(forward.token_ids, attention, kv_caches)
+    logits = model.compute_logits(hidden)
+    ops.advance_decode(
+        # A token is drawn at its own position, which is the length of what precedes it.
+        batch.sampling.draw(logits, attention.seq_lens),
+        batch.generated,
+        batch.num_generated,
+        batch.num_left,
+        batch.stop_token_ids,
+        token_ids=forward.token_ids,
+        positions=attention.positions,
+        sink_positions=attention.sink_positions,
+        seq_lens=attention.seq_lens,
+        slot_mapping=attention.slot_mapping,
+        block_table=attention.block_table,
+        num_sink_tokens=attention.num_sink_tokens,
+        window_size=attention.window_size,
+        window_floor=attention.window_floor,
+        ring_blocks=attention.ring_blocks,
+        block_size=batch.block_size,
+    )
+
+
+def start_collecting(batch: DecodeBatch, num_steps: int) -> Callable[[], list[list[int]]]:
+    """Copy what the steps have generated to the host, in their order; what comes back waits for it
+    and gives the tokens that each sequence has gained."""
+    source = batch.generated[:, :num_steps]
+    generated = torch.empty(source.shape, dtype=source.dtype, pin_memory=source.is_cuda)
+    generated.copy_(source, non_blocking=True)
+    copied = None
+    if source.is_cuda:
+        copied = torch.cuda.Event()
+        copied.record()
+
+    def wait() -> list[list[int]]:
+        if copied is not None:
+            copied.synchronize()
+        rows: list[list[int]] = generated.tolist()
+        return [[token_id for token_id in row if token_id != _NO_TOKEN] for row in rows]
+
+    return wait

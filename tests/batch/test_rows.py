@@ -1,0 +1,258 @@
+"""Rows through an engine, without Ray: what they get, and that nobody waits for the slowest."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from paged_stream import LLM, SamplingParams
+from paged_stream.distributed.config import BatchConfig
+from paged_stream.distributed.plan import Pool, make_plan
+from paged_stream.distributed.row_runner import KeyedRow, RowRunner
+from paged_stream.distributed.row_task import RowTask, row_seed
+from paged_stream.distributed.tables import column_types
+from tests.batch.corpora import ENGINE, config, errors, outputs, run_here, texts, write_lines
+
+
+@pytest.fixture(scope="module")
+def llm(folder):
+    return LLM(str(folder), **ENGINE, enable_prefix_caching=False)
+
+
+def expected_texts(llm, rows, prompts):
+    """What `LLM` makes of the prompts, with the rows' own seeds."""
+    params = [
+        SamplingParams(
+            max_tokens=12,
+            temperature=1.0,
+            ignore_eos=True,
+            seed=row_seed(3, row["shard"], row["row"]),
+        )
+        for row in rows
+    ]
+    outs = llm.generate(prompts, params, use_tqdm=False)
+    return [(out.outputs[0].text, out.outputs[0].finish_reason) for out in outs]
+
+
+@pytest.mark.parametrize("format", ["parquet", "jsonl"])
+def test_generate_equals_llm(folder, tmp_path, llm, format):
+    rows = [{"id": i, "prompt": text, "tags": ["x", i]} for i, text in enumerate(texts(30))]
+    source = write_lines(tmp_path / "in.jsonl", rows)
+    run_here(config(folder, tmp_path / "out", source, format=format))
+    got = outputs(tmp_path / "out")
+    assert [row["id"] for row in got] == list(range(30)) and not errors(tmp_path / "out")
+    assert len({row["shard"] for row in got}) > 3
+    prompts = [row["prompt"] for row in rows]
+    assert [(row["generated_text"], row["finish_reason"]) for row in got] == expected_texts(
+        llm, got, prompts
+    )
+    assert [row["prompt_tokens"] for row in got] == list(map(len, prompts))
+    assert {row["output_tokens"] for row in got} == {12}
+    tags = [row["tags"] if format == "jsonl" else json.loads(row["tags"]) for row in got]
+    assert tags == [row["tags"] for row in rows]
+
+
+def test_parquet_keeps_its_types(folder, tmp_path, llm):
+    table = pa.table(
+        {
+            "when": pa.array(range(20), pa.timestamp("ms")),
+            "question": texts(20),
+            "raw": pa.array([b"\xff"] * 20),
+        }
+    )
+    parquet.write_table(table, tmp_path / "in.parquet", row_group_size=6)
+    batch = config(folder, tmp_path / "out", tmp_path / "in.parquet", prompt_column="question")
+    run_here(batch)
+    got = parquet.read_table(tmp_path / "out" / "data")
+    assert got.select(table.column_names).equals(table)
+    prompts = table["question"].to_pylist()
+    assert [
+        (row["generated_text"], row["finish_reason"]) for row in got.to_pylist()
+    ] == expected_texts(llm, got.to_pylist(), prompts)
+
+
+def test_score_text_files_of_any_length(folder, tmp_path, llm):
+    (tmp_path / "in").mkdir()
+    for i, text in enumerate([*texts(5), texts(1, 4000)[0] * 40, "x"]):
+        (tmp_path / "in" / f"{i}.txt").write_text(text)
+    run_here(config(folder, tmp_path / "out", tmp_path / "in", task="score"))
+    got = outputs(tmp_path / "out")
+    assert len(got) == 6 and any(row["prompt_tokens"] > 20 * 512 for row in got)
+    for row in got:
+        scores = llm.score(row["text"], use_tqdm=False)[1:]
+        assert row["log_likelihood"] == sum(scores)
+        assert row["perplexity"] == math.exp(-sum(scores) / len(scores))
+    (bad,) = errors(tmp_path / "out")
+    assert bad["location"].endswith("6.txt") and "at least 2 tokens" in bad["reason"]
+
+
+def test_chat_and_templates(folder, tmp_path, llm):
+    rows = [
+        {"messages": [{"role": "user", "content": "hello"}], "name": "ann"},
+        {"messages": "hello", "name": "bob"},
+    ]
+    source = write_lines(tmp_path / "in.jsonl", rows)
+    run_here(config(folder, tmp_path / "chat", source, task="chat"))
+    first, second = outputs(tmp_path / "chat")
+    prompt = llm.engine.chat_tokenizer().apply_chat_template(rows[0]["messages"])
+    assert [(row["generated_text"], row["finish_reason"]) for row in (first, second)] == (
+        expected_texts(llm, [first, second], [prompt, prompt])
+    )
+    template = "dear {{ name }}, {{ messages | length }}"
+    run_here(config(folder, tmp_path / "template", source, prompt_template=template))
+    got = outputs(tmp_path / "template")
+    assert [(row["generated_text"], row["finish_reason"]) for row in got] == expected_texts(
+        llm, got, ["dear ann, 1", "dear bob, 5"]
+    )
+
+
+def test_bad_rows_are_told_and_stop_nobody(folder, tmp_path):
+    good = {"prompt": "good", "n": 1}
+    rows = [
+        good,
+        {"prompt": 5},
+        {"prompt": ""},
+        {"prompt": None},
+        {"question": "?"},
+        b"{",
+        b'{"prompt": "\xff"}',
+        {"prompt": "\ud800"},
+        {"prompt": [2, 3, 4]},
+        {"prompt": [2, 9999]},
+        {"prompt": "x" * 900},
+        {"prompt": "last", "n": "many", "more": 1},
+    ]
+    source = write_lines(tmp_path / "in.jsonl", rows)
+    run_here(config(folder, tmp_path / "out", source, max_row_bytes=500, shard_bytes=1 << 20))
+    got = outputs(tmp_path / "out")
+    assert [row["row"] for row in got] == [0, 8, 11]
+    assert [(row["n"], row["_extra"]) for row in got] == [
+        (1, None),
+        (None, '{"prompt": [2, 3, 4]}'),
+        (None, '{"n": "many"}'),
+    ]
+    assert [row["more"] for row in got] == [None, None, 1]
+    reasons = {row["row"]: row["reason"] for row in errors(tmp_path / "out")}
+    assert len(reasons) == 9 and sorted([*reasons, 0, 8, 11]) == list(range(12))
+    for row, words in {
+        1: "column 'prompt' must be text or token ids, got int '5'",
+        2: "column 'prompt' is empty",
+        3: "got null",
+        4: "no column 'prompt' in 'question'",
+        5: "no JSON",
+        6: "not UTF-8",
+        7: "prompt is not valid text",
+        9: "must be in [0, 97)",
+        10: "larger than max_row_bytes=500",
+    }.items():
+        assert words in reasons[row]
+
+
+def test_a_slow_row_holds_up_its_own_job_only(make_engine):
+    engine = make_engine(**ENGINE)
+    slow = {"prompt": "a" * 20000}
+    runner = RowRunner(engine, RowTask(kind="score", column="prompt", params=SamplingParams()))
+    first = runner.submit([KeyedRow((0,), slow), KeyedRow((1,), {"prompt": "abc"})])
+    others = [
+        runner.submit([KeyedRow((i, j), {"prompt": text}) for j, text in enumerate(texts(6))])
+        for i in range(8)
+    ]
+    for future in others:
+        assert all("perplexity" in result for result in future.result(60))
+    assert not first.done(), "the others were to overtake it"
+    assert [result["prompt_tokens"] for result in first.result(120)] == [20000, 3]
+    assert runner.submit([]).result(10) == []
+    runner.close()
+    assert not engine.has_unfinished_requests()
+
+
+def test_a_failed_engine_fails_what_it_had(make_engine):
+    engine = make_engine(**ENGINE)
+    runner = RowRunner(engine, RowTask(kind="generate", params=SamplingParams(max_tokens=5)))
+
+    def fail(output):
+        raise OSError("no device")
+
+    engine.executor.execute = fail
+    future = runner.submit([KeyedRow((0,), {"prompt": "abc"})])
+    with pytest.raises(OSError, match="no device"):
+        future.result(30)
+    with pytest.raises(RuntimeError, match="the engine has failed"):
+        runner.submit([])
+
+
+def test_column_types():
+    rows = [
+        {"a": 1, "b": 1, "c": "x", "d": [1], "e": None, "f": True, "row": 5},
+        {"a": 2, "b": 1.5, "c": 5, "f": False},
+        {"c": "y"},
+    ]
+    assert column_types(rows, ["row"]) == {
+        "a": "int64",
+        "b": "double",
+        "c": "string",
+        "d": "json",
+        "e": "json",
+        "f": "bool",
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"task": "translate"}, "task must be one of generate, score, chat, got 'translate'"),
+        ({"format": "csv"}, "format must be one of parquet, jsonl, got 'csv'"),
+        ({"replicas": 0}, "replicas must be an int >= 1 or None, got 0"),
+        ({"prompt_template": "{{ x"}, "prompt_template: "),
+        ({"prompt_template": "x", "prompt_column": "y"}, "must not both be given"),
+        ({"engine": {"windows": 5}}, "engine has no setting 'windows'"),
+        ({"engine": {"window_size": 0}}, "window_size must be >= 1"),
+        ({"sampling_params": SamplingParams(max_tokens=None)}, "max_tokens must be an int"),
+        ({"sampling_params": SamplingParams(n=2)}, "n=1"),
+    ],
+)
+def test_settings_that_cannot_be(settings, message):
+    with pytest.raises(ValueError, match=message):
+        BatchConfig(inputs=["x.jsonl"], output="out", model="m", **settings)
+
+
+def test_inputs_that_do_not_fit(folder, bare_folder, tmp_path):
+    source = write_lines(tmp_path / "in.jsonl", [{"prompt": "x", "generated_text": "y"}])
+    with pytest.raises(ValueError, match="must not have a column 'generated_text'"):
+        make_plan(config(folder, tmp_path / "out", source))
+    with pytest.raises(ValueError, match="task='generate' needs a tokenizer"):
+        make_plan(config(bare_folder, tmp_path / "out", source))
+    source.write_text("")
+    with pytest.raises(ValueError, match="input must have rows"):
+        make_plan(config(folder, tmp_path / "out", source))
+    for name, table in {"a": {"x": [1]}, "b": {"x": ["1"]}}.items():
+        parquet.write_table(pa.table(table), tmp_path / f"{name}.parquet")
+    paths = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    with pytest.raises(ValueError, match="must have the same columns: .* x: int64, .* x: string"):
+        make_plan(config(folder, tmp_path / "out", paths))
+
+
+def test_small_shards_are_worked_on_together(folder, tmp_path):
+    rows = [{"prompt": f"{i:04}"} for i in range(2000)]  # 19 bytes each
+    source = write_lines(tmp_path / "in.jsonl", rows)
+    batch = {"engine": {"max_num_seqs": 64, "max_num_batched_tokens": 128}}
+    assert make_plan(config(folder, tmp_path / "out", source, **batch)).shards_ahead == 7
+    whole = {**batch, "shard_bytes": 1 << 20}
+    assert make_plan(config(folder, tmp_path / "out", source, **whole)).shards_ahead == 4
+
+
+def test_how_machines_are_shared():
+    laptop, head, node = {"CPU": 2.0}, {"CPU": 4.0}, {"CPU": 16.0, "GPU": 8.0}
+    assert Pool.fit(None, [laptop], "auto") == Pool(
+        num_replicas=1, num_cpus=1.6, num_gpus=0, num_threads=2
+    )
+    assert Pool.fit(2, [laptop], "auto").num_cpus == 0.8
+    assert Pool.fit(4, [laptop], "auto") == Pool(
+        num_replicas=4, num_cpus=0.4, num_gpus=0, num_threads=1
+    )
+    assert Pool.fit(None, [head, node, node], "auto").num_replicas == 16
+    assert Pool.fit(3, [head, node], "cpu").num_threads == 5

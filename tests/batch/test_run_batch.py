@@ -1,0 +1,202 @@
+"""Batches on Ray: every row exactly once, whoever dies, and what the user sees of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from paged_stream.cli import main
+from paged_stream.distributed import generate_dataset
+from paged_stream.distributed.batch import run_batch
+from paged_stream.distributed.run_folder import MANIFEST
+from tests.batch.corpora import (
+    ENGINE,
+    config,
+    errors,
+    files,
+    outputs,
+    run_here,
+    texts,
+    write_lines,
+)
+
+ROOT = Path(__file__).parent.parent.parent
+PATIENCE = 120  # seconds
+PARAMS = {"max_tokens": 200}  # so that there is time to kill somebody
+OPTIONS = [
+    *("--max-tokens", "200", "--temperature", "1", "--seed", "3", "--ignore-eos"),
+    *("--num-sink-tokens", "4", "--window-size", "24", "--block-size", "8", "--dtype", "float32"),
+    *("--max-num-seqs", "4", "--kv-cache-memory-bytes", "4194304", "--shard-bytes", "600"),
+]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    rows = [{"id": i, "prompt": text} for i, text in enumerate(texts(120))]
+    rows[17] = {"id": 17}
+    rows[90] = b'{"id": 90, "prompt": "\xff"}'
+    return write_lines(tmp_path_factory.mktemp("source") / "in.jsonl", rows)
+
+
+def wait_for_shards(folder: Path, count: int) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while len(list((folder / "shards").glob("*"))) < count:
+        assert time.monotonic() < deadline, "nothing is committed"
+        time.sleep(0.02)
+
+
+def batch(folder, output, source, **settings):
+    """The batch that `OPTIONS` describe."""
+    engine = {"max_num_batched_tokens": 1024, "chunk_size": 256}
+    return config(folder, output, source, params=PARAMS, engine=engine, **settings)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder, source, tmp_path_factory):
+    """Files of the same batch, computed in this process."""
+    output = tmp_path_factory.mktemp("undisturbed")
+    run_here(batch(folder, output, source))
+    assert len(outputs(output)) == 118 and len(errors(output)) == 2
+    return files(output)
+
+
+def kill_a_worker(folder: Path, killed: list[int]) -> None:
+    """Once some shards are committed, kill one of the processes that run engines."""
+    wait_for_shards(folder, 2)
+    workers = [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if "ShardWorker" in " ".join(process.cmdline())
+    ]
+    killed.append(len(workers))
+    workers[0].send_signal(signal.SIGKILL)
+
+
+@pytest.mark.ray
+def test_a_worker_is_killed(cluster, folder, source, tmp_path, undisturbed):
+    killed: list[int] = []
+    thread = threading.Thread(target=kill_a_worker, args=(tmp_path, killed))
+    thread.start()
+    summary = run_batch(batch(folder, tmp_path, source, replicas=2))
+    thread.join()
+    assert killed == [2], "the batch was over too soon"
+    assert files(tmp_path) == undisturbed
+    assert (summary.num_rows, summary.num_bad, summary.num_resumed) == (118, 2, 0)
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    assert manifest["status"] == "complete" and manifest["totals"]["rows"] == 118
+    assert len(manifest["shards"]) == summary.num_shards > 10
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+@pytest.mark.ray
+def test_the_driver_is_killed(cluster, folder, source, tmp_path, undisturbed):
+    command = "import sys; from paged_stream.cli import main; sys.exit(main(sys.argv[1:]))"
+    arguments = ["batch", "--input", str(source), "--output", str(tmp_path), *OPTIONS]
+    driver = subprocess.Popen(
+        [sys.executable, "-c", command, *arguments, "--model", str(folder)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.DEVNULL,
+    )
+    wait_for_shards(tmp_path, 3)
+    others = psutil.Process(driver.pid).children(recursive=True)  # Ray, which it has started
+    driver.kill()
+    for process in others:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    driver.wait()
+    committed = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").iterdir()}
+    (tmp_path / "tmp" / "left").write_text("of an unfinished write")
+    total = len([name for name in undisturbed if name.startswith("data")])
+    done = len(list((tmp_path / "shards").iterdir()))
+    assert 3 <= done < total, "the driver was killed too late"
+
+    summary = run_batch(batch(folder, tmp_path, source, resume=True))
+    assert summary.num_resumed == done and summary.num_rows == 118
+    assert files(tmp_path) == undisturbed
+    records = sorted((tmp_path / "shards").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    for record in records[:done]:
+        data = tmp_path / json.loads(record.read_text())["file"]
+        assert committed[data] == data.stat().st_mtime_ns, "a committed shard was computed again"
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+@pytest.mark.ray
+def test_what_the_user_sees(cluster, folder, source, tmp_path, capsys):
+    output = tmp_path / "out"
+    arguments = ["batch", "--input", str(source), "--output", str(output), "--model", str(folder)]
+    arguments += [*OPTIONS, "--max-tokens", "5"]
+    assert main([*arguments, "--dry-run"]) == 0
+    plan = capsys.readouterr().out
+    assert "generate from column 'prompt', up to 5 tokens" in plan
+    assert "replicas          1 engines, 2 threads each" in plan and "KV per stream" in plan
+    assert plan.count("\nshard 0 row ") == 5 and not output.exists()
+
+    assert main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert "rows           118\nbad rows       2 (see errors/)" in out
+    assert "rows/s" in err and "tok/s" in err and "100%" in err
+
+    assert main(arguments) == 2
+    assert "holds a run (complete); pass resume" in capsys.readouterr().err
+    assert main([*arguments, "--resume", "--temperature", "0.5"]) == 2
+    assert "resume: temperature is 0.5, but" in capsys.readouterr().err
+    before = files(output)
+    assert main([*arguments, "--resume"]) == 0
+    assert "of them from before" in capsys.readouterr().out and files(output) == before
+
+
+@pytest.mark.ray
+def test_another_model_is_no_resumption(cluster, folder, source, tmp_path):
+    run_here(batch(folder, tmp_path, source), only=range(1))
+    record = next((tmp_path / "shards").iterdir())
+    record.write_text(record.read_text().replace('"weights": "', '"weights": "0'))
+    with pytest.raises(ValueError, match="resume: .* has other weights than"):
+        run_batch(batch(folder, tmp_path, source, resume=True))
+
+
+@pytest.mark.ray
+def test_other_files_are_no_resumption(folder, source, tmp_path):
+    copy = tmp_path / "in.jsonl"
+    copy.write_bytes(source.read_bytes())
+    run_here(batch(folder, tmp_path / "out", copy), only=range(1))
+    copy.write_bytes(source.read_bytes() + b"{}\n")
+    with pytest.raises(ValueError, match="resume: inputs is .*in.jsonl"):
+        run_batch(batch(folder, tmp_path / "out", copy, resume=True))
+
+
+@pytest.mark.ray
+def test_a_dataset_in_and_a_dataset_out(cluster, folder):
+    import ray
+
+    rows = [{"key": i, "prompt": text} for i, text in enumerate(texts(50))]
+    rows[7]["prompt"] = ""
+    dataset = generate_dataset(
+        ray.data.from_items(rows),
+        str(folder),
+        key_column="key",
+        sampling_params=config(folder, Path("out"), Path("in")).sampling_params,
+        engine=ENGINE,
+    )
+    got = sorted(dataset.take_all(), key=lambda row: row["key"])
+    assert [row["prompt"] for row in got] == [row["prompt"] for row in rows]
+    assert [row["key"] for row in got if row["error"]] == [7]
+    assert got[7]["generated_text"] is None and got[7]["error"] == "column 'prompt' is empty"
+    assert all(row["output_tokens"] == 12 for row in got if row["key"] != 7)
+
+
+def test_without_ray(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert main(["batch", "--input", "x.jsonl", "--output", "out"]) == 2
+    assert 'pip install "paged-stream[ray]"' in capsys.readouterr().err
+    with pytest.raises(ImportError, match="this needs Ray"):
+        generate_dataset(None, "m")

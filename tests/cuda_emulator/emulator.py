@@ -1,0 +1,134 @@
+"""Runs the CUDA kernels of ``csrc/cuda`` on the host, compiled with g++ against an emulated device.
+
+``emulator.h`` gives kernels what ``device.cuh`` takes from CUDA: the threads of a block are fibers,
+warp-wide operations are meetings of 32 of them, and asynchronous copies arrive no sooner than they
+are waited for. ``driver.cpp`` runs every call under several orders of threads and several contents
+of uninitialised shared memory, on buffers of exactly their size, with the address and
+undefined-behaviour sanitizers on; a call whose results are not the same bits each time is an error.
+So a missing barrier, a read of what nobody wrote, an address out of bounds, a misaligned access and
+lanes that never meet are errors here, before a GPU has seen the kernel.
+
+An op's entry (``EMULATED(name)`` in a .cpp file here) fills the kernel's parameters from the
+arguments of `Emulator.call` and launches it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import struct
+import subprocess
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+BUILD = ROOT / "build" / "cuda_emulator"
+FLAGS = [
+    "-std=c++20",
+    "-O1",
+    "-g1",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=all",
+    "-ffp-contract=off",
+    "-fno-strict-aliasing",
+    "-Wall",
+    "-Wno-unknown-pragmas",
+    "-DPAGED_STREAM_EMULATE",
+    *(f"-I{ROOT / folder}" for folder in ("csrc/include", "csrc/cuda", "tests/cuda_emulator")),
+]
+
+
+class EmulatorError(RuntimeError):
+    """The kernel has a defect; the message says which."""
+
+
+def build() -> Path:
+    """Compile what changed, and return the emulator's program."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    compiler = shlex.split(os.environ.get("CXX", "g++"))
+    objects = [_compile(compiler, s) for s in sorted(Path(__file__).parent.glob("*.cpp"))]
+    digest = hashlib.sha256("".join(path.name for path in objects).encode()).hexdigest()[:20]
+    return _make(BUILD / f"emulator-{digest}", [*compiler, *FLAGS, *map(str, objects)])
+
+
+def _compile(compiler: list[str], source: Path) -> Path:
+    command = [*compiler, *FLAGS, str(source)]
+    preprocessed = subprocess.run([*command, "-E"], capture_output=True, check=True).stdout
+    digest = hashlib.sha256(" ".join(command).encode() + preprocessed).hexdigest()[:20]
+    return _make(BUILD / f"{source.stem}-{digest}.o", [*command, "-c"])
+
+
+def _make(target: Path, command: list[str]) -> Path:
+    if not target.exists():
+        unfinished = target.with_suffix(f".{os.getpid()}")
+        result = subprocess.run([*command, "-o", str(unfinished)], capture_output=True, text=True)
+        if result.returncode or "warning:" in result.stderr:
+            raise RuntimeError(f"building {target.name} failed:\n{result.stderr}")
+        unfinished.rename(target)
+    return target
+
+
+class Emulator:
+    """A process that runs kernels; it is started anew when a sanitizer has ended it."""
+
+    def __init__(self) -> None:
+        self._program = build()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def call(self, entry: str, *args: torch.Tensor | int | float | None) -> None:
+        """Run an entry; tensors, contiguous, hold afterwards what the kernel left in them.
+
+        Raises:
+            EmulatorError: threads race or never meet, or a sanitizer found something.
+        """
+        if self._process is None:
+            environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0"}
+            pipe = subprocess.PIPE
+            self._process = subprocess.Popen(
+                [self._program], stdin=pipe, stdout=pipe, stderr=pipe, env=environment
+            )
+        process = self._process
+        assert process.stdin and process.stdout and process.stderr
+        try:
+            process.stdin.write(_request(entry, args))
+            process.stdin.flush()
+        except BrokenPipeError:
+            pass  # what it says before it ends is read below
+        status = process.stdout.read(1)
+        if status == b"":
+            self._process = None
+            message = process.stderr.read().decode(errors="replace")
+            process.wait()
+            raise EmulatorError(message)
+        if status == b"\0":
+            (size,) = struct.unpack("<I", process.stdout.read(4))
+            raise EmulatorError(process.stdout.read(size).decode())
+        for arg in args:
+            if isinstance(arg, torch.Tensor) and arg.numel():
+                data = bytearray(process.stdout.read(arg.numel() * arg.element_size()))
+                arg.view(torch.uint8).copy_(
+                    torch.frombuffer(data, dtype=torch.uint8).view(arg.view(torch.uint8).shape)
+                )
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.communicate()
+
+
+def _request(entry: str, args: tuple[torch.Tensor | int | float | None, ...]) -> bytes:
+    name = entry.encode()
+    parts = [struct.pack("<I", len(name)), name, struct.pack("<I", len(args))]
+    for arg in args:
+        if isinstance(arg, torch.Tensor):
+            assert arg.is_contiguous()
+            data = arg.reshape(-1).view(torch.uint8).numpy().tobytes()
+            parts += [struct.pack("<BQ", 2, len(data)), data]
+        elif arg is None:
+            parts.append(b"\3")
+        elif isinstance(arg, float):
+            parts.append(struct.pack("<Bd", 1, arg))
+        else:
+            parts.append(struct.pack("<Bq", 0, arg))
+    return b"".join(parts)

@@ -1,0 +1,81 @@
+"""Workers of a pool are killed, replaced and taken away while streams talk."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from benchmarks import bench_pool
+from benchmarks.bench_stream import tiny_model
+from paged_stream.distributed.pool import AsyncRayLLM, RayLLM
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model(folder)
+    return str(folder)
+
+
+def test_every_stream_goes_on_when_a_worker_is_killed(ray, model):
+    """Turns are at any place then: before, in their midst, and behind."""
+    counts = asyncio.run(bench_pool.measure(model, 16, 6, 40))
+    assert counts["streams_on_the_killed_replica"] == 8
+    assert counts["streams_that_went_on"] == 16
+    assert counts["streams_with_a_wrong_answer"] == 0
+    assert counts["replicas_lost"] == 1
+    # Streams that had their last turn before are not brought back.
+    assert 1 <= counts["streams_restored"] <= 8
+    most = 40 + 12 + 8 + 64  # since the last save: what is due, a turn, and what it was late
+    assert counts["tokens_replayed"] <= most * counts["streams_restored"]
+
+
+def test_rolling_restart_and_scaling_under_load(ray, model):
+    """Streams talk on while every replica is replaced, one is taken away, and one added."""
+    asyncio.run(_restart(model))
+
+
+async def _restart(folder):
+    answers, is_over = [[] for _ in range(6)], asyncio.Event()
+
+    async def live(number):
+        stream = await pool.open_stream()
+        while not is_over.is_set():
+            await stream.append(bench_pool.turn_of(number, len(answers[number])))
+            tokens = []
+            async for delta in stream.generate(bench_pool.PARAMS):
+                tokens += delta.delta_token_ids
+            answers[number].append(tokens)
+            await asyncio.sleep(0.01)
+
+    async with AsyncRayLLM(
+        folder, num_replicas=2, save_every_tokens=30, **bench_pool.SETTINGS
+    ) as pool:
+        streams = [asyncio.create_task(live(number)) for number in range(len(answers))]
+        before = {replica.pid for replica in (await pool.stats()).replicas}
+        await pool.rolling_restart(drain_seconds=5.0)
+        after = {replica.pid for replica in (await pool.stats()).replicas}
+        assert len(after) == 2 and not before & after
+        await pool.scale_to(1, drain_seconds=0.0)  # in the midst of turns
+        assert len((await pool.stats()).replicas) == 1
+        await pool.scale_to(2)
+        is_over.set()
+        await asyncio.gather(*streams)
+        stats = await pool.stats()
+    expected = bench_pool.undisturbed(folder, len(answers), max(map(len, answers)))
+    assert min(map(len, answers)) > 3
+    assert answers == [turns[: len(mine)] for turns, mine in zip(expected, answers, strict=True)]
+    assert stats.num_lost_replicas == 0
+    assert stats.num_restored_streams >= 6
+
+
+def test_a_pool_that_cannot_start_says_why(ray, tmp_path):
+    with pytest.raises(ValueError, match="is no folder"):
+        RayLLM(str(tmp_path / "nothing"), num_replicas=1)
+    with pytest.raises(ValueError, match="num_replicas=99 needs 99 CPUs"):
+        RayLLM(str(tmp_path), num_replicas=99)
+    with pytest.raises(ValueError, match="save_every_tokens must be an int >= 1, got 0"):
+        RayLLM(str(tmp_path), save_every_tokens=0)

@@ -1,0 +1,153 @@
+"""StreamEval: what is told and asked, what counts as right, and what the window decides."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+
+from paged_stream.evaluation import streameval
+from paged_stream.evaluation.dialogue import (
+    is_answer,
+    longest,
+    measure_dialogue,
+    read_questions,
+    request,
+)
+from paged_stream.evaluation.streameval import LINES_PER_QUESTION, NUM_NAMES, ask, registers
+
+
+def first(count: int, seed: int = 0) -> list[streameval.Register]:
+    return list(itertools.islice(registers(seed), count))
+
+
+def test_lines_are_told_apart_by_their_names():
+    lines = first(2 * NUM_NAMES)
+    names = [line.name for line in lines]
+    assert len(set(names[:NUM_NAMES])) == NUM_NAMES
+    assert names[:NUM_NAMES] == names[NUM_NAMES:]  # far more lines later
+    assert all(len(line.content) == 5 and line.content.isdigit() for line in lines)
+    assert first(50, seed=0) == first(50, seed=0) != first(50, seed=1)
+
+
+def test_a_question_leads_up_to_the_number_as_the_line_does():
+    line = first(1)[0]
+    assert line.content in line.line and line.content not in line.question
+    lead = line.line[: line.line.index(line.content)]
+    assert line.question.endswith(lead)
+
+
+@pytest.mark.parametrize(
+    ("text", "right"), [("12345", True), (" 12345\n", True), ("1234", False), ("12345 6", False)]
+)
+def test_only_the_whole_number_counts(text, right):
+    assert streameval.Register("calm-bird", "12345").is_answer(text) is right
+
+
+class Parrot:
+    """Answers from what is visible alone, as a model that reads perfectly would."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def __call__(self, stream):
+        engine, sequence = stream._engine, stream._sequence
+        visible = engine.tokenizer.decode(list(sequence.visible_token_ids()))
+        lead = visible[visible.rindex("The REGISTER") :]
+        found = visible.find(lead)
+        stream.append("\n")
+        return visible[found + len(lead) :][:5] if found < visible.rindex("The REGISTER") else ""
+
+
+@pytest.mark.parametrize("sinks", [0, 4])
+def test_recall_is_whole_within_the_window_and_zero_past_it(make_engine, monkeypatch, sinks):
+    """With a reader that never errs: so it is the window that decides, and the counts tell it."""
+    engine = make_engine(
+        num_sink_tokens=sinks, window_size=900, max_num_batched_tokens=512, max_num_seqs=1
+    )
+    monkeypatch.setattr(streameval, "answer", Parrot(engine))
+    near, far = (ask(engine, distance, questions=4) for distance in (3, 40))
+    assert (near.hits, near.visible, near.visible_hits, near.gone) == (4, 4, 4, 0)
+    assert (far.hits, far.visible, far.gone, far.gone_hits) == (0, 0, 4, 0)
+    assert near.recall == 1.0 and far.recall == 0.0
+
+
+def test_pinned_lines_stay_visible(make_engine, monkeypatch):
+    line = first(1)[0].line
+    engine = make_engine(
+        num_sink_tokens=len(line),  # the tiny model's tokens are letters
+        window_size=200,
+        max_num_batched_tokens=512,
+        max_num_seqs=1,
+    )
+    monkeypatch.setattr(streameval, "answer", Parrot(engine))
+    recall = ask(engine, LINES_PER_QUESTION - 1, questions=1)
+    assert (recall.hits, recall.visible, recall.gone) == (1, 1, 0)
+
+
+def test_each_question_is_about_another_line(make_engine, monkeypatch):
+    asked: list[str] = []
+    question = streameval.Register.question
+
+    def noted(register):
+        asked.append(register.name)
+        return question.fget(register)
+
+    monkeypatch.setattr(streameval.Register, "question", property(noted))
+    engine = make_engine(max_num_batched_tokens=512, max_num_seqs=1)
+    recall = ask(engine, 12, questions=3)
+    told = [line.name for line in first(40)]
+    # Two rounds of ten are told before there is a line 12 lines back.
+    assert asked == [told[19 - 12], told[29 - 12], told[39 - 12]]
+    assert recall.questions == 3
+
+
+@pytest.mark.parametrize("distance", [-1, NUM_NAMES])
+def test_distances_that_cannot_be_asked(distance):
+    with pytest.raises(ValueError, match="distances must be at least 0"):
+        streameval.check_distances([0, distance])
+
+
+# Dialogues
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("lemon", True),
+        ('The code word is "Lemon".', True),
+        ("lemon\nIs there more?", True),
+        ("Lemon is the code word", True),
+        ("lemons", False),
+        ("I do not know.", False),
+        ("", False),
+        ("\n", False),
+    ],
+)
+def test_an_answer_has_the_word(text, right):
+    assert is_answer(text, "lemon") is right
+
+
+def test_questions_are_all_turns(tmp_path):
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"turns": ["a", "b"]}\n{"turns": ["c"]}\n')
+    assert read_questions(path) == ["a", "b", "c"]
+    path.write_text('{"turns": ["a"]}\n{"turn": "c"}\n')
+    with pytest.raises(ValueError, match="line 2: expected"):
+        read_questions(path)
+    path.write_text("")
+    with pytest.raises(ValueError, match="no questions"):
+        read_questions(path)
+
+
+def test_a_dialogue_is_one_stream_and_one_shot_is_many(make_engine):
+    engine = make_engine(window_size=200, max_num_batched_tokens=256, max_num_seqs=1)
+    questions = ["what is it?", "and then?", "why?"]
+    row = measure_dialogue(engine, "4+200", questions, answer_tokens=5)
+    alone = measure_dialogue(engine, "one-shot", questions, answer_tokens=5, one_shot=True)
+    assert row["rounds"] == alone["rounds"] == len(row["hits"]) == 3
+    assert row["tokens"] > 2.5 * len(request("lemon")) > alone["tokens"] / 2
+    assert row["tokens"] <= longest(engine.encode, questions, 5)
+    assert engine.stats().num_streams == 0
+    assert json.dumps(row)

@@ -1,0 +1,57 @@
+"""The check of a GPU, gone through in miniature on the CPU: its own logic must not fail there."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from benchmarks import gpu_check
+from benchmarks.gpu.sections import TINY, Section, read_rows, tables
+
+
+@pytest.mark.parametrize("name", list(gpu_check.WORKS))
+def test_a_section_holds_on_the_cpu(tmp_path, name):
+    assert gpu_check.main(["--only", name, "--device", "cpu", "--out", str(tmp_path)]) == 0
+    rows = read_rows(tmp_path / "gpu_check.jsonl")
+    assert rows and all(row["section"] == name for row in rows)
+    assert not any("no time is left" in row.get("skipped", "") for row in rows)
+
+
+def test_sections_run_in_processes_of_their_own(tmp_path, capfd):
+    arguments = ["--sections", "build", "sanitizer", "--device", "cpu", "--out", str(tmp_path)]
+    assert gpu_check.main(arguments) == 0
+    assert "all sections hold" in capfd.readouterr().out
+
+
+def make_section(path, seconds: float = 60.0) -> Section:
+    return Section("some", torch.device("cpu"), TINY, seconds, path / "rows.jsonl")
+
+
+def test_what_fails_is_recorded_and_the_rest_goes_on(tmp_path):
+    section = make_section(tmp_path)
+
+    def fail(divisor: int) -> float:
+        return 1 / divisor
+
+    assert section.attempt("first", fail, 0) is None
+    assert section.attempt("second", fail, 2) == 0.5
+    section.record("speed", value=0.5, unit="s", share=0.25, of="ceiling", wanted="80%")
+    section.record("equality", ok=True)
+    assert section.num_failures == 1
+    text = "\n".join(tables(read_rows(section.path)))
+    assert "some: 1 of 2 hold" in text and "ZeroDivisionError" in text
+    assert "25.0% of ceiling (wanted 80%)" in text and "equality" not in text
+
+
+def test_what_has_no_time_left_is_left_out(tmp_path):
+    section = make_section(tmp_path, seconds=-1.0)
+    assert section.attempt("late", time.time) is None
+    assert read_rows(section.path)[0]["skipped"] == "no time is left for it"
+
+
+def test_a_section_that_breaks_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_check, "start_section", lambda args, name, folder, seconds: False)
+    arguments = ["--sections", "ceilings", "ops", "--device", "cpu", "--out", str(tmp_path)]
+    assert gpu_check.main(arguments) == 1
