@@ -2,8 +2,9 @@
 
     python -m benchmarks.bench_overhead --batch 1 64
 
-Greedy and random steps alternate in one process, and each tells its own share: what the step took
-beyond the model's forward pass and its logits, over the whole.
+Greedy and random steps alternate in one process, one at a time and eight in a group, as `LLM` runs
+them. Each tells its own share: what the step took beyond the model's forward pass and its logits,
+over the whole.
 """
 
 from __future__ import annotations
@@ -27,8 +28,12 @@ SAMPLING: dict[str, dict[str, Any]] = {
 class Decoding:
     """An engine in the middle of generating, whose model is timed apart."""
 
-    def __init__(self, model: str, dtype: str, batch: int, prompt: int, sampling: str) -> None:
-        self.engine = LLMEngine(EngineConfig(model=model, dtype=dtype, max_num_seqs=batch))
+    def __init__(
+        self, model: str, dtype: str, batch: int, prompt: int, sampling: str, group: int
+    ) -> None:
+        self.engine = LLMEngine(
+            EngineConfig(model=model, dtype=dtype, max_num_seqs=batch, num_decode_steps=group)
+        )
         self.model_seconds = 0.0
         self.outside: list[float] = []  # seconds of each step
         self.shares: list[float] = []
@@ -63,19 +68,22 @@ class Decoding:
 
 def bench(args: argparse.Namespace, batch: int) -> list[dict[str, Any]]:
     runs = {
-        name: Decoding(args.model, args.dtype, batch, args.prompt, name) for name in args.sampling
+        (name, group): Decoding(args.model, args.dtype, batch, args.prompt, name, group)
+        for name in args.sampling
+        for group in args.group
     }
     seconds = alternate(
-        {name: run.step for name, run in runs.items()}, repeats=args.steps, warmup=args.warmup
+        {key: run.step for key, run in runs.items()}, repeats=args.steps, warmup=args.warmup
     )
     rows = []
-    for name, run in runs.items():
+    for (name, group), run in runs.items():
         outside, shares = run.outside[args.warmup :], run.shares[args.warmup :]
         share = statistics.median(shares)
+        step_seconds = statistics.median(seconds[name, group]) / group
+        outside_seconds = statistics.median(outside) / group
         print(
-            f"batch {batch:>3}  {name:<8} step {1e3 * statistics.median(seconds[name]):7.2f} ms, "
-            f"{1e3 * statistics.median(outside):6.3f} ms of it outside the model: "
-            f"{100 * share:5.2f} %"
+            f"batch {batch:>3}  {name:<8} groups of {group}  step {1e3 * step_seconds:7.2f} ms, "
+            f"{1e3 * outside_seconds:6.3f} ms of it outside the model: {100 * share:5.2f} %"
         )
         rows.append(
             {
@@ -83,9 +91,10 @@ def bench(args: argparse.Namespace, batch: int) -> list[dict[str, Any]]:
                 "dtype": args.dtype,
                 "batch": batch,
                 "sampling": name,
+                "group": group,
                 "steps": args.steps,
-                "step_seconds": statistics.median(seconds[name]),
-                "outside_seconds": statistics.median(outside),
+                "step_seconds": step_seconds,
+                "outside_seconds": outside_seconds,
                 "share": share,
                 "spread": spread(shares),
             }
@@ -99,8 +108,9 @@ def main() -> None:
     arguments.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     arguments.add_argument("--batch", type=int, nargs="+", default=[1, 64])
     arguments.add_argument("--sampling", nargs="+", default=list(SAMPLING), choices=list(SAMPLING))
+    arguments.add_argument("--group", type=int, nargs="+", default=[1, 8], help="num_decode_steps")
     arguments.add_argument("--prompt", type=int, default=64)
-    arguments.add_argument("--steps", type=int, default=200)
+    arguments.add_argument("--steps", type=int, default=50, help="groups to time")
     arguments.add_argument("--warmup", type=int, default=10)
     args = arguments.parse_args()
     write_results("overhead", [row for batch in args.batch for row in bench(args, batch)])

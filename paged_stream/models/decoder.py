@@ -359,18 +359,18 @@ class Decoder(torch.nn.Module):
         Returns:
             [T, hidden_size] after the final norm.
         """
-        residual, delta = self.embedding(token_ids), None
+        residual, delta = self.embedding.forward(token_ids), None
         if self.positions is not None:
-            residual += self.positions(metadata.positions)
+            residual += self.positions.forward(metadata.positions)
         tables = [r.tables(metadata.positions, metadata.sink_positions) for r in self.rotaries]
         if self.fused_layers is not None:
             delta = self._run_fused(self.fused_layers, residual, tables, metadata, kv_caches)
-            return self.norm(residual, delta)
+            return self.norm.forward(residual, delta)
         for layer, rotary, (k_cache, v_cache) in zip(
             self.layers, self.layer_rotary, kv_caches, strict=True
         ):
             delta = layer.forward(residual, delta, tables[rotary], metadata, k_cache, v_cache)
-        return self.norm(residual, delta)
+        return self.norm.forward(residual, delta)
 
     @staticmethod
     def _run_fused(
@@ -404,7 +404,7 @@ class Decoder(torch.nn.Module):
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return float32 [N, vocab_size] for the [N, hidden_size] rows that are sampled from."""
-        logits = self.head(hidden, float_output=True)
+        logits = self.head.forward(hidden, float_output=True)
         if self.group is not None:
             logits = self.group.join_columns(logits, self.head_widths)
         cap = self.config.logits_softcap

@@ -10,7 +10,7 @@ done, layer by layer; steps wait for each layer as they come to it, and everythi
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import torch
@@ -75,8 +75,13 @@ class CacheCopies:
             self._copies.run(partial(self.cache.write_layer, layer, slots, tokens))
             self._arrivals[layer] = self._copies.mark()
 
-    def layers(self) -> Iterator[Layer]:
+    def layers(self) -> Iterable[Layer]:
         """Each layer's cache in turn; what is queued after it was taken finds all K and V there."""
+        if all(mark is None for mark in self._arrivals):
+            return self.cache.layers
+        return self._arriving_layers()
+
+    def _arriving_layers(self) -> Iterator[Layer]:
         for index, layer in enumerate(self.cache.layers):
             self._await(index)
             yield layer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -38,15 +39,13 @@ class SamplingTensors(NamedTuple):
 def sampling_tensors(sequences: Sequence[ScheduledSequence]) -> SamplingTensors:
     """Collect on the host the parameters of sequences that sample."""
     params = [s.sampling_params for s in sequences]
-    numbers = [
-        [0.0 if p.greedy else p.temperature for p in params],
-        [p.min_p for p in params],
-        [p.top_p for p in params],
-    ]
-    integers = [[p.top_k for p in params], [_as_int64(s.seed) for s in sequences]]
-    temperature, min_p, top_p = torch.tensor(numbers, dtype=torch.float64)
-    top_k, seeds = torch.tensor(integers, dtype=torch.int64)
-    return SamplingTensors(temperature, min_p, top_k, top_p, seeds)
+    return SamplingTensors(
+        temperature=_float64([0.0 if p.greedy else p.temperature for p in params]),
+        min_p=_float64([p.min_p for p in params]),
+        top_k=_int64([p.top_k for p in params]),
+        top_p=_float64([p.top_p for p in params]),
+        seeds=_int64([_as_int64(s.seed) for s in sequences]),
+    )
 
 
 class Draw(NamedTuple):
@@ -68,7 +67,7 @@ def prepare_draw(
 ) -> Draw:
     """Bring what sampling needs to the device, before the step is computed there."""
     positions = [sequence.num_tokens for sequence in sequences]
-    host = torch.tensor(rows), torch.tensor(positions), *sampling_tensors(sequences)
+    host = _int64(rows), _int64(positions), *sampling_tensors(sequences)
     moved = to_device(host, device)
     return Draw(moved[0], moved[1], SamplingTensors(*moved[2:]))
 
@@ -158,6 +157,17 @@ def _generated(history: torch.Tensor, sequence: ScheduledSequence) -> torch.Tens
         return history[sequence.num_prompt_tokens :]
     window = history[sinks:][max(0, sequence.num_prompt_tokens - window_start) :]
     return torch.cat((history[sequence.num_prompt_tokens : sinks], window))
+
+
+# Through arrays: torch looks at each number of a list several times.
+
+
+def _float64(values: Sequence[float]) -> torch.Tensor:
+    return torch.frombuffer(array("d", values), dtype=torch.float64)
+
+
+def _int64(values: Sequence[int]) -> torch.Tensor:
+    return torch.frombuffer(array("q", values), dtype=torch.int64)
 
 
 def _as_int64(value: int) -> int:
