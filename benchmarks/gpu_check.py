@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -107,8 +108,8 @@ def start_section(args: argparse.Namespace, name: str, folder: Path, seconds: fl
 
 def build(device: str, seconds: float) -> bool:
     """Compile the op library in place, and see that it has kernels for the device."""
-    link = ROOT / "paged_stream" / "scheduler"
-    if not link.exists():
+    if importlib.util.find_spec("paged_stream.scheduler") is None:  # nothing is installed here
+        link = ROOT / "paged_stream" / "scheduler"
         link.symlink_to(Path("..") / "scheduler", target_is_directory=True)
     if device != "cpu":
         environment = {"TORCH_CUDA_ARCH_LIST": _architectures(), "MAX_JOBS": str(os.cpu_count())}
