@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
@@ -39,15 +39,18 @@ def add_results_option(arguments: argparse.ArgumentParser) -> None:
     )
 
 
+Key = TypeVar("Key")
+
+
 def alternate(
-    candidates: dict[str, Callable[[], Any]], *, repeats: int, warmup: int = 1
-) -> dict[str, list[float]]:
+    candidates: dict[Key, Callable[[], Any]], *, repeats: int, warmup: int = 1
+) -> dict[Key, list[float]]:
     """Time the candidates in turn, so that a slow spell of the machine hits all of them.
 
     Returns:
         Seconds of each run, per candidate.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    seconds: dict[Key, list[float]] = {name: [] for name in candidates}
     for run in range(warmup + repeats):
         for name, candidate in candidates.items():
             start = time.perf_counter()

@@ -17,6 +17,7 @@ from paged_stream.scheduler.sampling_params import SamplingParams
 
 Messages = Sequence[dict[str, str]]
 
+# Steps without a look at the tokens in between; a stop string wastes at most the rest of them.
 _DECODE_STEPS = 8
 
 
