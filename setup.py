@@ -4,6 +4,7 @@ Metadata is in pyproject.toml. Install with ``pip install --no-build-isolation -
 is compiled against the headers of the torch that is there.
 """
 
+import os
 from pathlib import Path
 
 import torch
@@ -23,16 +24,29 @@ COMPILE_ARGS = [
     # Instruction sets are chosen at run time, see csrc/cpu/dispatch.cpp: no -march here.
     f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
 ]
-# Programs for sm_80 and Hopper, and a form that later GPUs compile when they load it.
+# Programs for sm_80 and Hopper, and a form that later GPUs compile when they load it; unless
+# TORCH_CUDA_ARCH_LIST says otherwise, which BuildExtension reads if no flag names an architecture.
+ARCHITECTURES = [
+    "-gencode=arch=compute_80,code=[sm_80,compute_80]",
+    "-gencode=arch=compute_90a,code=sm_90a",
+]
 CUDA_ARGS = [
     "-O3",
     "-std=c++20",
     "-Xcompiler=-fvisibility=hidden",
-    "-gencode=arch=compute_80,code=[sm_80,compute_80]",
-    "-gencode=arch=compute_90a,code=sm_90a",
+    *([] if os.environ.get("TORCH_CUDA_ARCH_LIST") else ARCHITECTURES),
     "-DUSE_CUDA",
     f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
 ]
+
+
+def toolkit_libraries() -> list[str]:
+    """Where libcudart is, if torch does not see it: the nvcc that it found may be a script that
+    calls the one of a toolkit somewhere else."""
+    if Path(CUDA_HOME, "lib64", "libcudart.so").exists():
+        return []
+    found = sorted(Path("/usr/local").glob("cuda*/lib64/libcudart.so"))
+    return [str(path.parent) for path in found[-1:]]
 
 
 def extension() -> CppExtension:
@@ -49,6 +63,7 @@ def extension() -> CppExtension:
         include_dirs=[str(Path("csrc/include").resolve()), str(Path("csrc/cuda").resolve())],
         depends=[str(path) for path in headers],
         extra_compile_args={"cxx": COMPILE_ARGS, "nvcc": CUDA_ARGS},
+        library_dirs=toolkit_libraries() if with_cuda else [],
         py_limited_api=True,
     )
 

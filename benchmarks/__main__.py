@@ -4,8 +4,8 @@
     python -m benchmarks decode prefill     # only these
     python -m benchmarks --vllm-python ~/v/bin/python --llama-python ~/l/bin/python
 
-Each runs in a process of its own, and one that fails does not stop the others. `sink_effect` and
-`quantized_perplexity`, which measure perplexity, not speed, are run only by name.
+Each runs in a process of its own, and one that fails does not stop the others. What measures
+perplexity, and what needs Ray, is run only by name.
 """
 
 from __future__ import annotations
@@ -30,8 +30,11 @@ MODULES = {
     "async": "bench_async",
     "sink_effect": "sink_effect",
     "quantized_perplexity": "quantized_perplexity",
+    "batch_crash": "bench_batch",
+    "batch_overhead": "bench_batch",
+    "pool": "bench_pool",
 }
-BY_NAME_ONLY = ("sink_effect", "quantized_perplexity")
+BY_NAME_ONLY = ("sink_effect", "quantized_perplexity", "batch_crash", "batch_overhead", "pool")
 
 
 def main() -> int:
@@ -45,6 +48,8 @@ def main() -> int:
             arguments.error(f"no benchmark {name!r}; there are {', '.join(MODULES)}")
     options = {
         "peers": ["--vllm-python", args.vllm_python, "--llama-python", args.llama_python],
+        "batch_crash": ["crash"],
+        "batch_overhead": ["overhead"],
         "quantized_perplexity": "--kv-cache-dtype int8 --quantization int8 int4 auto".split(),
     }
     failed = []

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bench_stream import tiny_model
-from benchmarks.harness import parser
+from benchmarks.harness import parser, write_results
 from paged_stream import EngineConfig, LLMEngine, SamplingParams
 from paged_stream.distributed.pool import AsyncRayLLM
 
@@ -116,6 +116,7 @@ def main() -> None:
         counts = asyncio.run(measure(folder, args.streams, args.turns, args.save_every_tokens))
     for name, value in counts.items():
         print(f"{name.replace('_', ' '):32}{value:>8,}")
+    write_results("pool", [counts])
     if counts["streams_with_a_wrong_answer"]:
         raise SystemExit("a stream has answered from a wrong history")
 

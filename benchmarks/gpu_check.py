@@ -6,7 +6,8 @@
 
 Needs a CUDA compiler, no network and no model. Sections run one after the other, each in a process
 of its own with a limit of time: what one of them breaks, the others do not see. All that is found
-goes to gpu_check.jsonl, line by line. The exit code is that of a failure if anything did not hold.
+goes to gpu_check.jsonl, line by line, and to gpu_check.png where matplotlib is. The exit
+code is that of a failure if anything did not hold.
 """
 
 from __future__ import annotations
@@ -88,7 +89,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"  ({time.monotonic() - start:.0f} s)", flush=True)
     from benchmarks.gpu.sections import read_rows, tables
 
-    print("\n" + "\n".join(tables(read_rows(path))))
+    rows = read_rows(path)
+    print("\n" + "\n".join(tables(rows)))
+    if importlib.util.find_spec("matplotlib") is not None:
+        from benchmarks.plots import plot_gpu
+
+        plot_gpu(rows, folder)
     print(f"\nfailed: {', '.join(failed)}" if failed else "\nall sections hold")
     return 1 if failed else 0
 

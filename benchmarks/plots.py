@@ -45,6 +45,24 @@ def plot_recompute(rows: list[dict[str, Any]], folder: Path = RESULTS) -> None:
     _save(figure, folder / "recompute.png")
 
 
+def plot_gpu(rows: list[dict[str, Any]], folder: Path) -> None:
+    """Throughput against the number of streams, and streaming against recomputation."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for axes, field in ((left, "streams"), (right, "cache")):
+        points = [row for row in rows if field in row]
+        for shape in dict.fromkeys(row["shape"] for row in points):
+            mine = sorted((row[field], row["value"]) for row in points if row["shape"] == shape)
+            axes.plot(*zip(*mine, strict=True), marker="o", label=shape)
+        if points:
+            axes.legend()
+        axes.set_xscale("log", base=2)
+        axes.set(yscale="log")
+        axes.grid(alpha=0.3)
+    left.set(xlabel="streams", ylabel="tokens per second, all together")
+    right.set(xlabel="cache size, tokens", ylabel="recomputing over streaming, time per token")
+    _save(figure, folder / "gpu_check.png")
+
+
 def _save(figure: Any, path: Path) -> None:
     figure.savefig(path, dpi=100)
     plt.close(figure)

@@ -52,6 +52,61 @@ def weights_of(name: str) -> str:
     return "as in the file" if name == "auto" else name
 
 
+def perplexity(rows: Rows) -> str:
+    longest: dict[tuple[str, str, str], tuple[int, Mapping[str, Any]]] = {}
+    for row in rows:
+        key = row["model"], row["text"], row["case"]
+        first, last = map(int, row["tokens"].split("-"))
+        if first == 0 and (key not in longest or longest[key][0] < last):
+            longest[key] = last, row
+    lines = [
+        (
+            model,
+            f"{text}, {last:,} tokens",
+            "all" if case == "dense" else case,
+            f"{row['perplexity']:.2f}",
+            f"{row['figure']:.2f}",
+            f"{row['difference_percent']:+.2f} %",
+        )
+        for (model, text, case), (last, row) in longest.items()
+    ]
+    return section(
+        "Perplexity",
+        "sink_effect",
+        f" (`--model` for the others), {rows[0]['dtype']}, of each text in each way the longest "
+        "span. The independent figure comes from banded masks over transformers' weights, made "
+        "without this engine; [docs/evidence.md](docs/evidence.md) has all:",
+        table(
+            ("model", "text", "sinks + window", "perplexity", "independent", "difference"), lines
+        ),
+    )
+
+
+_QUANTIZED = {
+    "kv_cache_dtype=int8": "K and V in int8",
+    "quantization=int8": "weights in int8",
+    "quantization=int4": "weights in 4 bits",
+    "quantization=auto": "weights in the file's own Q4_1 blocks",
+}
+
+
+def quantized(rows: Rows) -> str:
+    plain = rows[0]
+    lines = [
+        (
+            _QUANTIZED.get(row["variant"], f"nothing, all in {row['variant']}"),
+            f"{row['perplexity']:.3f}",
+            f"{row['difference_percent']:+.2f} %" if row is not plain else "",
+        )
+        for row in rows
+    ]
+    return paragraph(
+        f"**Quantising**, {plain['model']}, {plain['text']}, {plain['tokens']:,} tokens, "
+        f"{plain['num_sink_tokens']} + {plain['window_size']:,} visible, `python -m benchmarks "
+        "quantized_perplexity`:"
+    ) + ("\n\n" + table(("what", "perplexity", "difference"), lines))
+
+
 def decode(rows: Rows) -> str:
     theirs = {
         (row["batch"], row["prompt"]): row["tokens_per_second"]
@@ -249,8 +304,53 @@ def service(rows: Rows) -> str:
     )
 
 
+def batch_crash(rows: Rows) -> str:
+    (row,) = rows
+    return section(
+        f"A batch of {row['documents']:,} documents that is killed",
+        "bench_batch crash",
+        f", tiny random model, two engines: after a third of {row['shards']} shards an engine is "
+        f"killed, after {row['shards_before_the_driver_died']} the driver with all that it has "
+        f"started. Resumed, it has {row['outputs']:,} outputs: {row['missing']} missing, "
+        f"{row['twice']} twice, {row['different']} other than in an undisturbed run.",
+    )
+
+
+def batch_overhead(rows: Rows) -> str:
+    by_what = {row["what"]: row for row in rows}
+    alone, ray = by_what["alone"], by_what["ray"]
+    return section(
+        "What Ray costs a batch",
+        "bench_batch overhead",
+        f", {ray['documents']} documents, {ray['engines']} engines of one thread: "
+        f"{ray['rate']:.2f} documents per second and engine, in as many processes with one `LLM` "
+        f"each and nothing else {alone['rate']:.2f}: {100 * ray['share']:.1f} %.",
+    )
+
+
+def pool(rows: Rows) -> str:
+    (row,) = rows
+    return section(
+        f"A pool with {row['streams']} streams that loses a worker",
+        "bench_pool",
+        f", two replicas, {row['turns']} turns each: {row['streams_that_went_on']} streams went "
+        f"on, {row['streams_with_a_wrong_answer']} with a wrong answer; of the "
+        f"{row['streams_on_the_killed_replica']} on the killed replica "
+        f"{row['tokens_replayed']:,} tokens were computed again (a save every "
+        f"{row['save_every_tokens']}).",
+    )
+
+
 # In the order of the page, by the files that they are made of.
 SECTIONS: tuple[tuple[tuple[str, ...], Callable[[Rows], str]], ...] = (
+    (
+        tuple(
+            f"sink_effect_{model}"
+            for model in ("smollm2-135m-instruct", "qwen2.5-coder-0.5b", "gemma-3-270m")
+        ),
+        perplexity,
+    ),
+    (("quantized_perplexity_smollm2-135m-instruct",), quantized),
     (("decode",), decode),
     (("prefill",), prefill),
     (("peer_transformers", "peer_vllm", "peer_llama_cpp"), peers),
@@ -261,6 +361,9 @@ SECTIONS: tuple[tuple[tuple[str, ...], Callable[[Rows], str]], ...] = (
     (("turns",), turns),
     (("open_streams",), open_streams),
     (("async",), service),
+    (("batch_crash",), batch_crash),
+    (("batch_overhead",), batch_overhead),
+    (("pool",), pool),
 )
 
 

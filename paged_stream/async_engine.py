@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -97,6 +98,31 @@ class AsyncLLMEngine:
             start,
             lambda mailbox: self.engine.abort_request(name),
         )
+
+    async def score(self, prompt: Prompt) -> list[float | None]:
+        """Log-probability of each token of a prompt of any length, as `LLM.score`.
+
+        Raises:
+            ValueError: as `generate`.
+        """
+        token_ids = await encode(self.engine.encode, prompt)
+        scores: list[float | None] = [None]
+        if len(token_ids) == 1:
+            return scores
+        name = f"async-{next(self._numbers)}"
+
+        async def prepare() -> None:
+            pass
+
+        def start(mailbox: Mailbox, prepared: None) -> None:
+            self.engine.add_score_request(name, token_ids, inbox=mailbox)
+            mailbox.num_unfinished = 1
+
+        deltas = self.deltas(prepare, start, lambda mailbox: self.engine.abort_request(name))
+        async with aclosing(deltas):
+            async for delta in deltas:
+                scores += [entry.logprob for entry in delta.prompt_logprobs or ()]
+        return scores
 
     # Streams
 

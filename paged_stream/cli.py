@@ -125,6 +125,13 @@ def _add_engine_options(parser: argparse.ArgumentParser, *, model: bool = True) 
     )
     group.add_argument("--attention-backend", default="auto", help="auto, native or xformers")
     group.add_argument(
+        "--tensor-parallel-size",
+        type=int,
+        default=1,
+        metavar="K",
+        help="processes that share the model, placed by Ray (default: %(default)s)",
+    )
+    group.add_argument(
         "--num-decode-steps",
         type=int,
         metavar="N",
@@ -163,6 +170,7 @@ def _engine_settings(args: argparse.Namespace) -> dict[str, Any]:
         "kv_cache_memory_bytes",
         "gpu_memory_utilization",
         "attention_backend",
+        "tensor_parallel_size",
         "num_decode_steps",
     )
     return {name: getattr(args, name) for name in names}

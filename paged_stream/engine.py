@@ -146,8 +146,13 @@ class LLMEngine:
         else:
             self.core.fan_out(seq_id, turn)
 
-    def add_score_request(self, request_id: str, prompt: Prompt) -> None:
+    def add_score_request(
+        self, request_id: str, prompt: Prompt, *, inbox: Inbox | None = None
+    ) -> None:
         """Queue a request that generates nothing and reports ``prompt_logprobs``.
+
+        Args:
+            inbox: as in `add_encoded_request`.
 
         Raises:
             ValueError: as `add_request`, and for a prompt of fewer than two tokens.
@@ -160,7 +165,7 @@ class LLMEngine:
             raise ValueError(f"prompt must have at least 2 tokens to score, got {len(token_ids)}")
         seq_id = next(self.core.seq_ids)
         self.scheduler.open(seq_id, self.sink_window, max_tokens=len(token_ids))
-        self.core.turns[seq_id] = Turn(request_id=request_id, index=0, params=params)
+        self.core.turns[seq_id] = Turn(request_id=request_id, index=0, params=params, inbox=inbox)
         self.core.requests[request_id] = [seq_id]
         self.scheduler.append(seq_id, token_ids)
         self.scheduler.start_turn(seq_id, params, generates=False)

@@ -29,9 +29,9 @@ from .residency import Residency
 from .sampling_params import SamplingParams
 from .sequence import Sequence, SequenceState, SequenceStatus
 from .sink_window import SinkWindow
+from .turn_end import gain, max_new_tokens
 
 _NO_TOKENS: array[int] = array("i")
-_ENDLESS = 1 << 62
 
 
 class Scheduler:
@@ -351,7 +351,7 @@ class Scheduler:
                 continue
             sequence = self.sequences[scheduled.seq_id]
             sequence.advance(len(scheduled.token_ids))
-            gained, finish_reason = self._gain(sequence, token_ids, stops)
+            gained, finish_reason = gain(sequence, token_ids, stops)
             computed = sequence.num_computed_tokens
             sequence.trim(self.kv.remember(sequence.seq_id, computed, sequence.token_ids))
             if not gained and sequence.num_pending_tokens == 0:
@@ -427,7 +427,7 @@ class Scheduler:
             sampling_params=params,
             stop_token_ids=sequence.stop_token_ids,
             seed=sequence.seed,
-            max_new_tokens=self._max_new_tokens(sequence) if samples else 0,
+            max_new_tokens=max_new_tokens(sequence) if samples else 0,
             history=sequence.visible_token_ids()
             if samples and params.has_penalties
             else _NO_TOKENS,
@@ -446,39 +446,4 @@ class Scheduler:
             if had_blocks or self._residency.admit(sequence, chunk, paused):
                 self._queues.run(entry, had_blocks=had_blocks)
                 return sequence
-        return None
-
-    def _max_new_tokens(self, sequence: Sequence) -> int:
-        """Tokens that a sequence may gain before its turn is over."""
-        most, limit = _ENDLESS, sequence.sampling_params.max_tokens
-        if limit is not None:
-            most = min(most, limit - sequence.num_output_tokens)
-        if sequence.max_tokens is not None:
-            most = min(most, sequence.max_tokens - sequence.num_tokens)
-        return max(1, most)
-
-    def _gain(
-        self, sequence: Sequence, token_ids: list[int], stops: Callable[[int, int], bool]
-    ) -> tuple[list[int], str | None]:
-        """Append what was sampled, up to what ends the turn. All but the last are computed."""
-        for count, token_id in enumerate(token_ids, 1):
-            if count > 1:
-                sequence.advance(1)
-            sequence.append((token_id,))
-            reason = self._finish_reason(sequence, token_id)
-            if reason != "stop" and stops(sequence.seq_id, token_id):
-                reason = "stop"
-            if reason is not None:
-                return token_ids[:count], reason
-        return token_ids, None
-
-    def _finish_reason(self, sequence: Sequence, token_id: int) -> str | None:
-        params = sequence.sampling_params
-        num_output = sequence.num_output_tokens
-        if token_id in sequence.stop_token_ids and num_output > params.min_tokens:
-            return "stop"
-        if params.max_tokens is not None and num_output >= params.max_tokens:
-            return "length"
-        if sequence.max_tokens is not None and sequence.num_tokens >= sequence.max_tokens:
-            return "length"
         return None

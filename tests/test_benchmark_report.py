@@ -46,6 +46,30 @@ def test_tables(results):
     assert not any("bench_prefill" in line for line in lines)  # of which there is no file
 
 
+def test_perplexities(tmp_path):
+    case = {"model": "m", "dtype": "float32", "text": "emma", "case": "4+60", "figure": 20.0}
+    rows = [
+        case | {"tokens": tokens, "perplexity": perplexity, "difference_percent": -0.5}
+        for tokens, perplexity in (("0-512", 30.0), ("0-1024", 19.9), ("512-1024", 15.0))
+    ]
+    write_results("sink_effect_smollm2-135m-instruct", rows, tmp_path)
+    plain = {"model": "m", "text": "emma", "tokens": 2000, "num_sink_tokens": 4, "window_size": 60}
+    rows = [
+        plain | {"variant": variant, "perplexity": perplexity, "difference_percent": difference}
+        for variant, perplexity, difference in (
+            ("bfloat16", 35.0, 0.0),
+            ("kv_cache_dtype=int8", 35.07, 0.2),
+        )
+    ]
+    write_results("quantized_perplexity_smollm2-135m-instruct", rows, tmp_path)
+    lines = render(read_results(tmp_path)).splitlines()
+    assert [line for line in lines if line.startswith("| m |")] == [
+        "| m | emma, 1,024 tokens | 4+60 | 19.90 | 20.00 | -0.50 % |"  # the longest from the start
+    ]
+    assert "| nothing, all in bfloat16 | 35.000 |  |" in lines
+    assert "| K and V in int8 | 35.070 | +0.20 % |" in lines
+
+
 def test_only_what_is_between_the_markers_changes(results):
     page = f"before\n{BEGIN}\nold\n{END}\nafter\n"
     part = render(results)

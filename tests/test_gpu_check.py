@@ -9,6 +9,8 @@ import torch
 
 from benchmarks import gpu_check
 from benchmarks.gpu.sections import TINY, Section, read_rows, tables
+from benchmarks.gpu.steps import measure_shapes
+from benchmarks.plots import plot_gpu
 
 
 @pytest.mark.parametrize("name", list(gpu_check.WORKS))
@@ -23,6 +25,18 @@ def test_sections_run_in_processes_of_their_own(tmp_path, capfd):
     arguments = ["--sections", "build", "sanitizer", "--device", "cpu", "--out", str(tmp_path)]
     assert gpu_check.main(arguments) == 0
     assert "all sections hold" in capfd.readouterr().out
+
+
+def test_what_was_measured_is_plotted(tmp_path):
+    """Also if no section came so far."""
+    section = Section("steps", torch.device("cpu"), TINY, 60.0, tmp_path / "rows.jsonl")
+    plot_gpu([], tmp_path)
+    measure_shapes(section)
+    rows = read_rows(section.path)
+    assert {row["cache"] for row in rows if "cache" in row} == set(TINY.caches)
+    assert [row["streams"] for row in rows if "streams" in row] == [1, 2, 4]
+    plot_gpu(rows, tmp_path)
+    assert (tmp_path / "gpu_check.png").stat().st_size > 0
 
 
 def make_section(path, seconds: float = 60.0) -> Section:

@@ -168,7 +168,11 @@ def _recompute(section: Section, shape: str, model: Decoder, cache: int) -> None
     section.record(f"{shape} streaming, cache {cache}", value=streaming * 1e3, unit="ms/token")
     section.record(f"{shape} recomputing, cache {cache}", value=again * 1e3, unit="ms/token")
     section.record(
-        f"{shape} streaming over recomputing, cache {cache}", value=again / streaming, unit="x"
+        f"{shape} streaming over recomputing, cache {cache}",
+        value=again / streaming,
+        unit="x",
+        shape=shape,
+        cache=cache,
     )
     _free()
 
@@ -186,7 +190,11 @@ def _throughput(section: Section, shape: str, model: Decoder) -> None:
     for count in [*counts, capacity]:
         seconds = _decode_seconds(section, runner, count, visible, _POSITION)
         section.record(
-            f"{shape}, {count} streams of {visible} keys", value=count / seconds, unit="tokens/s"
+            f"{shape}, {count} streams of {visible} keys",
+            value=count / seconds,
+            unit="tokens/s",
+            shape=shape,
+            streams=count,
         )
     del runner
     _free()

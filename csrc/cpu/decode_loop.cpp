@@ -4,8 +4,7 @@
 
 #include <string>
 
-#include "checks.h"
-#include "decode_rows.h"
+#include "decode_row_checks.h"
 
 namespace paged_stream {
 namespace {
@@ -31,28 +30,10 @@ void advance_decode(Tensor sampled, Tensor generated, Tensor num_generated, Tens
                     Tensor num_sink_tokens, Tensor window_size, Tensor window_floor,
                     Tensor ring_blocks, int64_t block_size) {
   constexpr Checker check("advance_decode");
-  check.decode_rows(sampled, generated, num_generated, num_left, stop_token_ids, token_ids,
-                    positions, sink_positions, seq_lens, slot_mapping, block_table, num_sink_tokens,
-                    window_size, window_floor, ring_blocks, block_size);
-  const DecodeRows rows{sampled.const_data_ptr<int64_t>(),
-                        generated.mutable_data_ptr<int64_t>(),
-                        num_generated.mutable_data_ptr<int64_t>(),
-                        num_left.mutable_data_ptr<int64_t>(),
-                        stop_token_ids.const_data_ptr<int64_t>(),
-                        token_ids.mutable_data_ptr<int64_t>(),
-                        positions.mutable_data_ptr<int64_t>(),
-                        sink_positions.mutable_data_ptr<int64_t>(),
-                        seq_lens.mutable_data_ptr<int64_t>(),
-                        slot_mapping.mutable_data_ptr<int64_t>(),
-                        block_table.const_data_ptr<int32_t>(),
-                        num_sink_tokens.const_data_ptr<int32_t>(),
-                        window_size.const_data_ptr<int32_t>(),
-                        window_floor.const_data_ptr<int64_t>(),
-                        ring_blocks.const_data_ptr<int32_t>(),
-                        generated.size(1),
-                        stop_token_ids.size(1),
-                        block_table.size(1),
-                        block_size};
+  const DecodeRows rows =
+      checked_decode_rows(check, sampled, generated, num_generated, num_left, stop_token_ids,
+                          token_ids, positions, sink_positions, seq_lens, slot_mapping, block_table,
+                          num_sink_tokens, window_size, window_floor, ring_blocks, block_size);
   for (int64_t row = 0; row < sampled.size(0); ++row) {
     validate(check, rows, row);
     rows.advance(row);

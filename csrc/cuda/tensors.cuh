@@ -20,8 +20,9 @@ class DeviceScope {
  public:
   explicit DeviceScope(const Tensor& t) : guard_(t.get_device_index()) {
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(
-        aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+    const int32_t index = t.get_device_index();
+    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(index, &stream) == AOTI_TORCH_SUCCESS,
+                    "torch has no current stream on device ", index);
     stream_ = static_cast<Stream>(stream);
   }
   Stream stream() const { return stream_; }

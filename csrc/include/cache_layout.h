@@ -14,10 +14,12 @@ constexpr int64_t kMaxHeadDim = 256;
 constexpr int64_t kScaleBytes = 4;
 
 // Where a slot's first head lies, in elements of the cache; its heads are block_size rows apart.
+// A cache has fewer than 2^31 slots, so that the division is one of 32 bits.
 PAGED_STREAM_INLINE int64_t slot_offset(int64_t slot, int64_t block_size, int64_t block_stride,
                                         int64_t row_size) {
-  const int64_t block = slot / block_size;
-  return block * block_stride + (slot - block * block_size) * row_size;
+  const uint32_t index = static_cast<uint32_t>(slot), size = static_cast<uint32_t>(block_size);
+  const uint32_t block = index / size;
+  return block * block_stride + (index - block * size) * row_size;
 }
 
 // Rows whose largest element is smaller, so that 127 over it might not be finite, become zero.

@@ -119,6 +119,8 @@ class Checker {
     STD_TORCH_CHECK(t.size(1) >= 1 && t.size(2) >= 1, op_, ": ", name,
                     " must have num_kv_heads and block_size of at least 1, got shape ",
                     describe(t.sizes()));
+    STD_TORCH_CHECK(t.size(0) <= INT32_MAX / t.size(2), op_, ": ", name,
+                    " must have fewer than 2^31 slots, got shape ", describe(t.sizes()));
   }
 
   void cache_pair(const Tensor& k_cache, const Tensor& v_cache) const {
@@ -161,37 +163,6 @@ class Checker {
     const int64_t dim = t.size(1);
     STD_TORCH_CHECK(dim % 2 == 0 && dim <= head_dim, op_, ": ", name,
                     " must have an even rotary_dim of at most head_dim ", head_dim, ", got ", dim);
-  }
-
-  // The arguments of advance_decode.
-  void decode_rows(const Tensor& sampled, const Tensor& generated, const Tensor& num_generated,
-                   const Tensor& num_left, const Tensor& stop_token_ids, const Tensor& token_ids,
-                   const Tensor& positions, const Tensor& sink_positions, const Tensor& seq_lens,
-                   const Tensor& slot_mapping, const Tensor& block_table,
-                   const Tensor& num_sink_tokens, const Tensor& window_size,
-                   const Tensor& window_floor, const Tensor& ring_blocks,
-                   int64_t block_size) const {
-    constexpr ScalarType kLong = ScalarType::Long, kInt = ScalarType::Int;
-    metadata(sampled, "sampled", kLong, "[B]", {kAny}, sampled);
-    const int64_t rows = sampled.size(0);
-    const auto column = [&](const Tensor& t, const char* name, ScalarType type) {
-      metadata(t, name, type, "[B]", {rows}, sampled);
-    };
-    metadata(generated, "generated", kLong, "[B, max_generated]", {rows, kAny}, sampled);
-    column(num_generated, "num_generated", kLong);
-    column(num_left, "num_left", kLong);
-    metadata(stop_token_ids, "stop_token_ids", kLong, "[B, num_stops]", {rows, kAny}, sampled);
-    column(token_ids, "token_ids", kLong);
-    column(positions, "positions", kLong);
-    column(sink_positions, "sink_positions", kLong);
-    column(seq_lens, "seq_lens", kLong);
-    column(slot_mapping, "slot_mapping", kLong);
-    metadata(block_table, "block_table", kInt, "[B, width]", {rows, kAny}, sampled);
-    column(num_sink_tokens, "num_sink_tokens", kInt);
-    column(window_size, "window_size", kInt);
-    column(window_floor, "window_floor", kLong);
-    column(ring_blocks, "ring_blocks", kInt);
-    require(block_size >= 1, "block_size must be at least 1");
   }
 
   // What rotary_and_cache takes, but for its slots.

@@ -197,6 +197,16 @@ class AsyncRayLLM:
         async for delta in self.generate(prompt, params):
             yield delta
 
+    async def score(self, prompt: Prompt) -> list[float | None]:
+        """As `AsyncLLMEngine.score`. If its worker dies, another one begins again.
+
+        Raises:
+            ValueError: as `AsyncLLMEngine.score`.
+            PoolError: no worker can do it.
+        """
+        scores: list[float | None] = await self.ask("score", prompt)
+        return scores
+
     async def encode(
         self, prompts: Sequence[Prompt], params: Sequence[SamplingParams] = ()
     ) -> list[list[int]]:
@@ -212,10 +222,13 @@ class AsyncRayLLM:
         """Ask some replica for what changes nothing."""
         for _ in range(MAX_ATTEMPTS):
             member = await self._replicas.pick(lambda m: m.load)
+            member.load += 1
             try:
                 return await member.call(method, *args)
             except ReplicaLostError as error:
                 self._replicas.report_lost(member, error)
+            finally:
+                member.load -= 1
         raise PoolError(f"{MAX_ATTEMPTS} workers were lost over {method}")
 
     # Streams

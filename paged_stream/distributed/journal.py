@@ -19,11 +19,13 @@ class Journal:
 
     A save may be ahead of what was acknowledged: tokens that were generated when it was made, but
     not handed out yet. It counts once they are. If its worker dies before, it is of no use.
+    ``num_unsaved`` tokens came since the last try at a save.
     """
 
     start: int
     path: Path | None = None
     tokens: array[int] = field(default_factory=lambda: array("i"))
+    num_unsaved: int = 0
     _ahead: list[tuple[int, Path]] = field(default_factory=list)
 
     @property
@@ -33,7 +35,9 @@ class Journal:
 
     def extend(self, token_ids: Iterable[int]) -> list[Path]:
         """Acknowledge tokens; returns files that are of no use any more."""
+        before = self.end
         self.tokens.extend(token_ids)
+        self.num_unsaved += self.end - before
         ahead, self._ahead = self._ahead, []
         return [path for save in ahead for path in self.saved(*save)]
 

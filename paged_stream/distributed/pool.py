@@ -109,6 +109,10 @@ class RayLLM:
         prompts = self.run(self.pool.ask("render_chat", conversations))
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 
+    def score(self, prompt: Prompt) -> list[float | None]:
+        """Log-probability of each token of a prompt of any length, as `LLM.score`."""
+        return self.run(self.pool.score(prompt))
+
     def open_stream(
         self,
         *,

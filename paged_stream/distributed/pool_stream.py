@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class AsyncPoolStream(Resident):
-    """Made by `AsyncRayLLM.open_stream`; its methods are those of `AsyncStream`."""
+    """Made by `AsyncRayLLM.open_stream`; its methods are those of `AsyncStream`, and `complete`."""
 
     def __init__(self, pool: AsyncRayLLM, name: str, options: dict[str, Any], seed: int) -> None:
         super().__init__(pool, name, options)
@@ -71,23 +71,29 @@ class AsyncPoolStream(Resident):
             ValueError: as `Stream.generate`.
             PoolError: as `append`.
         """
-        return self._generate(None, params)
+        return self._generate(None, None, params)
+
+    def complete(
+        self, prompt: Prompt, params: SamplingParams | None = None
+    ) -> AsyncGenerator[RequestDelta, None]:
+        """Append a prompt and generate; neither, if the stream is generating already."""
+        return self._generate("append", prompt, params)
 
     def chat(
         self, messages: str | Sequence[Any], params: SamplingParams | None = None
     ) -> AsyncGenerator[RequestDelta, None]:
         """Append the next messages of a conversation and generate the answer."""
-        return self._generate(messages, params)
+        return self._generate("append_chat", messages, params)
 
     async def _generate(
-        self, messages: Any, params: SamplingParams | None
+        self, method: str | None, addition: Any, params: SamplingParams | None
     ) -> AsyncGenerator[RequestDelta, None]:
         params = self._begin_turn(params)
         try:
             async with self._lock:
-                if messages is not None:
-                    await whole(self._append("append_chat", messages, params))
-                    self._has_chatted = True
+                if method is not None:
+                    await whole(self._append(method, addition, params))
+                    self._has_chatted |= method == "append_chat"
                 try:
                     async for delta in self._turn(params):
                         yield delta

@@ -125,6 +125,9 @@ class Replica:
 
     # Requests
 
+    async def score(self, prompt: Prompt) -> list[float | None]:
+        return await self._engine.score(prompt)
+
     async def start_request(
         self, name: str, prompt: Prompt, params: SamplingParams, priority: int
     ) -> None:
@@ -178,8 +181,13 @@ class Replica:
         addition = await encode(self._streams[name].inner.encode, prompt)
         return addition.token_ids
 
-    async def append(self, name: str, prompt: Prompt) -> list[int]:
-        """Append to a stream; returns the token ids."""
+    async def append(
+        self, name: str, prompt: Prompt, params: SamplingParams | None = None
+    ) -> list[int]:
+        """Append to a stream, unless a turn with ``params`` is to follow that cannot; returns the
+        token ids."""
+        if params is not None:
+            self._engine.engine.check_params(params)
         token_ids = await self.encode_next(name, prompt)
         await self._streams[name].append(token_ids)
         return token_ids

@@ -140,6 +140,7 @@ class Resident:
         assert position == journal.end, f"restored to {position}, not {journal.end}"
         self._pool.num_restored_streams += 1
         self._pool.num_replayed_tokens += len(journal.tokens)
+        journal.num_unsaved = len(journal.tokens)
         self._settle_on(member)
 
     async def _leave(self, *, saves: bool = True) -> None:
@@ -182,8 +183,9 @@ class Resident:
         """Acknowledge tokens, and save the stream from time to time."""
         assert self._journal is not None
         delete(self._journal.extend(token_ids))
-        is_due = len(self._journal.tokens) >= self._pool.save_every_tokens
+        is_due = self._journal.num_unsaved >= self._pool.save_every_tokens
         if is_due and (self._saving is None or self._saving.done()):
+            self._journal.num_unsaved = 0  # one that fails is not tried again at every token
             self._saving = asyncio.create_task(self._save_quietly())
 
     async def _save_quietly(self) -> None:

@@ -16,6 +16,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any, TypeVar
 
+from paged_stream.distributed.open_streams import OpenStreams
 from paged_stream.distributed.pool import PoolError, RayLLM
 from paged_stream.distributed.pool_stream import AsyncPoolStream
 from paged_stream.outputs import RequestDelta
@@ -158,10 +159,12 @@ async def fail(request: Request, error: PoolError) -> JSONResponse:
 class Ingress:
     """Answers HTTP; there is one, and it starts the pool."""
 
-    def __init__(self, model: str, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, model: str, max_idle_seconds: float | None, settings: dict[str, Any]
+    ) -> None:
         self._model = model
         self._llm = RayLLM(model, **settings)
-        self._streams: dict[str, AsyncPoolStream] = {}
+        self._streams = OpenStreams(max_idle_seconds)
 
     @app.get("/health")
     async def health(self) -> dict[str, Any]:
@@ -235,7 +238,7 @@ class Ingress:
     @app.post("/v1/streams")
     async def open(self, body: NewStream) -> dict[str, Any]:
         stream = await self._on_pool(self._llm.pool.open_stream(**body.model_dump()))
-        return self._add(stream)
+        return await self._add(stream)
 
     @app.get("/v1/streams/{stream_id}")
     async def describe(self, stream_id: str) -> dict[str, Any]:
@@ -260,8 +263,8 @@ class Ingress:
         if body.messages is not None and body.prompt is not None:
             raise ValueError("prompt and messages are two ways to say something; pass one of them")
         if body.prompt is not None:
-            await self._on_pool(stream.append(body.prompt))
-        if body.messages is not None:
+            deltas = self._read(stream.complete(body.prompt, params))
+        elif body.messages is not None:
             deltas = self._read(stream.chat(body.messages, params))
         else:
             deltas = self._read(stream.generate(params))
@@ -290,23 +293,27 @@ class Ingress:
 
     @app.post("/v1/streams/{stream_id}/fork")
     async def fork(self, stream_id: str) -> dict[str, Any]:
-        return self._add(await self._on_pool(self._find(stream_id).fork()))
+        return await self._add(await self._on_pool(self._find(stream_id).fork()))
 
     @app.delete("/v1/streams/{stream_id}")
     async def close(self, stream_id: str) -> dict[str, Any]:
-        await self._on_pool(self._find(stream_id).close())
-        del self._streams[stream_id]
+        stream = self._known(stream_id, self._streams.remove(stream_id))
+        await self._on_pool(stream.close())
         return {"id": stream_id, "deleted": True}
 
-    def _add(self, stream: AsyncPoolStream) -> dict[str, Any]:
-        stream_id = uuid.uuid4().hex
-        self._streams[stream_id] = stream
-        return {"id": stream_id, "position": stream.position}
+    async def _add(self, stream: AsyncPoolStream) -> dict[str, Any]:
+        for forgotten in self._streams.remove_forgotten():
+            await self._on_pool(forgotten.close())
+        return {"id": self._streams.add(stream), "position": stream.position}
 
     def _find(self, stream_id: str) -> AsyncPoolStream:
-        if stream_id not in self._streams:
+        return self._known(stream_id, self._streams.find(stream_id))
+
+    @staticmethod
+    def _known(stream_id: str, stream: AsyncPoolStream | None) -> AsyncPoolStream:
+        if stream is None:
             raise HTTPException(404, f"there is no stream {stream_id!r}")
-        return self._streams[stream_id]
+        return stream
 
     # The pool has a thread and an event loop of its own
 
@@ -329,16 +336,26 @@ def build_app(
     num_replicas: int = 1,
     save_dir: str | Path | None = None,
     save_every_tokens: int = 1024,
+    max_idle_seconds: float | None = None,
     **settings: Any,
 ) -> Any:
     """An application for ``serve.run`` or ``serve run``.
 
     Args:
         model: as in `AsyncRayLLM`, and so is the rest.
+        max_idle_seconds: streams that no request named for so long are closed when another one is
+            opened; ``None`` keeps them until they are deleted.
+
+    Raises:
+        ValueError: ``max_idle_seconds`` is not a positive number.
     """
+    if max_idle_seconds is not None and not (
+        isinstance(max_idle_seconds, int | float) and max_idle_seconds > 0
+    ):
+        raise ValueError(f"max_idle_seconds must be a positive number, got {max_idle_seconds!r}")
     pool = {
         "num_replicas": num_replicas,
         "save_dir": None if save_dir is None else str(save_dir),
         "save_every_tokens": save_every_tokens,
     }
-    return Ingress.bind(model, pool | settings)  # type: ignore[attr-defined]
+    return Ingress.bind(model, max_idle_seconds, pool | settings)  # type: ignore[attr-defined]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from paged_stream.config import EngineConfig
 from paged_stream.executor.base import Executor
 from paged_stream.kv_tokens import KVTokens
+from paged_stream.layers.rank_group import RankGroup
 from paged_stream.models.config import ModelConfig
 from paged_stream.models.files import ModelFiles
 from paged_stream.models.fingerprint import fingerprint
@@ -17,16 +18,20 @@ from paged_stream.worker.worker import Worker
 
 
 class LocalExecutor(Executor):
+    """Also what each rank of a model that is shared does on its part, with ``group`` the others."""
+
     def __init__(
         self,
         config: EngineConfig,
         files: ModelFiles,
         model_config: ModelConfig,
         sink_window: SinkWindow,
+        group: RankGroup | None = None,
     ) -> None:
-        self._worker = Worker(config, files, model_config, sink_window)
+        self._worker = Worker(config, files, model_config, sink_window, group)
         self.cache_plan = self._worker.cache_plan
-        self.fingerprint = fingerprint([self._worker.weight_samples])
+        self.weight_samples = self._worker.weight_samples
+        self.fingerprint = fingerprint([self.weight_samples])
         self.default_decode_steps = self._worker.default_decode_steps
         self.runs_ahead = self._worker.device.type != "cpu"
 

@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from paged_stream.config import EngineConfig
 from paged_stream.executor.base import Executor
+from paged_stream.executor.local import LocalExecutor
 from paged_stream.kv_tokens import KVTokens
 from paged_stream.layers.rank_group import RankGroup
 from paged_stream.models.config import ModelConfig
@@ -31,7 +32,6 @@ from paged_stream.ray_extra import import_ray
 from paged_stream.scheduler.output import KVOperation, ModelOutput, SchedulerOutput
 from paged_stream.scheduler.sink_window import SinkWindow
 from paged_stream.worker.kv_cache import CachePlan
-from paged_stream.worker.worker import Worker
 
 ray = import_ray("util.scheduling_strategies")
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class RankWorker:
     def __init__(self, rank: Rank) -> None:
         self._rank = rank
         self._store: Any = None
-        self._worker: Worker
+        self._executor: LocalExecutor
 
     def open_store(self) -> tuple[str, int]:
         """Make the place where the ranks meet; returns its address."""
@@ -68,30 +68,16 @@ class RankWorker:
         )
         # The folder of this machine: a hub id may be somewhere else here.
         files = resolve_model(config.model)
-        self._worker = Worker(config, files, model_config, sink_window, RankGroup())
-        return self._worker.cache_plan, self._worker.weight_samples
+        self._executor = LocalExecutor(config, files, model_config, sink_window, RankGroup())
+        return self._executor.cache_plan, self._executor.weight_samples
 
     def execute(self, output: SchedulerOutput) -> ModelOutput | None:
-        result = self._worker.execute(output)
+        result = self._executor.execute(output)
         return result if self._rank.index == 0 else None
 
-    def apply(self, operations: Sequence[KVOperation]) -> None:
-        self._worker.apply(operations)
-
-    def read(self, slots: array[int]) -> KVTokens:
-        return self._worker.read(slots)
-
-    def put_parked(self, key: int, tokens: KVTokens) -> None:
-        self._worker.parked.put(key, tokens)
-
-    def read_parked(self, key: int) -> KVTokens:
-        return self._worker.parked.read(key)
-
-    def parked_location(self, key: int) -> str:
-        return self._worker.parked.location(key)
-
-    def parked_bytes(self) -> tuple[int, int]:
-        return self._worker.parked.host_bytes, self._worker.parked.disk_bytes
+    def call(self, method: str, *args: Any) -> Any:
+        """What `LocalExecutor` has for the whole of a model, for this rank's part."""
+        return getattr(self._executor, method)(*args)
 
 
 class RayExecutor(Executor):
@@ -129,27 +115,27 @@ class RayExecutor(Executor):
         return result
 
     def apply(self, operations: Sequence[KVOperation]) -> None:
-        self._call_all("apply", operations)
+        self._call_all("call", "apply", operations)
 
     def read(self, slots: array[int]) -> KVTokens:
-        return self._join(self._call_all("read", slots))
+        return self._join(self._call_all("call", "read", slots))
 
     def put_parked(self, key: int, tokens: KVTokens) -> None:
         parts = [
-            (key, KVTokens(*(x[:, :, heads.start : heads.stop].contiguous() for x in tokens)))
+            KVTokens(*(x[:, :, heads.start : heads.stop].contiguous() for x in tokens))
             for heads in self._heads
         ]
-        self._call_each("put_parked", parts)
+        self._call_each("call", [("put_parked", key, part) for part in parts])
 
     def read_parked(self, key: int) -> KVTokens:
-        return self._join(self._call_all("read_parked", key))
+        return self._join(self._call_all("call", "read_parked", key))
 
     def parked_location(self, key: int) -> str:
-        locations = self._call_all("parked_location", key)
+        locations = self._call_all("call", "parked_location", key)
         return "host" if set(locations) == {"host"} else "disk"
 
     def parked_bytes(self) -> tuple[int, int]:
-        host, disk = zip(*self._call_all("parked_bytes"), strict=True)
+        host, disk = zip(*self._call_all("call", "parked_bytes"), strict=True)
         return sum(host), sum(disk)
 
     def close(self) -> None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 
 from paged_stream.layers.norm import LayerNorm, RMSNorm
-from paged_stream.models.decoder import Attention, Decoder, DecoderLayer
+from paged_stream.models.decoder import Decoder
+from paged_stream.models.decoder_layer import Attention, DecoderLayer
 
 
 def balance_keys(decoder: Decoder) -> None:

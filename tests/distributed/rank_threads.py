@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+from paged_stream.executor.local import LocalExecutor
 from paged_stream.executor.ray import RankWorker, RayExecutor
 from paged_stream.layers.rank_group import RankGroup
 from paged_stream.models.fingerprint import fingerprint
 from paged_stream.models.sharding import Rank, check_size, kv_heads_of
-from paged_stream.worker.worker import Worker
 
 
 class ThreadGroup(RankGroup):
@@ -48,11 +48,11 @@ class ThreadExecutor(RayExecutor):
         for rank in ranks:
             group = ThreadGroup(rank.index, tensors, barrier) if size > 1 else None
             worker = RankWorker(rank)
-            worker._worker = Worker(config, files, model_config, sink_window, group)
+            worker._executor = LocalExecutor(config, files, model_config, sink_window, group)
             self._actors.append(worker)
-        workers = [worker._worker for worker in self._actors]
-        self.cache_plan = workers[0].cache_plan
-        self.fingerprint = fingerprint([worker.weight_samples for worker in workers])
+        executors = [worker._executor for worker in self._actors]
+        self.cache_plan = executors[0].cache_plan
+        self.fingerprint = fingerprint([executor.weight_samples for executor in executors])
 
     def _call_each(self, method, args):
         futures = [

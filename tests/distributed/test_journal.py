@@ -46,3 +46,11 @@ def test_an_older_save_that_comes_late_is_dropped():
     journal.saved(5, C)
     assert journal.extend([4, 5]) == [B]
     assert (journal.start, journal.path) == (5, C)
+
+
+def test_tokens_since_the_last_try_at_a_save_are_counted():
+    journal = Journal(0)
+    journal.extend([1, 2])
+    journal.num_unsaved = 0  # a try that fails
+    journal.extend([3])
+    assert (journal.num_unsaved, journal.end) == (1, 3)

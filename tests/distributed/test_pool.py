@@ -68,6 +68,8 @@ def test_requests_are_those_of_one_engine(pool, folder):
     messages = [{"role": "user", "content": "who?"}]
     answer = pool.chat(messages, GREEDY, use_tqdm=False)[0]
     assert answer.outputs[0].text == llm.chat(messages, GREEDY, use_tqdm=False)[0].outputs[0].text
+    text = "longer than the window is, and scored all the same"
+    assert pool.score(text) == llm.score(text, use_tqdm=False)
 
 
 def test_streams_are_those_of_one_engine(pool, engine, tmp_path):

@@ -159,5 +159,6 @@ def test_a_stream_says_what_is_wrong(client):
     ]:
         response = client.post(f"{path}/generate", json=body)
         assert response.status_code == 400 and message in response.text
+    assert client.get(path).json()["position"] == 0
     assert client.delete(path).status_code == 200
     assert client.delete(path).status_code == 404

@@ -61,6 +61,28 @@ async def test_several_completions(make, make_engine):
     assert got == want and await nothing_left(engine)
 
 
+@limited
+async def test_scores_are_those_of_the_engine(make, make_engine):
+    alone = make_engine()
+    alone.add_score_request("r", PROMPTS[0])
+    want: list[float | None] = [None]
+    while alone.has_unfinished_requests():
+        for delta in alone.step():
+            want += [entry.logprob for entry in delta.prompt_logprobs or ()]
+    assert len(want) == len(PROMPTS[0])
+    async with make(max_unread=1) as engine:
+        scored = [engine.score(PROMPTS[0]), engine.score(PROMPTS[0][:1])]
+        others = [read(engine.generate(prompt, GREEDY)) for prompt in PROMPTS]
+        assert (await asyncio.gather(*scored, *others))[:2] == [want, [None]]
+        with pytest.raises(ValueError, match="must not be empty"):
+            await engine.score([])
+        leaving = asyncio.create_task(engine.score(PROMPTS[1]))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+        assert await nothing_left(engine)
+
+
 def test_threads_with_loops_of_their_own(make, make_engine):
     alone, engine = make_engine(), make()
     want = [continuation(alone, prompt) for prompt in PROMPTS]

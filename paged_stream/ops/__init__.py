@@ -1,0 +1,71 @@
+"""Typed access to ``torch.ops.paged_stream``: one function per op.
+
+Shapes: T tokens in the batch, B sequences, N slots. A cache is ``[num_blocks, num_kv_heads,
+block_size, row_size]``, its inner three dimensions contiguous; ``slot = block_id * block_size +
+offset``. Heads of one call share a dtype, float32 or bfloat16 (on CUDA also float16), and head_dim
+is a multiple of 8 up to 256. The cache has the same dtype, and rows of head_dim elements; or it is
+int8, and a row is head_dim elements and the 4 bytes of a float32, their scale; or, on CUDA, it is
+float8_e4m3fn, and elements are rounded as they are, beyond 448 to that. Arguments that break a
+contract raise RuntimeError naming the op, the argument, what was expected and what came. On CUDA
+nothing waits for the device to look at numbers: slots and blocks that do not exist are skipped.
+"""
+
+from paged_stream.ops.attention import paged_attention
+from paged_stream.ops.cache import (
+    copy_blocks,
+    gather_blocks,
+    rotary_and_cache,
+    rotary_reindex,
+    scatter_blocks,
+)
+from paged_stream.ops.dense import (
+    add_rms_norm,
+    linear,
+    pack_linear_weight,
+    pack_quantized_weight,
+    silu_and_mul,
+)
+from paged_stream.ops.layers import (
+    AttentionBlock,
+    DecoderLayers,
+    GatedMLP,
+    attention_block,
+    decoder_layers,
+    gated_mlp,
+)
+from paged_stream.ops.library import cpu_isa, has_cuda, set_cpu_isa
+from paged_stream.ops.steps import (
+    BatchLayout,
+    advance_decode,
+    lay_out_batch,
+    rotary_table,
+    sample_tokens,
+)
+
+__all__ = [
+    "AttentionBlock",
+    "BatchLayout",
+    "DecoderLayers",
+    "GatedMLP",
+    "add_rms_norm",
+    "advance_decode",
+    "attention_block",
+    "copy_blocks",
+    "cpu_isa",
+    "decoder_layers",
+    "gated_mlp",
+    "gather_blocks",
+    "has_cuda",
+    "lay_out_batch",
+    "linear",
+    "pack_linear_weight",
+    "pack_quantized_weight",
+    "paged_attention",
+    "rotary_and_cache",
+    "rotary_reindex",
+    "rotary_table",
+    "sample_tokens",
+    "scatter_blocks",
+    "set_cpu_isa",
+    "silu_and_mul",
+]
