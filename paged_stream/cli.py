@@ -135,7 +135,7 @@ def _add_engine_options(parser: argparse.ArgumentParser, *, model: bool = True) 
         "--num-decode-steps",
         type=int,
         metavar="N",
-        help="steps without a look at the tokens in between (default: 1, or 8 on CUDA devices)",
+        help="steps without a look at tokens in between (default: 1; on CUDA and in batches 8)",
     )
 
 

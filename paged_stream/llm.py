@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from tqdm import tqdm
 
-from paged_stream.config import EngineConfig
+from paged_stream.config import EngineConfig, offline_settings
 from paged_stream.engine import LLMEngine
 from paged_stream.inputs import Prompt
 from paged_stream.outputs import CompletionOutput, RequestDelta, RequestOutput
@@ -17,25 +17,20 @@ from paged_stream.scheduler.sampling_params import SamplingParams
 
 Messages = Sequence[dict[str, str]]
 
-# Steps without a look at the tokens in between; a stop string wastes at most the rest of them.
-_DECODE_STEPS = 8
-
 
 class LLM:
     """A model to run over a list of prompts.
 
     Args:
         model: ``"smollm2-135m-instruct"``, a folder, a ``.gguf`` file or a hub id.
-        settings: any other field of `EngineConfig`. ``num_decode_steps`` left out is 8 on every
-            device: nobody reads token by token here.
+        settings: any other field of `EngineConfig`; see `offline_settings`.
 
     Raises:
         ValueError: as `LLMEngine`.
     """
 
     def __init__(self, model: str, **settings: Any) -> None:
-        settings.setdefault("num_decode_steps", _DECODE_STEPS)
-        self.engine = LLMEngine(EngineConfig(model=model, **settings))
+        self.engine = LLMEngine(EngineConfig(model=model, **offline_settings(settings)))
         self._request_ids = (f"llm-{i}" for i in itertools.count())
 
     def generate(

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paged_stream.config import EngineConfig
+from paged_stream.config import EngineConfig, offline_settings
 from paged_stream.distributed.row_task import RowTask
 from paged_stream.distributed.tables import FORMATS
 from paged_stream.models.files import EMBEDDED_MODEL
@@ -24,6 +24,7 @@ _SPEED = (
     "gpu_memory_utilization",
     "max_num_seqs",
     "max_num_batched_tokens",
+    "num_decode_steps",
     "parking_memory_bytes",
     "parking_dir",
     "park_after_seconds",
@@ -44,7 +45,7 @@ def engine_config(model: str, engine: Mapping[str, Any]) -> EngineConfig:
     """
     if unknown := set(engine) - set(EngineConfig.__dataclass_fields__):
         raise ValueError(f"engine has no setting {sorted(unknown)[0]!r}")
-    return EngineConfig(model=model, **{**EXACT, **engine})
+    return EngineConfig(model=model, **offline_settings({**EXACT, **engine}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

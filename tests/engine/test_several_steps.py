@@ -12,6 +12,7 @@ import random
 import pytest
 
 from paged_stream import AsyncLLMEngine, EngineConfig, SamplingParams
+from paged_stream.config import offline_settings
 from tests.engine.coroutines import limited, read
 from tests.engine.stream_oracle import text_ids, tokens_of
 
@@ -417,3 +418,17 @@ def test_slow_readers(make_engine, num_steps):
             engine.engine.scheduler.check_integrity()
 
     run()
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({}, 8),
+        ({"num_decode_steps": None}, 8),
+        ({"num_decode_steps": 3}, 3),
+        ({"num_decode_steps": 0}, 0),  # which `EngineConfig` refuses
+        ({"attention_backend": "xformers"}, None),
+    ],
+)
+def test_who_reads_whole_answers_lets_several_steps_run(settings, steps):
+    assert offline_settings(settings) == {**settings, "num_decode_steps": steps}
