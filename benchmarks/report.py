@@ -39,6 +39,10 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.0f} %"
 
 
+def signed_percent(percent: float) -> str:
+    return f"{round(percent, 2) + 0.0:+.2f} %"  # no -0.00
+
+
 def rate(value: float) -> str:
     return f"{value:,.0f} tok/s" if value >= 10 else f"{value:.1f} tok/s"
 
@@ -66,7 +70,7 @@ def perplexity(rows: Rows) -> str:
             "all" if case == "dense" else case,
             f"{row['perplexity']:.2f}",
             f"{row['figure']:.2f}",
-            f"{row['difference_percent']:+.2f} %",
+            signed_percent(row["difference_percent"]),
         )
         for (model, text, case), (last, row) in longest.items()
     ]
@@ -96,7 +100,7 @@ def quantized(rows: Rows) -> str:
         (
             _QUANTIZED.get(row["variant"], f"nothing, all in {row['variant']}"),
             f"{row['perplexity']:.3f}",
-            f"{row['difference_percent']:+.2f} %" if row is not plain else "",
+            signed_percent(row["difference_percent"]) if row is not plain else "",
         )
         for row in rows
     ]
@@ -180,7 +184,7 @@ def attention(rows: Rows) -> str:
     return section(
         "The attention op alone",
         "bench_attention",
-        f", {heads} heads over {kv_heads} of {size}, {rows[0]['dtype']}, K and V in no cache:",
+        f", {heads} heads over {kv_heads} of {size}, {rows[0]['dtype']}, K and V read from memory:",
         table(
             ("sinks + window", "batch", "one call", "of the bandwidth", "of the matrix rate"), lines
         ),

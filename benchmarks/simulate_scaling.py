@@ -1,7 +1,7 @@
 """How much do 1 to 1,000 GPUs do in an hour, and what does it take around them?
 
     python -m benchmarks.simulate_scaling
-    python -m benchmarks.simulate_scaling --decode-rate 682 --prefill-rate 982 --kv-gib 4
+    python -m benchmarks.simulate_scaling --decode-rate 952 --prefill-rate 940 --kv-gib 4
 
 Every constant is a parameter; rates are what a benchmark prints for one engine. For each number of
 GPUs, a batch is simulated: documents of log-normal lengths are cut into shards, every engine works
@@ -74,8 +74,8 @@ def main() -> None:
     )
     add = arguments.add_argument
     add("--gpus", type=int, nargs="+", default=[1, 8, 64, 256, 1000])
-    add("--decode-rate", type=float, default=682, help="tokens/s of a full batch, one engine")
-    add("--prefill-rate", type=float, default=982, help="prompt tokens/s, one engine")
+    add("--decode-rate", type=float, default=952, help="tokens/s of a full batch, one engine")
+    add("--prefill-rate", type=float, default=940, help="prompt tokens/s, one engine")
     add("--kv-bytes-per-token", type=int, default=23040, help="`paged-stream info` prints it")
     add("--kv-gib", type=float, default=4.0, help="memory for K and V per engine")
     add("--sinks", type=int, default=4)
