@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks.harness import alternate, parser, spread, write_results
 from paged_stream import EngineConfig, LLMEngine, SamplingParams
 
+WINDOW_SIZE = 1020  # so small that the cache holds every batch
 SAMPLING: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
     "sampled": {"temperature": 0.8, "top_p": 0.95, "top_k": 50},
@@ -32,7 +33,13 @@ class Decoding:
         self, model: str, dtype: str, batch: int, prompt: int, sampling: str, group: int
     ) -> None:
         self.engine = LLMEngine(
-            EngineConfig(model=model, dtype=dtype, max_num_seqs=batch, num_decode_steps=group)
+            EngineConfig(
+                model=model,
+                dtype=dtype,
+                max_num_seqs=batch,
+                num_decode_steps=group,
+                window_size=WINDOW_SIZE,
+            )
         )
         self.model_seconds = 0.0
         self.outside: list[float] = []  # seconds of each step
@@ -45,8 +52,11 @@ class Decoding:
         for index in range(batch):
             ids = [rng.randrange(1000, 40000) for _ in range(prompt)]
             self.engine.add_request(str(index), ids, params)
-        while self.engine.stats().num_generated_tokens < 2 * batch:
+        for _ in range(batch * prompt // 512 + 2):  # all prompts, in chunks of a step's budget
             self.engine.step()
+        stats = self.engine.stats()
+        assert stats.num_running == batch, "the cache does not hold the batch"
+        assert stats.num_generated_tokens >= batch, "prompts are still to be computed"
 
     def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
