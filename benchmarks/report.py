@@ -213,6 +213,27 @@ def peers(rows: Rows) -> str:
     )
 
 
+def overhead(rows: Rows) -> str:
+    lines = [
+        (
+            row["batch"],
+            row["sampling"],
+            row["group"],
+            f"{1e3 * row['step_seconds']:.1f} ms",
+            f"{1e3 * row['outside_seconds']:.2f} ms",
+            f"{100 * row['share']:.1f} %",
+        )
+        for row in rows
+    ]
+    return section(
+        "Of a decode step, what is not the model",
+        "bench_overhead",
+        f", {rows[0]['dtype']}, window 1,020; one step at a time, as `LLMEngine` runs them here, and "
+        "eight in a group, as `LLM` and batches do (whose texts are longer when they are timed):",
+        table(("batch", "sampling", "steps", "one step", "not the model", "share"), lines),
+    )
+
+
 def recompute(rows: Rows) -> str:
     lines = [
         (
@@ -359,6 +380,7 @@ SECTIONS: tuple[tuple[tuple[str, ...], Callable[[Rows], str]], ...] = (
     (("prefill",), prefill),
     (("peer_transformers", "peer_vllm", "peer_llama_cpp"), peers),
     (("attention",), attention),
+    (("overhead",), overhead),
     (("recompute",), recompute),
     (("stream",), stream),
     (("stream_positions",), stream_positions),
