@@ -228,8 +228,8 @@ def overhead(rows: Rows) -> str:
     return section(
         "Of a decode step, what is not the model",
         "bench_overhead",
-        f", {rows[0]['dtype']}, window 1,020; one step at a time, as `LLMEngine` runs them here, and "
-        "eight in a group, as `LLM` and batches do (whose texts are longer when they are timed):",
+        f", {rows[0]['dtype']}, window 1,020; one step at a time, as `LLMEngine` runs them here, "
+        "and eight in a group, as `LLM` and batches do (whose texts are longer when timed):",
         table(("batch", "sampling", "steps", "one step", "not the model", "share"), lines),
     )
 
