@@ -27,6 +27,7 @@ from benchmarks.harness import (
     write_results,
 )
 from paged_stream import ops
+from paged_stream.layers.large_pages import empty_in_large_pages
 from paged_stream.scheduler.sink_window import SinkWindow
 
 BLOCK_SIZE = 16
@@ -76,7 +77,8 @@ def calls(case: Case, args: argparse.Namespace) -> tuple[Callable[[], None], int
     num_layers = max(2, -(-BEYOND_CACHES // layer_bytes))
     if case.chunk > 1:  # arithmetic, not memory, takes the time
         num_layers = min(num_layers, CHUNK_LAYERS)
-    caches = torch.randn(1, *shape).to(dtype).expand(num_layers, *shape).contiguous()
+    caches = empty_in_large_pages((num_layers, *shape), dtype)
+    caches[:] = torch.randn(1, *shape)
     order = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(0))
     num_tokens = case.batch * case.chunk
     query, sink_query = (torch.randn(num_tokens, num_heads, head_dim).to(dtype) for _ in range(2))

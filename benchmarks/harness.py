@@ -21,6 +21,7 @@ import transformers
 
 import paged_stream
 from paged_stream import ops
+from paged_stream.layers.large_pages import empty_in_large_pages
 
 RESULTS = Path(__file__).parent / "results"
 _MATRIX = 2048  # rows, columns and depth of the products that show the matrix rate
@@ -83,12 +84,13 @@ class Ceilings:
 
 
 def read_bandwidth(num_bytes: int) -> float:
-    """Bytes per second at which a buffer of this size is read again and again.
+    """Bytes per second at which a buffer of this size, in large pages, is read again and again.
 
     The size matters: weights that fit a cache are read faster than those that do not.
     """
     columns = 1024
-    data = torch.ones(max(1, num_bytes // (4 * columns)), columns)
+    data = empty_in_large_pages((max(1, num_bytes // (4 * columns)), columns), torch.float32)
+    data.fill_(1)
     vector = torch.ones(columns)
     seconds = alternate({"sum": data.sum, "product": lambda: data @ vector}, repeats=7)
     return data.nbytes / min(min(times) for times in seconds.values())

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from paged_stream import ops
+from paged_stream.layers.large_pages import Arena
 
 BLOCK_SIZE = 32  # numbers that share a scale
 BLOCK_BYTES = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}  # formats that ops.linear multiplies by
@@ -71,13 +72,14 @@ class Linear(torch.nn.Module):
         kind = GGMLQuantizationType[self.block_format]
         return torch.from_numpy(dequantize(self.blocks[rows].numpy(), kind))
 
-    def pack(self) -> None:
-        """Lay the weight out for the CPU kernels and let go of it as it came."""
+    def pack(self, arena: Arena) -> None:
+        """Lay the weight out for the CPU kernels, in the arena, and let go of it as it came."""
         if self.block_format is not None:
-            self.packed_weight = ops.pack_quantized_weight(self.blocks, self.block_format)
+            packed = ops.pack_quantized_weight(self.blocks, self.block_format)
         else:
             assert self.weight is not None, "packed already"
-            self.packed_weight = ops.pack_linear_weight(self.weight)
+            packed = ops.pack_linear_weight(self.weight)
+        self.packed_weight = arena.keep(packed)
         self.weight = None
         self.register_buffer("blocks", None)
 

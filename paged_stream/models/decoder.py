@@ -16,6 +16,7 @@ from paged_stream import ops
 from paged_stream.attention.backend import AttentionBackend
 from paged_stream.attention.metadata import AttentionMetadata
 from paged_stream.layers.embedding import Embedding
+from paged_stream.layers.large_pages import Arena
 from paged_stream.layers.linear import Linear
 from paged_stream.layers.rank_group import RankGroup
 from paged_stream.layers.rotary import RotaryEmbedding, RotaryTables
@@ -88,10 +89,11 @@ class Decoder(torch.nn.Module):
         """Bring all projections into the layout of the CPU kernels, one at a time, if that is where
         they are. From then on neither parameters nor parts may be replaced."""
         if self.embedding.weight.device.type == "cpu":
+            arena = Arena()
             for layer in self.layers:
                 assert isinstance(layer, DecoderLayer)
-                layer.pack()
-            self.head.pack()
+                layer.pack(arena)
+            self.head.pack(arena)
             self.fused_layers = self._fuse_layers()
         for module in self.modules():
             # Plain attributes: torch would search for each of them in Python, 20 times per layer.

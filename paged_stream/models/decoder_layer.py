@@ -8,6 +8,7 @@ from paged_stream import ops
 from paged_stream.attention.backend import AttentionBackend
 from paged_stream.attention.metadata import AttentionMetadata
 from paged_stream.attention.native import NativeBackend
+from paged_stream.layers.large_pages import Arena
 from paged_stream.layers.linear import Linear
 from paged_stream.layers.mlp import MLP
 from paged_stream.layers.norm import HeadNorm, LayerNorm, NoNorm, RMSNorm
@@ -164,10 +165,10 @@ class DecoderLayer(torch.nn.Module):
             self.post_attention_norm = make_norm(config, dtype, device)
             self.post_mlp_norm = make_norm(config, dtype, device)
 
-    def pack(self) -> None:
+    def pack(self, arena: Arena) -> None:
         """Bring the projections into the layout of the CPU kernels."""
         for linear in (self.attention.qkv, self.attention.output, self.mlp.up, self.mlp.down):
-            linear.pack()
+            linear.pack(arena)
         if not self.parallel:
             assert self.mlp_norm is not None, "only parallel blocks share a norm"
             self.attention_block = self.attention.fused_with(self.attention_norm)

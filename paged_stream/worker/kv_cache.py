@@ -8,6 +8,7 @@ import torch
 
 from paged_stream import ops
 from paged_stream.kv_tokens import KVTokens, row_size
+from paged_stream.layers.large_pages import empty_in_large_pages
 from paged_stream.layers.rotary import RotaryEmbedding
 
 
@@ -45,7 +46,10 @@ class KVCache:
         device: torch.device,
     ) -> None:
         shape = (num_layers, 2, num_blocks, num_kv_heads, block_size, row_size(head_dim, dtype))
-        self.tensor = torch.zeros(shape, dtype=dtype, device=device)
+        if device.type == "cpu":
+            self.tensor = empty_in_large_pages(shape, dtype).zero_()
+        else:
+            self.tensor = torch.zeros(shape, dtype=dtype, device=device)
         self.layers = [(layer[0], layer[1]) for layer in self.tensor]
 
     def host_tokens(self, count: int) -> KVTokens:
