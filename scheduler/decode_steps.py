@@ -68,5 +68,10 @@ def _allocate(kv: KVCacheManager, sequences: Sequence[ScheduledSequence], num_st
     is: that one's slot is worked out by the last step."""
     for s in sequences:
         own = min(num_steps + 1, s.max_new_tokens)
-        own = kv.max_decode_steps(s.seq_id, s.num_computed_tokens, own)
-        kv.allocate(s.seq_id, s.num_computed_tokens + own)
+        end = s.num_computed_tokens + own
+        fits = kv.max_decode_steps(s.seq_id, s.num_computed_tokens, own)
+        # An empty column may get its block before it may be written to.
+        if fits == own or kv.lacks_block(s.seq_id, end - 1):
+            kv.allocate(s.seq_id, end)
+        else:
+            kv.allocate(s.seq_id, s.num_computed_tokens + fits)

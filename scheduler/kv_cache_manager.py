@@ -274,6 +274,11 @@ class KVCacheManager:
                 return logical_block * size - num_computed
         return wanted
 
+    def lacks_block(self, seq_id: int, position: int) -> bool:
+        """Whether the column of a position has no block yet."""
+        table = self._tables[seq_id]
+        return table.row[table.column(position // self.block_size, self.block_size)] < 0
+
     def allocate(self, seq_id: int, num_tokens: int, *, spares_hashed: bool = False) -> None:
         """Give the sequence the blocks for its first ``num_tokens`` tokens. A ring column that
         comes round again keeps its block if nobody else holds it: the tokens in it are out of

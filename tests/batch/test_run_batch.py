@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -73,11 +74,11 @@ def undisturbed(folder, source, tmp_path_factory):
 def kill_a_worker(folder: Path, killed: list[int]) -> None:
     """Once some shards are committed, kill one of the processes that run engines."""
     wait_for_shards(folder, 2)
-    workers = [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if "ShardWorker" in " ".join(process.cmdline())
-    ]
+    workers = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # some end while they are looked at
+            if "ShardWorker" in " ".join(process.cmdline()):
+                workers.append(process)
     killed.append(len(workers))
     workers[0].send_signal(signal.SIGKILL)
 

@@ -313,3 +313,12 @@ def test_any_history_gives_the_oracles_tokens(machine):
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+def test_a_block_that_comes_behind_what_may_be_computed_ahead(machine):
+    """The last of two steps works out where the next launch writes first: its column must have its
+    block by then."""
+    state = machine()
+    state.start(decode_steps=2, caching=False, host_bytes=None, ahead=True)
+    state.request(num_tokens=11, prompt=[14, 33, 60, 25, 40, 33], where=1)
+    state.teardown()
