@@ -120,7 +120,7 @@ def token_logprobs(
     """
     ids = torch.tensor(token_ids, device=logprobs.device)[:, None]
     chosen = logprobs.gather(1, ids)
-    ranks = (logprobs > chosen).sum(dim=1).add_(1).tolist()
+    ranks = (logprobs > chosen).sum(dim=1, dtype=torch.int32).add_(1).tolist()
     top = torch.topk(logprobs, min(num_top, logprobs.shape[1]), dim=1)
     return [
         TokenLogprob(token_id, value, rank, dict(zip(top_ids, top_values, strict=True)))
