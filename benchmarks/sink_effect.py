@@ -1,8 +1,10 @@
 """Perplexity with and without sink tokens, on real text, against independent figures.
 
 The figures come from banded masks over transformers' weights, made without this engine; the
-engine scores the same texts through its paged cache, in chunks, in float32. A measurement that is
-further than `LIMIT_PERCENT` from its figure fails the run.
+engine scores the same texts through its paged cache, in chunks, in float32. Each is over the same
+predictions: a text of N tokens has N - 1, of its tokens number 1 to N - 1, and none of them is the
+one that only ``<|endoftext|>`` makes. A measurement that is further than `LIMIT_PERCENT` from its
+figure fails the run.
 
     python -m benchmarks.sink_effect            # all of SmolLM2: on two cores, ten minutes
     python -m benchmarks.sink_effect --quick    # 2,048 tokens at most
@@ -11,7 +13,9 @@ further than `LIMIT_PERCENT` from its figure fails the run.
 
 from __future__ import annotations
 
+import math
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -20,13 +24,13 @@ from unittest import mock
 from benchmarks.harness import add_results_option, parser, write_results
 from benchmarks.texts import NOVELS, austen
 from benchmarks.weights import model_path
-from paged_stream.evaluation.perplexity import Score, measure
+from paged_stream.evaluation.perplexity import make_engine, perplexity_of
 from paged_stream.evaluation.variants import Variant
 from paged_stream.worker import model_runner
 
 LIMIT_PERCENT = 0.5
 DIFFERS = 3  # exit status of a run that fails
-SPAN = 512  # predictions; every figure begins and ends at a multiple
+BOS = "<|endoftext|>"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,28 +39,27 @@ class Case:
 
     Args:
         text: one of `text_of`.
-        figures: ``{(first, last): perplexity}``, over the predictions of tokens first + 1 to last,
-            the text's first token being number 0.
+        figures: ``{(first, last): perplexity}``, over the predictions at ``[first:last]``, the one
+            of the text's token number 1 being number 0.
+        num_tokens: of the text.
         clamped: ``False`` lets the distance to the sink tokens grow: the ablation.
     """
 
     text: str
     variant: Variant
     figures: dict[tuple[int, int], float]
+    num_tokens: int
     clamped: bool = True
 
     @property
     def name(self) -> str:
         return self.variant.name + ("" if self.clamped else ", unclamped")
 
-    @property
-    def num_tokens(self) -> int:
-        return max(last for _, last in self.figures)
-
-    def first(self, num_tokens: int) -> Case | None:
-        """The same case cut to ``num_tokens``; None if no figure is left."""
-        figures = {span: ppl for span, ppl in self.figures.items() if span[1] <= num_tokens}
-        return replace(self, figures=figures) if figures else None
+    def first(self, last: int) -> Case | None:
+        """The same case cut to ``last`` predictions; None if no figure is left."""
+        figures = {span: ppl for span, ppl in self.figures.items() if span[1] <= last}
+        num_tokens = min(self.num_tokens, last + 1)
+        return replace(self, figures=figures, num_tokens=num_tokens) if figures else None
 
 
 def text_of(name: str) -> str:
@@ -66,19 +69,26 @@ def text_of(name: str) -> str:
     middle = austen("emma")[120_000:]
     return {
         "emma, middle": middle,
-        "<|endoftext|> emma, middle": "<|endoftext|>" + middle,
+        f"{BOS} emma, middle": BOS + middle,
     }[name]
 
 
+def of_text(
+    text: str, variant: Variant, figures: dict[tuple[int, int], float], *, clamped=True
+) -> Case:
+    """A case whose text was no longer than its figures say."""
+    num_tokens = max(last for _, last in figures)
+    return Case(text=text, variant=variant, figures=figures, num_tokens=num_tokens, clamped=clamped)
+
+
 def dense(text: str, figures: dict[tuple[int, int], float]) -> Case:
-    return Case(text=text, variant=Variant.dense(), figures=figures)
+    return of_text(text, Variant.dense(), figures)
 
 
 def case(
     text: str, sinks: int, window: int, figures: dict[tuple[int, int], float], *, clamped=True
 ) -> Case:
-    variant = Variant.streaming(sinks, window)
-    return Case(text=text, variant=variant, figures=figures, clamped=clamped)
+    return of_text(text, Variant.streaming(sinks, window), figures, clamped=clamped)
 
 
 def first(figures: dict[int, float]) -> dict[tuple[int, int], float]:
@@ -167,9 +177,9 @@ ABLATION = (
     case("emma, middle", 8, 504, middle(38.98, 37.30)),
     case("emma, middle", 0, 128, middle(88.86, 89.55)),
     case("emma, middle", 4, 124, middle(46.03, 45.22)),
-    dense("<|endoftext|> emma, middle", middle(33.81, 30.86)),
-    case("<|endoftext|> emma, middle", 0, 512, middle(60.62, 60.09)),
-    case("<|endoftext|> emma, middle", 4, 508, middle(38.99, 37.30)),
+    dense(f"{BOS} emma, middle", middle(33.81, 30.86)),
+    case(f"{BOS} emma, middle", 0, 512, middle(60.62, 60.09)),
+    case(f"{BOS} emma, middle", 4, 508, middle(38.99, 37.30)),
 )
 QWEN = (
     dense("persuasion", first({4096: 58.72})),
@@ -223,18 +233,20 @@ def unclamped_sinks() -> Iterator[None]:
 
 def measure_case(model: str, case: Case) -> list[Measurement]:
     settings = {"model": model_path(model), "dtype": "float32"}
+    text = text_of(case.text)
+    unscored = 1 + text.startswith(BOS)
+    num_tokens = case.num_tokens + text.startswith(BOS)
     with nullcontext() if case.clamped else unclamped_sinks():
-        score: Score = measure(
-            case.variant,
-            [text_of(case.text)],
-            engine=settings,
-            num_tokens=case.num_tokens,
-            every=SPAN,
-        )
+        engine = make_engine(case.variant, num_tokens, settings)
+        started = time.perf_counter()
+        with engine.open_stream() as stream:
+            scores = stream.score(engine.encode(text)[:num_tokens])[unscored:]
+        seconds = time.perf_counter() - started
     measurements = []
     for (start, stop), figure in case.figures.items():
-        perplexity = score.perplexity(start, stop)
-        assert perplexity is not None, "every figure has whole spans"
+        predictions = [score for score in scores[start:stop] if score is not None]
+        perplexity = perplexity_of(-math.fsum(predictions), len(predictions))
+        assert perplexity is not None, "every figure has predictions"
         measurements.append(
             Measurement(
                 text=case.text,
@@ -243,7 +255,7 @@ def measure_case(model: str, case: Case) -> list[Measurement]:
                 perplexity=perplexity,
                 figure=figure,
                 difference_percent=100 * (perplexity / figure - 1),
-                seconds=score.seconds,
+                seconds=seconds,
             )
         )
     return measurements
