@@ -63,6 +63,6 @@ def next_turn(tokenizer: Tokenizer, messages: Messages, last_token_id: int = -1)
     return without_repeated_end(ids, last_token_id)
 
 
-def without_repeated_end(token_ids: list[int], last_token_id: int) -> list[int]:
-    """Leave out the end of an answer if it is in the stream already."""
+def without_repeated_end(token_ids: list[int], last_token_id: int = -1) -> list[int]:
+    """Leave out the end of an answer if it is in the stream already; -1 is no token."""
     return token_ids[1:] if token_ids[:1] == [last_token_id] else token_ids

@@ -96,14 +96,6 @@ def as_token_ids(prompt: Sequence[int]) -> list[int]:
     return token_ids
 
 
-def check_text(text: str) -> None:
-    """Refuse text that cannot be written as UTF-8, which tokenizers cannot take."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"prompt is not valid text: {error}") from None
-
-
 def check_range(token_ids: Sequence[int], vocab_size: int) -> None:
     """Refuse an empty prompt and ids that the model does not have."""
     if not token_ids:

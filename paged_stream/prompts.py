@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paged_stream.chat import Messages, first_turn, is_messages, next_turn
-from paged_stream.inputs import Prompt, as_token_ids, check_range, check_text
+from paged_stream.inputs import Prompt, as_token_ids, check_range
 from paged_stream.models.config import ModelConfig
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.tokenizer import Tokenizer
@@ -59,7 +59,6 @@ class PromptEncoder:
                 "add tokenizer.json to the model folder"
             )
         else:
-            check_text(prompt)
             token_ids = self._tokenizer.encode(prompt, add_special_tokens=not continues)
         check_range(token_ids, self._model_config.vocab_size)
         return token_ids
@@ -75,7 +74,9 @@ class PromptEncoder:
         if not is_messages(pin):
             return Pin(self.encode(pin), [])
         messages = [dict(message) for message in pin]
-        return Pin(first_turn(self.chat_tokenizer(), [], messages, is_open=False), messages)
+        token_ids = first_turn(self.chat_tokenizer(), [], messages, is_open=False)
+        check_range(token_ids, self._model_config.vocab_size)
+        return Pin(token_ids, messages)
 
     def encode_chat(
         self, messages: str | Messages, pinned: Messages, *, continues: bool

@@ -250,7 +250,7 @@ class Stream:
         """Append the messages that `chat` would answer with ``params``, as `encode_chat` has
         tokenized them; returns what was appended."""
         self._check_settled()
-        self._engine.check_params(params or SamplingParams())
+        self._check_params(params or SamplingParams())
         if addition.continues != self.has_chatted:
             addition = self.encode_chat(messages)
         token_ids = addition.token_ids
@@ -360,14 +360,15 @@ class Stream:
             self._settle()
         engine, sequence = self._engine, self._sequence
         engine.core.flush()
-        if sequence.is_parked:
-            tokens = engine.executor.read_parked(self._seq_id)
+        state = sequence.state()
+        if sequence.is_parked:  # perhaps with a last token that waits to be read once more
+            tokens = engine.executor.read_parked(self._seq_id).first(state.num_kept)
         else:
             computed = sequence.num_computed_tokens > 0
             slots = engine.scheduler.kept_slots(self._seq_id) if computed else array("q")
             tokens = engine.executor.read(slots)
         return SavedStream(
-            state=sequence.state(),
+            state=state,
             seed=self._seed,
             num_turns=self._num_turns,
             pinned_messages=[dict(message) for message in self._pinned_messages],
@@ -415,10 +416,7 @@ class Stream:
 
     def check_can_generate(self, params: SamplingParams | None) -> None:
         """Raise what `generate` would."""
-        params = params or SamplingParams()
-        self._engine.check_params(params)
-        if params.n != 1:
-            raise ValueError(f"n must be 1 for a stream, got {params.n}; fork it")
+        self._check_params(params or SamplingParams())
         sequence = self._sequence
         if sequence.generates:
             raise ValueError("the stream is generating already")
@@ -429,6 +427,11 @@ class Stream:
                 "the stream was rewound to where its window begins; append to it before generating"
             )
         self._engine.prompts.check_length(sequence.num_tokens)
+
+    def _check_params(self, params: SamplingParams) -> None:
+        self._engine.check_params(params)
+        if params.n != 1:
+            raise ValueError(f"n must be 1 for a stream, got {params.n}; fork it")
 
     def _check_open(self) -> None:
         if self._closed:

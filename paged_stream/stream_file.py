@@ -162,5 +162,5 @@ def _check_counts(saved: SavedStream) -> None:
         raise ValueError("its positions contradict each other")
     if len(state.sink_ids) != min(sinks, num_tokens):
         raise ValueError("its sink tokens are not all there")
-    if num_kept != min(sinks, computed) + computed - first_kept:
+    if num_kept != state.num_kept:
         raise ValueError(f"it has K and V of {num_kept} tokens")

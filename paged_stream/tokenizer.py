@@ -22,7 +22,14 @@ class Tokenizer:
         """Tokenize a text of any length; special tokens are added as the model expects at a start.
 
         Pass ``add_special_tokens=False`` for text that continues a stream.
+
+        Raises:
+            ValueError: the text has half a surrogate pair, which no tokenizer takes.
         """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"prompt is not valid text: {error}") from None
         # verbose=False: a text longer than the trained length is nothing to warn about here.
         encoding = self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)
         ids: list[int] = encoding["input_ids"]
@@ -49,9 +56,11 @@ class Tokenizer:
     def render_chat_template(
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
     ) -> str:
-        """Write a conversation as the text that the model was trained on."""
-        from jinja2 import TemplateError
+        """Write a conversation as the text that the model was trained on.
 
+        Raises:
+            ValueError: there is no template, or it does not take these messages.
+        """
         if self._tokenizer.chat_template is None:
             raise ValueError("messages: this model has no chat template; pass a prompt instead")
         for message in messages:
@@ -64,7 +73,7 @@ class Tokenizer:
                 list(messages), add_generation_prompt=add_generation_prompt, tokenize=False
             )
             return text
-        except TemplateError as error:
+        except Exception as error:  # templates expect strings, and fail on others as they like
             raise ValueError(f"messages: the chat template refuses them: {error}") from None
 
 

@@ -242,7 +242,7 @@ class Sequence:
     # Out of the process and back
 
     def state(self) -> SequenceState:
-        """All that `restore` needs, next to K and V of `positions`."""
+        """All that `restore` needs, next to K and V."""
         return SequenceState(
             sink_window=self.sink_window,
             num_computed_tokens=self.num_computed_tokens,
@@ -271,7 +271,7 @@ class SequenceState:
 
     Args:
         sink_window: what its queries see.
-        num_computed_tokens: K and V exist for the visible ones among the first so many.
+        num_computed_tokens: the visible ones among the first so many have K and V.
         num_prompt_tokens: of its last turn.
         sink_ids: the first tokens, as many as are pinned.
         tail_ids: the tokens from position ``tail_start`` to the end of the stream.
@@ -283,3 +283,10 @@ class SequenceState:
     sink_ids: list[int]
     tail_ids: list[int]
     tail_start: int
+
+    @property
+    def num_kept(self) -> int:
+        """Tokens that have K and V: sinks, then the window."""
+        computed = self.num_computed_tokens
+        sinks = min(self.sink_window.num_sink_tokens, computed)
+        return sinks + computed - self.sink_window.first_kept(computed)

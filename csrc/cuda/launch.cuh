@@ -24,9 +24,10 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
 
 using Stream = cudaStream_t;
 
-inline void check_cuda(cudaError_t error, const char* what) {
+inline void check_cuda(cudaError_t error, const std::string& what) {
   if (error == cudaSuccess) return;
-  throw std::runtime_error(std::string("paged_stream: ") + what + ": " + cudaGetErrorString(error));
+  cudaGetLastError();  // otherwise whoever looks next takes it for an error of theirs
+  throw std::runtime_error("paged_stream: " + what + ": " + cudaGetErrorString(error));
 }
 
 // Runs the kernel with shared_bytes of dynamic shared memory per block. No part of the grid may be
@@ -39,7 +40,7 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
   if (shared_bytes > kSharedWithoutAsking) {
     check_cuda(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(shared_bytes)),
-               "asking for shared memory");
+               "asking for " + std::to_string(shared_bytes) + " bytes of shared memory per block");
   }
   void* pointers[] = {&args...};
   check_cuda(cudaLaunchKernel(function, grid, block, pointers, shared_bytes, stream),

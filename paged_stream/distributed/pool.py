@@ -173,11 +173,12 @@ class RayLLM:
 
     def iterate(self, deltas: AsyncGenerator[RequestDelta, None]) -> Iterator[RequestDelta]:
         """Read a generator of the pool, and close it where the reader leaves."""
+        reader = DeltaReader(deltas)
         try:
-            while (delta := self.run(_next(deltas))) is not None:
+            while (delta := self.run(reader.next())) is not None:
                 yield delta
         finally:
-            self.run(deltas.aclose())
+            self.run(reader.close())
 
     async def _complete(
         self, outputs: list[RequestOutput], params: list[SamplingParams], bar: Any
@@ -256,5 +257,19 @@ class PoolStream:
         self.close()
 
 
-async def _next(deltas: AsyncGenerator[RequestDelta, None]) -> RequestDelta | None:
-    return await anext(deltas, None)
+class DeltaReader:
+    """Reads a generator of the pool for somebody outside of its event loop. A wait that is given up
+    takes a while to come to its end, and the generator cannot be closed before."""
+
+    def __init__(self, deltas: AsyncGenerator[RequestDelta, None]) -> None:
+        self._deltas = deltas
+        self._lock = asyncio.Lock()
+
+    async def next(self) -> RequestDelta | None:
+        """The next delta; ``None`` behind the last."""
+        async with self._lock:
+            return await anext(self._deltas, None)
+
+    async def close(self) -> None:
+        async with self._lock:
+            await self._deltas.aclose()

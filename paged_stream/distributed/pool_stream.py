@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ class AsyncPoolStream(Resident):
         self._num_turns = 0
         self._queued: list[int] = []
         self._lock = asyncio.Lock()  # one thing at a time
-        self._is_generating = self._is_closed = False
+        self._is_generating = False
         self._taking: asyncio.Future[list[RequestDelta]] | None = None
 
     @property
@@ -62,6 +63,7 @@ class AsyncPoolStream(Resident):
 
     async def _append(self, method: str, *args: Any) -> None:
         self._note(await self._do(method, *args))
+        self._has_chatted |= method == "append_chat"
 
     def generate(self, params: SamplingParams | None = None) -> AsyncGenerator[RequestDelta, None]:
         """Generate until something stops it, yielding what was added. Closing the iterator ends
@@ -90,20 +92,23 @@ class AsyncPoolStream(Resident):
     ) -> AsyncGenerator[RequestDelta, None]:
         params = self._begin_turn(params)
         try:
-            async with self._lock:
-                if method is not None:
-                    await whole(self._append(method, addition, params))
-                    self._has_chatted |= method == "append_chat"
-                try:
-                    async for delta in self._turn(params):
-                        yield delta
-                finally:
-                    self._is_generating = False
-                    queued, self._queued = self._queued, []
-                    if queued and not self._is_closed:
-                        await whole(self._append("append", queued))
-        finally:
+            await whole(self._take_lock())
+            if method is not None:
+                await whole(self._append(method, addition, params))
+            async with aclosing(self._turn(params)) as deltas:
+                async for delta in deltas:
+                    yield delta
+        finally:  # what queued behind the turn comes next, also if the turn never began
             self._is_generating = False
+            queued, self._queued = self._queued, []
+            try:
+                if queued and not self._is_closed:
+                    await whole(self._append("append", queued))
+            finally:
+                self._lock.release()
+
+    async def _take_lock(self) -> None:
+        await self._lock.acquire()
 
     def _begin_turn(self, params: SamplingParams | None) -> SamplingParams:
         self._check_open()
@@ -123,7 +128,7 @@ class AsyncPoolStream(Resident):
     async def _turn(self, params: SamplingParams) -> AsyncGenerator[RequestDelta, None]:
         num_generated, attempts, is_over = 0, 0, False
         try:
-            while not is_over:
+            while not is_over and not self._is_closed:
                 try:
                     if not self._has_turn:
                         await whole(self._start_turn(params, num_generated))
@@ -133,11 +138,12 @@ class AsyncPoolStream(Resident):
                     continue
                 except ValueError:
                     self._turn_ended()
+                    if self._is_closed:
+                        return
                     raise
                 attempts = 0
                 if not deltas:  # the worker has let go of the stream
                     self._turn_ended()
-                    is_over = self._is_closed
                     continue
                 is_over = deltas[-1].finished
                 num_generated += sum(len(delta.delta_token_ids) for delta in deltas)
@@ -190,7 +196,11 @@ class AsyncPoolStream(Resident):
         """As `Stream.fork`."""
         async with self._idle():
             child = self._pool.new_stream(self._options)
-            await whole(self._fork(child))
+            try:
+                await whole(self._fork(child))
+            except BaseException:  # nobody has it
+                await child.close()
+                raise
             return child
 
     async def _fork(self, child: AsyncPoolStream) -> None:
@@ -255,7 +265,3 @@ class AsyncPoolStream(Resident):
         if self._is_generating:
             raise ValueError("the stream is generating; let it finish first")
         return self._lock
-
-    def _check_open(self) -> None:
-        if self._is_closed:
-            raise ValueError("the stream is closed")

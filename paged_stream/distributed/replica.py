@@ -232,7 +232,11 @@ class Replica:
     async def fork(self, name: str, child: str, path: str) -> tuple[int, bool]:
         """Fork a stream and save the copy; returns what `restore` does."""
         stream = self._streams[child] = await self._streams[name].fork()
-        return await self.save(child, path), stream.inner.has_chatted
+        try:
+            return await self.save(child, path), stream.inner.has_chatted
+        except BaseException:
+            await self.close(child)
+            raise
 
     async def save_as(self, name: str, path: str) -> None:
         await self._streams[name].save(path)

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 from array import array
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from paged_stream.distributed.replica_set import PoolError
 from paged_stream.outputs import RequestDelta
 
 
+@dataclass(slots=True)
+class _Completion:
+    """What was yielded of one completion, and how far the present run has come."""
+
+    token_ids: array[int] = field(default_factory=lambda: array("i"))
+    num_chars: int = 0
+    num_prompt_logprobs: int = 0
+    is_finished: bool = False
+    at_token: int = 0
+    at_char: int = 0
+    at_prompt_logprob: int = 0
+
+    def begin(self) -> None:
+        self.at_token = self.at_char = self.at_prompt_logprob = 0
+
+
 class Progress:
-    """Of one request, over all its runs; each begins with `begin`."""
+    """Of one request, over all its runs; each begins with `begin`. Two runs come to the same, but
+    may deliver it in other pieces."""
 
     def __init__(self, request_id: str) -> None:
         self._request_id = request_id
-        self._yielded: dict[int, array[int]] = {}  # token ids by completion
-        self._num_prompt_logprobs: dict[int, int] = {}
-        self._finished: set[int] = set()
-        self._at: dict[int, list[int]] = {}  # in this run: tokens and prompt logprobs
+        self._completions: dict[int, _Completion] = {}
         self._num_unfinished = 1
 
     @property
@@ -26,8 +40,9 @@ class Progress:
 
     def begin(self, num_completions: int) -> None:
         """A run starts from the beginning."""
-        self._at = {}
         self._num_unfinished = num_completions
+        for completion in self._completions.values():
+            completion.begin()
 
     def note(self, delta: RequestDelta) -> RequestDelta | None:
         """What of a run's delta was not yielded before.
@@ -35,29 +50,40 @@ class Progress:
         Raises:
             PoolError: this run comes to other tokens than were yielded.
         """
-        index, tokens = delta.index, delta.delta_token_ids
-        at = self._at.setdefault(index, [0, 0])
-        yielded = self._yielded.setdefault(index, array("i"))
-        known = len(yielded) - at[0]  # of what was yielded and this run has not reached
-        if known > 0 and tokens and yielded[at[0] : at[0] + len(tokens)].tolist() != tokens:
-            raise PoolError(
-                f"request {self._request_id}: its worker died after {len(yielded)} tokens, and "
-                "another one does not come to the same; send it again"
-            )
-        at[0] += len(tokens)
+        done = self._completions.setdefault(delta.index, _Completion())
         self._num_unfinished -= delta.finished
+        token_ids = self._fresh_tokens(done, delta.delta_token_ids)
+        num_known = len(delta.delta_token_ids) - len(token_ids)
+        text = delta.delta_text[max(0, done.num_chars - done.at_char) :]
+        done.at_char += len(delta.delta_text)
+        done.num_chars = max(done.num_chars, done.at_char)
         prompt_logprobs = delta.prompt_logprobs
         if prompt_logprobs is not None:
-            seen = self._num_prompt_logprobs.get(index, 0)
-            first = max(0, seen - at[1])
-            at[1] += len(prompt_logprobs)
+            first = max(0, done.num_prompt_logprobs - done.at_prompt_logprob)
+            done.at_prompt_logprob += len(prompt_logprobs)
+            done.num_prompt_logprobs = max(done.num_prompt_logprobs, done.at_prompt_logprob)
             prompt_logprobs = prompt_logprobs[first:] or None
-            self._num_prompt_logprobs[index] = max(seen, at[1])
-        if index in self._finished or (known > 0 and tokens):
+        ends = delta.finished and not done.is_finished
+        done.is_finished |= delta.finished
+        if not (token_ids or text or prompt_logprobs or ends):
             return None
-        if not tokens and not delta.finished and prompt_logprobs is None:
-            return None
-        yielded.extend(tokens)
-        if delta.finished:
-            self._finished.add(index)
-        return replace(delta, request_id=self._request_id, prompt_logprobs=prompt_logprobs)
+        return replace(
+            delta,
+            request_id=self._request_id,
+            delta_text=text,
+            delta_token_ids=token_ids,
+            logprobs=None if delta.logprobs is None else delta.logprobs[num_known:],
+            prompt_logprobs=prompt_logprobs,
+        )
+
+    def _fresh_tokens(self, done: _Completion, token_ids: list[int]) -> list[int]:
+        known = done.token_ids[done.at_token : done.at_token + len(token_ids)].tolist()
+        if known != token_ids[: len(known)]:
+            raise PoolError(
+                f"request {self._request_id}: its worker died after {len(done.token_ids)} tokens, "
+                "and another one does not come to the same; send it again"
+            )
+        done.at_token += len(token_ids)
+        fresh = token_ids[len(known) :]
+        done.token_ids.extend(fresh)
+        return fresh

@@ -32,7 +32,7 @@ class Resident:
         self._options = options
         self._member: Member | None = None
         self._journal: Journal | None = None
-        self._has_chatted = False
+        self._has_chatted = self._is_closed = False
         self._has_turn = False  # one that the worker knows of
         self._version = 0
         self._saving: asyncio.Task[None] | None = None
@@ -113,8 +113,12 @@ class Resident:
 
         Args:
             may_move: leave a worker that is about to end, if there is no turn.
+
+        Raises:
+            ValueError: the stream is closed, perhaps while it was brought to a replica.
         """
         async with self._attaching:
+            self._check_open()
             member = self._member
             if member is not None and not member.is_gone:
                 if not member.is_draining or not may_move or self._has_turn:
@@ -126,9 +130,16 @@ class Resident:
             while self._member is None:
                 member = await self._pool.pick_for_stream(self)
                 try:
-                    await self._restore(member)
+                    await whole(self._restore(member))
                 except ReplicaLostError as error:
                     attempts = self._lost(attempts, error)
+                except Exception:
+                    member.streams.discard(self)
+                    self._check_open()  # then its file was deleted
+                    raise
+            if self._is_closed:
+                await self._leave(saves=False)
+                self._check_open()
             return self._member
 
     async def _restore(self, member: Member) -> None:
@@ -159,6 +170,10 @@ class Resident:
                     await member.call("close", self._name)
                 except ReplicaLostError:
                     pass
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ValueError("the stream is closed")
 
     def _settle_on(self, member: Member | None) -> None:
         assert member is not None

@@ -82,14 +82,9 @@ class Prompter:
             ValueError: the row has none, or none that the model takes.
         """
         value = self.prompt(row)
-        if not is_messages(value):
-            return engine.encode(value)
-        try:
-            return engine.chat_tokenizer().apply_chat_template(value)
-        except ValueError:
-            raise
-        except Exception as error:  # templates expect strings, and fail on others as they like
-            raise ValueError(f"messages: {type(error).__name__}: {error}") from None
+        if is_messages(value):
+            value = engine.chat_tokenizer().apply_chat_template(value)
+        return engine.encode(value)
 
     def prompt(self, row: Mapping[str, Any]) -> Any:
         """The prompt of a row.

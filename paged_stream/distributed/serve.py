@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from paged_stream.distributed.open_streams import OpenStreams
-from paged_stream.distributed.pool import PoolError, RayLLM
+from paged_stream.distributed.pool import DeltaReader, PoolError, RayLLM
 from paged_stream.distributed.pool_stream import AsyncPoolStream
 from paged_stream.outputs import RequestDelta
 from paged_stream.scheduler.sampling_params import SamplingParams
@@ -131,14 +131,6 @@ async def _begun(
                     yield delta
 
     return rest()
-
-
-async def _next(deltas: AsyncGenerator[RequestDelta, None]) -> RequestDelta | None:
-    return await anext(deltas, None)
-
-
-async def _close(deltas: AsyncGenerator[RequestDelta, None]) -> None:
-    await deltas.aclose()
 
 
 app = FastAPI(title="paged_stream")
@@ -323,11 +315,12 @@ class Ingress:
     async def _read(
         self, deltas: AsyncGenerator[RequestDelta, None]
     ) -> AsyncGenerator[RequestDelta, None]:
+        reader = DeltaReader(deltas)
         try:
-            while (delta := await self._on_pool(_next(deltas))) is not None:
+            while (delta := await self._on_pool(reader.next())) is not None:
                 yield delta
         finally:
-            await self._on_pool(_close(deltas))
+            await self._on_pool(reader.close())
 
 
 def build_app(

@@ -30,20 +30,26 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """Records CUDA graphs, which share their memory: one of them runs at a time."""
+    """Records CUDA graphs of the current device, which share their memory: one of them runs at a
+    time."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
+        # One for all, because libraries keep a workspace for each stream; and of this device, while
+        # the one that torch would choose belongs to whichever device recorded first.
+        self._stream = torch.cuda.Stream()
 
     def record(self, work: Callable[[], None]) -> Play:
         # Once outside: libraries load kernels and workspaces when they are first called.
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
             work()
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # Other threads may go on with their devices meanwhile.
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+        ):
             work()
         return graph.replay
 

@@ -10,6 +10,7 @@ from paged_stream import ops
 from paged_stream.kv_tokens import KVTokens, row_size
 from paged_stream.layers.large_pages import empty_in_large_pages
 from paged_stream.layers.rotary import RotaryEmbedding
+from paged_stream.worker.staging import to_device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +83,7 @@ class KVCache:
         ops.scatter_blocks(key, value, *self.layers[layer], slots)
 
     def copy_block(self, source: int, destination: int) -> None:
-        mapping = torch.tensor([[source, destination]], device=self.tensor.device)
+        (mapping,) = to_device([torch.tensor([[source, destination]])], self.tensor.device)
         ops.copy_blocks(self.tensor, mapping)
 
     def move(

@@ -182,5 +182,6 @@ class ModelRunner:
         for start in range(0, len(targets), rows):
             ids = targets[start : start + rows]
             logits = self.model.compute_logits(hidden[start : start + len(ids)])
-            result += token_logprobs(torch.log_softmax(logits, dim=-1), ids.tolist(), num_top)
+            logprobs = torch.log_softmax(logits, dim=-1)
+            result += token_logprobs(logprobs, ids.tolist(), [num_top] * len(ids))
         return result

@@ -88,11 +88,12 @@ def sample(
     Returns:
         The tokens, and their log-probabilities where asked for.
     """
-    raw = {
-        row: torch.log_softmax(logits[row], dim=-1)
+    nums_top = {
+        row: sequence.sampling_params.logprobs
         for row, sequence in enumerate(sequences)
         if sequence.sampling_params.logprobs is not None
     }
+    raw = torch.log_softmax(logits[list(nums_top)], dim=-1) if nums_top else None
     for row, sequence in enumerate(sequences):
         params = sequence.sampling_params
         if params.has_penalties:
@@ -101,35 +102,39 @@ def sample(
             logits[row, list(sequence.stop_token_ids)] = -math.inf
     tokens: list[int] = draw.parameters.draw(logits, draw.positions).tolist()
     logprobs: list[TokenLogprob | None] = [None] * len(sequences)
-    for row, values in raw.items():
-        top = sequences[row].sampling_params.logprobs
-        assert top is not None
-        logprobs[row] = token_logprobs(values[None], [tokens[row]], top)[0]
+    if raw is not None:
+        chosen = [tokens[row] for row in nums_top]
+        for row, entry in zip(
+            nums_top, token_logprobs(raw, chosen, list(nums_top.values())), strict=True
+        ):
+            logprobs[row] = entry
     return tokens, logprobs
 
 
 def token_logprobs(
-    logprobs: torch.Tensor, token_ids: list[int], num_top: int
+    logprobs: torch.Tensor, token_ids: list[int], nums_top: list[int]
 ) -> list[TokenLogprob]:
     """Log-probability and rank of one token per row, with the row's most likely tokens.
 
     Args:
         logprobs: float32 [N, vocab].
         token_ids: N ids.
-        num_top: how many of the most likely tokens to report; more than there are means all.
+        nums_top: N times how many of the most likely tokens to report; more than there are means
+            all.
     """
     ids = torch.tensor(token_ids, device=logprobs.device)[:, None]
     chosen = logprobs.gather(1, ids)
     ranks = (logprobs > chosen).sum(dim=1, dtype=torch.int32).add_(1).tolist()
-    top = torch.topk(logprobs, min(num_top, logprobs.shape[1]), dim=1)
+    top = torch.topk(logprobs, min(max(nums_top), logprobs.shape[1]), dim=1)
     return [
-        TokenLogprob(token_id, value, rank, dict(zip(top_ids, top_values, strict=True)))
-        for token_id, value, rank, top_ids, top_values in zip(
+        TokenLogprob(token_id, value, rank, dict(zip(top_ids[:num], top_values[:num], strict=True)))
+        for token_id, value, rank, top_ids, top_values, num in zip(
             token_ids,
             chosen[:, 0].tolist(),
             ranks,
             top.indices.tolist(),
             top.values.tolist(),
+            nums_top,
             strict=True,
         )
     ]

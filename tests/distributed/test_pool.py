@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from itertools import islice
 
 import pytest
 
@@ -149,6 +150,88 @@ def test_a_reader_that_leaves_ends_its_turn(pool, engine, leave):
         text_of(expected, SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True))
         expected.append(" queued")
         assert text_of(expected) == text
+
+
+def open_streams(pool):
+    """As the pool counts them, and as its engines do."""
+    stats = pool.stats()
+    return stats.num_streams, sum(replica.engine.num_streams for replica in stats.replicas)
+
+
+def test_a_stream_that_is_closed_in_a_turn_is_gone(pool):
+    pool.wait_until_ready()
+    before = open_streams(pool)
+    for num_read in (1, 70):  # 70: there is a save by then
+        stream = pool.open_stream()
+        stream.append("abc")
+        deltas = stream.generate(ENDLESS)
+        for _ in range(num_read):
+            next(deltas)
+        stream.close()
+        assert len(list(islice(deltas, 200))) < 64
+        assert open_streams(pool) == before
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+def test_what_queues_behind_a_turn_that_never_begins(pool, is_cancelled):
+    async def run(stream):
+        await stream.append("abc")
+        async with stream._lock:
+            turn = asyncio.create_task(anext(stream.complete([1000], GREEDY)))
+            await asyncio.sleep(0.05)
+            await stream.append("de")
+            if is_cancelled:
+                turn.cancel()
+        with pytest.raises(asyncio.CancelledError if is_cancelled else ValueError):
+            await turn
+        assert stream.position == 5
+        await stream.append("f")
+        return [t async for d in stream.generate(GREEDY) for t in d.delta_token_ids]
+
+    with pool.open_stream() as stream, pool.open_stream() as expected:
+        expected.append("abcdef")
+        wanted = [t for d in expected.generate(GREEDY) for t in d.delta_token_ids]
+        assert pool.run(run(stream.inner)) == wanted
+
+
+def test_a_fork_that_nobody_waits_for_is_closed(pool):
+    async def run(stream):
+        fork = asyncio.create_task(stream.fork())
+        await asyncio.sleep(0)
+        fork.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await fork
+
+    with pool.open_stream() as stream:
+        stream.append("abc")
+        before = open_streams(pool)
+        pool.run(run(stream.inner))
+        assert open_streams(pool) == before
+
+
+def test_an_interrupted_reader_hears_of_nothing_else(pool):
+    """Its wait for the next delta takes a while to be given up."""
+    is_closed = []
+
+    async def deltas():
+        try:
+            await asyncio.sleep(60)
+            yield
+        finally:
+            await asyncio.sleep(0.2)
+            is_closed.append(True)
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    handler = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            next(pool.iterate(deltas()))
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+    assert is_closed == [True]
 
 
 def test_bad_input_is_refused_and_harms_nobody(pool):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.engine.stream_oracle import greedy, text_ids, tokens_of
@@ -116,3 +118,27 @@ def test_a_conversation_rewound_to_its_pin_begins_anew(make_engine):
     assert stream.stats().window_start == pinned
     stream.rewind(pinned)
     assert tokens_of(stream.chat("hi", greedy(3))) == first
+
+
+def test_a_conversation_rewound_to_where_its_window_begins(make_engine):
+    """Not even the last token before it is known any more."""
+    stream = make_engine().open_stream()
+    tokens_of(stream.chat("a question that is longer than the window", greedy(3)))
+    stream.park()
+    stream.rewind(stream.stats().window_start)
+    assert len(tokens_of(stream.chat("hi", greedy(3)))) == 3
+
+
+def test_messages_that_are_refused_leave_no_trace(make_engine):
+    stream = make_engine().open_stream()
+    tokens_of(stream.chat("hi", greedy(3)))
+    position = stream.position
+    for messages, params, reason in (
+        ("ho", replace(greedy(3), n=2), "n must be 1 for a stream"),
+        ("\ud800", greedy(3), "prompt is not valid text"),
+        ([{"role": "user", "content": None}], greedy(3), "the chat template refuses them"),
+        ([{"role": "user", "content": [{"type": "text"}]}], greedy(3), "the chat template refuses"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            stream.chat(messages, params)
+        assert stream.position == position and not stream.is_generating

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from paged_stream import SamplingParams, stream_file
+from paged_stream.outputs import DeltaQueue
 from tests.reference import tiny_llama
 
 WHOLE_VOCAB = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, logprobs=97)
@@ -67,6 +68,20 @@ def test_the_continuation_is_the_same_to_the_bit(
         assert run(loaded) == run(stream)
         assert run(loaded, RANDOM) == run(stream, RANDOM)  # their seeds go on as well
     assert loaded.stats().window_start == stream.stats().window_start
+
+
+def test_a_parked_stream_whose_turn_was_given_up(make_engine, tmp_path):
+    """Its last token was to be read once more, so one fewer counts as computed than is parked."""
+    first, second = make_engine(), make_engine()
+    stream = lived_stream(first)
+    stream.rewind(stream.position - 2)
+    stream.park()
+    stream.start_turn(RANDOM, DeltaQueue())
+    stream.end_turn()
+    assert stream.stats().location == "host"
+    stream.save(tmp_path / "a.stream")
+    loaded = second.load_stream(tmp_path / "a.stream")
+    assert run(loaded) == run(stream)
 
 
 @pytest.mark.parametrize("block_size", [1, 5, 16])

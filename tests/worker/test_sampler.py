@@ -185,5 +185,6 @@ def test_rank_and_top_of_known_tokens(logits):
     logprobs = torch.log_softmax(logits, 0)[None]
     order = logits.argsort(descending=True).tolist()
     for rank in (1, 2, 10):
-        (entry,) = token_logprobs(logprobs, [order[rank - 1]], 3)
-        assert entry.rank == rank and list(entry.top) == order[:3]
+        entries = token_logprobs(logprobs.expand(2, -1), [order[rank - 1], order[0]], [3, 1])
+        assert [entry.rank for entry in entries] == [rank, 1]
+        assert [list(entry.top) for entry in entries] == [order[:3], order[:1]]
