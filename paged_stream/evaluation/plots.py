@@ -12,6 +12,9 @@ from typing import Any
 from paged_stream.evaluation.perplexity import perplexity_of
 from paged_stream.evaluation.report import Row
 
+# Predictions that a point of a curve is the mean of, at least: spans with fewer are joined.
+_POINT = 64
+
 
 def pyplot() -> Any:
     """matplotlib.pyplot, which draws to files only.
@@ -44,10 +47,19 @@ def save(figure: Any, path: Path) -> None:
 
 
 def curve(spans: Iterable[dict[str, Any]]) -> tuple[list[int], list[float]]:
-    """Positions and perplexities of the spans that have any."""
-    points = [(span["stop"], perplexity_of(span["nll"], span["count"])) for span in spans]
-    known = [(position, value) for position, value in points if value is not None]
-    return [position for position, _ in known], [value for _, value in known]
+    """Positions, and perplexities up to there from the one before."""
+    positions: list[int] = []
+    values: list[float] = []
+    nll, count, spans = 0.0, 0, list(spans)
+    for span in spans:
+        nll, count = nll + span["nll"], count + span["count"]
+        is_only = span is spans[-1] and not positions
+        perplexity = perplexity_of(nll, count)
+        if perplexity is not None and (count >= _POINT or is_only):
+            positions.append(span["stop"])
+            values.append(perplexity)
+            nll, count = 0.0, 0
+    return positions, values
 
 
 def plot_curves(rows: Sequence[Row], path: Path) -> None:
@@ -55,8 +67,8 @@ def plot_curves(rows: Sequence[Row], path: Path) -> None:
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for row in rows:
-        sampled = row["scored"] < row["tokens"] / 2  # few points per span, so an unsteady line
-        style = {"linestyle": ":", "alpha": 0.7} if sampled else {}
+        sampled = row["scored"] < row["tokens"] / 2  # so the line is unsteady
+        style = {"linestyle": ":", "marker": ".", "alpha": 0.7} if sampled else {}
         axes.plot(*curve(row["spans"]), label=row["variant"], linewidth=1.2, **style)
     axes.set(yscale="log", xlabel="tokens", ylabel="perplexity")
     axes.grid(axis="y", which="both", alpha=0.3)
@@ -65,13 +77,14 @@ def plot_curves(rows: Sequence[Row], path: Path) -> None:
 
 
 def plot_ablation(rows: Sequence[Row], path: Path) -> None:
-    """Perplexity over all tokens, one bar per variant, on a log scale."""
+    """Perplexity over all tokens, one bar per variant."""
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     values = [row["perplexity"] or 0.0 for row in rows]
     bars = axes.bar([row["variant"] for row in rows], values)
     axes.bar_label(bars, fmt="%.2f")
-    axes.set(yscale="log", xlabel="sinks + window", ylabel="perplexity")
+    is_steep = max(values) > 20 * min(values)
+    axes.set(yscale="log" if is_steep else "linear", xlabel="sinks + window", ylabel="perplexity")
     save(figure, path)
 
 
