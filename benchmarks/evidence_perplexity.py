@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import median
 
 from benchmarks.evidence_text import (
     NAMES,
@@ -216,17 +217,18 @@ def long_haul(rows: Rows) -> list[str]:
     ]
     settled = spans[min(len(spans) - 1, 2) :]
     quarter = max(1, len(settled) // 4)
-
-    def seconds(part: Rows) -> float:
-        """The median, which leaves out the moments when the machine did something else."""
-        each = sorted(1e6 * s["seconds"] / (s["stop"] - s["start"]) for s in part)
-        return each[len(each) // 2]
-
-    early, late = seconds(settled[:quarter]), seconds(settled[-quarter:])
+    # Medians leave out the moments when the machine did something else.
+    times, sizes = (
+        [median(map(figure, part)) for part in (settled[:quarter], settled[-quarter:])]
+        for figure in (
+            lambda s: 1e6 * s["seconds"] / (s["stop"] - s["start"]),
+            lambda s: s["rss"] / 2**20,
+        )
+    )
+    largest = max(s["rss"] for s in settled) / 2**20
     flat = "cannot be said before the end of the second pass"
     if len(passes) > 1:
         flat = holds(all(abs(value / passes[0][1] - 1) <= 0.01 for _, value in passes))
-    first, last = settled[0]["rss"] / 2**20, settled[-1]["rss"] / 2**20
     return [
         f"### One stream of {total:,} tokens (figure 5)",
         command(rows),
@@ -234,12 +236,11 @@ def long_haul(rows: Rows) -> list[str]:
         paragraph(
             f"The texts have {text:,} tokens and are read again and again in one stream, so each "
             "pass scores the same text at later positions. That perplexity is flat (1 %) "
-            f"{flat}. Resident memory is {first:,.1f} MiB at token "
-            f"{settled[0]['stop']:,} and {last:,.1f} MiB at {settled[-1]['stop']:,}; a run that "
-            "was continued from its saved stream starts with less. Time per token is "
-            f"{early:,.0f} microseconds in the first quarter and {late:,.0f} in the last. The "
-            "paper streams 4 million tokens through Llama-2, Falcon, Pythia and MPT with flat "
-            "perplexity."
+            f"{flat}. Time per token is {times[0]:,.0f} microseconds in the first quarter and "
+            f"{times[1]:,.0f} in the last (medians), resident memory {sizes[0]:,.0f} and "
+            f"{sizes[1]:,.0f} MiB, at most {largest:,.0f}: it goes up and down as novels are "
+            "tokenized. A run that was continued from its saved stream begins with less. The paper "
+            "streams 4 million tokens through Llama-2, Falcon, Pythia and MPT with flat perplexity."
         ),
         picture("long_haul", "perplexity, time per token and memory against position"),
     ]
