@@ -32,7 +32,7 @@ class SavedStream:
         seed: from which its turns draw theirs; ``num_turns`` have done so.
         pinned_messages: what it was opened with, in the chat template.
         has_chatted: whether a message was answered since.
-        fingerprint: of the weights that computed ``tokens``.
+        fingerprint: of the model that computed ``tokens``.
         tokens: K and V of the sinks and of what is left of the window, in order.
     """
 
@@ -55,8 +55,8 @@ class SavedStream:
         """
         if self.fingerprint != fingerprint:
             raise ValueError(
-                "the stream was saved with other weights or another dtype than this engine has; "
-                "load it into an engine with the same model and dtype"
+                "the stream was saved with other weights, another config.json or another dtype "
+                "than this engine has; load it into an engine with the same model and dtype"
             )
         ids = [*self.state.sink_ids, *self.state.tail_ids]
         if any(not 0 <= token_id < vocab_size for token_id in ids):

@@ -12,13 +12,36 @@ from paged_stream import ops
 from paged_stream.layers.linear import Linear
 from paged_stream.layers.norm import RMSNorm
 
-_GELU_TANH = partial(F.gelu, approximate="tanh")
+# torch shares an elementwise op of 32,768 elements or more out among threads. What is left when a
+# thread has done its whole vectors, of 128 elements at most, it rounds otherwise than these.
+_PIECE = 32_768 - 128
+_VECTORS = 128
+
+
+def by_pieces(into: Callable[..., torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
+    """Apply an elementwise op, ``into(input, out=...)``, to ``hidden`` [T, width] so that the bits
+    of a row depend neither on the rows beside it nor on the number of threads."""
+    if hidden.device.type != "cpu":
+        return into(hidden, out=torch.empty_like(hidden))
+    hidden = hidden.contiguous()
+    result = torch.empty_like(hidden)
+    whole = hidden.shape[1] % _VECTORS == 0
+    for source, target in [(hidden, result)] if whole else zip(hidden, result, strict=True):
+        pieces = (tensor.view(-1).split(_PIECE) for tensor in (source, target))
+        for piece, out in zip(*pieces, strict=True):
+            into(piece, out=out)
+    return result
+
+
+_SILU = partial(by_pieces, torch.ops.aten.silu.out)
+_GELU = partial(by_pieces, torch.ops.aten.gelu.out)
+_GELU_TANH = partial(by_pieces, partial(torch.ops.aten.gelu.out, approximate="tanh"))
 
 # By transformers' names, several of which mean the same.
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "silu": F.silu,
-    "swish": F.silu,
-    "gelu": F.gelu,
+    "silu": _SILU,
+    "swish": _SILU,
+    "gelu": _GELU,
     "gelu_new": _GELU_TANH,
     "gelu_fast": _GELU_TANH,
     "gelu_pytorch_tanh": _GELU_TANH,
@@ -50,7 +73,7 @@ class MLP(torch.nn.Module):
 
     def fused_with(self, norm: torch.nn.Module) -> ops.GatedMLP | None:
         """The block after ``norm`` as a single op, if there is one for it; weights are packed."""
-        if not (self.gated and self.activation is F.silu and isinstance(norm, RMSNorm)):
+        if not (self.gated and self.activation is _SILU and isinstance(norm, RMSNorm)):
             return None
         up, down = self.up, self.down
         weights = (up.packed_weight, up.bias, down.packed_weight, down.bias)
@@ -60,7 +83,7 @@ class MLP(torch.nn.Module):
         hidden = self.up.forward(hidden)
         if not self.gated:
             hidden = self.activation(hidden)
-        elif self.activation is F.silu:
+        elif self.activation is _SILU:
             hidden = ops.silu_and_mul(hidden)
         else:
             gate, up = hidden.chunk(2, dim=-1)

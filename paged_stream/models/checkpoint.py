@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from paged_stream.models.config import ModelConfig
 from paged_stream.models.decoder import Decoder
 from paged_stream.models.family import Family, Weight
-from paged_stream.models.files import ModelFiles
+from paged_stream.models.files import WEIGHT_SUFFIXES, ModelFiles
 from paged_stream.models.sharding import WHOLE, Rank, part_of
 
 # Preferred first: (the single file, the index of several).
@@ -26,6 +26,7 @@ FORMATS = (
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
 _FLOAT_TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_HEAD = "lm_head.weight"
 PROGRESS_DELAY = 3.0  # seconds of loading before a progress bar appears
 
 
@@ -90,12 +91,26 @@ class PickledShard(Shard):
 
 
 def checkpoint_paths(files: ModelFiles) -> list[Path]:
-    """List the weight files of a model folder."""
+    """List the weight files of a model folder.
+
+    Raises:
+        ValueError: there are none, or the user has named another file of the folder.
+    """
     for single, index in FORMATS:
         if (files.folder / single).is_file():
-            return [files.folder / single]
-        if (files.folder / index).is_file():
-            return _shard_paths(files, index)
+            paths, first = [files.folder / single], single
+        elif (files.folder / index).is_file():
+            paths, first = _shard_paths(files, index), index
+        else:
+            continue
+        named = Path(files.name).expanduser()
+        is_weights = named.is_file() and named.name.endswith(WEIGHT_SUFFIXES)
+        if is_weights and named.name not in {first, *(path.name for path in paths)}:
+            raise ValueError(
+                f"model={files.name!r}: the weights of {files.folder} are {first}; pass the "
+                "folder, or put the other file into a folder of its own under that name"
+            )
+        return paths
     names = ", ".join(name for names in FORMATS for name in names)
     raise ValueError(
         f"model={files.name!r}: no weights in {files.folder}, neither of {names}; "
@@ -193,6 +208,11 @@ def _problems(
         yield f"missing {', '.join(missing)}"
     if unexpected:
         yield f"unexpected {', '.join(unexpected)}"
+    if config.tie_word_embeddings and not _is_tied(weights, sources):
+        yield (
+            "lm_head.weight is not the embedding, though config.json says so; set "
+            "tie_word_embeddings to false there"
+        )
     for name, weight in weights.items():
         if name not in sources:
             continue
@@ -205,6 +225,15 @@ def _problems(
         elif _shape_after(weight, shape, config) != expected:
             after = f" after {weight.transform.__name__}" if weight.transform else ""
             yield f"{name} has shape {shape}, expected {expected}{after}"
+
+
+def _is_tied(weights: dict[str, Weight], sources: dict[str, tuple[Shard, str]]) -> bool:
+    """Whether a head that the checkpoint holds although it is tied, is the embedding."""
+    embedding = next((w.source for w in weights.values() if w.target == "embedding.weight"), None)
+    if _HEAD not in sources or _HEAD in weights or embedding not in sources:
+        return True
+    head, other = (shard.read(name) for shard, name in (sources[_HEAD], sources[embedding]))
+    return torch.equal(head, other.to(head.dtype))
 
 
 def _shape_after(weight: Weight, shape: list[int], config: ModelConfig) -> list[int] | None:

@@ -1,10 +1,12 @@
-"""Which weights a model has: a digest of samples, the same however many ranks share the model."""
+"""What a model computes: a digest of its description and of samples of its weights, the same
+however many ranks share the model."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -24,7 +26,7 @@ def sample_weights(decoder: Decoder, config: ModelConfig, rank: Rank) -> list[Sa
     Args:
         config: of the whole model.
     """
-    samples = []
+    samples = [(_description(config), torch.empty(0))]
     for name, tensor in (*decoder.named_parameters(), *decoder.named_buffers()):
         if name == "head.weight" and config.tie_word_embeddings:
             continue  # the embedding's, of which a rank's head has a part
@@ -44,6 +46,25 @@ def fingerprint(ranks: Sequence[list[Sample]]) -> str:
     return digest.hexdigest()
 
 
+def _description(config: ModelConfig) -> str:
+    """A digest of all that K and V depend on beside the weights; not of what only says when a text
+    ends, or for which lengths the model was made."""
+    layers = tuple(
+        replace(layer, rotary=layer.rotary and replace(layer.rotary, min_length=1, max_length=None))
+        for layer in config.layers
+    )
+    computed = replace(
+        config,
+        model_type="",
+        layers=layers,
+        max_position_embeddings=0,
+        eos_token_ids=(),
+        dtype=torch.float32,
+        tie_word_embeddings=False,
+    )
+    return hashlib.blake2b(repr(computed).encode(), digest_size=16).hexdigest()
+
+
 def _sample(name: str, tensor: torch.Tensor, config: ModelConfig, rank: Rank) -> Sample:
     shape = list(tensor.shape)
     shape[0] = whole_rows(config, name, shape[0], rank)
@@ -53,7 +74,9 @@ def _sample(name: str, tensor: torch.Tensor, config: ModelConfig, rank: Rank) ->
         shape[1] *= rank.size
         first_column = rank.index * width
     total = math.prod(shape)
-    places = torch.arange(0, total, max(1, total // _SAMPLES))[:_SAMPLES]
+    stride = max(1, total // _SAMPLES)
+    places = torch.arange(min(total, _SAMPLES))
+    places = places * stride + places * 37 % stride  # not all in one column
     rows, columns = places // (total // shape[0]), places % (total // shape[0]) - first_column
     values, first = torch.full([len(places)], torch.nan), 0
     for span in part.rows:

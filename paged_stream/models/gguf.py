@@ -63,10 +63,25 @@ def cached_conversion(path: Path, cache_dir: Path | None = None) -> Path:
         try:
             logger.info("converting %s once into %s", path, folder)
             convert(path, work)
-            os.replace(work, folder)
+            _publish(work, folder)
         finally:
             shutil.rmtree(work, ignore_errors=True)
     return folder
+
+
+def _publish(work: Path, folder: Path) -> None:
+    """Give a finished folder its name. It is trusted from then on, so it is on the disk before, and
+    whoever may read the cache may read it."""
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(work, 0o777 & ~umask)
+    for path in (*work.iterdir(), work):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    os.replace(work, folder)
 
 
 def convert(path: Path, folder: Path) -> None:

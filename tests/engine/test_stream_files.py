@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -328,6 +329,23 @@ def test_edited_state(engine, saved_path, state, message):
 def test_edited_tensors(engine, saved_path, tensors, message):
     rewrite(saved_path, tensors=tensors)
     refuse(engine, saved_path, message)
+
+
+def test_another_config(make_engine, folder, saved_path, tmp_path):
+    """The same weights, but keys that were rotated otherwise."""
+    for change, is_the_same in (
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}}, False),
+        ({"rms_norm_eps": 1e-3}, False),
+        ({"eos_token_id": 5}, True),
+    ):
+        other = tmp_path / next(iter(change))
+        shutil.copytree(folder, other)
+        config = json.loads((other / "config.json").read_text())
+        (other / "config.json").write_text(json.dumps(config | change))
+        if is_the_same:
+            make_engine(other).load_stream(saved_path)
+        else:
+            refuse(make_engine(other), saved_path, "saved with other weights, another config.json")
 
 
 def test_other_weights_and_another_dtype(make_engine, saved_path, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -116,8 +117,30 @@ def test_dtype_of_the_checkpoint_is_converted(tiny, save):
 def test_harmless_extra_tensors_are_ignored(tiny, save, variant, extra):
     folder = save(tiny(variant))
     whole = load_decoder(folder)
-    edit_weights(folder, lambda tensors: tensors.update({extra: torch.ones(3, 5)}))
+    tensor = whole.embedding.weight.clone() if extra == "lm_head.weight" else torch.ones(3, 5)
+    edit_weights(folder, lambda tensors: tensors.update({extra: tensor}))
     assert_same(load_decoder(folder), whole)
+
+
+def test_another_file_of_weights_in_the_folder(tiny_llama, save):
+    """It is not what the folder loads, so it is refused, not passed over."""
+    folder = save(tiny_llama())
+    shutil.copy(folder / "model.safetensors", folder / "ema.safetensors")
+    assert_same(load_decoder(folder / "model.safetensors"), load_decoder(folder))
+    with pytest.raises(
+        ValueError, match="ema.safetensors.* are model.safetensors; pass the folder"
+    ):
+        load_decoder(folder / "ema.safetensors")
+
+
+@pytest.mark.parametrize("variant", ["qwen2", "gpt2", "falcon_40b"])
+def test_a_head_that_should_be_tied_and_is_not(tiny, save, variant):
+    folder = save(tiny(variant))
+    head = load_decoder(folder).embedding.weight.clone()
+    head[5, 7] += 1
+    edit_weights(folder, lambda tensors: tensors.update({"lm_head.weight": head}))
+    with pytest.raises(ValueError, match="lm_head.weight is not the embedding, though config.json"):
+        load_decoder(folder)
 
 
 def test_gpt_neox_head_of_two_names(tiny, save):
