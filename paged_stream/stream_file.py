@@ -18,7 +18,7 @@ from paged_stream.scheduler.sequence import SequenceState
 from paged_stream.scheduler.sink_window import SinkWindow
 
 FORMAT = "paged_stream.stream"
-VERSION = 1
+VERSION = 2
 # `EngineConfig.kv_cache_dtype` by what only one of its values caches.
 _KV_CACHE_DTYPES = {torch.int8: "int8", torch.float8_e4m3fn: "fp8"}
 

@@ -1,9 +1,9 @@
 """Evens out the channels of keys, so that one scale per row does for all; scores stay the same.
 
 Families that add a bias to keys tend to have a few channels that are many times as large as the
-rest. Keys are divided by powers of two there, and queries multiplied by them: nothing rounds, so
-scores are the same to the bit. Saved streams hold such keys: who changes the factors must raise the
-version of stream files.
+rest. Keys are divided by powers of two there, and queries multiplied by them, by none so large that
+something would round: scores are the same to the bit. Saved streams hold such keys: who changes the
+factors must raise the version of stream files.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def balance_keys(decoder: Decoder) -> None:
             continue
         power = _key_power(attention, norm)
         rotary_dim = 2 * len(decoder.rotaries[rotary].inv_freq)
-        _scale(attention, _factors(power, rotary_dim, attention.interleaved))
+        factors = _factors(power, rotary_dim, attention.interleaved)
+        _scale(attention, _exact(attention, factors, rotary_dim))
 
 
 def _key_power(attention: Attention, norm: RMSNorm | LayerNorm) -> torch.Tensor:
@@ -49,13 +50,46 @@ def _key_power(attention: Attention, norm: RMSNorm | LayerNorm) -> torch.Tensor:
 def _factors(power: torch.Tensor, rotary_dim: int, interleaved: bool) -> torch.Tensor:
     """Powers of two [kv_heads, head_dim], one for both channels of a pair that rotates."""
     power = power.clone()
-    if rotary_dim:
-        shape = (rotary_dim // 2, 2) if interleaved else (2, rotary_dim // 2)
-        pairs = power[:, :rotary_dim].unflatten(1, shape)
-        pairs.copy_(pairs.mean(-1 if interleaved else -2, keepdim=True))
+    pairs = _pairs(power, rotary_dim, interleaved)
+    pairs.copy_(pairs.mean(-1, keepdim=True))
     typical = power.median(dim=1, keepdim=True).values
     ratio = torch.where(typical > 0, power / typical, 1.0).clamp(min=1.0)
     return torch.exp2((ratio.log2() / 2).round())
+
+
+def _pairs(channels: torch.Tensor, rotary_dim: int, interleaved: bool) -> torch.Tensor:
+    """A view of the channels [kv_heads, head_dim] that rotate, [kv_heads, rotary_dim / 2, 2]."""
+    rotating = channels[:, :rotary_dim]
+    if interleaved:
+        return rotating.unflatten(1, (rotary_dim // 2, 2))
+    return rotating.unflatten(1, (2, rotary_dim // 2)).transpose(1, 2)
+
+
+def _exact(attention: Attention, factors: torch.Tensor, rotary_dim: int) -> torch.Tensor:
+    """Factors that are small enough to be undone: float16, which the scales of quantised blocks
+    are, has few numbers that are as small as their quotients may be."""
+    first, num_heads, _ = attention.split
+    keys = slice(first * attention.head_dim, (first + num_heads) * attention.head_dim)
+    factors = factors.clone()
+    for parameter in _parameters(attention):
+        values = parameter[keys].reshape(*factors.shape, -1)
+        while True:
+            divisors = factors[..., None].to(values.dtype)
+            rounds = (values / divisors * divisors != values).any(dim=-1) & (factors > 1)
+            if not rounds.any():
+                break
+            factors[rounds] /= 2
+            pairs = _pairs(factors, rotary_dim, attention.interleaved)
+            pairs.copy_(pairs.amin(-1, keepdim=True))
+    return factors
+
+
+def _parameters(attention: Attention) -> list[torch.Tensor]:
+    """What the factors go into: bias, and weight or the scales of its blocks."""
+    qkv = attention.qkv
+    weight = qkv.weight if qkv.blocks is None else qkv.block_scales()
+    assert qkv.bias is not None and weight is not None
+    return [qkv.bias, weight]
 
 
 def _scale(attention: Attention, factors: torch.Tensor) -> None:
@@ -63,10 +97,7 @@ def _scale(attention: Attention, factors: torch.Tensor) -> None:
     num_heads, num_kv_heads, _ = attention.split
     query_factors = factors.repeat_interleave(num_heads // num_kv_heads, dim=0)
     query_size, kv_size = num_heads * attention.head_dim, num_kv_heads * attention.head_dim
-    qkv = attention.qkv
-    weight = qkv.weight if qkv.blocks is None else qkv.block_scales()
-    for parameter in (qkv.bias, weight):
-        assert parameter is not None
+    for parameter in _parameters(attention):
         dims = [1] * (parameter.dim() - 1)
         parameter[:query_size] *= query_factors.view(-1, *dims).to(parameter.dtype)
         parameter[query_size : query_size + kv_size] /= factors.view(-1, *dims).to(parameter.dtype)

@@ -54,18 +54,24 @@ def test_scores_stay_the_same_to_the_bit(scores, variant, dtype):
     assert changed == [variant in ("qwen2", "gpt_neox", "opt")]
 
 
+@pytest.mark.parametrize("size", [1.0, 0.04])  # scales as small as those of large matrices
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
-def test_so_they_do_with_quantised_weights(scores, quantization):
+def test_so_they_do_with_quantised_weights(scores, quantization, size):
     changed = []
 
+    def shrink(decoder) -> None:
+        for layer in decoder.layers:
+            layer.attention.qkv.block_scales().mul_(size)
+
     def balance(decoder) -> None:
+        shrink(decoder)
         before = decoder.layers[0].attention.qkv.blocks.clone()
         balance_keys(decoder)
         changed.append(not torch.equal(decoder.layers[0].attention.qkv.blocks, before))
 
     settings = {"dtype": "float32", "quantization": quantization}
     balanced = scores("qwen2", change=balance, **settings)
-    assert torch.equal(balanced, scores("qwen2", **settings))
+    assert torch.equal(balanced, scores("qwen2", change=shrink, **settings))
     assert changed == [True]
 
 
