@@ -216,7 +216,7 @@ def test_files_of_other_kinds(engine, tmp_path):
     refuse(engine, path, "is no stream saved by paged_stream")
     save_file({"key": torch.zeros(2)}, path, {"format": "pt"})
     refuse(engine, path, "is no stream saved by paged_stream")
-    save_file({"key": torch.zeros(2)}, path, {"format": stream_file.FORMAT, "version": "1"})
+    save_file({"key": torch.zeros(2)}, path, {"format": stream_file.FORMAT, "version": str(stream_file.VERSION)})
     refuse(engine, path, "truncated or no stream file")
 
 
@@ -243,7 +243,7 @@ def test_rewriting_as_it_is_changes_nothing(engine, saved_path):
 @pytest.mark.parametrize(
     "metadata, message",
     [
-        ({"version": "2"}, "has format version 2, this is version 1"),
+        ({"version": "3"}, "has format version 3, this is version 2"),
         ({"format": "other"}, "is no stream"),
         ({"stream": "{"}, "is damaged"),
         ({"stream": "[]"}, "is damaged"),
