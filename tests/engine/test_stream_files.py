@@ -216,7 +216,11 @@ def test_files_of_other_kinds(engine, tmp_path):
     refuse(engine, path, "is no stream saved by paged_stream")
     save_file({"key": torch.zeros(2)}, path, {"format": "pt"})
     refuse(engine, path, "is no stream saved by paged_stream")
-    save_file({"key": torch.zeros(2)}, path, {"format": stream_file.FORMAT, "version": str(stream_file.VERSION)})
+    save_file(
+        {"key": torch.zeros(2)},
+        path,
+        {"format": stream_file.FORMAT, "version": str(stream_file.VERSION)},
+    )
     refuse(engine, path, "truncated or no stream file")
 
 
