@@ -25,13 +25,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.evidence_page import PAGE, write_page
-from benchmarks.harness import RESULTS, parser, write_results
+from benchmarks.harness import QUICK_RESULTS, RESULTS, parser, write_results
 from benchmarks.sink_effect import DIFFERS
 from benchmarks.texts import NOVELS, austen, cache_folder, questions_path
 from benchmarks.weights import model_path
 
 ROOT = Path(__file__).parent.parent
-QUICK = ROOT / "build" / "evidence"
 QWEN = "qwen2.5-coder-0.5b"
 CLI = [sys.executable, "-c", "from paged_stream.cli import main; raise SystemExit(main())"]
 
@@ -139,10 +138,10 @@ EXPERIMENTS = (
     ),
     Experiment(
         name="recall_qwen",
-        command="paged-stream streameval --cache 1024 2048 --distances 0 10 20 40 60 80 160 "
+        command="paged-stream streameval --cache 1024 --distances 0 10 20 40 80 160 "
         "--questions 20 --model $QWEN",
         quick="--cache 256 --distances 0 20 --questions 2",
-        tokens=100,
+        tokens=43,
     ),
     Experiment(
         name="dialogue_smollm2",
@@ -168,8 +167,12 @@ EXPERIMENTS = (
 )
 
 
-def run(experiment: Experiment, folder: Path, *, quick: bool) -> bool:
-    """Run one; returns whether its results are there now."""
+def run(experiment: Experiment, folder: Path, *, quick: bool, anew: bool = False) -> bool:
+    """Run one; returns whether its results are there now.
+
+    Args:
+        anew: from the beginning, also if a stream was saved.
+    """
     shown = experiment.shown(quick=quick)
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / experiment.name
@@ -183,6 +186,8 @@ def run(experiment: Experiment, folder: Path, *, quick: bool) -> bool:
         if experiment.is_long:
             saved = cache_folder().parent / "evidence" / f"{folder.name}-{experiment.name}.stream"
             saved.parent.mkdir(parents=True, exist_ok=True)
+            if anew:
+                saved.unlink(missing_ok=True)
             command += ["--save-stream", str(saved), *["--resume"] * saved.exists()]
         status = subprocess.run(command, cwd=ROOT, env=os.environ).returncode
         results = out.with_name(f"{out.name}.jsonl")
@@ -217,7 +222,7 @@ def main() -> int:
     arguments.add_argument("--list", action="store_true", help="say what would be run")
     arguments.add_argument("--page", action="store_true", help="run nothing, write the page")
     args = arguments.parse_args()
-    folder, page = (QUICK, QUICK / "evidence.md") if args.quick else (RESULTS, PAGE)
+    folder, page = (QUICK_RESULTS, QUICK_RESULTS / "evidence.md") if args.quick else (RESULTS, PAGE)
     chosen = [e for e in EXPERIMENTS if args.only is None or e.name in args.only]
     failed = []
     if not args.list and not args.page:
@@ -231,7 +236,7 @@ def main() -> int:
         elif not args.page and not done:
             print(f"\n{experiment.name}: {experiment.shown(quick=args.quick)}", flush=True)
             started = time.monotonic()
-            if not run(experiment, folder, quick=args.quick):
+            if not run(experiment, folder, quick=args.quick, anew=args.redo):
                 failed.append(experiment.name)
             print(f"({time.monotonic() - started:.0f} s)", flush=True)
             write_page(folder, page)

@@ -24,7 +24,7 @@ def figures(rows: Rows) -> list[str]:
     worst = max(rows, key=lambda row: abs(row["difference_percent"]))
     lines = [
         (
-            row["text"].replace("<", "\\<"),
+            row["text"],
             row["case"],
             row["tokens"],
             number(row["perplexity"]),
@@ -111,9 +111,8 @@ def modes(key: str) -> Callable[[Rows], list[str]]:
                 f"streaming differs from recomputation by {signed(ratio)} on the same "
                 f"predictions; that it is within 2 % {holds(abs(ratio - 1) <= 0.02)}. The plain "
                 f"window is {gain:.2f} times as perplexed as streaming beyond {beyond:,} tokens. "
-                "Without its first token this small model is much worse, but does not fall apart "
-                "as models of 7 and 13 billion parameters do; how much of its attention goes to "
-                "that token is measured below."
+                "Without their first tokens, models of 7 and 13 billion parameters fall apart; how "
+                "much of this one's attention goes to that token is measured below."
             ),
         ]
 
@@ -164,9 +163,9 @@ def sinks(key: str) -> Callable[[Rows], list[str]]:
             table(head, ours + theirs),
             paragraph(
                 "The cache stays the same, sinks take the place of window tokens. From none to "
-                f"one: {signed(one / none)}; from one to four: {signed(four / one)}. As with "
-                "Falcon, MPT and Pythia, the first sink token does nearly all; Llama-2-7B gains "
-                "from each up to four."
+                f"one: {signed(one / none)}; from one to four: {signed(four / one)}. With Falcon, "
+                "MPT and Pythia, the first sink token does nearly all; Llama-2-7B gains from each "
+                "up to four."
             ),
             picture(f"sinks_{key}", "perplexity by the number of sink tokens"),
         ]

@@ -41,7 +41,7 @@ def attention(key: str) -> Callable[[Rows], list[str]]:
         if first:
             text += (
                 f"In layers where it is above 0.1, at least {percent(min(first))} of it is the "
-                "first token's alone: the model has one sink. "
+                f"first token's alone{': the model has one sink' if min(first) > 0.9 else ''}. "
             )
         if key == "smollm2" and rows[0]["tokens"] == 2048:
             expected = map(float, SHARES.split())
@@ -94,7 +94,7 @@ def sink_token(rows: Rows) -> list[str]:
             f"{found['sink token', 0] / one:.2f} times as perplexed, the vanilla model "
             f"{found['vanilla', 0] / four:.2f} times. The paper's models have 160 million "
             "parameters and were trained for 143,000 steps of 256; attention that settles on a "
-            "sink grows with training, so the effect is smaller here."
+            "sink grows with training."
         ),
     ]
 
@@ -158,7 +158,7 @@ def dialogue(rows: Rows) -> list[str]:
             "that these experiments can fetch. In the second half of the dialogue, "
             f"streaming is right in {percent(streaming)}, one-shot in {percent(one_shot)}, the "
             f"plain window in {percent(window)}. That streaming does at least as well as one-shot "
-            f"{holds(streaming >= one_shot)} (in a stream, earlier rounds serve as examples), and "
+            f"{holds(streaming >= one_shot)} (earlier rounds can serve as examples), and "
             f"that it does better than the plain window {holds(streaming > window)}."
             + (
                 ""

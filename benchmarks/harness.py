@@ -24,6 +24,7 @@ from paged_stream import ops
 from paged_stream.layers.large_pages import empty_in_large_pages
 
 RESULTS = Path(__file__).parent / "results"
+QUICK_RESULTS = RESULTS.parent.parent / "build" / "evidence"  # of runs that show only that it works
 _MATRIX = 2048  # rows, columns and depth of the products that show the matrix rate
 
 

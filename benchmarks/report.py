@@ -23,7 +23,11 @@ Rows = Sequence[Mapping[str, Any]]
 
 def table(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
     cells = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in cells)
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in cells)
+
+
+def _cell(value: Any) -> str:
+    return str(value).replace("|", "\\|").replace("<", "\\<")
 
 
 def paragraph(text: str) -> str:

@@ -21,7 +21,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from unittest import mock
 
-from benchmarks.harness import add_results_option, parser, write_results
+from benchmarks.harness import QUICK_RESULTS, RESULTS, add_results_option, parser, write_results
 from benchmarks.texts import NOVELS, austen
 from benchmarks.weights import model_path
 from paged_stream.evaluation.perplexity import make_engine, perplexity_of
@@ -276,6 +276,8 @@ def main() -> int:
     options.add_argument("--quick", action="store_true", help="2,048 tokens at most")
     add_results_option(options)
     arguments = options.parse_args()
+    if arguments.quick and arguments.results == RESULTS:
+        arguments.results = QUICK_RESULTS
 
     cases = CASES[arguments.model]
     if arguments.quick:
@@ -284,10 +286,10 @@ def main() -> int:
     for number, case in enumerate(cases, 1):
         print(f"[{number}/{len(cases)}] {case.text} {case.name}", file=sys.stderr)
         measurements += measure_case(arguments.model, case)
-        shared = {"model": arguments.model, "dtype": "float32"}
-        rows = [shared | asdict(measurement) for measurement in measurements]
-        write_results(f"sink_effect_{arguments.model}", rows, arguments.results)
     report(measurements)
+    shared = {"model": arguments.model, "dtype": "float32"}
+    rows = [shared | asdict(measurement) for measurement in measurements]
+    write_results(f"sink_effect_{arguments.model}", rows, arguments.results)
     differs = any(abs(m.difference_percent) > LIMIT_PERCENT for m in measurements)
     return DIFFERS if differs else 0
 

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from benchmarks.harness import add_results_option, parser, write_results
+from benchmarks.harness import QUICK_RESULTS, RESULTS, add_results_option, parser, write_results
 from benchmarks.texts import NOVELS, austen, cache_folder
 from paged_stream.evaluation.perplexity import measure
 from paged_stream.evaluation.variants import Variant
@@ -239,6 +239,8 @@ def main() -> None:
     arguments.add_argument("--seed", type=int, default=0)
     add_results_option(arguments)
     args = arguments.parse_args()
+    if args.size == "quick" and args.results == RESULTS:
+        args.results = QUICK_RESULTS
     settings = asdict(SIZES[args.size])
     if args.steps is not None:
         settings["steps"] = args.steps

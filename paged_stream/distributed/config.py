@@ -45,7 +45,13 @@ def engine_config(model: str, engine: Mapping[str, Any]) -> EngineConfig:
     """
     if unknown := set(engine) - set(EngineConfig.__dataclass_fields__):
         raise ValueError(f"engine has no setting {sorted(unknown)[0]!r}")
-    return EngineConfig(model=model, **offline_settings({**EXACT, **engine}))
+    config = EngineConfig(model=model, **offline_settings({**EXACT, **engine}))
+    if config.tensor_parallel_size > 1:
+        raise ValueError(
+            f"tensor_parallel_size must be 1 for a batch, got {config.tensor_parallel_size}: each "
+            "engine has one GPU; a pool (RayLLM) takes more"
+        )
+    return config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,6 +53,7 @@ class RayLLM:
             save_every_tokens=save_every_tokens,
             **settings,
         )
+        self._is_over = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="pool", daemon=True)
         self._thread.start()
@@ -159,16 +160,29 @@ class RayLLM:
         self.shutdown()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Wait for a coroutine of the pool, from any thread."""
+        """Wait for a coroutine of the pool, from any thread.
+
+        Raises:
+            PoolError: the pool was shut down, perhaps meanwhile; and what the coroutine raises.
+        """
         future = self.submit(coroutine)
         try:
             return future.result()
+        except CancelledError:
+            raise PoolError("the pool was shut down") from None
         except BaseException:
             future.cancel()  # as when Ctrl-C ends the wait
             raise
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Start a coroutine of the pool, from any thread."""
+        """Start a coroutine of the pool, from any thread.
+
+        Raises:
+            PoolError: the pool was shut down.
+        """
+        if self._is_over:
+            coroutine.close()
+            raise PoolError("the pool was shut down")
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def iterate(self, deltas: AsyncGenerator[RequestDelta, None]) -> Iterator[RequestDelta]:
@@ -178,7 +192,8 @@ class RayLLM:
             while (delta := self.run(reader.next())) is not None:
                 yield delta
         finally:
-            self.run(reader.close())
+            if not self._is_over:
+                self.run(reader.close())
 
     async def _complete(
         self, outputs: list[RequestOutput], params: list[SamplingParams], bar: Any
@@ -201,6 +216,9 @@ class RayLLM:
                 task.cancel()
 
     def _stop_loop(self) -> None:
+        self._is_over = True
+        # In other threads somebody may wait for what is not done yet.
+        asyncio.run_coroutine_threadsafe(_cancel_others(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -255,6 +273,14 @@ class PoolStream:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+async def _cancel_others() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=5.0)
 
 
 class DeltaReader:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paged_stream.distributed.journal import Journal
-from paged_stream.distributed.replica_set import ReplicaLostError
+from paged_stream.distributed.replica_set import PoolError, ReplicaLostError
 from paged_stream.distributed.resident import Resident, delete, whole
 from paged_stream.inputs import Prompt
 from paged_stream.outputs import RequestDelta, StreamStats
@@ -104,6 +104,9 @@ class AsyncPoolStream(Resident):
             try:
                 if queued and not self._is_closed:
                     await whole(self._append("append", queued))
+            except PoolError:
+                self._note(queued)  # it was acknowledged, so whoever has the stream next gets it
+                raise
             finally:
                 self._lock.release()
 
@@ -159,8 +162,9 @@ class AsyncPoolStream(Resident):
         self._taking = None
         member = await self._attach()
         await member.call("start_turn", self._name, params, num_generated)
-        member.load += 1
-        self._has_turn = True
+        if self._member is member:  # and the stream was not closed meanwhile
+            member.load += 1
+            self._has_turn = True
 
     async def _take(self) -> list[RequestDelta]:
         """What was generated; it is acknowledged now. If whoever waits is cancelled, what the
@@ -222,6 +226,9 @@ class AsyncPoolStream(Resident):
     async def _edit(self, method: str, *args: int) -> None:
         old, path = self._journal, self.next_path()
         position, self._has_chatted = await self._do("edit", method, args, str(path))
+        if self._is_closed:
+            delete([path])
+            self._check_open()
         # Saves that are under way are of what was before, and go to the old journal.
         self._journal = Journal(position, path)
         assert old is not None
@@ -249,6 +256,9 @@ class AsyncPoolStream(Resident):
             return
         self._is_closed = True
         self._pool.forget(self)
+        await whole(self._close())
+
+    async def _close(self) -> None:
         await self._leave(saves=False)
         if self._journal is not None and self._journal.path is not None:
             delete([self._journal.path])

@@ -217,7 +217,7 @@ class ReplicaSet:
         if config.tensor_parallel_size > 1:
             return {"num_cpus": 0}
         gpus = ray.cluster_resources().get("GPU", 0)
-        if config.device == "cuda" or (config.device == "auto" and gpus):
+        if config.device.startswith("cuda") or (config.device == "auto" and gpus):
             return {"num_cpus": 0, "num_gpus": 1}
         return {"num_cpus": config.num_threads or 1}
 
@@ -225,8 +225,10 @@ class ReplicaSet:
         has, ranks = ray.cluster_resources(), self._config.tensor_parallel_size
         needs = self._needs()
         if ranks > 1:
-            kind = "GPU" if has.get("GPU", 0) and self._config.device != "cpu" else "CPU"
-            needs = {f"num_{kind.lower()}s": ranks * (self._config.num_threads or 1)}
+            if has.get("GPU", 0) and self._config.device != "cpu":
+                needs = {"num_gpus": ranks}
+            else:
+                needs = {"num_cpus": ranks * (self._config.num_threads or 1)}
         for name, amount in needs.items():
             kind = name.removeprefix("num_").removesuffix("s").upper()
             if has.get(kind, 0) < amount * size:

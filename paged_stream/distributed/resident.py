@@ -137,8 +137,9 @@ class Resident:
                     member.streams.discard(self)
                     self._check_open()  # then its file was deleted
                     raise
-            if self._is_closed:
-                await self._leave(saves=False)
+                finally:
+                    if self._is_closed and self._member is not None:
+                        await self._leave(saves=False)
                 self._check_open()
             return self._member
 

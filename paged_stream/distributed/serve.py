@@ -294,9 +294,12 @@ class Ingress:
         return {"id": stream_id, "deleted": True}
 
     async def _add(self, stream: AsyncPoolStream) -> dict[str, Any]:
-        for forgotten in self._streams.remove_forgotten():
-            await self._on_pool(forgotten.close())
-        return {"id": self._streams.add(stream), "position": stream.position}
+        stream_id = self._streams.add(stream)
+        forgotten = self._streams.remove_forgotten()
+        await asyncio.gather(
+            *(self._on_pool(each.close()) for each in forgotten), return_exceptions=True
+        )
+        return {"id": stream_id, "position": stream.position}
 
     def _find(self, stream_id: str) -> AsyncPoolStream:
         return self._known(stream_id, self._streams.find(stream_id))

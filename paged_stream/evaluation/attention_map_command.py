@@ -27,7 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--num-sink-tokens", type=int, default=4, metavar="S")
     add_outputs(parser)
-    add_model_options(parser)
+    add_model_options(parser, has_cache=False)
 
 
 def run(args: argparse.Namespace) -> int:

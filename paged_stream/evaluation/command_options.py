@@ -9,7 +9,7 @@ from typing import Any
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
+def add_model_options(parser: argparse.ArgumentParser, *, has_cache: bool = True) -> None:
     group = parser.add_argument_group("engine")
     group.add_argument(
         "--model",
@@ -23,10 +23,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         type=lambda name: None if name == "none" else name,
         help="auto (GGUF files as they are), int8, int4 or none (default: %(default)s)",
     )
-    group.add_argument(
-        "--kv-cache-dtype", default="auto", help="auto, which is the model's, or int8"
-    )
-    group.add_argument("--kv-cache-memory-bytes", type=int)
+    if has_cache:
+        group.add_argument(
+            "--kv-cache-dtype", default="auto", help="auto, which is the model's, or int8"
+        )
+        group.add_argument("--kv-cache-memory-bytes", type=int)
 
 
 def engine_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def engine_settings(args: argparse.Namespace) -> dict[str, Any]:
 def shared_fields(args: argparse.Namespace) -> dict[str, Any]:
     """What every row of a result file says about the run."""
     names = ("model", "dtype", "quantization", "kv_cache_dtype")
-    return {name: getattr(args, name) for name in names}
+    return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 
 def add_outputs(parser: argparse.ArgumentParser, *, curves: bool = False) -> None:

@@ -51,11 +51,10 @@ class Checkpoint:
             ValueError: there is one already.
             OSError: the files cannot be written.
         """
-        for path in (self.path, self.lines):
-            if path.exists():
-                raise ValueError(
-                    f"save_stream: {path} exists; continue that run with resume, or name another"
-                )
+        if self.path.exists():  # lines alone are of a run that ended before its first save
+            raise ValueError(
+                f"save_stream: {self.path} exists; continue that run with resume, or name another"
+            )
         self.lines.write_text(json.dumps(self.header) + "\n")
 
     def resume(self, engine: LLMEngine) -> tuple[Stream, list[Span]]:

@@ -209,6 +209,26 @@ def test_a_fork_that_nobody_waits_for_is_closed(pool):
         assert open_streams(pool) == before
 
 
+def test_a_stream_that_is_closed_while_its_turn_starts(pool):
+    """Its replica is not counted as busy for ever."""
+
+    async def run(stream):
+        await stream.append("abc")
+        turn = asyncio.create_task(anext(stream.generate(ENDLESS), None))
+        while not stream._lock.locked():
+            await asyncio.sleep(0)
+        await stream.close()
+        try:
+            await turn
+        except ValueError as error:
+            assert "the stream is closed" in str(error)
+
+    pool.wait_until_ready()
+    for _ in range(5):
+        pool.run(run(pool.open_stream().inner))
+    assert [replica.load for replica in pool.stats().replicas] == [0, 0]
+
+
 def test_an_interrupted_reader_hears_of_nothing_else(pool):
     """Its wait for the next delta takes a while to be given up."""
     is_closed = []
@@ -225,7 +245,7 @@ def test_an_interrupted_reader_hears_of_nothing_else(pool):
         raise KeyboardInterrupt
 
     handler = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    signal.setitimer(signal.ITIMER_REAL, 1.0)
     try:
         with pytest.raises(KeyboardInterrupt):
             next(pool.iterate(deltas()))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
 from benchmarks import bench_pool
 from benchmarks.bench_stream import tiny_model
-from paged_stream.distributed.pool import AsyncRayLLM, RayLLM
+from paged_stream.distributed.pool import AsyncRayLLM, PoolError, RayLLM
+from paged_stream.scheduler.sampling_params import SamplingParams
 
 pytestmark = pytest.mark.ray
 
@@ -79,3 +81,27 @@ def test_a_pool_that_cannot_start_says_why(ray, tmp_path):
         RayLLM(str(tmp_path), num_replicas=99)
     with pytest.raises(ValueError, match="save_every_tokens must be an int >= 1, got 0"):
         RayLLM(str(tmp_path), save_every_tokens=0)
+
+
+def test_readers_hear_that_the_pool_is_shut_down(ray, model):
+    pool, raised = RayLLM(model, num_replicas=1, **bench_pool.SETTINGS), []
+
+    def read(stream):
+        try:
+            for _ in stream.generate(SamplingParams(max_tokens=None, ignore_eos=True)):
+                pass
+        except PoolError as error:
+            raised.append(str(error))
+
+    streams = [pool.open_stream() for _ in range(3)]
+    threads = [threading.Thread(target=read, args=[stream]) for stream in streams]
+    for stream, thread in zip(streams, threads, strict=True):
+        stream.append([1, 2, 3])
+        thread.start()
+    pool.shutdown()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+    assert len(raised) == 3
+    with pytest.raises(PoolError, match="the pool was shut down"):
+        pool.open_stream()
