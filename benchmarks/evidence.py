@@ -131,10 +131,10 @@ EXPERIMENTS = (
     ),
     Experiment(
         name="recall_smollm2",
-        command="paged-stream streameval --cache 512 1024 2048 4096 --distances 0 10 20 40 60 80 "
-        "160 320 --questions 40",
+        command="paged-stream streameval --cache 512 1024 2048 --distances 0 10 20 40 80 160 "
+        "--questions 20",
         quick="--cache 256 --distances 0 20 --questions 2",
-        tokens=460,
+        tokens=125,
     ),
     Experiment(
         name="recall_qwen",
