@@ -94,7 +94,7 @@ def test_a_claim_that_fails_is_said_to_fail(tmp_path):
 
 def test_figures_and_ratios(tmp_path):
     flat = " ".join(page(tmp_path, "sink_effect_smollm2-135m-instruct", FIGURES).split())
-    assert "4 of 5 agree to 0.5 %; the largest difference is +20.00 %" in flat
+    assert "4 of 5 agree to 0.1 %; the largest difference is +20.00 %" in flat
     assert sink_ratios(FIGURES) == [("512 (emma, 32,768 tokens)", 1.5)]
     assert "512 (emma, 32,768 tokens) 1.50. That each is at least 1.3 holds." in flat
 
