@@ -27,7 +27,7 @@ from pathlib import Path
 from benchmarks.evidence_page import PAGE, write_page
 from benchmarks.harness import QUICK_RESULTS, RESULTS, parser, write_results
 from benchmarks.sink_effect import DIFFERS
-from benchmarks.texts import NOVELS, austen, cache_folder, questions_path
+from benchmarks.texts import NOVELS, austen, cache_folder, capitals_path
 from benchmarks.weights import model_path
 
 ROOT = Path(__file__).parent.parent
@@ -145,9 +145,16 @@ EXPERIMENTS = (
     ),
     Experiment(
         name="dialogue_smollm2",
-        command="paged-stream streameval --dialogue $TEXTS/mt_bench.jsonl --cache 1024",
+        command="paged-stream streameval --dialogue $TEXTS/capitals.jsonl --cache 512",
         quick="--rounds 2 --answer-tokens 8",
-        tokens=100,
+        tokens=40,
+    ),
+    Experiment(
+        name="dialogue_qwen",
+        command="paged-stream streameval --dialogue $TEXTS/capitals.jsonl --cache 512 "
+        "--model $QWEN",
+        quick="--rounds 2 --answer-tokens 8",
+        tokens=40,
     ),
     Experiment(
         name="train_sink_token",
@@ -227,7 +234,7 @@ def main() -> int:
     failed = []
     if not args.list and not args.page:
         austen(NOVELS[0])  # which fetches all of them
-        questions_path()
+        capitals_path()
     for experiment in chosen:
         done = is_done(experiment, folder, quick=args.quick) and not args.redo
         if args.list:

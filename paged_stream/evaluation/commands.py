@@ -38,7 +38,7 @@ def add_commands(commands: Any, add_command: AddCommand) -> None:
             "Questions about a stream while it grows: recall against distance, or a dialogue of "
             "many rounds. What has left the window is not found.",
             "paged-stream streameval --cache 512 1024 --distances 10 20 40 --plot recall.png\n"
-            "  paged-stream streameval --dialogue question.jsonl --cache 1024",
+            "  paged-stream streameval --dialogue questions.jsonl --cache 1024",
         )
     )
     attention_map_command.add_options(

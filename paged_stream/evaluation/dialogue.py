@@ -1,19 +1,19 @@
-"""A dialogue of many rounds in one stream, with answers that can be checked.
+"""Questions with known answers one after the other in one stream, scored by exact match.
 
-The paper runs questions with known answers one after the other in one stream, and counts exact
-matches. Here every round is a question of the user's file (say MT-Bench's), which the model answers
-as it likes, and then a request with one right answer: to repeat a code word that it names, whole
-and exactly. Nothing older than the request is needed for it, so a pattern of attention that keeps a
-model working gets as many right as the model does when it is asked alone (one-shot); one that
-breaks it gets none.
+The paper concatenates the question-answer pairs of ARC into one stream and looks at what the model
+says where each answer should come (section 4.3, table 5). Here the pairs are the user's. What the
+model says is scored and forgotten; the right answer is what goes on in the stream, so that the
+stream is the same whatever attends to what. No question needs what was said before it: a pattern
+of attention that keeps a model working gets as many right as the model does when it is asked each
+question alone (one-shot); one that breaks it gets none.
 """
 
 from __future__ import annotations
 
 import json
-import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,87 +23,105 @@ from paged_stream.engine import LLMEngine
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.stream import Stream
 
-_WORDS = (
-    "anchor apple arrow basket beach bell bird bridge candle castle cloud coffee corner desert "
-    "dragon eagle engine feather field flame forest garden hammer harbor horse island jacket "
-    "kettle ladder lemon mirror mountain orange pencil piano pocket rabbit river rocket saddle "
-    "shadow silver spider summer table tiger tunnel valley velvet violin window winter"
-).split()
-_CHECK_TOKENS = 16  # for the answer to a request
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A question and what is right.
+
+    Args:
+        answer: what must stand in what the model says.
+        reply: the whole sentence that goes into the stream.
+    """
+
+    question: str
+    answer: str
+    reply: str
+
+    def __post_init__(self) -> None:
+        if not self.question.strip() or not self.answer.strip():
+            raise ValueError("question and answer must not be empty")
+        if not self.is_right(self.reply):
+            raise ValueError(f"reply must have the answer in it, got {self.reply!r}")
+
+    def is_right(self, text: str) -> bool:
+        """Whether the answer stands in ``text``, whole; upper and lower case are the same."""
+        return re.search(rf"(?<!\w){re.escape(self.answer)}(?!\w)", text, re.I) is not None
 
 
-def read_questions(path: Path) -> list[str]:
-    """All turns of a file of JSON lines with ``turns``, as MT-Bench's questions come.
+def read_pairs(path: Path) -> list[Pair]:
+    """The pairs of a file of JSON lines: ``question``, ``answer``, and, if the answer is to be in
+    a sentence, ``reply``.
 
     Raises:
-        ValueError: names the line that has none.
+        ValueError: names the line that is wrong.
         OSError: the file cannot be read.
     """
-    questions: list[str] = []
+    pairs: list[Pair] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
-            turns = json.loads(line)["turns"]
-        except (ValueError, KeyError, TypeError):
-            turns = None
-        if not isinstance(turns, list) or not all(isinstance(turn, str) for turn in turns):
-            raise ValueError(f'{path}, line {number}: expected {{"turns": ["...", ...]}}')
-        questions += turns
-    if not questions:
+            entry = json.loads(line)
+            words = [entry["question"], entry["answer"], entry.get("reply", entry["answer"])]
+            if not all(isinstance(word, str) for word in words):
+                raise TypeError
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+            expected = '{"question": "...", "answer": "..."}'
+            raise ValueError(f"{path}, line {number}: expected {expected}") from None
+        try:
+            pairs.append(Pair(*words))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
+    if not pairs:
         raise ValueError(f"{path} has no questions")
-    return questions
+    return pairs
 
 
-def request(word: str) -> str:
-    return f'The code word is "{word}". Repeat the code word.'
+def longest(
+    encode: Callable[[str], Sequence[int]], pairs: Iterable[Pair], answer_tokens: int
+) -> int:
+    """Tokens that the whole stream can have at most."""
+    template = 64  # around a question and its answer
+    return sum(
+        len(encode(pair.question)) + len(encode(pair.reply)) + answer_tokens + template
+        for pair in pairs
+    )
 
 
-def is_answer(text: str, word: str) -> bool:
-    """Whether an answer has the word, exactly and whole; small models wrap it in a sentence."""
-    return word in re.findall(r"[a-z]+", text.lower())
-
-
-def say(stream: Stream, content: str, max_tokens: int) -> str:
-    """The answer to a message of the user."""
-    params = SamplingParams(temperature=0.0, max_tokens=max_tokens)
-    return "".join(delta.delta_text for delta in stream.chat(content, params))
-
-
-def longest(engine_encode: Any, questions: Sequence[str], answer_tokens: int) -> int:
-    """Tokens that the whole dialogue can have at most."""
-    template = 64  # around the two messages and answers of a round
-    request_tokens = max(len(engine_encode(request(word))) for word in _WORDS)
-    per_round = answer_tokens + _CHECK_TOKENS + request_tokens + template
-    return sum(len(engine_encode(question)) + per_round for question in questions)
+def answer(stream: Stream, pair: Pair, params: SamplingParams) -> str:
+    """What the model says to a question; the stream goes on with the right reply instead."""
+    stream.queue_chat(pair.question, params, stream.encode_chat(pair.question))
+    with stream.fork() as asked:
+        text = "".join(delta.delta_text for delta in asked.generate(params))
+    stream.append(pair.reply)
+    return text
 
 
 def measure_dialogue(
     engine: LLMEngine,
     name: str,
-    questions: Sequence[str],
+    pairs: Sequence[Pair],
     *,
     answer_tokens: int,
     one_shot: bool = False,
-    seed: int = 0,
     use_tqdm: bool = False,
 ) -> dict[str, Any]:
-    """Exact matches of a dialogue, round by round, as a row of a table.
+    """Exact matches round by round, as a row of a table.
 
     Args:
-        answer_tokens: at most, of an answer to a question.
-        one_shot: every request in a stream of its own, without questions before it.
+        answer_tokens: of what the model says to a question, at most.
+        one_shot: every question in a stream of its own.
+
+    Raises:
+        ValueError: the model has no chat template that can go on.
     """
-    rng = random.Random(seed)
-    hits = []
+    params = SamplingParams(temperature=0.0, max_tokens=answer_tokens)
+    hits: list[int] = []
     num_tokens = 0
     stream = engine.open_stream()
-    for question in tqdm(questions, unit="round", desc=name, disable=not use_tqdm):
-        word = rng.choice(_WORDS)
+    for pair in tqdm(pairs, unit="round", desc=name, disable=not use_tqdm):
         if one_shot:
             stream.close()
             stream = engine.open_stream()
-        else:
-            say(stream, question, answer_tokens)
-        hits.append(int(is_answer(say(stream, request(word), _CHECK_TOKENS), word)))
+        hits.append(int(pair.is_right(answer(stream, pair, params))))
         num_tokens = stream.position
     stream.close()
     return {

@@ -39,10 +39,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     group = parser.add_argument_group("a dialogue instead, with one cache")
     group.add_argument(
-        "--dialogue", type=Path, metavar="FILE", help='questions, JSON lines with "turns"'
+        "--dialogue",
+        type=Path,
+        metavar="FILE",
+        help='JSON lines with "question", "answer" and, for an answer in a sentence, "reply"',
     )
     group.add_argument("--rounds", type=int, help="of the dialogue (default: all questions)")
-    group.add_argument("--answer-tokens", type=int, default=48, help="per question, at most")
+    group.add_argument(
+        "--answer-tokens", type=int, default=16, help="that the model may say, at most"
+    )
     group.add_argument(
         "--modes",
         nargs="+",
@@ -111,7 +116,7 @@ def _recall(args: argparse.Namespace) -> int:
 
 def _dialogue(args: argparse.Namespace) -> int:
     from paged_stream.evaluation import plots, report
-    from paged_stream.evaluation.dialogue import longest, measure_dialogue, read_questions
+    from paged_stream.evaluation.dialogue import longest, measure_dialogue, read_pairs
     from paged_stream.evaluation.perplexity import make_engine, tokenizer_of
     from paged_stream.evaluation.variants import modes
 
@@ -121,18 +126,17 @@ def _dialogue(args: argparse.Namespace) -> int:
     variants = [
         (name, modes(["dense" if name == "one-shot" else name], *sizes)[0]) for name in args.modes
     ]
-    questions = read_questions(args.dialogue)[: args.rounds]
-    num_tokens = longest(tokenizer_of(args.model).encode, questions, args.answer_tokens)
+    pairs = read_pairs(args.dialogue)[: args.rounds]
+    num_tokens = longest(tokenizer_of(args.model).encode, pairs, args.answer_tokens)
     rows: list[dict[str, Any]] = []
     for name, variant in variants:
         one_shot = name == "one-shot"
         row = measure_dialogue(
             make_engine(variant, num_tokens, engine_settings(args)),
             name if one_shot else variant.name,
-            questions,
+            pairs,
             answer_tokens=args.answer_tokens,
             one_shot=one_shot,
-            seed=args.seed,
             use_tqdm=sys.stderr.isatty(),
         )
         rows.append(shared_fields(args) | {"cache": args.cache[0]} | row)

@@ -90,7 +90,7 @@ def test_recall(tmp_path, options, capsys):
 
 def test_dialogue(tmp_path, options, capsys):
     questions, files = tmp_path / "q.jsonl", [tmp_path / "a.jsonl", tmp_path / "a.png"]
-    questions.write_text('{"turns": ["what is it?", "and then?"]}\n{"turns": ["why?"]}\n')
+    questions.write_text('{"question": "what is it?", "answer": "nothing"}\n' * 3)
     arguments = ["streameval", "--dialogue", str(questions), "--rounds", "2", "--cache", "200"]
     outputs = ["--answer-tokens", "4", "--json", str(files[0]), "--plot", str(files[1])]
     assert main([*arguments, *outputs, *options]) == 0

@@ -7,15 +7,16 @@ import json
 
 import pytest
 
-from paged_stream.evaluation import streameval
+from paged_stream.evaluation import dialogue, streameval
 from paged_stream.evaluation.dialogue import (
-    is_answer,
+    Pair,
+    answer,
     longest,
     measure_dialogue,
-    read_questions,
-    request,
+    read_pairs,
 )
 from paged_stream.evaluation.streameval import LINES_PER_QUESTION, NUM_NAMES, ask, registers
+from paged_stream.scheduler.sampling_params import SamplingParams
 
 
 def first(count: int, seed: int = 0) -> list[streameval.Register]:
@@ -111,43 +112,93 @@ def test_distances_that_cannot_be_asked(distance):
 
 # Dialogues
 
+PAIRS = [
+    Pair("what is it?", "it", "that is it."),
+    Pair("and then?", "nothing", "nothing."),
+    Pair("why?", "because", "because of it."),
+]
+
 
 @pytest.mark.parametrize(
     ("text", "right"),
     [
-        ("lemon", True),
-        ('The code word is "Lemon".', True),
-        ("lemon\nIs there more?", True),
-        ("Lemon is the code word", True),
-        ("lemons", False),
-        ("I do not know.", False),
+        ("San Juan", True),
+        ('The capital is "san juan".', True),
+        ("San Juan\nIs there more?", True),
+        ("San Juanito", False),
+        ("San", False),
         ("", False),
-        ("\n", False),
     ],
 )
-def test_an_answer_has_the_word(text, right):
-    assert is_answer(text, "lemon") is right
+def test_an_answer_stands_whole_in_what_is_said(text, right):
+    assert Pair("?", "San Juan", "San Juan").is_right(text) is right
 
 
-def test_questions_are_all_turns(tmp_path):
+def test_an_answer_may_end_in_what_is_no_letter():
+    assert Pair("?", "St. John's", "It is St. John's.").is_right("st. john's!")
+    assert Pair("?", "C++", "C++").is_right("In C++.")
+
+
+def test_pairs_are_read(tmp_path):
     path = tmp_path / "q.jsonl"
-    path.write_text('{"turns": ["a", "b"]}\n{"turns": ["c"]}\n')
-    assert read_questions(path) == ["a", "b", "c"]
-    path.write_text('{"turns": ["a"]}\n{"turn": "c"}\n')
-    with pytest.raises(ValueError, match="line 2: expected"):
-        read_questions(path)
+    path.write_text(
+        '{"question": "a", "answer": "b"}\n{"question": "c", "answer": "d", "reply": "It is d."}\n'
+    )
+    assert read_pairs(path) == [Pair("a", "b", "b"), Pair("c", "d", "It is d.")]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"question": "c"}', "line 2: expected"),
+        ('{"question": "c", "answer": 5}', "line 2: expected"),
+        ('["c", "d"]', "line 2: expected"),
+        ("c", "line 2: expected"),
+        ('{"question": "c", "answer": " "}', "line 2: question and answer must not be empty"),
+        ('{"question": "c", "answer": "d", "reply": "e"}', "line 2: reply must have the answer"),
+    ],
+)
+def test_pairs_that_are_wrong(tmp_path, line, message):
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"question": "a", "answer": "b"}\n' + line)
+    with pytest.raises(ValueError, match=message):
+        read_pairs(path)
     path.write_text("")
     with pytest.raises(ValueError, match="no questions"):
-        read_questions(path)
+        read_pairs(path)
+
+
+def test_every_answer_is_what_the_conversation_with_right_replies_gets(make_engine):
+    engine = make_engine(window_size=200, max_num_batched_tokens=256)
+    params = SamplingParams(temperature=0.0, max_tokens=5)
+    messages = []
+    with engine.open_stream() as stream:
+        for pair in PAIRS:
+            messages.append({"role": "user", "content": pair.question})
+            with engine.open_stream() as fresh:
+                expected = "".join(delta.delta_text for delta in fresh.chat(messages, params))
+            assert answer(stream, pair, params) == expected
+            messages.append({"role": "assistant", "content": pair.reply})
+        seen = engine.tokenizer.decode(list(stream._sequence.visible_token_ids()))
+    written = engine.tokenizer.render_chat_template(messages, False)
+    assert seen == written.replace("</s>", "")  # special tokens are not decoded
 
 
 def test_a_dialogue_is_one_stream_and_one_shot_is_many(make_engine):
     engine = make_engine(window_size=200, max_num_batched_tokens=256, max_num_seqs=1)
-    questions = ["what is it?", "and then?", "why?"]
-    row = measure_dialogue(engine, "4+200", questions, answer_tokens=5)
-    alone = measure_dialogue(engine, "one-shot", questions, answer_tokens=5, one_shot=True)
+    row = measure_dialogue(engine, "4+200", PAIRS, answer_tokens=5)
+    alone = measure_dialogue(engine, "one-shot", PAIRS, answer_tokens=5, one_shot=True)
     assert row["rounds"] == alone["rounds"] == len(row["hits"]) == 3
-    assert row["tokens"] > 2.5 * len(request("lemon")) > alone["tokens"] / 2
-    assert row["tokens"] <= longest(engine.encode, questions, 5)
+    assert row["tokens"] > 2 * alone["tokens"]
+    assert row["tokens"] <= longest(engine.encode, PAIRS, 5)
     assert engine.stats().num_streams == 0
     assert json.dumps(row)
+
+
+def test_hits_are_counted_round_by_round(make_engine, monkeypatch):
+    engine = make_engine(window_size=200, max_num_batched_tokens=256, max_num_seqs=1)
+    said = iter(["that is it", "what?", "because"])
+    monkeypatch.setattr(dialogue, "answer", lambda *_: next(said))
+    row = measure_dialogue(engine, "4+200", PAIRS, answer_tokens=5)
+    assert row["hits"] == [1, 0, 1]
+    assert (row["exact_match"], row["late_match"]) == (2 / 3, 1 / 2)
