@@ -71,6 +71,7 @@ def extension() -> CppExtension:
 setup(
     packages=["paged_stream.scheduler", *find_packages(include=["paged_stream*"])],
     package_dir={"paged_stream.scheduler": "scheduler"},
+    package_data={"paged_stream": ["py.typed"], "paged_stream.scheduler": ["py.typed"]},
     ext_modules=[extension()],
     cmdclass={"build_ext": BuildExtension},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},

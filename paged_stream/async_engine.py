@@ -13,6 +13,7 @@ import logging
 import queue
 import threading
 import time
+import uuid
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import aclosing
@@ -252,8 +253,9 @@ class AsyncLLMEngine:
             mailbox.release()
             mailbox.end(EngineStoppedError("the engine is being shut down"))
         saved = {}
-        for number, stream in enumerate(self.streams):
-            saved[stream] = folder / f"stream-{number}.safetensors"
+        for stream in self.streams:
+            # A name of its own: streams of an earlier shutdown may lie there.
+            saved[stream] = folder / f"stream-{uuid.uuid4().hex}.safetensors"
             stream.inner.save(saved[stream])
         self._is_stopping = True  # before anybody can go on with a stream
         return saved

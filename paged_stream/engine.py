@@ -173,7 +173,7 @@ class LLMEngine:
     def abort_request(self, request_id: str) -> None:
         """Drop a request and free its blocks; one that is unknown or finished is ignored."""
         for seq_id in self.core.requests.pop(request_id, ()):
-            self.core.turns.pop(seq_id, None)
+            self.core.drop_turn(seq_id)
             self.scheduler.close(seq_id)
         self.core.undelivered = [d for d in self.core.undelivered if d.request_id != request_id]
 
@@ -357,12 +357,12 @@ class LLMEngine:
         """Stop a stream's turn, if it is the one that fills ``inbox`` or that is not given."""
         turn = self.core.turns.get(seq_id)
         if turn is not None and (inbox is None or inbox is turn.inbox):
-            del self.core.turns[seq_id]
+            self.core.drop_turn(seq_id)
             self.scheduler.end_turn(seq_id)
             self.core.streams[seq_id].last_used = time.monotonic()
 
     def close_stream(self, seq_id: int) -> None:
-        self.core.turns.pop(seq_id, None)
+        self.core.drop_turn(seq_id)
         self.core.streams.pop(seq_id, None)
         self.scheduler.close(seq_id)
         if not self.core.has_failed:

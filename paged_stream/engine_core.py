@@ -90,6 +90,7 @@ class EngineCore:
         self.tokenizer = tokenizer
         self.seq_ids = itertools.count()
         self.turns: dict[int, Turn] = {}  # by seq_id
+        self._begun: dict[int, Turn] = {}  # those that may have delivered something
         self.streams: dict[int, StreamRecord] = {}  # by seq_id
         self.requests: dict[str, list[int]] = {}  # request_id to its unfinished seq_ids
         self.undelivered: list[RequestDelta] = []
@@ -138,6 +139,7 @@ class EngineCore:
             self.requests[leader.request_id].append(child_id)
         self.scheduler.sequences[seq_id].is_stream = False
         self.turns |= turns
+        self._begun |= turns
         for turn_id, turn in turns.items():
             self.generate(turn_id, turn)
 
@@ -191,6 +193,7 @@ class EngineCore:
         if turn is None or not turn.is_queued:
             return
         turn.is_queued = False
+        self._begun[seq_id] = turn
         waited = started - turn.queued_at
         self.counters.num_started_turns += 1
         self.counters.queue_seconds += waited
@@ -200,18 +203,12 @@ class EngineCore:
     def unread(self) -> set[int]:
         """Sequences that wait for their reader and sit out the steps until then: whoever reads
         slowly holds up what it reads only, and deltas do not pile up."""
-        backlog: Counter[str] = Counter()
+        begun = self._begun.items()  # not all turns: any number may wait for their first step
+        unread = {i for i, turn in begun if turn.inbox is not None and turn.inbox.is_full}
         if len(self.undelivered) >= _MAX_UNDELIVERED:
-            backlog.update(delta.request_id for delta in self.undelivered)
-        return {
-            seq_id
-            for seq_id, turn in self.turns.items()
-            if (
-                backlog[turn.request_id] >= _MAX_UNDELIVERED
-                if turn.inbox is None
-                else turn.inbox.is_full
-            )
-        }
+            backlog = Counter(delta.request_id for delta in self.undelivered)
+            unread |= {i for i, turn in begun if backlog[turn.request_id] >= _MAX_UNDELIVERED}
+        return unread
 
     def at_rest(self) -> set[int]:
         """Sequences that may leave the cache for an edit of another stream: those that `unread`
@@ -309,8 +306,13 @@ class EngineCore:
         turn.new_text += text
         return stopped
 
+    def drop_turn(self, seq_id: int) -> None:
+        """Forget a sequence's turn, if it has one."""
+        self.turns.pop(seq_id, None)
+        self._begun.pop(seq_id, None)
+
     def _forget(self, seq_id: int, turn: Turn) -> None:
-        del self.turns[seq_id]
+        self.drop_turn(seq_id)
         if seq_id in self.streams:
             return
         unfinished = self.requests[turn.request_id]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from paged_stream.chat import Messages, without_repeated_end
 from paged_stream.inputs import Prompt
@@ -23,6 +24,13 @@ MAX_QUEUED_TOKENS = 1 << 18
 
 _MASK63 = (1 << 63) - 1
 _TURN_STEP = 0x9E3779B97F4A7C15  # odd and irregular, so that turns get unlike seeds
+
+
+def _as_position(name: str, value: SupportsIndex) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be an int, got {value!r}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +298,7 @@ class Stream:
             ValueError: a span that is not in the window, or the stream is closed or generating.
             RuntimeError: as `fork`.
         """
+        start, end = _as_position("start", start), _as_position("end", end)
         self._settle()
         if self._engine.sink_window.window_size is None:
             raise ValueError("a model with learned absolute positions cannot close a gap")
@@ -312,6 +321,7 @@ class Stream:
                 generating.
             RuntimeError: as `fork`.
         """
+        position = _as_position("position", position)
         self._settle()
         sequence = self._sequence
         first = max(sequence.first_kept, sequence.sink_window.num_sink_tokens)

@@ -158,7 +158,8 @@ def _check_counts(saved: SavedStream) -> None:
     sinks, computed = state.sink_window.num_sink_tokens, state.num_computed_tokens
     num_tokens = state.tail_start + len(state.tail_ids)
     first_kept = state.sink_window.first_kept(computed)
-    if not 0 <= state.tail_start <= first_kept <= computed <= num_tokens:
+    # No stream has seen so many; beyond, the kernels' arithmetic would overflow.
+    if not 0 <= state.tail_start <= first_kept <= computed <= num_tokens <= 1 << 60:
         raise ValueError("its positions contradict each other")
     if len(state.sink_ids) != min(sinks, num_tokens):
         raise ValueError("its sink tokens are not all there")

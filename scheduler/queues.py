@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import heapq
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
@@ -18,8 +17,9 @@ class Queues:
     """Every sequence that has something to compute is in one of three queues, and so is every
     idle one that holds blocks.
 
-    ``waiting`` and ``resumed`` are heaps, of sequences without blocks and with them; ``running``
-    is sorted; ``idle`` holds streams with blocks between turns, least recently used first.
+    ``waiting`` and ``resumed`` are of sequences without blocks and with them; these two and
+    ``running`` are sorted. ``idle`` holds streams with blocks between turns, least recently used
+    first.
     """
 
     def __init__(self) -> None:
@@ -27,6 +27,7 @@ class Queues:
         self.resumed: list[Entry] = []
         self.running: list[Entry] = []
         self.idle: dict[int, None] = {}
+        self._entries: dict[int, Entry] = {}  # of those who are in one of the sorted three
         self._arrivals = itertools.count()
 
     @property
@@ -37,18 +38,20 @@ class Queues:
         """Let an idle sequence wait for its next step."""
         sequence.status = SequenceStatus.WAITING
         self.idle.pop(sequence.seq_id, None)
-        queue = self.resumed if has_blocks else self.waiting
-        heapq.heappush(queue, (sequence.priority, next(self._arrivals), sequence))
+        entry = sequence.priority, next(self._arrivals), sequence
+        self._entries[sequence.seq_id] = entry
+        bisect.insort(self.resumed if has_blocks else self.waiting, entry)
 
     def dequeue(self, sequence: Sequence) -> None:
         """Take a sequence out of whatever queue it is in."""
-        if sequence.status is SequenceStatus.RUNNING:
-            self.running = [entry for entry in self.running if entry[2] is not sequence]
-        elif sequence.status is SequenceStatus.WAITING:
-            for queue in (self.waiting, self.resumed):
-                queue[:] = [entry for entry in queue if entry[2] is not sequence]
-                heapq.heapify(queue)
         self.idle.pop(sequence.seq_id, None)
+        entry = self._entries.pop(sequence.seq_id, None)
+        if entry is None:
+            return
+        for queue in (self.running, self.waiting, self.resumed):
+            index = bisect.bisect_left(queue, entry)
+            if queue[index : index + 1] == [entry]:
+                del queue[index]
 
     def heads(self, paused: Collection[int]) -> Iterator[Entry]:
         """Who is next in either queue of waiting ones."""
@@ -63,11 +66,7 @@ class Queues:
 
     @staticmethod
     def _head(queue: list[Entry], paused: Collection[int]) -> Entry | None:
-        if not queue:
-            return None
-        if queue[0][2].seq_id not in paused:
-            return queue[0]
-        return min((entry for entry in queue if entry[2].seq_id not in paused), default=None)
+        return next((entry for entry in queue if entry[2].seq_id not in paused), None)
 
     def run(self, entry: Entry, *, had_blocks: bool) -> None:
         """Let a waiting sequence run, which has blocks by now."""
@@ -81,7 +80,7 @@ class Queues:
         for entry in running:
             if entry[2].seq_id in paused:
                 entry[2].status = SequenceStatus.WAITING
-                heapq.heappush(self.resumed, entry)
+                bisect.insort(self.resumed, entry)
             else:
                 self.running.append(entry)
 
@@ -89,9 +88,9 @@ class Queues:
         """Note that a sequence that does not run holds no blocks any more."""
         self.idle.pop(sequence.seq_id, None)
         if sequence.status is SequenceStatus.WAITING:
-            entry = next(entry for entry in self.resumed if entry[2] is sequence)
+            entry = self._entries[sequence.seq_id]
             self._remove(self.resumed, entry)
-            heapq.heappush(self.waiting, entry)
+            bisect.insort(self.waiting, entry)
 
     def parkable(self, paused: Collection[int]) -> Iterable[int]:
         """Streams whose blocks nobody needs now, the one that has not run for longest first, idle
@@ -101,20 +100,19 @@ class Queues:
 
     @staticmethod
     def _remove(queue: list[Entry], entry: Entry) -> None:
-        if entry is queue[0]:
-            heapq.heappop(queue)
-        else:
-            queue.remove(entry)
-            heapq.heapify(queue)
+        del queue[bisect.bisect_left(queue, entry)]
 
     def check_integrity(self, sequences: Mapping[int, Sequence], kv: KVCacheManager) -> None:
         """Assert that every sequence is where it belongs."""
-        assert self.running == sorted(self.running)
+        assert self._entries.keys() == {
+            entry[2].seq_id for entry in (*self.running, *self.waiting, *self.resumed)
+        }
         for queue, status, holds_blocks in (
             (self.running, SequenceStatus.RUNNING, True),
             (self.waiting, SequenceStatus.WAITING, False),
             (self.resumed, SequenceStatus.WAITING, True),
         ):
+            assert queue == sorted(queue)
             for _, _, sequence in queue:
                 assert sequences[sequence.seq_id] is sequence
                 assert sequence.status is status

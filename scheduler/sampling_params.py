@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
+MAX_COMPLETIONS = 1024  # of one prompt: all of them are made in one step
 _LARGEST = 1e30
+_LARGEST_INT = (1 << 63) - 1
 
 
 def _as_tuple(values: object) -> tuple[object, ...] | None:
@@ -24,7 +26,7 @@ class SamplingParams:
     """Sampling parameters, with vLLM's names and meanings.
 
     Args:
-        n: completions per prompt.
+        n: completions per prompt, 1,024 at most.
         temperature: 0 (or anything below 1e-5) is greedy.
         top_p: keep the smallest set of tokens whose probabilities sum to at least ``top_p``.
         top_k: keep the ``top_k`` most likely tokens; 0 or -1 keeps all.
@@ -66,10 +68,10 @@ class SamplingParams:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        self._check_int("n", 1)
+        self._check_int("n", 1, MAX_COMPLETIONS)
         self._check_float("temperature", 0.0)
         self._check_float("top_p", 0.0, 1.0, open_low=True)
-        self._check_int("top_k", -1)
+        self._check_int("top_k", -1, _LARGEST_INT)
         self._check_float("min_p", 0.0, 1.0)
         self._check_float("presence_penalty", -2.0, 2.0)
         self._check_float("frequency_penalty", -2.0, 2.0)
@@ -111,7 +113,9 @@ class SamplingParams:
             or self.repetition_penalty != 1.0
         )
 
-    def _check_int(self, name: str, low: int | None, *, optional: bool = False) -> None:
+    def _check_int(
+        self, name: str, low: int | None, high: int | None = None, *, optional: bool = False
+    ) -> None:
         value = getattr(self, name)
         if value is None and optional:
             return
@@ -121,6 +125,8 @@ class SamplingParams:
             )
         if low is not None and value < low:
             raise ValueError(f"{name} must be >= {low}, got {value}")
+        if high is not None and value > high:
+            raise ValueError(f"{name} must be <= {high}, got {value}")
 
     def _check_float(
         self, name: str, low: float, high: float = math.inf, *, open_low: bool = False

@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -19,6 +20,12 @@ from paged_stream.scheduler.sink_window import SinkWindow, cdiv
 from paged_stream.worker.kv_cache import CachePlan
 
 _DEFAULT_KV_BYTES = 4 << 30
+
+# As a container sees them, of version 2 and 1: folder, limit, usage, prefix of sums over children.
+_CGROUPS = (
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", ""),
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,13 +201,28 @@ def explain_shortage(device: torch.device, doing: str, advice: str) -> Iterator[
 
 
 def available_memory() -> int:
-    """Bytes of host memory that are free."""
+    """Bytes of host memory that are free, for the machine and for the container."""
     try:
         with open("/proc/meminfo") as file:
             fields = dict(line.split(":", 1) for line in file)
-        return int(fields["MemAvailable"].split()[0]) << 10
+        free = int(fields["MemAvailable"].split()[0]) << 10
     except (OSError, KeyError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    rooms = [_room_in_container(*group) for group in _CGROUPS]
+    return min([free, *(room for room in rooms if room is not None)])
+
+
+def _room_in_container(folder: Path, limit: str, usage: str, prefix: str) -> int | None:
+    """Bytes below a control group's limit, pages of files that can go not counted; None if there
+    is no limit."""
+    try:
+        used = int((folder / usage).read_text())
+        lines = (folder / "memory.stat").read_text().splitlines()
+        stat = {name: int(value) for name, value in map(str.split, lines)}
+        files = stat[f"{prefix}inactive_file"] + stat[f"{prefix}active_file"]
+        return max(0, int((folder / limit).read_text()) - used + files)
+    except (OSError, ValueError, KeyError):  # "max" is no number
+        return None
 
 
 def _gib(num_bytes: int) -> str:

@@ -143,12 +143,11 @@ def token_logprobs(
 def _apply_penalties(row: torch.Tensor, sequence: ScheduledSequence) -> None:
     """Penalise the tokens still visible: what has left the window is forgotten here as well."""
     params = sequence.sampling_params
-    history = torch.tensor(sequence.history, dtype=torch.int64, device=row.device)
+    history = torch.frombuffer(sequence.history, dtype=torch.int32).to(row.device).long()
     if params.repetition_penalty != 1.0:
-        seen = torch.unique(history)
-        values = row[seen]
+        values = row[history]  # a token that is there twice is written twice, and is the same
         penalty = params.repetition_penalty
-        row[seen] = torch.where(values > 0, values / penalty, values * penalty)
+        row[history] = torch.where(values > 0, values / penalty, values * penalty)
     if params.presence_penalty or params.frequency_penalty:
         generated, counts = torch.unique(_generated(history, sequence), return_counts=True)
         row[generated] -= params.presence_penalty + params.frequency_penalty * counts

@@ -13,6 +13,7 @@ from paged_stream.scheduler.sampling_params import SamplingParams
     ("field", "value"),
     [
         ("n", 0),
+        ("n", 1025),
         ("temperature", -0.1),
         ("temperature", math.nan),
         ("temperature", math.inf),
@@ -21,6 +22,7 @@ from paged_stream.scheduler.sampling_params import SamplingParams
         ("top_p", 1.1),
         ("top_k", -2),
         ("top_k", 1.5),
+        ("top_k", 2**63),
         ("min_p", -0.1),
         ("min_p", 1.1),
         ("presence_penalty", 3.0),

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from paged_stream.kv_tokens import KVTokens
+from paged_stream.scheduler.sampling_params import SamplingParams
+from paged_stream.worker import model_runner
 from paged_stream.worker.copies import CacheCopies
 from paged_stream.worker.kv_cache import KVCache
 from paged_stream.worker.lanes import InOrder
@@ -134,3 +136,48 @@ def test_parked_tokens_are_read_when_they_have_arrived(copies, tmp_path, budget,
     if look == "read":
         store.drop(7)
     assert (store.host_bytes, store.disk_bytes) == (0, 0)
+
+
+def answers(act, engine, path) -> list[int]:
+    """What a stream says after it was parked, and ``act`` restored it and went on at once."""
+    stream = engine.open_stream()
+    stream.append([(7 * i * i + i) % 95 + 2 for i in range(61)])
+    tokens(stream)
+    stream.park()
+    stream = act(stream, engine, path)
+    return tokens(stream) + tokens(stream)
+
+
+def tokens(stream) -> list[int]:
+    params = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
+    return [token for delta in stream.generate(params) for token in delta.delta_token_ids]
+
+
+def fork(stream, engine, path):
+    return stream.fork()
+
+
+def cut(stream, engine, path):
+    stream.cut(stream.position - 20, stream.position - 9)
+    return stream
+
+
+def save(stream, engine, path):
+    stream.rewind(stream.position - 3)  # which restores it
+    stream.save(path)
+    return engine.load_stream(path)
+
+
+def nothing(stream, engine, path):
+    return stream
+
+
+@pytest.mark.parametrize("act", [fork, cut, save, nothing])
+@pytest.mark.parametrize("num_decode_steps", [1, 4])
+def test_nothing_reads_the_cache_before_the_copies_are_there(
+    make_engine, monkeypatch, tmp_path, act, num_decode_steps
+):
+    expected = answers(act, make_engine(num_decode_steps=num_decode_steps), tmp_path / "a")
+    monkeypatch.setattr(model_runner, "make_lanes", lambda device: (Steps(), Late()))
+    late = make_engine(num_decode_steps=num_decode_steps)
+    assert answers(act, late, tmp_path / "b") == expected

@@ -8,6 +8,7 @@ import torch
 from paged_stream import EngineConfig
 from paged_stream.models.loader import load_config, resolve_model
 from paged_stream.scheduler.sink_window import SinkWindow
+from paged_stream.worker import memory
 from paged_stream.worker.memory import MemoryUse, explain_shortage, largest_step, plan_cache
 from paged_stream.worker.worker import Worker
 
@@ -73,3 +74,22 @@ def test_a_lack_of_memory_is_explained(monkeypatch):
         explain_shortage(torch.device("cuda"), "computing a step", "do less"),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize(
+    ("limit", "left"), [(1 << 20, (1 << 20) - 700 + 50), (600, 0), ("max", None)]
+)
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_container_has_less_than_its_machine(tmp_path, monkeypatch, version, limit, left):
+    free = memory.available_memory()
+    _, *names, prefix = memory._CGROUPS[2 - version]
+    monkeypatch.setattr(memory, "_CGROUPS", [(tmp_path, *names, prefix)])
+    assert memory.available_memory() > free // 2  # there is no group at all
+    for name, content in zip(names, (limit, 700), strict=True):
+        (tmp_path / name).write_text(f"{content}\n")
+    stat = f"anon 600\n{prefix}inactive_file 20\n{prefix}active_file 30\n"
+    (tmp_path / "memory.stat").write_text(stat)
+    if left is None:
+        assert memory.available_memory() > free // 2
+    else:
+        assert memory.available_memory() == left
