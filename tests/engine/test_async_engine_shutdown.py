@@ -196,6 +196,10 @@ async def test_saved_at_shutdown_and_continued(make, make_engine, tmp_path):
     blank = await again.load_stream(saved[empty])
     await blank.append([5, 6, 7])
     assert await read(blank.generate(GREEDY)) == continuation(alone, [5, 6, 7])
+    # Saved in the same folder once more, they lie beside what was saved before.
+    later = await again.shutdown(tmp_path / "new" / "folder")
+    assert len(later) == 4 and not set(later.values()) & set(saved.values())
+    assert {*later.values(), *saved.values()} == {*(tmp_path / "new" / "folder").iterdir()}
 
 
 @limited

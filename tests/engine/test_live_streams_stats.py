@@ -81,6 +81,22 @@ def test_stream_stats_mean_what_they_say(make_engine):
     assert stats.queue_seconds >= 0
 
 
+@pytest.mark.parametrize("wrong", [47.0, "47", None])
+def test_positions_are_ints(make_engine, wrong):
+    engine = make_engine()
+    stream = engine.open_stream()
+    stream.append(text_ids(60))
+    tokens_of(stream.generate(greedy(1)))
+    with pytest.raises(ValueError, match="position must be an int"):
+        stream.rewind(wrong)
+    with pytest.raises(ValueError, match="start must be an int"):
+        stream.cut(wrong, 50)
+    with pytest.raises(ValueError, match="end must be an int"):
+        stream.cut(45, wrong)
+    engine.scheduler.check_integrity()
+    assert stream.position == 61
+
+
 def test_engine_stats_mean_what_they_say(make_engine):
     engine = make_engine(max_num_seqs=2, enable_prefix_caching=False)
     for number in range(3):

@@ -296,6 +296,13 @@ def test_edited_header(engine, saved_path, header):
         ({"sink_ids": [1, 2, 3, 97]}, "token ids that the model does not have"),
         ({"sink_ids": [1, 2, 3, -1]}, "token ids that the model does not have"),
         ({"sink_ids": [1, 2, 3, 2**40]}, "token ids that the model does not have"),
+        *(
+            (
+                {"tail_start": size - 40, "num_computed_tokens": size, "num_prompt_tokens": size},
+                "is damaged",
+            )
+            for size in (2**62, 2**63 - 200, 2**63, 2**80)
+        ),
         ({"num_prompt_tokens": None}, "is damaged"),
         ({"num_prompt_tokens": -2}, "is damaged"),
         ({"sink_window": {}}, "is damaged"),

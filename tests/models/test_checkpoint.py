@@ -273,6 +273,16 @@ def test_missing_weights(tiny_llama, save):
     assert_refused(folder, "neither of model.safetensors,", "converted to safetensors")
 
 
+def test_an_index_does_not_lead_outside_its_folder(tiny_llama, save, tmp_path):
+    folder = save(tiny_llama(), max_shard_size="20KB")
+    index = folder / "model.safetensors.index.json"
+    shard = sorted(folder.glob("*.safetensors"))[1]
+    shard.rename(tmp_path / shard.name)
+    index.write_text(index.read_text().replace(shard.name, f"../{shard.name}"))
+    assert (folder / ".." / shard.name).exists()
+    assert_refused(folder, shard.name, "fetch the missing files")
+
+
 def test_progress_is_for_terminals(tiny_llama, save, capsys, monkeypatch):
     monkeypatch.setattr(checkpoint, "PROGRESS_DELAY", 0)
     folder = save(tiny_llama())

@@ -485,10 +485,6 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not hasattr(self, "scheduler"):
             return
         self.scheduler.check_integrity()
-        for sequence in self.scheduler.sequences.values():
-            bound = 2 * (sequence.sink_window.window_size or 64) + 600
-            waiting = sequence.num_tokens - sequence.num_computed_tokens
-            assert len(sequence._tail) <= bound + waiting, "host memory grows with the stream"
 
     def teardown(self):
         if not hasattr(self, "scheduler"):

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from paged_stream.scheduler.output import CopyBlock, ParkTokens
-from paged_stream.scheduler.sequence import SequenceStatus
+from paged_stream.scheduler.sequence import _TRIM_SLACK, SequenceStatus
 from tests.scheduler.builders import (
     SMALL,
     STOP,
@@ -130,3 +130,24 @@ def test_nothing_follows_from_the_beginning_of_the_window():
 
 def test_a_stream_without_tokens_has_no_next():
     assert not make_scheduler().open(0, SMALL, is_stream=True).has_next
+
+
+# On the host
+
+
+@pytest.mark.parametrize("caching", [False, True])
+def test_the_host_keeps_the_window_and_little_more(caching):
+    scheduler = make_scheduler(enable_prefix_caching=caching)
+    sequence = stream(scheduler, 0, range(30))
+    bound = 16 + _TRIM_SLACK + 4  # the window, and a block that is not full
+    generate(scheduler, 0, max_tokens=2000)
+    while scheduler.has_unfinished():
+        step(scheduler)
+        assert len(sequence._tail) <= bound
+    for start in range(0, 2000, 100):
+        scheduler.append(0, range(start, start + 100))
+        run(scheduler)
+        assert len(sequence._tail) <= bound
+    assert sequence.num_tokens == 4030
+    scheduler.park(0)
+    assert len(sequence._tail) <= 16
