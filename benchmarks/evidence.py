@@ -145,13 +145,13 @@ EXPERIMENTS = (
     ),
     Experiment(
         name="dialogue_smollm2",
-        command="paged-stream streameval --dialogue $TEXTS/capitals.jsonl --cache 512",
+        command="paged-stream dialogue $TEXTS/capitals.jsonl --cache 512 --dtype float32",
         quick="--rounds 2 --answer-tokens 8",
         tokens=40,
     ),
     Experiment(
         name="dialogue_qwen",
-        command="paged-stream streameval --dialogue $TEXTS/capitals.jsonl --cache 512 "
+        command="paged-stream dialogue $TEXTS/capitals.jsonl --cache 512 --dtype float32 "
         "--model $QWEN",
         quick="--rounds 2 --answer-tokens 8",
         tokens=40,

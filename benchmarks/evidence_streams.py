@@ -148,7 +148,7 @@ def dialogue(key: str) -> Callable[[Rows], list[str]]:
         return [
             f"### {NAMES[key]}: {rows[0]['rounds']} questions in one stream (table 5)",
             command(rows),
-            table(("visible", "tokens at the end", "exact match", "second half"), lines),
+            table(("visible", "longest stream", "exact match", "second half"), lines),
             paragraph(
                 "Pairs of question and answer are concatenated to one stream; what the model says "
                 "where an answer should come is right if the answer stands in it. One-shot asks "
@@ -159,8 +159,10 @@ def dialogue(key: str) -> Callable[[Rows], list[str]]:
                 f"second half, streaming is right in {percent(streaming)}, one-shot in "
                 f"{percent(one_shot)}, dense in {percent(dense)}, the plain window in "
                 f"{percent(window)}. That streaming does at least as well as one-shot "
-                f"{holds(streaming >= one_shot)}, and that the plain window gets less than half "
-                f"of that {holds(window < streaming / 2)}."
+                f"{holds(streaming >= one_shot)}: earlier answers, of which it sees as many as "
+                "its window holds, serve as examples that one-shot does not have. That the plain "
+                f"window, which sees them too, gets less than half of what streaming gets "
+                f"{holds(window < streaming / 2)}."
             ),
             picture(f"dialogue_{key}", "exact match so far, round by round"),
         ]

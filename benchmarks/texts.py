@@ -146,7 +146,7 @@ def read_capitals(lines: Iterable[str]) -> list[dict[str, str]]:
     """Questions from the lines of a quiz, ``place:capital``, with more fields behind or not.
 
     Left out are places and capitals that are not written in plain letters, places that two lines
-    name with different capitals, and capitals that their question gives away.
+    name with different capitals, and capitals of which the question says a word.
     """
     capitals: dict[str, set[str]] = {}
     for line in lines:
@@ -161,7 +161,7 @@ def read_capitals(lines: Iterable[str]) -> list[dict[str, str]]:
         for place, (capital, *others) in sorted(capitals.items())
         if not others
         and re.fullmatch(r"[A-Za-z .-]+", place + capital)
-        and not set(place.split()) & set(capital.split())
+        and not set(re.split("[ -]", place)) & set(re.split("[ -]", capital))
     ]
     random.Random(0).shuffle(entries)
     return entries

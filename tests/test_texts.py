@@ -35,6 +35,7 @@ def test_questions_about_capitals():
         "Georgia:Atlanta",
         "Georgia:Tbilisi",  # another place of that name
         "Panama:Panama City",  # given away
+        "Guinea-Bissau:Bissau",
         "Chad:N'Djamena",  # an accent, as the quiz writes them
     ]
     entries = {entry["answer"]: entry for entry in read_capitals(lines)}

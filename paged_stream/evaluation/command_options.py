@@ -65,6 +65,19 @@ def check_outputs(args: argparse.Namespace) -> None:
             raise ValueError(f"plot must end in one of {', '.join(endings)}, got {args.plot}")
 
 
+def check_cache(num_sink_tokens: int, cache: int) -> None:
+    """Check sinks and window that are given as one size.
+
+    Raises:
+        ValueError: they are out of range.
+    """
+    from paged_stream.evaluation.variants import check_sizes
+
+    if cache <= num_sink_tokens:
+        raise ValueError(f"cache must be more than num_sink_tokens={num_sink_tokens}, got {cache}")
+    check_sizes(num_sink_tokens, cache - num_sink_tokens)
+
+
 def check_positive(name: str, value: int | None) -> None:
     if value is not None and value < 1:
         raise ValueError(f"{name} must be >= 1, got {value}")

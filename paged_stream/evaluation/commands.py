@@ -1,4 +1,4 @@
-"""The commands ``perplexity``, ``streameval`` and ``attention-map``, for a command line to add.
+"""The commands of the evaluations, for a command line to add.
 
 Nothing heavy is imported before one of them runs.
 """
@@ -9,14 +9,19 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from paged_stream.evaluation import attention_map_command, perplexity_command, streameval_command
+from paged_stream.evaluation import (
+    attention_map_command,
+    dialogue_command,
+    perplexity_command,
+    streameval_command,
+)
 
 # From the sub-parsers, a name, what to run, a description and an example to the command's parser.
 AddCommand = Callable[[Any, str, Any, str, str], argparse.ArgumentParser]
 
 
 def add_commands(commands: Any, add_command: AddCommand) -> None:
-    """Add the three commands to a command line."""
+    """Add the commands to a command line."""
     perplexity_command.add_options(
         add_command(
             commands,
@@ -35,10 +40,19 @@ def add_commands(commands: Any, add_command: AddCommand) -> None:
             commands,
             "streameval",
             streameval_command.run,
-            "Questions about a stream while it grows: recall against distance, or a dialogue of "
-            "many rounds. What has left the window is not found.",
-            "paged-stream streameval --cache 512 1024 --distances 10 20 40 --plot recall.png\n"
-            "  paged-stream streameval --dialogue questions.jsonl --cache 1024",
+            "Questions about a stream while it grows: recall against distance. What has left the "
+            "window is not found.",
+            "paged-stream streameval --cache 512 1024 --distances 10 20 40 --plot recall.png",
+        )
+    )
+    dialogue_command.add_options(
+        add_command(
+            commands,
+            "dialogue",
+            dialogue_command.run,
+            "Questions with known answers one after the other in one stream, by exact match; "
+            "one-shot asks each in a stream of its own.",
+            "paged-stream dialogue questions.jsonl --cache 1024 --plot dialogue.png",
         )
     )
     attention_map_command.add_options(

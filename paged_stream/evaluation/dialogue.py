@@ -3,16 +3,16 @@
 The paper concatenates the question-answer pairs of ARC into one stream and looks at what the model
 says where each answer should come (section 4.3, table 5). Here the pairs are the user's. What the
 model says is scored and forgotten; the right answer is what goes on in the stream, so that the
-stream is the same whatever attends to what. No question needs what was said before it: a pattern
-of attention that keeps a model working gets as many right as the model does when it is asked each
-question alone (one-shot); one that breaks it gets none.
+stream is the same whatever attends to what. No question needs what was said before it, though
+right answers that are still visible may help as examples: where attention keeps the model working,
+it gets about as many right as when it is asked each question alone (one-shot), or more.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,6 @@ class Pair:
     reply: str
 
     def __post_init__(self) -> None:
-        if not self.question.strip() or not self.answer.strip():
-            raise ValueError("question and answer must not be empty")
         if not self.is_right(self.reply):
             raise ValueError(f"reply must have the answer in it, got {self.reply!r}")
 
@@ -50,24 +48,21 @@ class Pair:
 
 def read_pairs(path: Path) -> list[Pair]:
     """The pairs of a file of JSON lines: ``question``, ``answer``, and, if the answer is to be in
-    a sentence, ``reply``.
+    a sentence, ``reply``. Empty lines are skipped.
 
     Raises:
-        ValueError: names the line that is wrong.
+        ValueError: names the file, and the line that is wrong.
         OSError: the file cannot be read.
     """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text ({error})") from None
     pairs: list[Pair] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         try:
-            entry = json.loads(line)
-            words = [entry["question"], entry["answer"], entry.get("reply", entry["answer"])]
-            if not all(isinstance(word, str) for word in words):
-                raise TypeError
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
-            expected = '{"question": "...", "answer": "..."}'
-            raise ValueError(f"{path}, line {number}: expected {expected}") from None
-        try:
-            pairs.append(Pair(*words))
+            if line.strip():
+                pairs.append(_read_pair(line))
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
     if not pairs:
@@ -75,15 +70,25 @@ def read_pairs(path: Path) -> list[Pair]:
     return pairs
 
 
-def longest(
-    encode: Callable[[str], Sequence[int]], pairs: Iterable[Pair], answer_tokens: int
-) -> int:
-    """Tokens that the whole stream can have at most."""
+def _read_pair(line: str) -> Pair:
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError:
+        entry = None
+    if not isinstance(entry, dict):
+        raise ValueError('expected {"question": "...", "answer": "..."}')
+    words: list[Any] = [entry.get(name) for name in ("question", "answer")]
+    words.append(entry.get("reply", words[1]))
+    for name, word in zip(("question", "answer", "reply"), words, strict=True):
+        if not isinstance(word, str) or not word.strip():
+            raise ValueError(f"{name} must be a string that is not empty, got {word!r}")
+    return Pair(*(word.strip() for word in words))
+
+
+def longest(encode: Callable[[str], Sequence[int]], pair: Pair, answer_tokens: int) -> int:
+    """Tokens that a round can have at most."""
     template = 64  # around a question and its answer
-    return sum(
-        len(encode(pair.question)) + len(encode(pair.reply)) + answer_tokens + template
-        for pair in pairs
-    )
+    return len(encode(pair.question)) + len(encode(pair.reply)) + answer_tokens + template
 
 
 def answer(stream: Stream, pair: Pair, params: SamplingParams) -> str:
@@ -115,20 +120,20 @@ def measure_dialogue(
     """
     params = SamplingParams(temperature=0.0, max_tokens=answer_tokens)
     hits: list[int] = []
-    num_tokens = 0
+    longest_stream = 0
     stream = engine.open_stream()
     for pair in tqdm(pairs, unit="round", desc=name, disable=not use_tqdm):
         if one_shot:
             stream.close()
             stream = engine.open_stream()
         hits.append(int(pair.is_right(answer(stream, pair, params))))
-        num_tokens = stream.position
+        longest_stream = max(longest_stream, stream.position)
     stream.close()
     return {
         "variant": name,
         "rounds": len(hits),
         "exact_match": sum(hits) / len(hits),
         "late_match": sum(hits[len(hits) // 2 :]) / (len(hits) - len(hits) // 2),
-        "tokens": num_tokens,
+        "tokens": longest_stream,
         "hits": hits,
     }

@@ -91,7 +91,7 @@ def test_recall(tmp_path, options, capsys):
 def test_dialogue(tmp_path, options, capsys):
     questions, files = tmp_path / "q.jsonl", [tmp_path / "a.jsonl", tmp_path / "a.png"]
     questions.write_text('{"question": "what is it?", "answer": "nothing"}\n' * 3)
-    arguments = ["streameval", "--dialogue", str(questions), "--rounds", "2", "--cache", "200"]
+    arguments = ["dialogue", str(questions), "--rounds", "2", "--cache", "200"]
     outputs = ["--answer-tokens", "4", "--json", str(files[0]), "--plot", str(files[1])]
     assert main([*arguments, *outputs, *options]) == 0
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
@@ -133,9 +133,11 @@ def test_attention_map(text_file, tmp_path, options, capsys):
         (["streameval", "--cache", "4"], "cache must be more than num_sink_tokens=4, got 4"),
         (["streameval", "--distances", "99999"], "distances must be at least 0"),
         (["streameval", "--questions", "0"], "questions must be >= 1"),
-        (["streameval", "--dialogue", "TEXT"], "line 1: expected"),
-        (["streameval", "--dialogue", "TEXT", "--modes", "x"], "modes must be some of"),
-        (["streameval", "--dialogue", "TEXT", "--cache", "9", "8"], "cache must be one size"),
+        (["dialogue", "TEXT"], "line 1: expected"),
+        (["dialogue", "EMPTY"], "has no questions"),
+        (["dialogue", "BINARY"], "is no UTF-8 text"),
+        (["dialogue", "TEXT", "--rounds", "0"], "rounds must be >= 1"),
+        (["dialogue", "TEXT", "--cache", "4"], "cache must be more than num_sink_tokens=4, got 4"),
         (["attention-map", "TEXT"], "must have at least 4096 tokens, it has 150"),
         (["attention-map", "TEXT", "--first-query", "9999"], "first_query must be in"),
     ],

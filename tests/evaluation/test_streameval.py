@@ -142,19 +142,23 @@ def test_an_answer_may_end_in_what_is_no_letter():
 def test_pairs_are_read(tmp_path):
     path = tmp_path / "q.jsonl"
     path.write_text(
-        '{"question": "a", "answer": "b"}\n{"question": "c", "answer": "d", "reply": "It is d."}\n'
+        '\ufeff{"question": "a\u2028?", "answer": " b "}\r\n\r\n'
+        '{"question": "c", "answer": "d", "reply": "It is d."}\r\n',
+        encoding="utf-8",
     )
-    assert read_pairs(path) == [Pair("a", "b", "b"), Pair("c", "d", "It is d.")]
+    assert read_pairs(path) == [Pair("a\u2028?", "b", "b"), Pair("c", "d", "It is d.")]
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"question": "c"}', "line 2: expected"),
-        ('{"question": "c", "answer": 5}', "line 2: expected"),
+        ('{"question": "c"}', "line 2: answer must be a string .* got None"),
+        ('{"question": "c", "answer": 5}', "line 2: answer must be a string .* got 5"),
+        ('{"question": "", "answer": "d"}', "line 2: question must be a string .* got ''"),
+        ('{"question": "c", "answer": "d", "reply": null}', "line 2: reply must be a string"),
         ('["c", "d"]', "line 2: expected"),
         ("c", "line 2: expected"),
-        ('{"question": "c", "answer": " "}', "line 2: question and answer must not be empty"),
+        ('{"question": "c", "answer": " "}', "line 2: answer must be a string that is not empty"),
         ('{"question": "c", "answer": "d", "reply": "e"}', "line 2: reply must have the answer"),
     ],
 )
@@ -190,7 +194,8 @@ def test_a_dialogue_is_one_stream_and_one_shot_is_many(make_engine):
     alone = measure_dialogue(engine, "one-shot", PAIRS, answer_tokens=5, one_shot=True)
     assert row["rounds"] == alone["rounds"] == len(row["hits"]) == 3
     assert row["tokens"] > 2 * alone["tokens"]
-    assert row["tokens"] <= longest(engine.encode, PAIRS, 5)
+    assert row["tokens"] <= sum(longest(engine.encode, pair, 5) for pair in PAIRS)
+    assert alone["tokens"] <= max(longest(engine.encode, pair, 5) for pair in PAIRS)
     assert engine.stats().num_streams == 0
     assert json.dumps(row)
 
