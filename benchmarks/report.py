@@ -331,8 +331,8 @@ def service(rows: Rows) -> str:
         "bench_async",
         f" beside a reader that sleeps {1e3 * row['sleep']:.0f} ms per token: resident memory "
         f"{first['rss'] / 2**20:.2f} MiB at {first['tokens']:,} and {last['rss'] / 2**20:.2f} MiB "
-        f"at {last['tokens']:,}; the slow reader's stream is never more than "
-        f"{row['max_unread']} tokens ahead of it.",
+        f"at {last['tokens']:,}; at the end, the slow reader's stream is no more "
+        f"than {row['max_unread']} tokens ahead of it.",
     )
 
 
@@ -407,7 +407,9 @@ def render(results: Mapping[str, Rows]) -> str:
         if rows := [row for name in names for row in results.get(name, ())]:
             parts.append(write(rows))
             for machine in (row["machine"] for row in rows):
-                what = "{threads} threads of {cpu} ({isa}), torch {torch}".format(**machine)
+                what = "{cpu} ({isa}), {threads} thread{s}, torch {torch}".format(
+                    **machine, s="" if machine["threads"] == 1 else "s"
+                )
                 machines.setdefault(what, set()).add(machine.get("date"))
     measured = []
     for what, dates in machines.items():

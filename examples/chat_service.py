@@ -6,6 +6,7 @@ nc localhost 8000          # type a line, read the answer, and so on for days
 
 import argparse
 import asyncio
+import contextlib
 
 from paged_stream import AsyncLLMEngine, EngineConfig, SamplingParams
 
@@ -34,4 +35,5 @@ if __name__ == "__main__":
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--port", type=int, default=8000)
     args = parser.parse_args()
-    asyncio.run(serve(args.model, args.port))
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(serve(args.model, args.port))

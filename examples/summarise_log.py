@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     engine = LLMEngine(EngineConfig(model=args.model, max_num_seqs=2))
-    params = SamplingParams(temperature=0.3, max_tokens=args.max_tokens, stop=["\n"])
+    params = SamplingParams(temperature=0.3, max_tokens=args.max_tokens)
     with engine.open_stream(pin="A system log, line by line:\n") as log:
         for number, line in enumerate(sys.stdin, 1):
             log.append(line)
@@ -29,7 +29,8 @@ def main(argv: list[str] | None = None) -> None:
             with log.fork() as summary:
                 summary.append("\nIn one sentence, what the lines above are about:")
                 text = "".join(delta.delta_text for delta in summary.generate(params))
-            print(f"[{number} lines] {text.strip()}", flush=True)
+            # Small models begin with an empty line, and go on after the first one.
+            print(f"[{number} lines] {text.strip().partition(chr(10))[0]}", flush=True)
 
 
 if __name__ == "__main__":

@@ -189,7 +189,7 @@ class LLMEngine:
             request_ids: return what belongs to these; the rest waits for another call.
 
         Raises:
-            RuntimeError: the engine has failed before.
+            RuntimeError: the engine has failed before, or another thread is within a step.
         """
         self.advance()
         deltas, self.core.undelivered = self.core.undelivered, []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -97,6 +98,7 @@ class EngineCore:
         self.counters = Counters()
         self._eos_token_ids = eos_token_ids
         self._failure: BaseException | None = None
+        self._stepping = threading.Lock()
         self._ahead: Submitted | None = None  # computed while the host is busy with what precedes
 
     def generate(self, seq_id: int, turn: Turn, num_generated: int = 0) -> None:
@@ -148,8 +150,20 @@ class EngineCore:
         compute.
 
         Raises:
-            RuntimeError: the engine has failed before.
+            RuntimeError: the engine has failed before, or is within a step, of another thread for
+                example.
         """
+        if not self._stepping.acquire(blocking=False):
+            raise RuntimeError(
+                "the engine is within a step; let one thread at a time use it, or use "
+                "AsyncLLMEngine, which serves any number of threads"
+            )
+        try:
+            return self._step()
+        finally:
+            self._stepping.release()
+
+    def _step(self) -> bool:
         if self._failure is not None:
             raise RuntimeError("the engine has failed and must be replaced") from self._failure
         started = time.monotonic()

@@ -89,11 +89,13 @@ class PromptEncoder:
             continues: an answer came before them, whose end may have to be left out.
 
         Raises:
-            ValueError: the model has no chat template that can go on.
+            ValueError: they are no messages, or the model has no chat template that can go on.
         """
         tokenizer = self.chat_tokenizer()
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
+        if not is_messages(messages):
+            raise ValueError(f"messages must be text or a list of messages, got {messages!r}")
         token_ids = (
             next_turn(tokenizer, messages) if continues else first_turn(tokenizer, pinned, messages)
         )
@@ -108,6 +110,7 @@ class PromptEncoder:
         """
         if self._tokenizer is None:
             raise ValueError(f"messages need a tokenizer, and {self._model} has none")
+        self._tokenizer.check_chat_template()
         return self._tokenizer
 
     def check_length(self, num_tokens: int) -> None:

@@ -88,7 +88,10 @@ def write_stream_file(path: Path, saved: SavedStream) -> None:
         "fingerprint": saved.fingerprint,
     }
     metadata = {"format": FORMAT, "version": str(VERSION), "stream": json.dumps(header)}
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:  # which names the temporary file
+        raise OSError(error.errno, error.strerror, str(path)) from None
     os.close(descriptor)
     try:
         try:
@@ -120,6 +123,8 @@ def read_stream_file(path: Path) -> SavedStream:
                     f"{VERSION} of paged_stream's; load it with the release that wrote it"
                 )
             tokens = KVTokens(file.get_tensor("key"), file.get_tensor("value"))
+    except FileNotFoundError:
+        raise ValueError(f"there is no file {path}") from None
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is truncated or no stream file ({error})") from None
     try:

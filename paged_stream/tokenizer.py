@@ -53,6 +53,11 @@ class Tokenizer:
         text = self.render_chat_template(messages, add_generation_prompt)
         return self.encode(text, add_special_tokens=False)  # templates write their own
 
+    def check_chat_template(self) -> None:
+        """Raise ValueError if there is no chat template."""
+        if self._tokenizer.chat_template is None:
+            raise ValueError("messages: this model has no chat template; pass a prompt instead")
+
     def render_chat_template(
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
     ) -> str:
@@ -61,20 +66,33 @@ class Tokenizer:
         Raises:
             ValueError: there is no template, or it does not take these messages.
         """
-        if self._tokenizer.chat_template is None:
-            raise ValueError("messages: this model has no chat template; pass a prompt instead")
-        for message in messages:
-            if not isinstance(message, Mapping) or "role" not in message:
-                raise ValueError(
-                    f"messages: {message!r} is no message; pass dicts with 'role' and 'content'"
-                )
+        self.check_chat_template()
+        plain = [_with_text(message) for message in messages]
         try:
             text: str = self._tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=add_generation_prompt, tokenize=False
+                plain, add_generation_prompt=add_generation_prompt, tokenize=False
             )
             return text
         except Exception as error:  # templates expect strings, and fail on others as they like
             raise ValueError(f"messages: the chat template refuses them: {error}") from None
+
+
+def _with_text(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A message whose content may have come in parts of text, as OpenAI's clients send it.
+
+    Raises:
+        ValueError: it is no message, or has other parts.
+    """
+    is_message = isinstance(message, Mapping) and "role" in message
+    if not is_message or not {"content", "tool_calls"} & message.keys():
+        raise ValueError(
+            f"messages: {message!r} is no message; pass dicts with 'role' and 'content'"
+        )
+    if not isinstance(parts := message.get("content"), list):
+        return message
+    if not all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in parts):
+        raise ValueError(f"messages: the content must be text, or parts of text, got {parts!r}")
+    return {**message, "content": "".join(part["text"] for part in parts)}
 
 
 def _plain_backend(tokenizer: Any) -> Any:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import re
+import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -70,6 +73,28 @@ def test_errors_are_one_line_and_exit_2(folder, capsys, arguments, message):
     assert main(arguments) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and message in err and err.count("\n") == 1
+
+
+def test_a_chat_without_a_template_ends_before_the_first_question(
+    folder, tmp_path, monkeypatch, capsys
+):
+    bare = shutil.copytree(folder, tmp_path / "bare")
+    (bare / "chat_template.jinja").unlink()
+    monkeypatch.setattr("builtins.input", lambda prompt: pytest.fail("asked"))
+    assert main(["chat", "--model", str(bare), *ENGINE]) == 2
+    assert "no chat template" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough(folder):
+    code = "import sys; from paged_stream.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "generate", "x", "--model", str(folder)]
+    command += [*ENGINE, "--max-tokens", "2000", "--ignore-eos"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.read(4)
+        process.stdout.close()
+        errors = process.stderr.read().decode()
+    assert process.returncode == 1
+    assert "Broken pipe" not in errors and "Traceback" not in errors
 
 
 @pytest.mark.parametrize("command", ["generate", "chat", "batch", "info"])

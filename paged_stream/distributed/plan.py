@@ -14,6 +14,7 @@ from paged_stream.distributed.row_task import RowTask
 from paged_stream.distributed.shards import JSONL, PARQUET, TEXT, InputFile, Shard, cut, find_files
 from paged_stream.distributed.tables import KEY, TableWriter, check_columns, column_types
 from paged_stream.models.loader import resolve_model
+from paged_stream.tokenizer import load_tokenizer
 
 _SAMPLE_FILES, _SAMPLE_ROWS = 8, 1000
 _COMPRESSION = 4  # of compressed lines, about
@@ -107,8 +108,11 @@ def make_plan(config: BatchConfig) -> Plan:
         ValueError: what the user must change.
     """
     engine = engine_config(config.model, config.engine)
-    if not resolve_model(config.model).has_tokenizer and config.task != "score":
+    model = resolve_model(config.model)
+    if not model.has_tokenizer and config.task != "score":
         raise ValueError(f"task={config.task!r} needs a tokenizer, {config.model} has none")
+    if config.task == "chat":
+        load_tokenizer(model).check_chat_template()
     input_format, files = find_files(config.inputs)
     shards = cut(input_format, files, config.shard_bytes)
     if not shards:

@@ -72,6 +72,7 @@ class Bar:
     def __exit__(self, *exc_info: object) -> None:
         self._stopped.set()
         self._thread.join()
+        self.show()
         self._bar.close()
 
     def commit(self) -> None:
@@ -89,10 +90,14 @@ class Bar:
             return  # nothing yet, or nothing any more
         if total.num_engines and self._started is None:
             self._started = time.monotonic()
-        if seconds := self.seconds:
+        if self._started is not None:
+            rates, seconds = "", self.seconds
+            if seconds >= _SHOW_SECONDS:
+                rates = f", {total.num_rows / seconds:.1f} rows/s"
+                rates += f", {total.num_tokens / seconds:,.0f} tok/s"
             self._bar.set_postfix_str(
-                f"{self._num_committed}/{self._num_shards} shards, {total.num_rows:,} rows, "
-                f"{total.num_rows / seconds:.1f} rows/s, {total.num_tokens / seconds:,.0f} tok/s"
+                f"{self._num_committed}/{self._num_shards} shards, {total.num_rows:,} rows"
+                + rates
                 + (f", {total.num_bad:,} bad" if total.num_bad else ""),
                 refresh=False,
             )

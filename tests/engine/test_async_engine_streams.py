@@ -62,7 +62,7 @@ async def test_a_stream_does_what_the_synchronous_one_does(make, make_engine, tm
     await same_turn()
     with pytest.raises(ValueError, match="position must be"):
         await got.rewind(10**6)
-    with pytest.raises(ValueError, match="truncated or no stream"):
+    with pytest.raises(ValueError, match="there is no file"):
         await engine.load_stream(tmp_path / "absent")
 
 

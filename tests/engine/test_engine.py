@@ -315,3 +315,29 @@ def test_what_nobody_fetches_does_not_pile_up(make_engine):
     assert 1024 <= len(tokens(first)) <= 1026
     assert len(tokens(engine.step())) == 1  # and goes on once they are fetched
     engine.abort_request("unread")
+
+
+def test_a_step_within_a_step_is_refused(make_engine, monkeypatch):
+    """As two threads of one engine would do."""
+    engine = make_engine()
+    engine.add_request("a", [5, 6, 7], SamplingParams(max_tokens=3, ignore_eos=True))
+    submit = engine.executor.submit
+
+    def meanwhile(output):
+        with pytest.raises(RuntimeError, match="within a step.*AsyncLLMEngine"):
+            engine.step()
+        return submit(output)
+
+    monkeypatch.setattr(engine.executor, "submit", meanwhile)
+    deltas = []
+    while engine.has_unfinished_requests():
+        deltas += engine.step()
+    assert sum(len(delta.delta_token_ids) for delta in deltas) == 3
+
+
+@pytest.mark.parametrize("wrong", [5, None, [], {"role": "user", "content": "hi"}, ["hi"]])
+def test_what_is_no_conversation(make_engine, wrong):
+    stream = make_engine().open_stream()
+    with pytest.raises(ValueError, match="messages must be text or a list of messages"):
+        stream.chat(wrong)
+    assert stream.position == 0

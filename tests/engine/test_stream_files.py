@@ -210,7 +210,7 @@ def test_files_of_other_kinds(engine, tmp_path):
     refuse(engine, path, "truncated or no stream file")
     path.write_text("{}" * 1000)
     refuse(engine, path, "truncated or no stream file")
-    refuse(engine, tmp_path / "nothing", "no stream file")
+    refuse(engine, tmp_path / "nothing", "there is no file")
     refuse(engine, tmp_path, "no stream file")
     save_file({"key": torch.zeros(2, 3)}, path)
     refuse(engine, path, "is no stream saved by paged_stream")

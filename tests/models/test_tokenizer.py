@@ -53,12 +53,25 @@ def test_chat_template_equals_transformers(pair):
         assert tokenizer.apply_chat_template(MESSAGES, prompt) == expected
 
 
+def test_parts_of_text(pair):
+    tokenizer, _ = pair
+    parts = [{"type": "text", "text": "hello "}, {"type": "text", "text": "there"}]
+    message = {"role": "user", "content": "hello there"}
+    assert tokenizer.render_chat_template([message | {"content": parts}]) == (
+        tokenizer.render_chat_template([message])
+    )
+
+
 def test_chat_errors(pair, tiny_llama, save):
     tokenizer, _ = pair
     with pytest.raises(ValueError, match="messages: the chat template refuses them: no tools here"):
         tokenizer.apply_chat_template([{"role": "tool", "content": "x"}])
     with pytest.raises(ValueError, match="messages: 'hi' is no message; pass dicts"):
         tokenizer.apply_chat_template(["hi"])
+    with pytest.raises(ValueError, match="messages: {'role': 'user'} is no message; pass dicts"):
+        tokenizer.apply_chat_template([{"role": "user"}])
+    with pytest.raises(ValueError, match="content must be text, or parts of text"):
+        tokenizer.apply_chat_template([{"role": "user", "content": [{"type": "image"}]}])
     folder = save(tiny_llama())
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(ValueError, match="no chat template; pass a prompt instead"):
