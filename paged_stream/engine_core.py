@@ -141,7 +141,8 @@ class EngineCore:
             self.requests[leader.request_id].append(child_id)
         self.scheduler.sequences[seq_id].is_stream = False
         self.turns |= turns
-        self._begun |= turns
+        if leader.num_copies:  # which have one inbox
+            self._begun |= turns
         for turn_id, turn in turns.items():
             self.generate(turn_id, turn)
 
