@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
 from paged_stream import LLM, SamplingParams
+from paged_stream.distributed import progress
 from paged_stream.distributed.config import BatchConfig
 from paged_stream.distributed.plan import Pool, make_plan
-from paged_stream.distributed.row_runner import KeyedRow, RowRunner
+from paged_stream.distributed.row_runner import KeyedRow, Progress, RowRunner
 from paged_stream.distributed.row_task import RowTask, row_seed
 from paged_stream.distributed.tables import column_types
 from tests.batch.corpora import ENGINE, config, errors, outputs, run_here, texts, write_lines
@@ -226,6 +228,10 @@ def test_inputs_that_do_not_fit(folder, bare_folder, tmp_path):
         make_plan(config(folder, tmp_path / "out", source))
     with pytest.raises(ValueError, match="task='generate' needs a tokenizer"):
         make_plan(config(bare_folder, tmp_path / "out", source))
+    no_template = shutil.copytree(folder, tmp_path / "no template")
+    (no_template / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match="no chat template"):
+        make_plan(config(no_template, tmp_path / "out", source, task="chat"))
     source.write_text("")
     with pytest.raises(ValueError, match="input must have rows"):
         make_plan(config(folder, tmp_path / "out", source))
@@ -256,3 +262,14 @@ def test_how_machines_are_shared():
     )
     assert Pool.fit(None, [head, node, node], "auto").num_replicas == 16
     assert Pool.fit(3, [head, node], "cpu").num_threads == 5
+
+
+def test_the_bar_tells_rates_once_there_is_time_to_divide_by(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    bar = progress.Bar(lambda: Progress(num_engines=1, num_rows=6, num_tokens=90), 100, 3)
+    bar.show()
+    assert "6 rows" in bar._bar.postfix and "/s" not in bar._bar.postfix
+    now[0] = 3.0
+    bar.show()
+    assert "6 rows, 2.0 rows/s, 30 tok/s" in bar._bar.postfix

@@ -145,7 +145,7 @@ def test_what_the_user_sees(cluster, folder, source, tmp_path, capsys):
     assert main(arguments) == 0
     out, err = capsys.readouterr()
     assert "rows           118\nbad rows       2 (see errors/)" in out
-    assert "rows/s" in err and "tok/s" in err and "100%" in err
+    assert " rows" in err and "100%" in err
 
     assert main(arguments) == 2
     assert "holds a run (complete); pass resume" in capsys.readouterr().err
