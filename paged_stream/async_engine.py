@@ -73,8 +73,8 @@ class AsyncLLMEngine:
         self,
         prompt: Prompt,
         params: SamplingParams | None = None,
-        *,
         request_id: str | None = None,
+        *,
         priority: int = 0,
     ) -> Deltas:
         """Complete a prompt, yielding what each step adds to each of its ``n`` completions.
