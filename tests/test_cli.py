@@ -72,7 +72,7 @@ def test_errors_are_one_line_and_exit_2(folder, capsys, arguments, message):
     assert err.startswith("error: ") and message in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["generate", "chat", "batch", "info"])
+@pytest.mark.parametrize("command", ["generate", "chat", "batch", "serve", "info"])
 def test_help_shows_an_example(capsys, command):
     with pytest.raises(SystemExit) as exit_info:
         main([command, "--help"])
