@@ -1,4 +1,5 @@
-"""The command line: ``paged-stream generate | chat | batch | info`` and the evaluations."""
+"""The command line: ``paged-stream generate | chat | batch | serve | info`` and
+the evaluations."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from paged_stream.distributed import command as batch_command
+from paged_stream.distributed import serve_command
 from paged_stream.evaluation.commands import add_commands as add_evaluation_commands
 
 if TYPE_CHECKING:
@@ -70,6 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_engine_options(batch)
     _add_sampling_options(batch, max_tokens=256, temperature=0.0)
     batch.set_defaults(top_p=1.0, repetition_penalty=1.0, seed=0)
+    serve = _command(commands, "serve", _serve, serve_command.DESCRIPTION, serve_command.EXAMPLE)
+    serve_command.add_options(serve)
+    _add_engine_options(serve)
     info = _command(
         commands,
         "info",
@@ -319,6 +324,10 @@ class _Meter:
 
 def _batch(args: argparse.Namespace) -> int:
     return batch_command.run(args, _engine_settings(args), _sampling_params(args))
+
+
+def _serve(args: argparse.Namespace) -> int:
+    return serve_command.run(args, _engine_settings(args))
 
 
 def _info(args: argparse.Namespace) -> int:

@@ -97,7 +97,7 @@ def test_a_reader_that_has_seen_enough(folder):
     assert "Broken pipe" not in errors and "Traceback" not in errors
 
 
-@pytest.mark.parametrize("command", ["generate", "chat", "batch", "info"])
+@pytest.mark.parametrize("command", ["generate", "chat", "batch", "serve", "info"])
 def test_help_shows_an_example(capsys, command):
     with pytest.raises(SystemExit) as exit_info:
         main([command, "--help"])

@@ -7,6 +7,14 @@ import sys
 
 import pytest
 
+from paged_stream.cli import main
+
+
+def test_the_command_names_it(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert main(["serve"]) == 2
+    assert 'pip install "paged-stream[ray]"' in capsys.readouterr().err
+
 
 @pytest.mark.parametrize("module", ["executor.ray", "distributed.pool", "distributed.serve"])
 def test_what_is_missing_is_named(monkeypatch, module):

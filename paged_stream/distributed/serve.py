@@ -16,6 +16,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any, TypeVar
 
+from paged_stream.distributed.async_pool import AsyncRayLLM
 from paged_stream.distributed.open_streams import OpenStreams
 from paged_stream.distributed.pool import DeltaReader, PoolError, RayLLM
 from paged_stream.distributed.pool_stream import AsyncPoolStream
@@ -27,6 +28,8 @@ try:
     from fastapi.responses import JSONResponse, Response, StreamingResponse
     from pydantic import BaseModel, ConfigDict
     from ray import serve
+
+    from paged_stream.distributed import metrics
 except ImportError as error:
     raise ImportError(
         'this needs Ray Serve, which is an extra: pip install "paged-stream[ray]"'
@@ -42,15 +45,18 @@ class Sampling(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     max_tokens: int | None = None
+    min_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
     n: int | None = None
     stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
     seed: int | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
     ignore_eos: bool | None = None
     stream: bool = False
 
@@ -155,8 +161,13 @@ class Ingress:
         self, model: str, max_idle_seconds: float | None, settings: dict[str, Any]
     ) -> None:
         self._model = model
+        self._started = int(time.time())
         self._llm = RayLLM(model, **settings)
         self._streams = OpenStreams(max_idle_seconds)
+
+    def __del__(self) -> None:  # Serve calls it when the application ends
+        if hasattr(self, "_llm"):
+            self._llm.shutdown()
 
     @app.get("/health")
     async def health(self) -> dict[str, Any]:
@@ -167,7 +178,17 @@ class Ingress:
             "load": sum(replica.load for replica in stats.replicas),
         }
 
+    @app.get("/metrics")
+    async def read_metrics(self) -> Response:
+        stats = await self._on_pool(self._llm.pool.stats())
+        return Response(metrics.render(stats), media_type=metrics.CONTENT_TYPE)
+
     # Without state
+
+    @app.get("/v1/models")
+    async def models(self) -> dict[str, Any]:
+        model = {"id": self._model, "object": "model", "created": self._started}
+        return {"object": "list", "data": [model | {"owned_by": "paged_stream"}]}
 
     @app.post("/v1/completions")
     async def complete(self, body: Completion) -> Response:
@@ -343,15 +364,16 @@ def build_app(
             opened; ``None`` keeps them until they are deleted.
 
     Raises:
-        ValueError: ``max_idle_seconds`` is not a positive number.
+        ValueError: ``max_idle_seconds`` is not a positive number; and as `AsyncRayLLM`.
     """
     if max_idle_seconds is not None and not (
         isinstance(max_idle_seconds, int | float) and max_idle_seconds > 0
     ):
         raise ValueError(f"max_idle_seconds must be a positive number, got {max_idle_seconds!r}")
-    pool = {
+    pool: dict[str, Any] = {
         "num_replicas": num_replicas,
         "save_dir": None if save_dir is None else str(save_dir),
         "save_every_tokens": save_every_tokens,
     }
+    AsyncRayLLM(model, **pool, **settings)  # refuses what is wrong, and starts nothing
     return Ingress.bind(model, max_idle_seconds, pool | settings)  # type: ignore[attr-defined]

@@ -1,22 +1,27 @@
-"""The Serve application over HTTP, next to one engine in this process."""
+"""``paged-stream serve`` over HTTP, next to one engine in this process."""
 
 from __future__ import annotations
 
 import json
 import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 
 import pytest
 import requests
+from prometheus_client.parser import text_string_to_metric_families
 
 from paged_stream import LLM, SamplingParams
+from paged_stream.cli import main
+from paged_stream.distributed import serve_command
+from paged_stream.outputs import EngineStats
 
 pytestmark = pytest.mark.ray
 
 SETTINGS = {
     "window_size": 24,
     "block_size": 8,
-    "max_num_seqs": 8,
-    "max_num_batched_tokens": 32,
     "dtype": "float32",
     "kv_cache_memory_bytes": 4 << 20,
 }
@@ -37,19 +42,41 @@ class Client:
         return requests.delete(self.base + path, timeout=60)
 
 
-@pytest.fixture(scope="module")
-def client(ray, folder):
-    from ray import serve
-
-    from paged_stream.distributed.serve import build_app
-
+def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
-    serve.run(build_app(str(folder), num_replicas=2, **SETTINGS), name="paged_stream")
-    yield Client(f"http://127.0.0.1:{port}")
-    serve.shutdown()
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def client(ray, folder, tmp_path_factory):
+    """The command in a thread, where an event stands for Ctrl-C."""
+    answers, interrupt = threading.Event(), threading.Event()
+
+    def wait():
+        answers.set()
+        interrupt.wait()
+        raise KeyboardInterrupt
+
+    port, save_dir = free_port(), tmp_path_factory.mktemp("streams")
+    options = {"port": port, "replicas": 2, "model": folder, "save_dir": save_dir} | SETTINGS
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor() as threads:
+        patch.setattr(serve_command, "_wait", wait)
+        command = threads.submit(main, arguments(options))
+        command.add_done_callback(lambda _: answers.set())
+        answers.wait()
+        assert not command.done(), f"exit status {command.result()}"
+        assert list(save_dir.iterdir())
+        yield Client(f"http://127.0.0.1:{port}")
+        interrupt.set()
+        assert command.result() == 130
+    assert not list(save_dir.iterdir())
+
+
+def arguments(options):
+    """The command line that gives these options."""
+    pairs = (("--" + name.replace("_", "-"), str(value)) for name, value in options.items())
+    return ["serve", *(word for pair in pairs for word in pair)]
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +104,64 @@ def test_completions(client, llm):
     parts = [event["choices"][0] for event in events(client, "/v1/completions", body)]
     assert "".join(part["text"] for part in parts) == expected
     assert parts[-1]["finish_reason"] == "length"
+
+
+def test_every_sampling_field_arrives(client, llm):
+    first = llm.generate("once upon", SamplingParams(**SAMPLING), use_tqdm=False)[0].outputs[0]
+    more = {"stop_token_ids": [first.token_ids[2]], "min_tokens": 5, "repetition_penalty": 1.5}
+    expected = llm.generate("once upon", SamplingParams(**SAMPLING, **more), use_tqdm=False)
+    answer = client.post("/v1/completions", json={"prompt": "once upon"} | SAMPLING | more).json()
+    assert answer["choices"][0]["text"] == expected[0].outputs[0].text != first.text
+    stop = {"stop_token_ids": more["stop_token_ids"]}
+    answer = client.post("/v1/completions", json={"prompt": "once upon"} | SAMPLING | stop).json()
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert answer["usage"]["completion_tokens"] <= 3
+
+
+def test_models(client, folder):
+    [model] = client.get("/v1/models").json()["data"]
+    assert model["id"] == str(folder) and model["object"] == "model"
+
+
+def samples(client):
+    """Values of /metrics by name and replica, and those of all replicas together by name."""
+    response = client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=")
+    values, types = {}, {}
+    for family in text_string_to_metric_families(response.text):
+        for sample in family.samples:
+            types[sample.name] = family.type
+            key = (sample.name.removeprefix("paged_stream_"), sample.labels.get("replica"))
+            values[key] = sample.value
+            if sample.labels:
+                values[key[0]] = values.get(key[0], 0) + sample.value
+    assert all(name.startswith("paged_stream_") for name in types)
+    assert {n for n in types if n.endswith("_total")} == {
+        n for n, kind in types.items() if kind == "counter"
+    }
+    return values
+
+
+def test_metrics(client):
+    before = samples(client)
+    stream_id = client.post("/v1/streams", json={}).json()["id"]
+    body = {"prompt": "a beginning"} | SAMPLING | {"max_tokens": 40}
+    client.post(f"/v1/streams/{stream_id}/generate", json=body)
+    after = samples(client)
+    assert after["ready_replicas", None] == after["wanted_replicas", None] == 2
+    assert after["open_streams", None] == after["streams"] == before["streams"] + 1
+    assert after["generated_tokens_total"] == before["generated_tokens_total"] + 40
+    assert after["evicted_tokens_total"] > before["evicted_tokens_total"]
+    assert after["blocks", "0"] == after["blocks", "1"] > after["used_blocks"] > 0
+    assert after["steps_total"] > before["steps_total"]
+    client.delete(f"/v1/streams/{stream_id}")
+
+
+def test_metrics_have_all_that_an_engine_counts():
+    from paged_stream.distributed import metrics
+
+    shown = {field for _, field, _ in metrics._ENGINE} | {"num_streams"}
+    assert shown == {field.name for field in fields(EngineStats)}
 
 
 def test_chat_completions(client, llm):
@@ -162,3 +247,42 @@ def test_a_stream_says_what_is_wrong(client):
     assert client.get(path).json()["position"] == 0
     assert client.delete(path).status_code == 200
     assert client.delete(path).status_code == 404
+
+
+def test_one_service_per_cluster(client, folder, capsys):
+    assert main(arguments({"model": folder, "port": free_port()})) == 2
+    assert "Ray Serve runs in this cluster already" in capsys.readouterr().err
+    assert client.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"port": 0}, "port must be in [1, 65535], got 0"),
+        ({"port": 65536}, "port must be in [1, 65535], got 65536"),
+        ({"host": "192.0.2.77"}, "cannot listen: "),
+        ({"replicas": 0}, "num_replicas must be an int >= 1, got 0"),
+        ({"save_every_tokens": 0}, "save_every_tokens must be an int >= 1, got 0"),
+        ({"max_idle_seconds": -1}, "max_idle_seconds must be a positive number, got -1.0"),
+        ({"model": "nowhere"}, "model='nowhere' is no folder"),
+        ({"window_size": 0}, "window_size must be >= 1, got 0"),
+        ({"dtype": "float8"}, "dtype must be one of"),
+    ],
+)
+def test_bad_options_start_nothing(monkeypatch, capsys, folder, options, message):
+    pytest.importorskip("ray")
+    monkeypatch.setattr("paged_stream.distributed.batch.connect", lambda ray: pytest.fail("Ray"))
+    assert main(arguments({"model": folder} | options)) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and message in err and err.count("\n") == 1
+
+
+def test_a_port_in_use_is_named(monkeypatch, capsys, folder):
+    pytest.importorskip("ray")
+    monkeypatch.setattr("paged_stream.distributed.batch.connect", lambda ray: pytest.fail("Ray"))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert main(arguments({"model": folder, "port": port})) == 2
+    assert f"Address already in use (while attempting to bind on address ('127.0.0.1', {port})" in (
+        capsys.readouterr().err
+    )
