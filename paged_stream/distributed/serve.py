@@ -24,7 +24,8 @@ from paged_stream.outputs import RequestDelta
 from paged_stream.scheduler.sampling_params import SamplingParams
 
 try:
-    from fastapi import FastAPI, HTTPException, Request
+    from fastapi import FastAPI, Request
+    from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse, Response, StreamingResponse
     from pydantic import BaseModel, ConfigDict
     from ray import serve
@@ -61,19 +62,35 @@ class Sampling(BaseModel):
     stream: bool = False
 
     def params(self) -> SamplingParams:
-        names = Sampling.model_fields.keys() - {"stream"}
+        names = Sampling.model_fields.keys() - {"stream"}  # not those of subclasses
         values = {name: getattr(self, name) for name in names}
         return SamplingParams(**{k: v for k, v in values.items() if v is not None})
 
 
-class Completion(Sampling):
+class StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+class Stateless(Sampling):
+    """What OpenAI's clients send beside; the pool has one model, and asks nobody who they are."""
+
     model: str | None = None
+    user: str | None = None
+    stream_options: StreamOptions | None = None
+
+
+class Completion(Stateless):
     prompt: str | list[int]
 
 
-class ChatCompletion(Sampling):
-    model: str | None = None
+class ChatCompletion(Stateless):
     messages: list[dict[str, Any]]
+    max_completion_tokens: int | None = None  # the newer name of max_tokens
+
+    def params(self) -> SamplingParams:
+        if self.max_completion_tokens is not None:
+            self.max_tokens = self.max_completion_tokens
+        return super().params()
 
 
 class NewStream(BaseModel):
@@ -106,9 +123,12 @@ def _error(error: Exception, kind: str) -> dict[str, Any]:
 
 
 def _events(
-    deltas: AsyncGenerator[RequestDelta, None], event: Callable[[RequestDelta], dict[str, Any]]
+    deltas: AsyncGenerator[RequestDelta, None],
+    event: Callable[[RequestDelta], dict[str, Any]],
+    last: Callable[[], dict[str, Any] | None] = lambda: None,
 ) -> StreamingResponse:
-    """Server-sent events, one per delta; a client that leaves ends what it asked for."""
+    """Server-sent events, one per delta and perhaps one more; a client that leaves ends what it
+    asked for."""
 
     async def lines() -> AsyncIterator[str]:
         async with aclosing(deltas):
@@ -118,6 +138,8 @@ def _events(
             except (PoolError, ValueError) as error:
                 yield f"data: {json.dumps(_error(error, 'server_error'))}\n\n"
                 return
+        if (end := last()) is not None:
+            yield f"data: {json.dumps(end)}\n\n"
         yield "data: [DONE]\n\n"
 
     return StreamingResponse(lines(), media_type="text/event-stream")
@@ -139,12 +161,29 @@ async def _begun(
     return rest()
 
 
+class UnknownStreamError(Exception):
+    """A request names a stream that is not open."""
+
+
 app = FastAPI(title="paged_stream")
 
 
 @app.exception_handler(ValueError)
 async def refuse(request: Request, error: ValueError) -> JSONResponse:
     return JSONResponse(_error(error, "invalid_request_error"), status_code=400)
+
+
+@app.exception_handler(RequestValidationError)
+async def refuse_fields(request: Request, error: RequestValidationError) -> JSONResponse:
+    wrong = (f"{'.'.join(map(str, each['loc'][1:]))}: {each['msg']}" for each in error.errors())
+    return JSONResponse(
+        _error(ValueError("; ".join(wrong)), "invalid_request_error"), status_code=422
+    )
+
+
+@app.exception_handler(UnknownStreamError)
+async def not_found(request: Request, error: UnknownStreamError) -> JSONResponse:
+    return JSONResponse(_error(error, "not_found_error"), status_code=404)
 
 
 @app.exception_handler(PoolError)
@@ -205,14 +244,18 @@ class Ingress:
             message = {"role": "assistant", "content": text}
             return {"index": index, "message": message, "finish_reason": reason}
 
+        begun: set[int] = set()
+
         def part(index: int, text: str, reason: str | None) -> dict[str, Any]:
-            return {"index": index, "delta": {"content": text}, "finish_reason": reason}
+            role = {} if index in begun else {"role": "assistant"}
+            begun.add(index)
+            return {"index": index, "delta": role | {"content": text}, "finish_reason": reason}
 
         return await self._answer(body, prompts[0], "chat.completion", choice, part)
 
     async def _answer(
         self,
-        body: Sampling,
+        body: Stateless,
         prompt: str | list[int],
         kind: str,
         choice: Callable[[int, str, str | None], dict[str, Any]],
@@ -222,29 +265,43 @@ class Ingress:
         params = body.params()
         # Checked before anything is sent.
         [token_ids] = await self._on_pool(self._llm.pool.encode([prompt], [params]))
-        head = {"id": f"cmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self._model}
+        is_chat = kind == "chat.completion"
+        head = {
+            "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{uuid.uuid4().hex}",
+            "object": f"{kind}.chunk" if is_chat and body.stream else kind,
+            "created": int(time.time()),
+            "model": self._model,
+        }
+        count = 0
+
+        def usage() -> dict[str, int]:
+            total = len(token_ids) + count
+            prompt_tokens = {"prompt_tokens": len(token_ids)}
+            return prompt_tokens | {"completion_tokens": count, "total_tokens": total}
+
         deltas = self._read(self._llm.pool.generate(token_ids, params))
         if body.stream:
-            name = "chat.completion.chunk" if kind == "chat.completion" else kind
+            tells_usage = body.stream_options is not None and body.stream_options.include_usage
 
             def event(delta: RequestDelta) -> dict[str, Any]:
+                nonlocal count
+                count += len(delta.delta_token_ids)
                 choices = [part(delta.index, delta.delta_text, delta.finish_reason)]
-                return head | {"object": name, "choices": choices}
+                return head | {"choices": choices}
 
-            return _events(deltas, event)
-        texts, reasons, count = [""] * params.n, [""] * params.n, 0
+            return _events(
+                deltas,
+                event,
+                lambda: head | {"choices": [], "usage": usage()} if tells_usage else None,
+            )
+        texts, reasons = [""] * params.n, [""] * params.n
         async with aclosing(deltas):
             async for delta in deltas:
                 texts[delta.index] += delta.delta_text
                 reasons[delta.index] = delta.finish_reason or ""
                 count += len(delta.delta_token_ids)
-        usage = {
-            "prompt_tokens": len(token_ids),
-            "completion_tokens": count,
-            "total_tokens": len(token_ids) + count,
-        }
         choices = [choice(i, texts[i], reasons[i]) for i in range(params.n)]
-        return JSONResponse(head | {"object": kind, "choices": choices, "usage": usage})
+        return JSONResponse(head | {"choices": choices, "usage": usage()})
 
     # Streams
 
@@ -328,7 +385,7 @@ class Ingress:
     @staticmethod
     def _known(stream_id: str, stream: AsyncPoolStream | None) -> AsyncPoolStream:
         if stream is None:
-            raise HTTPException(404, f"there is no stream {stream_id!r}")
+            raise UnknownStreamError(f"there is no stream {stream_id!r}")
         return stream
 
     # The pool has a thread and an event loop of its own

@@ -174,6 +174,25 @@ def test_chat_completions(client, llm):
     parts = events(client, "/v1/chat/completions", body)
     assert "".join(part["choices"][0]["delta"]["content"] for part in parts) == expected
     assert {part["object"] for part in parts} == {"chat.completion.chunk"}
+    roles = [part["choices"][0]["delta"].get("role") for part in parts]
+    assert roles == ["assistant"] + [None] * (len(parts) - 1)
+
+
+def test_what_clients_of_openai_send(client, llm):
+    content = [{"type": "text", "text": "who"}, {"type": "text", "text": "?"}]
+    body = {"messages": [{"role": "user", "content": content}]} | SAMPLING | {"max_tokens": None}
+    body |= {"max_completion_tokens": 5, "user": "someone", "model": "any"}
+    plain = [{"role": "user", "content": "who?"}]
+    params = SamplingParams(temperature=0.0, max_tokens=5, ignore_eos=True)
+    expected = llm.chat(plain, params, use_tqdm=False)[0].outputs[0].text
+    answer = client.post("/v1/chat/completions", json=body).json()
+    assert answer["choices"][0]["message"]["content"] == expected
+    assert answer["id"].startswith("chatcmpl-")
+    *parts, last = events(
+        client, "/v1/chat/completions", body | {"stream_options": {"include_usage": True}}
+    )
+    assert (last["choices"], last["usage"]) == ([], answer["usage"])
+    assert last["usage"]["completion_tokens"] == 5 and "usage" not in parts[-1]
 
 
 def test_streams(client, llm):
@@ -232,6 +251,7 @@ def test_chat_in_a_stream(client, llm):
 def test_what_is_wrong_is_said(client, path, body, status, message):
     response = client.post(path, json=body)
     assert (response.status_code, message in response.text) == (status, True), response.text
+    assert response.json()["error"]["message"]
 
 
 def test_a_stream_says_what_is_wrong(client):
