@@ -98,6 +98,7 @@ ALLOWED = {
         "chat",
         "info",
         "inputs",
+        "tokenizer",
         "mailbox",
         "models",
         "ray_extra",

@@ -245,12 +245,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         if first > stream.num_tokens:
             return
         position = data.draw(st.integers(first, stream.num_tokens))
+        computed = stream.num_computed_tokens
         if not self.edit(
             data, lambda paused: self.scheduler.rewind(stream.seq_id, position, paused)
         ):
             return
-        self.truth[stream.seq_id].rewind(position)
-        self.branch(stream.seq_id)
+        if position < computed or not position:
+            self.truth[stream.seq_id].rewind(position)
+            self.branch(stream.seq_id)
+        else:  # what was computed is untouched, and so is what comes next: it may be shared
+            self.truth[stream.seq_id].take_back(position)
 
     def branch(self, seq_id):
         """What comes now depends on more than the tokens."""
