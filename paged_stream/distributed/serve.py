@@ -21,16 +21,22 @@ from paged_stream.distributed.open_streams import OpenStreams
 from paged_stream.distributed.pool import DeltaReader, PoolError, RayLLM
 from paged_stream.distributed.pool_stream import AsyncPoolStream
 from paged_stream.outputs import RequestDelta
-from paged_stream.scheduler.sampling_params import SamplingParams
 
 try:
     from fastapi import FastAPI, Request
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse, Response, StreamingResponse
-    from pydantic import BaseModel, ConfigDict
     from ray import serve
 
     from paged_stream.distributed import metrics
+    from paged_stream.distributed.http_bodies import (
+        Addition,
+        ChatCompletion,
+        Completion,
+        NewStream,
+        Stateless,
+        Turn,
+    )
 except ImportError as error:
     raise ImportError(
         'this needs Ray Serve, which is an extra: pip install "paged-stream[ray]"'
@@ -38,81 +44,6 @@ except ImportError as error:
 
 T = TypeVar("T")
 _REQUESTS_AT_ONCE = 10_000
-
-
-class Sampling(BaseModel):
-    """Fields of `SamplingParams`, which checks them."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    max_tokens: int | None = None
-    min_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    n: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
-    seed: int | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    ignore_eos: bool | None = None
-    stream: bool = False
-
-    def params(self) -> SamplingParams:
-        names = Sampling.model_fields.keys() - {"stream"}  # not those of subclasses
-        values = {name: getattr(self, name) for name in names}
-        return SamplingParams(**{k: v for k, v in values.items() if v is not None})
-
-
-class StreamOptions(BaseModel):
-    include_usage: bool = False
-
-
-class Stateless(Sampling):
-    """What OpenAI's clients send beside; the pool has one model, and asks nobody who they are."""
-
-    model: str | None = None
-    user: str | None = None
-    stream_options: StreamOptions | None = None
-
-
-class Completion(Stateless):
-    prompt: str | list[int]
-
-
-class ChatCompletion(Stateless):
-    messages: list[dict[str, Any]]
-    max_completion_tokens: int | None = None  # the newer name of max_tokens
-
-    def params(self) -> SamplingParams:
-        if self.max_completion_tokens is not None:
-            self.max_tokens = self.max_completion_tokens
-        return super().params()
-
-
-class NewStream(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    num_sink_tokens: int | None = None
-    window_size: int | None = None
-    pin: str | list[int] | list[dict[str, Any]] | None = None
-
-
-class Addition(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    prompt: str | list[int]
-
-
-class Turn(Sampling):
-    """A turn of a stream: generate, after appending ``prompt`` or, in the chat template,
-    ``messages``, if there are any."""
-
-    prompt: str | list[int] | None = None
-    messages: list[dict[str, Any]] | None = None
 
 
 # Above the class: Serve takes a copy of it, with what it refers to, as soon as it is made.
