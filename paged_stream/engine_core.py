@@ -219,11 +219,18 @@ class EngineCore:
         """Sequences that wait for their reader and sit out the steps until then: whoever reads
         slowly holds up what it reads only, and deltas do not pile up."""
         begun = self._begun.items()  # not all turns: any number may wait for their first step
-        unread = {i for i, turn in begun if turn.inbox is not None and turn.inbox.is_full}
+        backlog: Counter[str] = Counter()
         if len(self.undelivered) >= _MAX_UNDELIVERED:
-            backlog = Counter(delta.request_id for delta in self.undelivered)
-            unread |= {i for i, turn in begun if backlog[turn.request_id] >= _MAX_UNDELIVERED}
-        return unread
+            backlog.update(delta.request_id for delta in self.undelivered)
+        return {
+            seq_id
+            for seq_id, turn in begun
+            if (
+                backlog[turn.request_id] >= _MAX_UNDELIVERED
+                if turn.inbox is None
+                else turn.inbox.is_full
+            )
+        }
 
     def at_rest(self) -> set[int]:
         """Sequences that may leave the cache for an edit of another stream: those that `unread`

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from paged_stream import SamplingParams
+from paged_stream import SamplingParams, engine_core
 from paged_stream.chat import first_turn, next_turn
 
 GREEDY = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True)
@@ -150,7 +150,9 @@ def test_a_slow_reader_holds_up_its_own_stream_only(make_engine):
     assert seen == continuation(engine, [5, 6, 7])
 
 
-def test_a_request_may_be_named_like_a_stream(make_engine):
+def test_a_request_may_be_named_like_a_stream(make_engine, monkeypatch):
+    """Nobody reads the request's deltas, which must not hold up the stream."""
+    monkeypatch.setattr(engine_core, "_MAX_UNDELIVERED", 4)
     engine = make_engine()
     stream = engine.open_stream()
     stream.append([5, 6, 7])
