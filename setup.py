@@ -74,5 +74,5 @@ setup(
     package_data={"paged_stream": ["py.typed"], "paged_stream.scheduler": ["py.typed"]},
     ext_modules=[extension()],
     cmdclass={"build_ext": BuildExtension},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

@@ -161,7 +161,7 @@ class ReplicaSet:
         member.is_ending = True
         try:
             await asyncio.wait_for(member.call("close_engine"), _GRACE)
-        except (ReplicaLostError, asyncio.TimeoutError):
+        except (TimeoutError, ReplicaLostError):
             pass
         self._remove(member)
 
