@@ -1,11 +1,15 @@
 """An oracle for streaming over many model families that runs transformers' own modules.
 
 `published_logits` is the published StreamingLLM algorithm token by token: a cache of raw keys,
-rotated at every read by their place in the cache, evicted after the forward pass. The whole model,
-residuals, norms, masks, scales, soft caps and ALiBi included, is transformers' own forward pass: it
-is only handed a cache (`RawKeyCache`) that holds as many tokens as the stream has visible, so all
-that the model derives from the length of its cache is in cache coordinates. Nothing is written per
-family, except that GPT-J rotates tensor by tensor. Nothing here imports the engine.
+rotated at every read by their place in the cache, evicted after the forward pass. A layer's raw
+keys and values are functions of the hidden states that the layer was given, so these are what
+`VisibleTokens` keeps; every step computes the keys and values from them again, as those of a
+sequence that consists of the visible tokens and nothing else. The whole model, rotation, masks,
+residuals, norms, scales, soft caps and ALiBi included, is transformers' own forward pass, without a
+cache, so all that it derives from positions and lengths is in cache coordinates.
+
+Nothing is written per family, and nothing here imports the engine. What is used of transformers is
+``model(input_ids)``; the hidden states are exchanged by a hook of torch's before each layer.
 
 Precision: transformers rounds inside norms, softmax and angles to float32, whatever the model's
 dtype, so even in float64 the logits are good to about 1e-6 times their size.
@@ -14,13 +18,12 @@ dtype, so even in float64 the logits are good to about 1e-6 times their size.
 from __future__ import annotations
 
 import copy
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 TokenIds = Sequence[int] | torch.Tensor
@@ -255,18 +258,14 @@ def random_ids(model: PreTrainedModel, length: int, seed: int = 0) -> list[int]:
     return torch.randint(model.config.vocab_size, (length,), generator=generator).tolist()
 
 
-def _fresh_copy(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """A copy in ``dtype`` that forgets what lengths it saw: dynamic rotary modules remember.
+def _copy(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """A copy in ``dtype`` to run: dynamic rotary modules remember the longest length they saw.
 
     Attention is eager, but not for Falcon with ALiBi: its eager path adds the bias twice, once
     in the mask and once in the scores.
     """
     model = copy.deepcopy(model).to(dtype)
-    model.config._attn_implementation = "sdpa" if getattr(model.config, "alibi", False) else "eager"
-    rotary = getattr(model.base_model, "rotary_emb", None)
-    if hasattr(rotary, "original_inv_freq"):
-        rotary.inv_freq = rotary.original_inv_freq.clone()
-        rotary.max_seq_len_cached = rotary.original_max_seq_len
+    model.set_attn_implementation("sdpa" if getattr(model.config, "alibi", False) else "eager")
     return model
 
 
@@ -274,101 +273,70 @@ def _fresh_copy(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 def full_logits(model: PreTrainedModel, token_ids: TokenIds) -> torch.Tensor:
     """Logits [T, vocab] of the model's own forward pass: float32, no cache, nothing evicted."""
     ids = torch.as_tensor(token_ids, dtype=torch.long)[None]
-    return _fresh_copy(model, torch.float32)(ids, use_cache=False).logits[0]
+    return _copy(model, torch.float32)(ids, use_cache=False).logits[0]
 
 
 # The published algorithm
 
 
-class RawKeyCache:
-    """What a transformers model takes for its cache: S sink tokens, then R recent ones.
+class VisibleTokens:
+    """The tokens that a stream sees: S sink tokens, then R recent ones, and the one being run.
 
-    Keys are kept as projected. ``rotate`` is set by the layer that is being run, if it rotates at
-    all, and turns the raw keys [1, heads, n, head_dim] to positions 0 .. n-1.
+    Of each it keeps the hidden states that every layer was given when the token was run.
+
+    Args:
+        model: what `step` runs; `attached` says when.
     """
 
-    def __init__(self, num_sink_tokens: int, num_recent_tokens: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, num_sink_tokens: int, num_recent_tokens: int
+    ) -> None:
+        self.model = model
         self.num_sink_tokens = num_sink_tokens
         self.num_recent_tokens = num_recent_tokens
         self.num_tokens = 0  # before the token that is being run
-        self.layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self.rotate: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self.kept: dict[nn.Module, torch.Tensor] = {}  # by layer: [num_tokens, hidden_size]
 
-    def update(
-        self, key: torch.Tensor, value: torch.Tensor, layer_idx: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if layer_idx in self.layers:
-            keys, values = self.layers[layer_idx]
-            key, value = torch.cat((keys, key), dim=2), torch.cat((values, value), dim=2)
-        self.layers[layer_idx] = key, value
-        rotate, self.rotate = self.rotate, None
-        return (key if rotate is None else rotate(key)), value
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Inside, every layer of the model is given the kept hidden states."""
+        stacks = (m for m in self.model.modules() if isinstance(m, nn.ModuleList))
+        layers = next(m for m in stacks if len(m) == self.model.config.num_hidden_layers)
+        hooks = [layer.register_forward_pre_hook(self._exchange) for layer in layers]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
-    def evict(self) -> None:
-        for index, tensors in self.layers.items():
-            self.layers[index] = tuple(self._kept(t) for t in tensors)
-        self.num_tokens = self.layers[0][0].shape[2]
+    def _exchange(self, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Replaces the hidden states [1, N, hidden_size] of the kept tokens; keeps the new one's.
 
-    def _kept(self, tensor: torch.Tensor) -> torch.Tensor:
-        length = tensor.shape[2]
-        if length <= self.num_sink_tokens + self.num_recent_tokens:
-            return tensor
-        sinks, recent = self.num_sink_tokens, length - self.num_recent_tokens
-        return torch.cat((tensor[:, :, :sinks], tensor[:, :, recent:]), dim=2)
+        They are a layer's first positional argument, because gradient checkpointing wants them so.
+        """
+        hidden, *others = args
+        if layer in self.kept:
+            hidden = torch.cat((self.kept[layer], hidden[0, self.num_tokens :]))[None]
+        self.kept[layer] = hidden[0, : self.num_tokens + 1]
+        return hidden, *others
 
-    # What transformers asks its caches when it makes masks and ALiBi biases
+    def step(self, token_id: int, **options: Any) -> Any:
+        """Runs one token at its place, and evicts; the output's rows are the places.
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.num_tokens
-
-    def get_query_offset(self, layer_idx: int = 0) -> int:
-        return self.num_tokens
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        return self.num_tokens + query_length, 0
-
-
-@contextmanager
-def _rotated_by_cache(model: PreTrainedModel, cache: RawKeyCache) -> Iterator[None]:
-    """Inside, ``model`` rotates queries only, to the end of ``cache``, which rotates the keys.
-
-    cos and sin reach the replaced functions for every position that the cache can have.
-    """
-    module = sys.modules[type(model).__module__]
-    apply = getattr(module, "apply_rotary_pos_emb", None)
-    if apply is None:  # MPT
-        yield
-        return
-
-    def rotate_query(
-        q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        def rotate_keys(keys: torch.Tensor) -> torch.Tensor:
-            n, rotary_dim = keys.shape[2], cos.shape[-1]
-            turned = keys[..., :rotary_dim]
-            turned, _ = apply(turned, turned, cos[:, :n], sin[:, :n])
-            return torch.cat((turned, keys[..., rotary_dim:]), dim=-1)
-
-        cache.rotate = rotate_keys
-        at = slice(cache.num_tokens, cache.num_tokens + 1)
-        return apply(q, q, cos[:, at], sin[:, at])[0], k
-
-    def rotate_gptj(tensor: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
-        def rotate_keys(keys: torch.Tensor) -> torch.Tensor:
-            n, rotary_dim = keys.shape[2], 2 * cos.shape[-1]
-            turned = keys[..., :rotary_dim].transpose(1, 2)  # GPT-J rotates [1, n, heads, dim]
-            turned = apply(turned, sin[:, :n], cos[:, :n]).transpose(1, 2)
-            return torch.cat((turned, keys[..., rotary_dim:]), dim=-1)
-
-        if cache.rotate is None:  # GPT-J rotates the key first, then the query
-            cache.rotate = rotate_keys
-            return tensor
-        at = slice(cache.num_tokens, cache.num_tokens + 1)
-        return apply(tensor, sin[:, at], cos[:, at])
-
-    replacement = rotate_gptj if model.config.model_type == "gptj" else rotate_query
-    with mock.patch.object(module, "apply_rotary_pos_emb", replacement):
-        yield
+        The sequence is always S + R + 1 tokens long, because rotary frequencies may depend on its
+        length. No token sees those behind it: what follows the new token does not matter.
+        """
+        length = self.num_sink_tokens + self.num_recent_tokens
+        ids = torch.zeros(1, length + 1, dtype=torch.long)
+        ids[0, self.num_tokens] = token_id
+        output = self.model(ids, use_cache=False, **options)
+        self.num_tokens += 1
+        if self.num_tokens > length:
+            self.num_tokens = length
+            for layer, hidden in self.kept.items():
+                evicted = (hidden[: self.num_sink_tokens], hidden[self.num_sink_tokens + 1 :])
+                self.kept[layer] = torch.cat(evicted)
+        return output
 
 
 @torch.no_grad()
@@ -384,20 +352,14 @@ def published_logits(
 
     ``window_size`` counts the query's own token, so the published "S+R" is ``R = window_size - 1``
     and a step sees S + W keys at most. A layer with a sliding window L of its own sees the last L
-    of those. Rotary frequencies that depend on the length are those of a sequence of S + W tokens:
-    the rotary module is always asked for as many positions.
+    of those. Rotary frequencies that depend on the length are those of a sequence of S + W tokens.
     """
     if model.config.model_type in ABSOLUTE_POSITION_VARIANTS:
         raise ValueError(f"{model.config.model_type} has learned positions: it cannot stream")
-    model = _fresh_copy(model, dtype)
-    cache = RawKeyCache(num_sink_tokens, window_size - 1)
-    position_ids = torch.arange(num_sink_tokens + window_size)[None]
+    visible = VisibleTokens(_copy(model, dtype), num_sink_tokens, window_size - 1)
     logits = []
-    with _rotated_by_cache(model, cache):
+    with visible.attached():
         for token in token_ids:
-            output = model(
-                torch.tensor([[int(token)]]), past_key_values=cache, position_ids=position_ids
-            )
-            logits.append(output.logits[0, 0])
-            cache.evict()
+            place = visible.num_tokens
+            logits.append(visible.step(int(token)).logits[0, place])
     return torch.stack(logits)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
-import sys
-from unittest import mock
+from contextlib import contextmanager
 
 import pytest
 import torch
+from transformers import AttentionMaskInterface
 from transformers.models.falcon.modeling_falcon import build_alibi_tensor
 
 from tests import reference
@@ -16,9 +16,8 @@ from tests.family_reference import (
     ABSOLUTE_POSITION_VARIANTS,
     STREAMING_VARIANTS,
     VARIANTS,
-    RawKeyCache,
-    _fresh_copy,
-    _rotated_by_cache,
+    VisibleTokens,
+    _copy,
     full_logits,
     published_logits,
     random_ids,
@@ -26,17 +25,9 @@ from tests.family_reference import (
 )
 
 
-def modeling(model):
-    return sys.modules[type(model).__module__]
-
-
-def true_distance_logits(model, ids, num_sink_tokens, window_size):
-    """One forward pass that sees sink tokens and window, all of them at their true distances.
-
-    The published algorithm differs from it in the distance to the sink tokens, and in nothing else.
-    """
-    p = torch.arange(len(ids))
-    visible = (p < num_sink_tokens) | (p[:, None] - window_size < p)
+@contextmanager
+def masked(visible):
+    """Inside, transformers' eager and sdpa attention see ``visible`` [T, T] and nothing else."""
 
     def restricted(make_mask):
         def make(*args, **kwargs):
@@ -47,10 +38,24 @@ def true_distance_logits(model, ids, num_sink_tokens, window_size):
 
         return make
 
-    module = modeling(model)
-    names = ("create_causal_mask", "create_sliding_window_causal_mask")
-    replacements = {n: restricted(getattr(module, n)) for n in names if hasattr(module, n)}
-    with mock.patch.multiple(module, **replacements):
+    interface = AttentionMaskInterface()
+    originals = {name: interface[name] for name in ("eager", "sdpa")}
+    try:
+        for name, make_mask in originals.items():
+            AttentionMaskInterface.register(name, restricted(make_mask))
+        yield
+    finally:
+        for name, make_mask in originals.items():
+            AttentionMaskInterface.register(name, make_mask)
+
+
+def true_distance_logits(model, ids, num_sink_tokens, window_size):
+    """One forward pass that sees sink tokens and window, all of them at their true distances.
+
+    The published algorithm differs from it in the distance to the sink tokens, and in nothing else.
+    """
+    p = torch.arange(len(ids))
+    with masked((p < num_sink_tokens) | (p[:, None] - window_size < p)):
         return full_logits(model, ids)
 
 
@@ -150,7 +155,7 @@ def test_frequencies_are_those_of_the_bounded_length(variant, limit):
 
 @pytest.mark.parametrize("variant", ["mistral", "qwen2_sliding", "gemma2", "gemma3", "qwen2"])
 def test_own_windows_are_in_cache_coordinates(variant):
-    model = _fresh_copy(tiny_model(variant, 6), torch.float64)
+    model = _copy(tiny_model(variant, 6), torch.float64)
     sliding = {
         "mistral": [True] * 3,
         "qwen2_sliding": [False, False, True, True],
@@ -158,21 +163,16 @@ def test_own_windows_are_in_cache_coordinates(variant):
         "gemma3": [True, False] * 2,
         "qwen2": [False] * 4,
     }[variant]
-    cache = RawKeyCache(4, 6)
-    for step, token in enumerate(random_ids(model, 30)):
-        with torch.no_grad(), _rotated_by_cache(model, cache):
-            output = model(
-                torch.tensor([[token]]),
-                past_key_values=cache,
-                position_ids=torch.arange(11)[None],
-                output_attentions=True,
-            )
-        length = min(step + 1, 11)
-        distance = torch.arange(length).flip(0)
-        for weights, is_sliding in zip(output.attentions, sliding, strict=True):
-            seen = (weights[0, :, 0] > 0).all(0)
-            assert seen.tolist() == ((distance < 9) | torch.tensor(not is_sliding)).tolist()
-        cache.evict()
+    visible = VisibleTokens(model, 4, 6)
+    with torch.no_grad(), visible.attached():
+        for step, token in enumerate(random_ids(model, 30)):
+            place = min(step, 10)
+            output = visible.step(token, output_attentions=True)
+            distance = place - torch.arange(11)
+            for weights, is_sliding in zip(output.attentions, sliding, strict=True):
+                seen = (weights[0, :, place] > 0).all(0)
+                expected = (distance >= 0) & ((distance < 9) | torch.tensor(not is_sliding))
+                assert seen.tolist() == expected.tolist()
 
 
 def attentions(model):
@@ -272,14 +272,23 @@ def test_falcon_alibi_is_exact_here():
 def test_the_model_is_left_as_it_was(variant):
     model = tiny_model(variant, 8)
     ids = random_ids(model, 40)
-    apply = getattr(modeling(model), "apply_rotary_pos_emb", None)
     before = model(torch.tensor([ids])).logits
     published_logits(model, ids, 4, 60)
     with pytest.raises(IndexError):
         published_logits(model, [97], 4, 60)
-    assert getattr(modeling(model), "apply_rotary_pos_emb", None) is apply
     assert model.dtype == torch.float32
     assert torch.equal(model(torch.tensor([ids])).logits, before)
+
+
+def test_hooks_and_masks_are_undone():
+    model = tiny_model("llama2", 8)
+    ids = torch.tensor([random_ids(model, 12)])
+    before = model(ids).logits
+    visible = VisibleTokens(model, 2, 3)
+    with pytest.raises(IndexError), visible.attached():
+        visible.step(97)
+    true_distance_logits(model, ids[0], 0, 2)
+    assert torch.equal(model(ids).logits, before)
 
 
 @pytest.mark.parametrize("variant", ABSOLUTE_POSITION_VARIANTS)
