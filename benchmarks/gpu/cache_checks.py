@@ -13,9 +13,9 @@ from benchmarks.gpu.op_checks import (
     same,
     short,
 )
-from benchmarks.gpu.references import reference
 from benchmarks.gpu.sections import Section
 from paged_stream import ops
+from tests.ops import ops_reference as reference
 
 HEADS, BLOCK_SIZE, BLOCKS = 3, 8, 9
 # Rounding to 8 bits may go the other way where the exact value is near the middle.

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.references import batches
 from benchmarks.gpu.sections import Section
 from paged_stream import ops
+from tests.ops import batches
 
 FP8 = torch.float8_e4m3fn
 # Largest relative error, ||out - reference|| / ||reference||, by the dtype that is computed in.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,10 +11,8 @@ from hypothesis import strategies as st
 
 from paged_stream.attention.metadata import AttentionMetadata
 from paged_stream.attention.xformers import XformersBackend, load_kernels
-
-sys.path += [str(Path(__file__).parent), str(Path(__file__).parent.parent / "ops")]
-from batches import TOLERANCE, make_batch, sequence  # noqa: E402
-from partial_stand_in import kernels  # noqa: E402
+from tests.attention.partial_stand_in import kernels
+from tests.ops.batches import TOLERANCE, make_batch, sequence
 
 masks = pytest.importorskip("xformers.ops.fmha.attn_bias")
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-import batches
-import ops_reference as reference
 import pytest
 import torch
-from batches import Batch, make_batch, sequence
 from torch import Tensor
 
 from tests.cuda_emulator.emulator import EmulatorError
+from tests.ops import batches
+from tests.ops import ops_reference as reference
+from tests.ops.batches import Batch, make_batch, sequence
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 INT8, FP8 = torch.int8, torch.float8_e4m3fn

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import ops_reference as reference
 import torch
 from torch import Tensor
 
 from paged_stream import ops
 from paged_stream.scheduler.sink_window import SinkWindow
+from tests.ops import ops_reference as reference
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 

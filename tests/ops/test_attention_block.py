@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from batches import make_batch, sequence
-from test_gated_mlp import packed
 
 from paged_stream import ops
+from tests.ops.batches import make_batch, sequence
+from tests.ops.test_gated_mlp import packed
 
 HEAD_DIM, HEADS, KV_HEADS, DIM, BLOCK_SIZE = 16, 6, 2, 64, 8
 CHUNKS = [

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 
-import ops_reference as reference
 import pytest
 import torch
-from batches import TOLERANCE, empty_cache
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paged_stream import ops
+from tests.ops import ops_reference as reference
+from tests.ops.batches import TOLERANCE, empty_cache
 
 DTYPES = [torch.float32, torch.bfloat16]
 DIMS = [(64, 64), (64, 32), (128, 128), (80, 32), (80, 20), (40, 40), (16, 6), (64, 0)]

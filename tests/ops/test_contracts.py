@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import ops_reference as reference
 import pytest
 import torch
-from batches import make_batch, sequence
-from test_cache_ops import angles, caches
-from test_decode_loop import decode_arguments
 
 from paged_stream import ops
+from tests.ops import ops_reference as reference
+from tests.ops.batches import make_batch, sequence
+from tests.ops.test_cache_ops import angles, caches
+from tests.ops.test_decode_loop import decode_arguments
 
 ATTENTION_ARGUMENTS = (
     "query sink_query k_cache v_cache block_table query_start_loc seq_lens num_sink_tokens "

@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_batch import BLOCK_SIZE, lay_out, sequences
 
 from paged_stream import ops
+from tests.ops.test_batch import BLOCK_SIZE, lay_out, sequences
 
 STATE = ("token_ids", "positions", "sink_positions", "seq_lens", "slot_mapping")
 

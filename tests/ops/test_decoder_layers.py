@@ -5,11 +5,11 @@ from __future__ import annotations
 import gc
 
 import pytest
-import test_gated_mlp
 import torch
-from test_attention_block import DIM, HEAD_DIM, KV_HEADS, problem
 
 from paged_stream import ops
+from tests.ops import test_gated_mlp
+from tests.ops.test_attention_block import DIM, HEAD_DIM, KV_HEADS, problem
 
 LAYER_ROTARY = [1, 0, 1]
 

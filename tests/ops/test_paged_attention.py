@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from batches import make_batch, sequence
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paged_stream import ops
+from tests.ops.batches import make_batch, sequence
 
 DTYPES = [torch.float32, torch.bfloat16]
 # Of queries, and of the cache if it is another.

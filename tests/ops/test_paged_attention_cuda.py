@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from batches import TOLERANCE, make_batch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_paged_attention import floored, mixed, sequence, sequences
 
 from paged_stream import ops
+from tests.ops.batches import TOLERANCE, make_batch
+from tests.ops.test_paged_attention import floored, mixed, sequence, sequences
 
 pytestmark = [
     pytest.mark.cuda,
