@@ -114,9 +114,6 @@ def start_section(args: argparse.Namespace, name: str, folder: Path, seconds: fl
 
 def build(device: str, seconds: float) -> bool:
     """Compile the op library in place, and see that it has kernels for the device."""
-    if importlib.util.find_spec("paged_stream.scheduler") is None:  # nothing is installed here
-        link = ROOT / "paged_stream" / "scheduler"
-        link.symlink_to(Path("..") / "scheduler", target_is_directory=True)
     if device != "cpu":
         environment = {"TORCH_CUDA_ARCH_LIST": _architectures(), "MAX_JOBS": str(os.cpu_count())}
         command = [sys.executable, "setup.py", "build_ext", "--inplace"]

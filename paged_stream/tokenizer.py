@@ -131,11 +131,12 @@ def load_tokenizer(files: ModelFiles) -> Tokenizer:
 def _load(files: ModelFiles) -> Any:
     from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
-    options = {"local_files_only": True}
     if (files.folder / "tokenizer_config.json").is_file():
         name = files.read_json("tokenizer_config.json").get("tokenizer_class")
         if name in PLAIN_CLASSES and (files.folder / "tokenizer.json").is_file():
-            return TokenizersBackend.from_pretrained(files.folder, **options)
+            return TokenizersBackend.from_pretrained(files.folder, local_files_only=True)
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(files.folder, trust_remote_code=False, **options)
+    return AutoTokenizer.from_pretrained(
+        files.folder, trust_remote_code=False, local_files_only=True
+    )

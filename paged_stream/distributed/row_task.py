@@ -6,12 +6,15 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paged_stream.chat import is_messages
 from paged_stream.engine import LLMEngine
 from paged_stream.outputs import RequestDelta
 from paged_stream.scheduler.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    import jinja2
 
 TASKS = ("generate", "score", "chat")
 _DEFAULT_COLUMN = {"generate": "prompt", "score": "text", "chat": "messages"}
@@ -93,7 +96,7 @@ class Prompter:
             ValueError: the row has none.
         """
         if self._template is not None:
-            value: Any = self._render(row)
+            value: Any = _render(self._template, row)
         else:
             name = self.task.input_column
             if name not in row:
@@ -105,13 +108,6 @@ class Prompter:
         if self.task.kind == "chat" and isinstance(value, str):
             return [{"role": "user", "content": value}]
         return value
-
-    def _render(self, row: Mapping[str, Any]) -> str:
-        try:
-            text: str = self._template.render(dict(row))  # type: ignore[union-attr]
-            return text
-        except Exception as error:  # whatever a template's expressions raise on this row
-            raise ValueError(f"prompt_template: {error}") from None
 
     def _check(self, value: Any) -> None:
         where = "prompt_template" if self._template else f"column {self.task.input_column!r}"
@@ -128,11 +124,18 @@ class Prompter:
             raise ValueError(f"{where} must be text or token ids, got {_describe(value)}")
 
 
+def _render(template: jinja2.Template, row: Mapping[str, Any]) -> str:
+    try:
+        return template.render(dict(row))
+    except Exception as error:  # whatever a template's expressions raise on this row
+        raise ValueError(f"prompt_template: {error}") from None
+
+
 def _describe(value: Any) -> str:
     return "null" if value is None else f"{type(value).__name__} {str(value)[:80]!r}"
 
 
-def compile_template(template: str) -> Any:
+def compile_template(template: str) -> jinja2.Template:
     """A Jinja template in a sandbox, where a missing column is an error.
 
     Raises:

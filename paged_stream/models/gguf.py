@@ -209,7 +209,8 @@ def _gguf_names(reader: Any, family: Family, config: ModelConfig) -> dict[str, s
     # Only the names and shapes of a decoder, without its memory.
     parameters = dict(Decoder(config, NativeBackend(), device="meta").named_parameters())
     sources = [weight.source for weight in family.weights(config, parameters)]
-    return {name: table.get_name(name, try_suffixes=(".weight", ".bias")) for name in sources}
+    # A weight that gguf has no name for is looked for under its own, and so reported missing.
+    return {name: table.get_name(name, (".weight", ".bias")) or name for name in sources}
 
 
 def _dequantise(tensor: Any) -> np.ndarray:

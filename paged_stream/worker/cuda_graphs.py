@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -112,7 +113,7 @@ class DecodeGraphs:
             tensors = split_tensors(padding)
             buffer = pack(tensors).to(device)
             batch = join_tensors(padding, unpack(buffer, tensors))
-            play = recorder.record(lambda batch=batch: step(batch))  # type: ignore[misc]
+            play = recorder.record(partial(step, batch))
             self._graphs[size] = buffer, batch, play
 
     def load(self, batch: DecodeBatch) -> DecodeBatch:
