@@ -58,7 +58,7 @@ test-oldest: RESOLUTION := lowest-direct
 test-newest test-oldest: test-%: $(UV)
 	rm -rf build/$*
 	mkdir -p build/$*
-	git ls-files -z | xargs -0 cp --parents --target-directory build/$*
+	git ls-files -z | xargs -0 cp --no-dereference --parents --target-directory build/$*
 	printf '%s\n' $(foreach bound,$(WITHIN),'$(bound)') 'pip>=24' | $(COMPILE) \
 		--resolution $(RESOLUTION) --python $(PYTHON) --output-file build/$*/constraints.txt -
 	$(MAKE) -C build/$* test
