@@ -9,7 +9,6 @@ in the first; ``auto`` is a GGUF file in its own blocks. All score the same toke
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from typing import Any
 
@@ -37,7 +36,7 @@ def perplexity(args: argparse.Namespace, settings: dict[str, Any]) -> float:
         [austen(args.text)],
         engine={"model": model_path(args.model)} | settings | precision(quantization, args.dtype),
         num_tokens=args.tokens,
-        use_tqdm=sys.stderr.isatty(),
+        show_progress=True,
     )
     value = score.perplexity()
     assert value is not None

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace, engine: Mapping[str, Any], sampling_params: An
         prompt_column=args.prompt_column,
         prompt_template=args.prompt_template,
         sampling_params=sampling_params,
-        engine={**engine, "max_num_seqs": args.max_num_seqs},
+        engine=engine,
         format=args.format,
         replicas=args.replicas,
         shard_bytes=args.shard_bytes,

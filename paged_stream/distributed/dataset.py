@@ -64,7 +64,7 @@ def generate_dataset(
     return dataset.map_batches(
         RowsWorker,
         fn_constructor_args=(
-            replace(settings, num_threads=pool.num_threads),
+            replace(settings, num_threads=settings.num_threads or pool.num_threads),
             row_task,
             key_column,
         ),

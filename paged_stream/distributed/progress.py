@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from tqdm import tqdm
-
 from paged_stream.distributed.row_runner import Progress
+from paged_stream.progress_bar import progress_bar
 
 _SHOW_SECONDS = 0.5
-_LOG_SECONDS = 10.0  # where lines cannot be overwritten
 
 
 class Board:
@@ -54,15 +51,15 @@ class Bar:
         self._started: float | None = None  # when the first engine was there
         self._last = Progress()
         self._stopped = threading.Event()
-        self._bar: Any = tqdm(
+        self._bar: Any = progress_bar(
             total=num_bytes,
             unit="B",
             unit_scale=True,
-            mininterval=0.0 if sys.stderr.isatty() else _LOG_SECONDS,
+            mininterval=0.0,
             bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix} "
             "[{elapsed}<{remaining}]",
+            postfix="loading the model",
         )
-        self._bar.set_postfix_str("loading the model", refresh=False)
         self._thread = threading.Thread(target=self._show_for_ever, daemon=True)
 
     def __enter__(self) -> Bar:

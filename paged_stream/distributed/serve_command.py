@@ -28,12 +28,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--replicas", type=int, default=1, metavar="N", help="engines (default: %(default)s)"
     )
     parser.add_argument(
-        "--num-threads",
-        type=int,
-        metavar="N",
-        help="processors of a replica without a GPU (default: 1)",
-    )
-    parser.add_argument(
         "--save-dir",
         metavar="DIR",
         help="where streams are kept for when a replica dies; on a cluster, a folder that all "
@@ -75,7 +69,6 @@ def run(args: argparse.Namespace, engine: Mapping[str, Any]) -> int:
         save_dir=args.save_dir,
         save_every_tokens=args.save_every_tokens,
         max_idle_seconds=args.max_idle_seconds,
-        num_threads=args.num_threads,
         **engine,
     )
     # Before processes are started that would load it.

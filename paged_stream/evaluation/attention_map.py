@@ -16,6 +16,7 @@ from paged_stream.config import EngineConfig
 from paged_stream.models.config import ModelConfig
 from paged_stream.models.decoder import Decoder
 from paged_stream.models.loader import load_config, load_model, resolve_model
+from paged_stream.progress_bar import progress_bar
 from paged_stream.worker.kv_cache import KVCache
 from paged_stream.worker.worker import resolve_dtype
 
@@ -90,8 +91,21 @@ class AttentionProbe:
         ValueError: as `LLMEngine`.
     """
 
-    def __init__(self, model: str, *, dtype: str = "auto", quantization: str | None = "auto"):
-        config = EngineConfig(model=model, dtype=dtype, quantization=quantization)
+    def __init__(
+        self,
+        model: str,
+        *,
+        dtype: str = "auto",
+        quantization: str | None = "auto",
+        num_threads: int | None = None,
+        show_progress: bool = False,
+    ) -> None:
+        config = EngineConfig(
+            model=model, dtype=dtype, quantization=quantization, num_threads=num_threads
+        )
+        if num_threads is not None:
+            torch.set_num_threads(num_threads)
+        self._show_progress = show_progress
         files = resolve_model(config.model)
         self.config: ModelConfig = load_config(files)
         self._backend = RecordingBackend(0)
@@ -105,7 +119,9 @@ class AttentionProbe:
         """Logits averaged over texts of one length T: [layers, heads, T, T], NaN where a query
         sees no key. The paper's figure 2 has 256 texts of 16 tokens."""
         total: torch.Tensor | None = None
-        for sample in samples:
+        for sample in progress_bar(
+            samples, unit=" samples", desc="attention maps", disable=not self._show_progress
+        ):
             _, logits = self._run(sample, num_sinks=0, keep_logits=True)
             assert logits is not None
             total = logits if total is None else total + logits

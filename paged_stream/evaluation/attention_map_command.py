@@ -48,7 +48,13 @@ def run(args: argparse.Namespace) -> int:
     needed = max(args.share_length, args.length * args.samples)
     if len(ids) < needed:
         raise ValueError(f"{args.text} must have at least {needed} tokens, it has {len(ids)}")
-    probe = AttentionProbe(args.model, dtype=args.dtype, quantization=args.quantization)
+    probe = AttentionProbe(
+        args.model,
+        dtype=args.dtype,
+        quantization=args.quantization,
+        num_threads=args.num_threads,
+        show_progress=True,
+    )
     layers = _drawn_layers(args.layers, probe.config.num_layers)
     _check_indices("heads", args.heads, probe.config.num_heads)
     shares = probe.sink_shares(

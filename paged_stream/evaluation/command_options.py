@@ -6,7 +6,22 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-DEFAULT_MODEL = "smollm2-135m-instruct"
+from paged_stream.commands import settings
+from paged_stream.commands.options import (
+    DEFAULT_MODEL,
+    add_general_options,
+    num_bytes,
+    quantization,
+)
+
+# Of the engine's settings, what an evaluation varies or must have its own way.
+_OWN = (
+    "num_sink_tokens",
+    "window_size",
+    "max_num_seqs",
+    "enable_prefix_caching",
+    "seed",
+)
 
 
 def add_model_options(parser: argparse.ArgumentParser, *, has_cache: bool = True) -> None:
@@ -20,19 +35,20 @@ def add_model_options(parser: argparse.ArgumentParser, *, has_cache: bool = True
     group.add_argument(
         "--quantization",
         default="auto",
-        type=lambda name: None if name == "none" else name,
+        type=quantization,
         help="auto (GGUF files as they are), int8, int4 or none (default: %(default)s)",
     )
     if has_cache:
         group.add_argument(
             "--kv-cache-dtype", default="auto", help="auto, which is the model's, or int8"
         )
-        group.add_argument("--kv-cache-memory-bytes", type=int)
+        group.add_argument("--kv-cache-memory-bytes", type=num_bytes)
+    add_general_options(group)
 
 
 def engine_settings(args: argparse.Namespace) -> dict[str, Any]:
-    names = ("model", "dtype", "quantization", "kv_cache_dtype", "kv_cache_memory_bytes")
-    return {name: getattr(args, name) for name in names}
+    """Fields of `EngineConfig`, ``model`` among them, beside those that the evaluation decides."""
+    return {"model": args.model, **settings.engine_settings(args, without=_OWN)}
 
 
 def shared_fields(args: argparse.Namespace) -> dict[str, Any]:

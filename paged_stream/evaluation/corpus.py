@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from paged_stream.text_file import read_text
 from paged_stream.tokenizer import Tokenizer
 
 
@@ -15,15 +16,12 @@ def read_texts(paths: Sequence[str | Path]) -> list[str]:
     """Read text files.
 
     Raises:
-        ValueError: names the file that is no UTF-8 text, or is empty.
+        ValueError: names the file that is not UTF-8 text, or is empty.
         OSError: a file cannot be read.
     """
     texts = []
     for path in paths:
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is no UTF-8 text: {error}") from None
+        text = read_text(path)
         if not text:
             raise ValueError(f"{path} is empty")
         texts.append(text)

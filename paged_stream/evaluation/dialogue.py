@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from paged_stream.engine import LLMEngine
+from paged_stream.progress_bar import progress_bar
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.stream import Stream
+from paged_stream.text_file import read_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +54,7 @@ def read_pairs(path: Path) -> list[Pair]:
         ValueError: names the file, and the line that is wrong.
         OSError: the file cannot be read.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text ({error})") from None
+    lines = read_text(path).split("\n")
     pairs: list[Pair] = []
     for number, line in enumerate(lines, 1):
         try:
@@ -107,7 +104,7 @@ def measure_dialogue(
     *,
     answer_tokens: int,
     one_shot: bool = False,
-    use_tqdm: bool = False,
+    show_progress: bool = False,
 ) -> dict[str, Any]:
     """Exact matches round by round, as a row of a table.
 
@@ -122,7 +119,7 @@ def measure_dialogue(
     hits: list[int] = []
     longest_stream = 0
     stream = engine.open_stream()
-    for pair in tqdm(pairs, unit="round", desc=name, disable=not use_tqdm):
+    for pair in progress_bar(pairs, unit=" rounds", desc=name, disable=not show_progress):
         if one_shot:
             stream.close()
             stream = engine.open_stream()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
             pairs,
             answer_tokens=args.answer_tokens,
             one_shot=one_shot,
-            use_tqdm=sys.stderr.isatty(),
+            show_progress=True,
         )
         rows.append(shared_fields(args) | {"cache": args.cache} | row)
         if args.json is not None:

@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from paged_stream.engine import LLMEngine
 from paged_stream.evaluation.corpus import Corpus
 from paged_stream.evaluation.perplexity import (
@@ -25,6 +23,7 @@ from paged_stream.evaluation.perplexity import (
     tokenizer_of,
 )
 from paged_stream.evaluation.variants import Variant
+from paged_stream.progress_bar import progress_bar
 from paged_stream.stream import Stream
 
 
@@ -101,7 +100,7 @@ def measure_long(
     cycle: bool = False,
     save_stream: Path,
     resume: bool = False,
-    use_tqdm: bool = False,
+    show_progress: bool = False,
 ) -> Score:
     """As `perplexity.measure`, in one stream that is saved after every span, so that the run can
     be continued: by ``resume``, with the same texts and settings and perhaps more tokens.
@@ -133,7 +132,10 @@ def measure_long(
         stream = runner.open_stream()
     token_ids = corpus.token_ids(stream.position, total + 1)
     done = spans[-1].stop if spans else 0
-    with stream, tqdm(total=total, initial=done, unit="tok", disable=not use_tqdm) as progress:
+    bar = progress_bar(
+        total=total, initial=done, unit=" tok", desc=variant.name, disable=not show_progress
+    )
+    with stream, bar as progress:
         scorer = Scorer(
             variant,
             every=every,

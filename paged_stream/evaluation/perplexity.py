@@ -15,14 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tqdm import tqdm
-
 from paged_stream.config import EngineConfig
 from paged_stream.engine import LLMEngine
 from paged_stream.evaluation.corpus import Corpus, take
 from paged_stream.evaluation.memory import resident_bytes
 from paged_stream.evaluation.variants import Variant
 from paged_stream.models.loader import load_config, resolve_model
+from paged_stream.progress_bar import progress_bar
 from paged_stream.stream import Stream
 from paged_stream.tokenizer import Tokenizer, load_tokenizer
 
@@ -126,7 +125,7 @@ class Scorer:
         every: int,
         sample_every: int | None = None,
         on_span: Callable[[Span], None] | None = None,
-        progress: tqdm | None = None,
+        progress: Any = None,
     ) -> None:
         self.score = Score(variant=variant)
         self.every = every
@@ -193,7 +192,7 @@ def measure(
     num_tokens: int | None,
     every: int | None = None,
     sample_every: int | None = None,
-    use_tqdm: bool = False,
+    show_progress: bool = False,
 ) -> Score:
     """Score the predictions of tokens 1 to ``num_tokens``, the texts' first token being number 0.
 
@@ -210,7 +209,9 @@ def measure(
     total = corpus.num_predictions(num_tokens)
     runner = make_engine(variant, total + 1, engine)
     token_ids = corpus.token_ids(0, total + 1)
-    with tqdm(total=total, unit="tok", desc=variant.name, disable=not use_tqdm) as progress:
+    with progress_bar(
+        total=total, unit=" tok", desc=variant.name, disable=not show_progress
+    ) as progress:
         scorer = Scorer(
             variant,
             every=every or -(-total // 32),

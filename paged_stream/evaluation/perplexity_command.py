@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
                 num_tokens=args.tokens,
                 every=args.every,
                 sample_every=args.recompute_every if recomputes else None,
-                use_tqdm=sys.stderr.isatty(),
+                show_progress=True,
             )
         )
         rows = [shared_fields(args) | row for row in report.summarize(scores)]
@@ -130,7 +129,7 @@ def _long_run(args: argparse.Namespace, variants: list[Any], texts: list[str]) -
         cycle=args.cycle,
         save_stream=args.save_stream,
         resume=args.resume,
-        use_tqdm=sys.stderr.isatty(),
+        show_progress=True,
     )
     rows = [shared_fields(args) | row for row in report.summarize([score])]
     print(report.table(rows))

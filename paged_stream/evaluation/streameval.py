@@ -13,9 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tqdm import tqdm
-
 from paged_stream.engine import LLMEngine
+from paged_stream.progress_bar import progress_bar
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.stream import Stream
 
@@ -154,12 +153,14 @@ def measure_recall(
     *,
     questions: int,
     seed: int = 0,
-    use_tqdm: bool = False,
+    show_progress: bool = False,
 ) -> list[dict[str, Any]]:
     """Recall at each distance, each in a stream of its own, as rows of a table."""
     total = len(distances) * questions
     rows = []
-    with tqdm(total=total, unit="question", desc=name, disable=not use_tqdm) as progress:
+    with progress_bar(
+        total=total, unit=" questions", desc=name, disable=not show_progress
+    ) as progress:
         for distance in distances:
             recall = ask(engine, distance, questions=questions, seed=seed, progress=progress)
             rows.append(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 from paged_stream.evaluation.command_options import (
@@ -61,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
             args.distances,
             questions=args.questions,
             seed=args.seed,
-            use_tqdm=sys.stderr.isatty(),
+            show_progress=True,
         )
         rows += [shared_fields(args) | {"cache": cache} | row for row in measured]
         if args.json is not None:

