@@ -22,9 +22,10 @@ class _Lines:
 
     def write(self, text: str) -> None:
         text = text.strip()
-        if text and text != self._last:
+        state = text.split(" [")[0]  # without the times
+        if state and state != self._last:
             self._file.write(text + "\n")
-            self._last = text
+            self._last = state
 
     def flush(self) -> None:
         self._file.flush()

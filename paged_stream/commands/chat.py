@@ -111,12 +111,9 @@ def run_command(conversations: Conversations, line: str) -> str:
     """
     name, _, rest = line.partition(" ")
     if name not in COMMANDS:
-        similar = difflib.get_close_matches(name, COMMANDS)
-        hint = f"; did you mean {similar[0]}?" if similar else ""
-        raise ValueError(
-            f"there is no command {name}{hint} /help lists them; a message that begins with / "
-            "is written with //"
-        )
+        similar = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {similar[0]}?" if similar else "/help lists them, // begins a message"
+        raise ValueError(f"there is no command {name}; {hint}")
     command, rest = COMMANDS[name], rest.strip()
     required = sum(not word.startswith("[") for word in command.usage.split())
     if bool(rest) != bool(command.usage) and (rest or required):

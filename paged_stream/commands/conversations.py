@@ -137,9 +137,9 @@ class Conversations:
         if len(self._all) > 1:
             others = (f"[{name}]" if name == self.name else name for name in self._all)
             lines.append(f"all         {', '.join(others)}")
-        ends = [*conversation.turns[1:], stats.num_tokens]
-        for number, (start, end) in enumerate(zip(conversation.turns, ends, strict=True)):
-            back = len(ends) - number
+        bounds = [*conversation.turns, stats.num_tokens]
+        for number, (start, end) in enumerate(itertools.pairwise(bounds)):
+            back = len(conversation.turns) - number
             lines.append(f"{back:>3} back    positions {start} to {end}")
         return "\n".join(lines)
 
