@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
+import json
+import logging
 import re
 import shutil
 import subprocess
@@ -10,7 +13,11 @@ import sys
 
 import pytest
 
+from paged_stream import SamplingParams, __version__
 from paged_stream.cli import main
+from paged_stream.commands.output import show
+from paged_stream.models import gguf
+from paged_stream.stream import Stream
 
 ENGINE = ["--window-size", "24", "--dtype", "float32", "--kv-cache-memory-bytes", "4000000"]
 SAMPLING = ["--max-tokens", "60", "--seed", "1", "--ignore-eos"]
@@ -24,9 +31,126 @@ def test_generate_runs_past_the_window(folder, capsys):
 
 
 def test_generate_reads_standard_input(folder, capsys, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO("from a pipe"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"from a pipe")))
     assert main(["generate", "--model", str(folder), *ENGINE, *SAMPLING]) == 0
     assert capsys.readouterr().out.startswith("from a pipe")
+
+
+def test_generate_reads_a_file(folder, tmp_path, capsys):
+    path = tmp_path / "prompt.txt"
+    path.write_text("from a file, " * 20)  # more than a step computes
+    arguments = ["--model", str(folder), *ENGINE, *SAMPLING]
+    assert main(["generate", "--file", str(path), *arguments]) == 0
+    from_file = capsys.readouterr().out
+    assert main(["generate", path.read_text(), *arguments]) == 0
+    assert from_file == capsys.readouterr().out and from_file.startswith("from a file, ")
+
+
+def test_generate_in_json(folder, capsys):
+    arguments = ["hello", "--model", str(folder), *ENGINE, *SAMPLING]
+    assert main(["generate", *arguments]) == 0
+    text = capsys.readouterr().out
+    assert main(["generate", "--json", *arguments]) == 0
+    out = capsys.readouterr().out
+    answer = json.loads(out)
+    assert out.count("\n") == 1 and text == f"hello{answer['text']}\n"
+    assert answer["model"] == str(folder) and answer["finish_reason"] == "length"
+    assert len(answer["token_ids"]) == 60
+    usage = {"prompt_tokens": 5, "completion_tokens": 60, "total_tokens": 65}
+    assert answer["usage"] == usage
+
+
+@pytest.mark.parametrize("isatty", [False, True])
+def test_tokens_are_written_as_they_come(make_engine, capsys, monkeypatch, isatty):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: isatty)
+    written = expected = ""
+
+    def watched(deltas):
+        nonlocal written, expected
+        for delta in deltas:
+            expected += delta.delta_text
+            yield delta
+            written += capsys.readouterr().out
+            assert written == expected
+
+    with make_engine().open_stream() as stream:
+        stream.append("hello")
+        assert show(stream, watched(stream.generate(SamplingParams(max_tokens=9, seed=1))))
+    assert expected and capsys.readouterr().out == "\n"
+
+
+@pytest.mark.parametrize("is_json", [False, True])
+def test_an_interrupted_answer(folder, capsys, monkeypatch, is_json):
+    generate = Stream.generate
+
+    def interrupted(stream, params):
+        yield from itertools.islice(generate(stream, params), 3)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Stream, "generate", interrupted)
+    arguments = ["generate", "hello", "--model", str(folder), *ENGINE, *SAMPLING]
+    assert main(arguments + ["--json"] * is_json) == 130
+    out, err = capsys.readouterr()
+    assert "[3 tokens" in err and "Traceback" not in err
+    if is_json:
+        answer = json.loads(out)
+        assert answer["finish_reason"] == "abort" and len(answer["token_ids"]) == 3
+    else:
+        assert out.startswith("hello") and len(out) == len("hello") + 3 + 1
+
+
+def test_a_long_prompt_on_a_terminal_is_shown_by_its_end(folder, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    prompt = "a" * 3000 + "b" * 2000
+    arguments = ["--model", str(folder), *ENGINE, "--max-tokens", "1", "--ignore-eos"]
+    assert main(["generate", prompt, *arguments]) == 0
+    assert capsys.readouterr().out.startswith("[...]" + "b" * 2000)
+
+
+def test_version_and_help(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main(["--version"])
+    assert exit_info.value.code == 0
+    assert capsys.readouterr().out == f"paged-stream {__version__}\n"
+    assert main([]) == 0
+    assert "generate" in capsys.readouterr().out
+
+
+def test_the_package_is_the_command():
+    command = [sys.executable, "-m", "paged_stream", "--version"]
+    assert subprocess.run(command, capture_output=True, text=True).stdout.startswith("paged-stream")
+
+
+def test_the_first_use_says_what_it_does(gguf_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gguf, "convert", lambda path, folder: (folder / "config.json").touch())
+    arguments = ["info", str(gguf_file)]
+    assert main(arguments) == 2  # nothing was written that could be read
+    assert f"converting {gguf_file} once into {tmp_path}" in capsys.readouterr().err
+    assert main(arguments) == 2
+    assert "converting" not in capsys.readouterr().err
+
+
+def test_loading_is_said(folder, capsys):
+    assert main(["generate", "x", "--model", str(folder), *ENGINE, "--max-tokens", "1"]) == 0
+    assert capsys.readouterr().err.startswith(f"loading {folder}\n")
+    assert not logging.getLogger("paged_stream").handlers
+
+
+def test_a_cache_folder_that_cannot_be_written(gguf_file, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/cache")
+    assert main(["info", str(gguf_file)]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "/dev/null/cache/paged_stream/gguf: Not a directory" in err
+    assert "cache_dir" in err and "XDG_CACHE_HOME" in err
+
+
+@pytest.fixture
+def gguf_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF")
+    return path
 
 
 def test_chat_keeps_its_stream(folder, capsys, monkeypatch):
@@ -60,6 +184,10 @@ def test_info_plans_capacity(folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["generate", "x", "--file", "y"], "prompt and file are both given"),
+        (["generate", "--file", "nowhere.txt"], "nowhere.txt"),
+        (["generate", "--file", "BINARY"], "is not UTF-8 text: byte 0xff at offset 2"),
+        (["generate", "x", "--model", "TRUNCATED"], "model.gguf is truncated or not a GGUF file"),
         (["generate", "x", "--model", "nowhere"], "model='nowhere' is no folder"),
         (["generate", "", *ENGINE], "prompt must not be empty"),
         (["generate", "x", "--temperature", "nan"], "temperature must be in"),
@@ -67,11 +195,17 @@ def test_info_plans_capacity(folder, capsys):
         (["generate", "x", "--kv-cache-dtype", "int4"], "kv_cache_dtype must be one of auto, int8"),
     ],
 )
-def test_errors_are_one_line_and_exit_2(folder, capsys, arguments, message):
+def test_errors_are_one_line_and_exit_2(
+    folder, tmp_path, gguf_file, capsys, arguments, message
+):
+    (tmp_path / "binary").write_bytes(b"ab\xff")
+    paths = {"BINARY": tmp_path / "binary", "TRUNCATED": gguf_file}
+    arguments = [str(paths.get(argument, argument)) for argument in arguments]
     if "--model" not in arguments and arguments[0] == "generate":
         arguments = [*arguments, "--model", str(folder)]
     assert main(arguments) == 2
     err = capsys.readouterr().err
+    err = re.sub("^converting .*\n", "", err)  # a truncated file is found out then
     assert err.startswith("error: ") and message in err and err.count("\n") == 1
 
 
