@@ -62,7 +62,9 @@ def add_engine_options(
         "--kv-cache-dtype", default="auto", help="auto, which is the model's, int8, or on CUDA fp8"
     )
     group.add_argument("--block-size", type=int, default=16)
-    group.add_argument("--kv-cache-memory-bytes", type=num_bytes)
+    group.add_argument(
+        "--kv-cache-memory-bytes", type=num_bytes, metavar="BYTES", help="such as 4GiB"
+    )
     group.add_argument(
         "--gpu-memory-utilization", type=float, default=0.9, metavar="SHARE", help="0.9 by default"
     )

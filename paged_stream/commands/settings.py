@@ -42,7 +42,7 @@ def apply_settings(
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
-    """Read settings, from JSON if the name ends so, else from YAML.
+    """Read settings, from JSON if the name ends so, else from YAML. Names may have dashes.
 
     Raises:
         ValueError: names the file and what is wrong with it.
@@ -59,11 +59,12 @@ def read_config_file(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise ValueError(f"{path} must have names and values, such as `window_size: 1024`")
-    for name, value in content.items():
+    settings = {str(name).replace("-", "_"): value for name, value in content.items()}
+    for name, value in settings.items():
         if name not in _TYPES:
-            raise ValueError(f"{path}: there is no setting {name!r}{_hint(str(name), _TYPES)}")
+            raise ValueError(f"{path}: there is no setting {name!r}{_hint(name, _TYPES)}")
         _check_kind(f"{path}: {name}", name, value)
-    return content
+    return settings
 
 
 def read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
@@ -107,8 +108,7 @@ def _check_kind(label: str, name: str, value: Any) -> None:
 
 
 def _hint(name: str, known: Collection[str]) -> str:
-    similar = name.replace("-", "_")
-    matches = difflib.get_close_matches(similar, known, n=3, cutoff=0.75)
+    matches = difflib.get_close_matches(name, known, n=3, cutoff=0.75)
     return f"; did you mean {' or '.join(matches)}?" if matches else ""
 
 

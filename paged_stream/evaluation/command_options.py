@@ -42,7 +42,9 @@ def add_model_options(parser: argparse.ArgumentParser, *, has_cache: bool = True
         group.add_argument(
             "--kv-cache-dtype", default="auto", help="auto, which is the model's, or int8"
         )
-        group.add_argument("--kv-cache-memory-bytes", type=num_bytes)
+        group.add_argument(
+            "--kv-cache-memory-bytes", type=num_bytes, metavar="BYTES", help="such as 4GiB"
+        )
     add_general_options(group)
 
 

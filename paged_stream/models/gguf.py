@@ -52,31 +52,20 @@ def cached_conversion(path: Path, cache_dir: Path | None = None) -> Path:
     folder = root / f"{path.stem}-{_digest(path)[:32]}-v{CONVERTER_VERSION}"
     if folder.is_dir():
         return folder
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with _lock(root / f"{folder.name}.lock"):
-            if not folder.is_dir():  # another process may have converted it meanwhile
-                _convert_into(path, folder)
-    except OSError as error:
-        raise OSError(
-            f"cannot keep the converted {path.name} in {root}: {error.strerror or error}; name "
-            "another folder with cache_dir, or set XDG_CACHE_HOME"
-        ) from error
+    root.mkdir(parents=True, exist_ok=True)
+    with _lock(root / f"{folder.name}.lock"):
+        if folder.is_dir():  # another process converted it meanwhile
+            return folder
+        for stale in root.glob(f"{glob.escape(folder.name)}.tmp*"):  # left by a killed process
+            shutil.rmtree(stale, ignore_errors=True)
+        work = Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp", dir=root))
+        try:
+            logger.info("converting %s once into %s (this may take a minute)", path, root)
+            convert(path, work)
+            _publish(work, folder)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
     return folder
-
-
-def _convert_into(path: Path, folder: Path) -> None:
-    """Convert a file into a folder that is there afterwards whole or not at all."""
-    root = folder.parent
-    for stale in root.glob(f"{glob.escape(folder.name)}.tmp*"):  # left by a killed process
-        shutil.rmtree(stale, ignore_errors=True)
-    work = Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp", dir=root))
-    try:
-        logger.info("converting %s once into %s; this may take a minute", path, folder)
-        convert(path, work)
-        _publish(work, folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _publish(work: Path, folder: Path) -> None:
@@ -207,7 +196,7 @@ def _write_safetensors(
     with path.open("wb") as file:
         _write_header(file, header)
         is_shown = logger.isEnabledFor(logging.INFO)
-        for name in progress_bar(shapes, desc=path.name, unit=" tensors", disable=not is_shown):
+        for name in progress_bar(shapes, desc=path.stem, unit=" tensors", disable=not is_shown):
             file.write(np.ascontiguousarray(values(name)).data)
 
 

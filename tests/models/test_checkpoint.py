@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pickle
 import shutil
@@ -283,12 +284,12 @@ def test_an_index_does_not_lead_outside_its_folder(tiny_llama, save, tmp_path):
     assert_refused(folder, shard.name, "fetch the missing files")
 
 
-def test_progress_is_for_terminals(tiny_llama, save, capsys, monkeypatch):
-    monkeypatch.setattr(checkpoint, "PROGRESS_DELAY", 0)
+def test_progress_is_for_those_who_want_to_know(tiny_llama, save, capsys, caplog, monkeypatch):
+    monkeypatch.setattr(checkpoint, "DELAY_SECONDS", 0)
     folder = save(tiny_llama())
     capsys.readouterr()
     load_decoder(folder)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    caplog.set_level(logging.INFO, logger="paged_stream.models")
     load_decoder(folder)
     assert "loading: 100%" in capsys.readouterr().err

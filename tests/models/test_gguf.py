@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from pathlib import Path
@@ -85,12 +86,12 @@ def test_truncated(tiny_llama, tmp_path, fraction):
     assert str(path) in message and "fetch the file again" in message and "\n" not in message
 
 
-def test_progress_is_for_terminals(tiny_llama, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(converter, "PROGRESS_DELAY", 0)
+def test_progress_is_for_those_who_want_to_know(tiny_llama, tmp_path, capsys, caplog):
     path = write_gguf(tiny_llama(**SHAPE), tmp_path / "tiny.gguf")
     capsys.readouterr()
     resolve_model(path, cache_dir=tmp_path / "cache")
-    assert "converting" not in capsys.readouterr().err
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    assert capsys.readouterr().err == ""
+    caplog.set_level(logging.INFO, logger="paged_stream.models")
     resolve_model(path, cache_dir=tmp_path / "other")
-    assert "converting: 100%" in capsys.readouterr().err
+    assert "model: 100%" in capsys.readouterr().err
+    assert f"converting {path} once into {tmp_path / 'other'}" in caplog.text
