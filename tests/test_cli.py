@@ -225,7 +225,9 @@ def test_help_shows_an_example(capsys, command):
     with pytest.raises(SystemExit) as exit_info:
         main([command, "--help"])
     assert exit_info.value.code == 0
-    assert f"example:\n  paged-stream {command}" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"example:\n  paged-stream {command}" in out
+    assert "--num-threads" in out and "--config FILE" in out and "PAGED_STREAM_" in out
 
 
 def test_chat_without_a_tokenizer(bare_folder, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -12,6 +13,7 @@ from pyarrow import parquet
 
 from paged_stream import LLM, SamplingParams
 from paged_stream.distributed import progress
+from paged_stream.distributed.batch import fit_pool
 from paged_stream.distributed.config import BatchConfig
 from paged_stream.distributed.plan import Pool, make_plan
 from paged_stream.distributed.row_runner import KeyedRow, Progress, RowRunner
@@ -262,6 +264,15 @@ def test_how_machines_are_shared():
     )
     assert Pool.fit(None, [head, node, node], "auto").num_replicas == 16
     assert Pool.fit(3, [head, node], "cpu").num_threads == 5
+
+
+def test_threads_that_the_user_asks_for(folder, tmp_path):
+    source = write_lines(tmp_path / "in.jsonl", [{"prompt": "a"}])
+    ray = SimpleNamespace(nodes=lambda: [{"Alive": True, "Resources": {"CPU": 4.0}}])
+    plan = make_plan(config(folder, tmp_path / "out", source))
+    assert fit_pool(ray, plan).num_threads == 4
+    plan = make_plan(config(folder, tmp_path / "out", source, engine={"num_threads": 3}))
+    assert fit_pool(ray, plan).num_threads == 3
 
 
 def test_the_bar_tells_rates_once_there_is_time_to_divide_by(monkeypatch):

@@ -160,9 +160,11 @@ def test_a_plot_without_matplotlib(text_file, options, capsys, monkeypatch):
     assert "plots need matplotlib; install it with" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["perplexity", "streameval", "attention-map"])
+@pytest.mark.parametrize("command", ["perplexity", "streameval", "dialogue", "attention-map"])
 def test_help_shows_an_example(capsys, command):
     with pytest.raises(SystemExit) as exit_info:
         main([command, "--help"])
     assert exit_info.value.code == 0
-    assert f"example:\n  paged-stream {command}" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"example:\n  paged-stream {command}" in out
+    assert "--num-threads" in out and "--config FILE" in out and "PAGED_STREAM_" in out
