@@ -12,7 +12,6 @@ import itertools
 import logging
 import queue
 import threading
-import time
 import uuid
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
@@ -338,7 +337,7 @@ class AsyncLLMEngine:
         oldest = next(iter(self.engine.scheduler.idle_streams()), None)
         if seconds is None or oldest is None:
             return None
-        left = self.engine.core.streams[oldest].last_used + seconds - time.monotonic()
+        left = self.engine.core.streams[oldest].last_used + seconds - self.engine.core.clock()
         return min(max(left, 0.0), threading.TIMEOUT_MAX)
 
 

@@ -7,7 +7,6 @@ progress, and an executor computes. Not thread-safe: `AsyncLLMEngine` is.
 from __future__ import annotations
 
 import random
-import time
 from array import array
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -237,7 +236,7 @@ class LLMEngine:
         self.prompts.check_length(len(pin.token_ids))
         seq_id = next(self.core.seq_ids)
         self.scheduler.open(seq_id, sink_window, is_stream=True)
-        self.core.streams[seq_id] = StreamRecord(time.monotonic(), on_evict)
+        self.core.streams[seq_id] = StreamRecord(self.core.clock(), on_evict)
         self.scheduler.append(seq_id, pin.token_ids)
         return Stream(self, seq_id, seed=self._seeds.getrandbits(63), pinned_messages=pin.messages)
 
@@ -282,7 +281,7 @@ class LLMEngine:
         if saved.state.num_computed_tokens:
             self.executor.put_parked(seq_id, saved.tokens)
         self.core.streams[seq_id] = StreamRecord(
-            time.monotonic(), on_evict, saved.state.num_computed_tokens
+            self.core.clock(), on_evict, saved.state.num_computed_tokens
         )
         return Stream(
             self,
@@ -295,7 +294,7 @@ class LLMEngine:
 
     def park_idle_streams(self, *, idle_seconds: float = 0.0) -> int:
         """Move streams out of the cache that did nothing for so long; returns how many."""
-        limit = time.monotonic() - idle_seconds
+        limit = self.core.clock() - idle_seconds
         idle = []
         for seq_id in self.scheduler.idle_streams():
             if self.core.streams[seq_id].last_used > limit:
@@ -313,7 +312,7 @@ class LLMEngine:
         child_id = next(self.core.seq_ids)
         child = self.scheduler.fork(seq_id, child_id, self.core.at_rest())
         self.core.streams[child_id] = StreamRecord(
-            time.monotonic(), None, child.num_computed_tokens
+            self.core.clock(), None, child.num_computed_tokens
         )
         return child_id, self._seeds.getrandbits(63)
 
@@ -359,7 +358,7 @@ class LLMEngine:
         if turn is not None and (inbox is None or inbox is turn.inbox):
             self.core.drop_turn(seq_id)
             self.scheduler.end_turn(seq_id)
-            self.core.streams[seq_id].last_used = time.monotonic()
+            self.core.streams[seq_id].last_used = self.core.clock()
 
     def close_stream(self, seq_id: int) -> None:
         self.core.drop_turn(seq_id)

@@ -96,6 +96,7 @@ class EngineCore:
         self.requests: dict[str, list[int]] = {}  # request_id to its unfinished seq_ids
         self.undelivered: list[RequestDelta] = []
         self.counters = Counters()
+        self.clock: Callable[[], float] = time.monotonic  # seconds; tells how long a stream rests
         self._eos_token_ids = eos_token_ids
         self._failure: BaseException | None = None
         self._stepping = threading.Lock()
@@ -287,7 +288,7 @@ class EngineCore:
 
     def _deliver(self, update: SequenceUpdate) -> None:
         if update.seq_id in self.streams:
-            self.streams[update.seq_id].last_used = time.monotonic()
+            self.streams[update.seq_id].last_used = self.clock()
         turn = self.turns.get(update.seq_id)
         if turn is None:  # tokens appended to a stream were computed
             return

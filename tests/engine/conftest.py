@@ -19,4 +19,4 @@ def make(make_engine):
 
     yield make
     for engine in engines:
-        asyncio.run(asyncio.wait_for(engine.shutdown(), 10))
+        asyncio.run(engine.shutdown())

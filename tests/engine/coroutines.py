@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import threading
+from contextlib import asynccontextmanager
 
 from paged_stream import SamplingParams
 
@@ -13,12 +15,12 @@ ENDLESS = SamplingParams(temperature=0, max_tokens=None, ignore_eos=True)
 PROMPTS = [[i % 90 + 2 for i in range(start, start + 3 + 7 * start)] for start in range(12)]
 
 
-def limited(test):
-    """Run an asynchronous test; one that hangs fails."""
+def in_loop(test):
+    """Run an asynchronous test in an event loop of its own."""
 
     @functools.wraps(test)
     def run(*args, **kwargs):
-        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 10))
+        asyncio.run(test(*args, **kwargs))
 
     return run
 
@@ -42,6 +44,50 @@ def continuation(engine, prompt, params=GREEDY) -> list[int]:
     while engine.has_unfinished_requests():
         out += ids(engine.step())
     return out
+
+
+async def until(engine, condition) -> None:
+    """Return once a condition holds, which the engine's thread looks at between two steps."""
+    await engine.call(lambda: None, when=condition)
+
+
+@asynccontextmanager
+async def held(engine, when=None):
+    """The engine's thread does nothing meanwhile; it is caught as soon as ``when`` holds."""
+    caught, gate = threading.Event(), threading.Event()
+    holding = asyncio.create_task(engine.call(lambda: (caught.set(), gate.wait()), when=when))
+    await asyncio.to_thread(caught.wait)
+    try:
+        yield
+    finally:
+        gate.set()
+        await holding
+
+
+async def comes_to_rest(engine, monkeypatch, most=20) -> bool:
+    """Whether an engine that has little to do sleeps before it has looked for work ``most`` times."""
+    looks, rests, is_clear = 0, [], threading.Event()
+    advance, seconds_to_parking = engine.engine.advance, engine._seconds_to_parking
+
+    def counted():
+        nonlocal looks
+        looks += 1
+        if looks > most:
+            is_clear.set()
+        return advance()
+
+    def noted():  # asked before the engine waits for calls
+        seconds = seconds_to_parking()
+        if seconds != 0:
+            rests.append(seconds)
+            is_clear.set()
+        return seconds
+
+    monkeypatch.setattr(engine.engine, "advance", counted)
+    monkeypatch.setattr(engine, "_seconds_to_parking", noted)
+    await engine.stats()  # wakes it
+    await asyncio.to_thread(is_clear.wait)
+    return bool(rests)
 
 
 async def settle(engine) -> None:

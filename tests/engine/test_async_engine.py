@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import queue
 import random
 import threading
-import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 
 import pytest
@@ -18,16 +17,19 @@ from tests.engine.coroutines import (
     ENDLESS,
     GREEDY,
     PROMPTS,
+    comes_to_rest,
     continuation,
-    limited,
+    held,
+    in_loop,
     nothing_left,
     read,
     settle,
     take,
+    until,
 )
 
 
-@limited
+@in_loop
 async def test_requests_and_streams_together_equal_each_alone(make, make_engine):
     alone = make_engine()
     want = [continuation(alone, prompt) for prompt in PROMPTS]
@@ -45,7 +47,7 @@ async def test_requests_and_streams_together_equal_each_alone(make, make_engine)
         assert await nothing_left(engine)
 
 
-@limited
+@in_loop
 async def test_several_completions(make, make_engine):
     params = SamplingParams(n=3, max_tokens=10, seed=5, ignore_eos=True)
     alone = make_engine()
@@ -61,7 +63,7 @@ async def test_several_completions(make, make_engine):
     assert got == want and await nothing_left(engine)
 
 
-@limited
+@in_loop
 async def test_scores_are_those_of_the_engine(make, make_engine):
     alone = make_engine()
     alone.add_score_request("r", PROMPTS[0])
@@ -86,7 +88,6 @@ async def test_scores_are_those_of_the_engine(make, make_engine):
 def test_threads_with_loops_of_their_own(make, make_engine):
     alone, engine = make_engine(), make()
     want = [continuation(alone, prompt) for prompt in PROMPTS]
-    results: queue.SimpleQueue = queue.SimpleQueue()
 
     async def work():
         async def one(prompt):
@@ -99,27 +100,20 @@ def test_threads_with_loops_of_their_own(make, make_engine):
             *(read(engine.generate(prompt, GREEDY)) for prompt in PROMPTS),
         )
 
-    def run():
-        try:
-            results.put(asyncio.run(asyncio.wait_for(work(), 60)))
-        except BaseException as error:
-            results.put(error)
-
-    threads = [threading.Thread(target=run, daemon=True) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    assert [results.get(timeout=60) for _ in threads] == [want * 2] * 4
+    with ThreadPoolExecutor(4) as threads:
+        loops = [threads.submit(lambda: asyncio.run(work())) for _ in range(4)]
+        assert [loop.result() for loop in loops] == [want * 2] * 4
     assert asyncio.run(nothing_left(engine))
 
 
-@limited
+@in_loop
 async def test_a_stream_used_by_two_loops(make, make_engine):
     engine = make()
     stream = await engine.open_stream()
     await stream.append([5, 6, 7])
 
     def elsewhere():
-        return asyncio.run(asyncio.wait_for(read(stream.generate(GREEDY)), 20))
+        return asyncio.run(read(stream.generate(GREEDY)))
 
     first = await asyncio.to_thread(elsewhere)
     second = await read(stream.generate(GREEDY))
@@ -131,7 +125,7 @@ async def test_a_stream_used_by_two_loops(make, make_engine):
 # Leaving
 
 
-@limited
+@in_loop
 async def test_leaving_frees_at_once(make):
     engine = make()
     prompt = list(range(2, 60))
@@ -154,15 +148,14 @@ async def test_leaving_frees_at_once(make):
     assert await nothing_left(engine)
 
     task = asyncio.create_task(read(engine.generate(prompt, ENDLESS)))
-    while not (await engine.stats()).num_running:
-        await asyncio.sleep(0)
+    await until(engine, lambda: engine.engine.stats().num_running)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert await nothing_left(engine)
 
 
-@limited
+@in_loop
 async def test_cancelled_at_any_moment(make, make_engine):
     engine = make()
     stream = await engine.open_stream()
@@ -183,7 +176,7 @@ async def test_cancelled_at_any_moment(make, make_engine):
         ][number % 3]
         task = asyncio.create_task(make_one())
         for _ in range(random.randrange(12)):
-            await asyncio.sleep(0.0003 if random.random() < 0.3 else 0)
+            await (engine.stats() if random.random() < 0.3 else asyncio.sleep(0))
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -195,24 +188,20 @@ async def test_cancelled_at_any_moment(make, make_engine):
     assert await nothing_left(engine)
 
 
-@limited
+@in_loop
 async def test_an_abort_comes_after_its_request(make):
     engine = make()
-    held, gate = threading.Event(), threading.Event()
-    blocker = asyncio.create_task(engine.call(lambda: (held.set(), gate.wait())))
-    await asyncio.to_thread(held.wait)
-    early = asyncio.create_task(read(engine.generate([5, 6], ENDLESS)))
-    await asyncio.sleep(0)
-    early.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await early
-    gate.set()
-    await blocker
+    async with held(engine):
+        early = asyncio.create_task(read(engine.generate([5, 6], ENDLESS)))
+        await asyncio.sleep(0)
+        early.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await early
     assert await nothing_left(engine)
     assert (await engine.stats()).num_steps == 0  # it was not even added
 
 
-@limited
+@in_loop
 async def test_an_opened_stream_whose_opener_is_gone_is_closed(make):
     engine = make()
     opening, gate = threading.Event(), threading.Event()
@@ -240,7 +229,7 @@ def test_a_loop_that_ends_leaves_nothing(make):
         deltas = engine.generate([5, 6], ENDLESS)
         await take(deltas, 2)
         asyncio.create_task(read(engine.generate([5, 6, 7], ENDLESS)))
-        await asyncio.sleep(0.005)
+        await until(engine, lambda: len(engine.engine.core.requests) == 2)
         return deltas
 
     left = asyncio.run(leave_open())  # closes what is open
@@ -253,40 +242,39 @@ def test_a_loop_closed_without_care_leaves_nothing(make, max_unread):
     engine = make(max_unread=max_unread)
     loop = asyncio.new_event_loop()
     deltas = engine.generate([5, 6], ENDLESS)
-    loop.run_until_complete(asyncio.wait_for(take(deltas, 2), 10))
-    while max_unread == 1 and not all(mailbox.is_full for mailbox in engine._mailboxes):
-        time.sleep(0.001)
+    loop.run_until_complete(take(deltas, 2))
+    if max_unread == 1:
+        [mailbox] = engine._mailboxes
+        loop.run_until_complete(until(engine, lambda: mailbox.is_full))
     loop.close()
 
     async def others_go_on():
         assert len(await read(engine.generate([5, 6, 7], GREEDY))) == 10
         return await nothing_left(engine)
 
-    assert asyncio.run(asyncio.wait_for(others_go_on(), 20))
+    assert asyncio.run(others_go_on())
 
 
 # Names
 
 
-@limited
+@in_loop
 async def test_a_name_in_use_is_refused_and_its_request_unharmed(make, make_engine):
-    engine = make()
+    engine = make(max_unread=2)  # so it has not finished in the background
     want = continuation(make_engine(), [5, 6, 7])
     first = engine.generate([5, 6, 7], GREEDY, request_id="name")
     got = await take(first, 1)
-    if "name" in engine.engine.core.requests:  # or it has finished in the background
-        with pytest.raises(ValueError, match="in use"):
-            await read(engine.generate([8], ENDLESS, request_id="name"))
+    with pytest.raises(ValueError, match="in use"):
+        await read(engine.generate([8], ENDLESS, request_id="name"))
     assert got + await read(first) == want
 
 
-@limited
+@in_loop
 async def test_a_name_can_be_used_again_before_the_first_is_read(make, make_engine):
     engine = make()
     first = engine.generate([5, 6, 7], GREEDY, request_id="name")
     await take(first, 1)
-    while "name" in engine.engine.core.requests:
-        await asyncio.sleep(0)
+    await until(engine, lambda: "name" not in engine.engine.core.requests)
     second = engine.generate([8, 9], ENDLESS, request_id="name")
     got = await take(second, 1)
     await first.aclose()  # must not abort the second
@@ -295,7 +283,7 @@ async def test_a_name_can_be_used_again_before_the_first_is_read(make, make_engi
     assert await nothing_left(engine)
 
 
-@limited
+@in_loop
 async def test_misuse_is_explained_and_harms_nobody(make):
     engine = make()
     with pytest.raises(ValueError, match="params must be SamplingParams"):
@@ -323,7 +311,7 @@ async def test_misuse_is_explained_and_harms_nobody(make):
 # Slow readers
 
 
-@limited
+@in_loop
 async def test_a_slow_reader_holds_up_only_what_it_reads(make, make_engine):
     engine = make(max_unread=4, max_num_seqs=2)
     stream = await engine.open_stream()
@@ -344,26 +332,16 @@ async def test_a_slow_reader_holds_up_only_what_it_reads(make, make_engine):
     assert await nothing_left(engine)
 
 
-@limited
+@in_loop
 async def test_an_engine_with_nothing_but_unread_turns_sleeps(make, monkeypatch):
     engine = make(max_unread=2)
-    advance, calls = engine.engine.advance, []
-
-    def counted():
-        calls.append(time.monotonic())
-        return advance()
-
-    monkeypatch.setattr(engine.engine, "advance", counted)
     deltas = engine.generate([5, 6], ENDLESS)
     await take(deltas, 1)
-    await asyncio.sleep(0.02)
-    before = len(calls)
-    await asyncio.sleep(0.05)
-    assert len(calls) - before <= 1
+    assert await comes_to_rest(engine, monkeypatch)
     assert len(await take(deltas, 20)) == 20
 
 
-@limited
+@in_loop
 async def test_a_box_filled_while_it_is_read_wakes_the_engine():
     woken = []
     mailbox = Mailbox(2, woken.append)
@@ -380,7 +358,7 @@ async def test_a_box_filled_while_it_is_read_wakes_the_engine():
 
 
 @pytest.mark.parametrize("max_unread", [1, 2, 3])
-@limited
+@in_loop
 async def test_a_reader_that_keeps_up_is_never_forgotten(make, max_unread):
     engine = make(max_unread=max_unread)
     params = SamplingParams(temperature=0, max_tokens=600, ignore_eos=True)
@@ -388,35 +366,31 @@ async def test_a_reader_that_keeps_up_is_never_forgotten(make, max_unread):
     assert [len(tokens) for tokens in await asyncio.gather(*readers)] == [600] * 3
 
 
-@limited
-async def test_an_engine_with_nothing_to_do_parks(make):
-    engine = make(park_after_seconds=0.02)
+@in_loop
+async def test_an_engine_with_nothing_to_do_parks(make, monkeypatch):
+    engine, parked = make(park_after_seconds=0.02), threading.Event()
+    park = engine.engine.scheduler.park
+    monkeypatch.setattr(
+        engine.engine.scheduler, "park", lambda seq_id: (park(seq_id), parked.set())
+    )
     stream = await engine.open_stream()
     await stream.append([5, 6, 7])
     await read(stream.generate(GREEDY))
-    assert engine.engine.stats().num_parked_streams == 0
-    while not engine.engine.stats().num_parked_streams:  # without a call that would wake it
-        await asyncio.sleep(0.005)
+    await asyncio.to_thread(parked.wait)  # without a call that would wake the engine
+    assert (await engine.stats()).num_parked_streams == 1
     assert len(await read(stream.generate(GREEDY))) == 10
 
 
-@limited
+@in_loop
 async def test_parking_at_once_does_not_keep_the_engine_busy(make, monkeypatch):
     engine = make(park_after_seconds=0)
     stream = await engine.open_stream()
     await stream.append([5, 6, 7])
     await read(stream.generate(GREEDY))
-    advance, calls = engine.engine.advance, []
-    monkeypatch.setattr(engine.engine, "advance", lambda: (calls.append(1), advance())[1])
-    await asyncio.sleep(0.03)
-    assert len(calls) <= 3
+    assert await comes_to_rest(engine, monkeypatch)
     assert (await engine.stats()).num_parked_streams == 1
     far = make(park_after_seconds=float("inf"))
     stream = await far.open_stream()
     await stream.append([5, 6, 7])
     assert len(await read(stream.generate(GREEDY))) == 10
-    advance = far.engine.advance
-    calls.clear()
-    monkeypatch.setattr(far.engine, "advance", lambda: (calls.append(1), advance())[1])
-    await asyncio.sleep(0.03)
-    assert len(calls) <= 3
+    assert await comes_to_rest(far, monkeypatch)

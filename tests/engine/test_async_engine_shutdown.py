@@ -15,7 +15,8 @@ from tests.engine.coroutines import (
     GREEDY,
     PROMPTS,
     continuation,
-    limited,
+    held,
+    in_loop,
     read,
     settle,
     take,
@@ -63,7 +64,7 @@ async def everything_is_refused(engine, stream, cause):
     assert await engine.shutdown() == {}
 
 
-@limited
+@in_loop
 async def test_a_failure_reaches_everybody(make, monkeypatch):
     engine = make(max_unread=3)
     stream, other, third = [await engine.open_stream() for _ in range(3)]
@@ -72,7 +73,7 @@ async def test_a_failure_reaches_everybody(make, monkeypatch):
     unread = third.generate(ENDLESS)
     await take(unread, 1)
     tasks = await all_waiters(engine, stream, other)
-    await asyncio.sleep(0.005)
+    await settle(engine)
     failure = OSError("the device is on fire")
 
     def execute(output):
@@ -88,7 +89,7 @@ async def test_a_failure_reaches_everybody(make, monkeypatch):
     await everything_is_refused(engine, stream, failure)
 
 
-@limited
+@in_loop
 async def test_a_failure_of_an_idle_engine_is_found_by_the_next_request(make, monkeypatch):
     engine = make()
     failure = MemoryError()
@@ -105,7 +106,7 @@ async def test_a_failure_of_an_idle_engine_is_found_by_the_next_request(make, mo
         await stream
 
 
-@limited
+@in_loop
 async def test_shutdown_reaches_everybody(make):
     engine = make(max_unread=3)
     stream, other = [await engine.open_stream() for _ in range(2)]
@@ -126,35 +127,37 @@ engine = AsyncLLMEngine(EngineConfig(model={str(folder)!r}), max_unread=10**9)
 deltas = engine.generate([5, 6], SamplingParams(max_tokens=None, ignore_eos=True))
 asyncio.new_event_loop().run_until_complete(anext(deltas))
 """
-    done = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True)
     assert done.returncode == 0, done.stderr
 
 
-@limited
+@in_loop
 async def test_shutdown_among_callers_of_several_threads(make):
     for _ in range(5):
-        engine = make()
+        engine, answered = make(), threading.Semaphore(0)
 
-        async def work(engine=engine):
+        async def work(engine=engine, answered=answered):
             with pytest.raises(EngineStoppedError):
                 while True:
                     await engine.stats()
                     await read(engine.generate([5], GREEDY))
+                    answered.release()
             return True
 
         async def many(work=work):
             return all(await asyncio.gather(*(work() for _ in range(5))))
 
         def run(many=many):
-            return asyncio.run(asyncio.wait_for(many(), 20))
+            return asyncio.run(many())
 
         threads = [asyncio.create_task(asyncio.to_thread(run)) for _ in range(3)]
-        await asyncio.sleep(0.01)
+        for _ in range(20):
+            await asyncio.to_thread(answered.acquire)
         await engine.shutdown()
         assert all(await asyncio.gather(*threads))
 
 
-@limited
+@in_loop
 async def test_saved_at_shutdown_and_continued(make, make_engine, tmp_path):
     engine = make()
     prompts = [PROMPTS[3], PROMPTS[8], PROMPTS[11]]
@@ -164,10 +167,13 @@ async def test_saved_at_shutdown_and_continued(make, make_engine, tmp_path):
         await streams[-1].append(prompt)
     first = [await read(stream.generate(GREEDY)) for stream in streams[:2]]
     parts: list[list[int]] = [[], []]
+    has_begun = asyncio.Event()
 
     async def interrupted(part, deltas):
         async for delta in deltas:
             part += delta.delta_token_ids
+            if len(parts[0]) >= 5:
+                has_begun.set()
 
     tasks = [
         asyncio.create_task(interrupted(parts[0], streams[2].generate(ENDLESS))),
@@ -176,8 +182,7 @@ async def test_saved_at_shutdown_and_continued(make, make_engine, tmp_path):
     await streams[1].append([20, 21])  # not computed yet
     empty, closed = await engine.open_stream(), await engine.open_stream()
     await closed.close()
-    while len(parts[0]) < 5:
-        await asyncio.sleep(0)
+    await has_begun.wait()
     saved = await engine.shutdown(tmp_path / "new" / "folder")
     for task in tasks:
         with pytest.raises(EngineStoppedError, match="shut down"):
@@ -202,7 +207,7 @@ async def test_saved_at_shutdown_and_continued(make, make_engine, tmp_path):
     assert {*later.values(), *saved.values()} == {*(tmp_path / "new" / "folder").iterdir()}
 
 
-@limited
+@in_loop
 async def test_a_shutdown_that_cannot_save_can_be_tried_again(make, tmp_path):
     engine = make()
     stream = await engine.open_stream()
@@ -216,21 +221,17 @@ async def test_a_shutdown_that_cannot_save_can_be_tried_again(make, tmp_path):
     assert list(await engine.shutdown(tmp_path)) == [stream]
 
 
-@limited
+@in_loop
 async def test_nothing_is_accepted_between_saving_and_the_end(make, make_engine, tmp_path):
     engine = make()
     stream = await engine.open_stream()
     await stream.append([5, 6, 7])
-    held, gate = threading.Event(), threading.Event()
-    blocker = asyncio.create_task(engine.call(lambda: (held.set(), gate.wait())))
-    await asyncio.to_thread(held.wait)
-    ending = asyncio.create_task(engine.shutdown(tmp_path))
-    await asyncio.sleep(0)
-    late = [stream.append([8]), stream.stats(), read(stream.generate(GREEDY))]
-    late = [asyncio.create_task(hear(call)) for call in late]
-    await asyncio.sleep(0)
-    gate.set()
-    await blocker
+    async with held(engine):
+        ending = asyncio.create_task(engine.shutdown(tmp_path))
+        await asyncio.sleep(0)
+        late = [stream.append([8]), stream.stats(), read(stream.generate(GREEDY))]
+        late = [asyncio.create_task(hear(call)) for call in late]
+        await asyncio.sleep(0)
     assert all(isinstance(error, EngineStoppedError) for error in await asyncio.gather(*late))
     loaded = make_engine().load_stream((await ending)[stream])
     assert loaded.position == 3

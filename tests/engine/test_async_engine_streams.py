@@ -14,16 +14,18 @@ from tests.engine.coroutines import (
     GREEDY,
     PROMPTS,
     continuation,
+    held,
     ids,
-    limited,
+    in_loop,
     nothing_left,
     read,
     settle,
     take,
+    until,
 )
 
 
-@limited
+@in_loop
 async def test_a_stream_does_what_the_synchronous_one_does(make, make_engine, tmp_path):
     alone, engine = make_engine(), make()
     pin = [{"role": "system", "content": "be brief"}]
@@ -66,7 +68,7 @@ async def test_a_stream_does_what_the_synchronous_one_does(make, make_engine, tm
         await engine.load_stream(tmp_path / "absent")
 
 
-@limited
+@in_loop
 async def test_two_iterators_of_one_stream(make, make_engine):
     engine = make(max_unread=2)
     stream = await engine.open_stream()
@@ -81,7 +83,7 @@ async def test_two_iterators_of_one_stream(make, make_engine):
     assert got + await read(first) == continuation(make_engine(), [5, 6, 7])
 
 
-@limited
+@in_loop
 async def test_what_is_left_of_a_finished_turn_does_not_end_the_next(make):
     engine = make()
     stream = await engine.open_stream()
@@ -96,7 +98,7 @@ async def test_what_is_left_of_a_finished_turn_does_not_end_the_next(make):
     assert len(got + await read(second)) == 10
 
 
-@limited
+@in_loop
 async def test_appending_while_generating_queues_behind_the_turn(make, make_engine):
     engine = make(max_unread=2)
     stream = await engine.open_stream()
@@ -110,7 +112,7 @@ async def test_appending_while_generating_queues_behind_the_turn(make, make_engi
     assert second == continuation(make_engine(), [5, 6, 7, *first, 20, 21])
 
 
-@limited
+@in_loop
 async def test_a_turn_left_early_ends_where_it_is(make, make_engine):
     engine = make(max_unread=1)
     stream = await engine.open_stream()
@@ -125,7 +127,7 @@ async def test_a_turn_left_early_ends_where_it_is(make, make_engine):
     assert (await read(stream.generate(GREEDY)))[: 10 - count] == want[count:]
 
 
-@limited
+@in_loop
 async def test_a_long_append_waits_and_others_go_on(make):
     engine = make()
     stream = await engine.open_stream()
@@ -134,23 +136,24 @@ async def test_a_long_append_waits_and_others_go_on(make):
     assert all(len(tokens) == 10 for tokens in got)
     await task
     assert (await stream.stats()).num_pending_tokens <= 32 + 1
-    task = asyncio.create_task(stream.append([5] * 50_000))
-    await asyncio.sleep(0.002)
-    await stream.close()
+    task = asyncio.create_task(stream.append([5] * 5000))
+    async with held(engine, when=lambda: stream.inner.is_behind):
+        await asyncio.sleep(0)  # the task waits from here on
+        await stream.close()
     with pytest.raises(ValueError, match="closed"):
         await task
     assert await nothing_left(engine)
 
 
-@limited
+@in_loop
 async def test_closing_a_stream_ends_its_iterator(make):
     engine = make(max_unread=2)
     stream = await engine.open_stream()
     await stream.append([5, 6, 7])
     fast = asyncio.create_task(read(stream.generate(ENDLESS)))
-    await asyncio.sleep(0.005)
+    await until(engine, lambda: stream.inner.position > 10)
     await stream.close()
-    assert isinstance(await fast, list)
+    assert len(await fast) > 10 - 3
     stream = await engine.open_stream()
     await stream.append([5, 6, 7])
     slow = stream.generate(ENDLESS)
@@ -160,7 +163,7 @@ async def test_closing_a_stream_ends_its_iterator(make):
     assert await nothing_left(engine)
 
 
-@limited
+@in_loop
 async def test_evictions_are_told_by_the_engines_thread(make, make_engine):
     alone, want, told, threads = make_engine(), [], [], set()
 
@@ -181,7 +184,7 @@ async def test_evictions_are_told_by_the_engines_thread(make, make_engine):
     assert threads == {"paged_stream"}
 
 
-@limited
+@in_loop
 async def test_a_condition_that_another_call_fulfils(make):
     engine, done = make(), []
     waiting = asyncio.create_task(engine.call(lambda: len(done), when=lambda: done))
@@ -203,7 +206,7 @@ async def test_a_condition_that_another_call_fulfils(make):
 # Beside the engine's thread
 
 
-@limited
+@in_loop
 async def test_the_engines_thread_neither_tokenizes_nor_reads_files(make, monkeypatch, tmp_path):
     engine, threads = make(), []
     encode = engine.engine.tokenizer.encode
@@ -229,7 +232,7 @@ async def test_the_engines_thread_neither_tokenizes_nor_reads_files(make, monkey
     assert not {"paged_stream", threading.current_thread().name} & set(threads)
 
 
-@limited
+@in_loop
 async def test_what_was_tokenized_for_an_empty_stream_is_not_put_behind_another(make, monkeypatch):
     """The guess, in another thread, that the stream is empty may have become wrong."""
     engine = make()
@@ -238,7 +241,7 @@ async def test_what_was_tokenized_for_an_empty_stream_is_not_put_behind_another(
 
     def with_start(text, add_special_tokens=True):
         if not is_late:
-            both.wait(5)
+            both.wait()
         return [1] * add_special_tokens + encode(text, add_special_tokens=False)
 
     is_late = False
@@ -258,7 +261,7 @@ async def test_what_was_tokenized_for_an_empty_stream_is_not_put_behind_another(
     assert late.is_set() and (await stream.stats()).num_tokens == 1 + 2 + 2
 
 
-@limited
+@in_loop
 async def test_appending_without_end_waits_for_the_end_of_the_turn(make, make_engine, monkeypatch):
     monkeypatch.setattr("paged_stream.stream.MAX_QUEUED_TOKENS", 10)
     engine = make(max_unread=2)

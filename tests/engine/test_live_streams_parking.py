@@ -152,10 +152,10 @@ def test_a_parked_stream_is_edited_while_others_wait_for_their_readers(make_engi
     assert answers == [tokens_of(alone.generate(greedy(9)))] * num_reading
 
 
-def test_streams_that_rest_for_long_are_parked(make_engine, monkeypatch):
+def test_streams_that_rest_for_long_are_parked(make_engine):
     now = [1000.0]
-    monkeypatch.setattr("paged_stream.engine.time.monotonic", lambda: now[0])
     engine = make_engine(park_after_seconds=10)
+    engine.core.clock = lambda: now[0]
     busy, idle, listening = (engine.open_stream() for _ in range(3))
     for stream in (idle, busy, listening):
         stream.append(text_ids(9))

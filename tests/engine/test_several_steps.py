@@ -13,7 +13,7 @@ import pytest
 
 from paged_stream import AsyncLLMEngine, EngineConfig, SamplingParams
 from paged_stream.config import offline_settings
-from tests.engine.coroutines import limited, read
+from tests.engine.coroutines import in_loop, read
 from tests.engine.stream_oracle import text_ids, tokens_of
 
 # Steps, and whether more of the same are submitted before anybody has seen the last.
@@ -399,20 +399,21 @@ def test_slow_readers(make_engine, num_steps):
         kv_cache_memory_bytes=4 << 20,
     )
 
-    async def slowly(deltas):
+    async def slowly(engine, deltas):
         tokens: list[int] = []
         async for delta in deltas:
             assert len(delta.delta_token_ids) <= num_steps
             tokens += delta.delta_token_ids
-            await asyncio.sleep(0.002)
+            for _ in range(2):  # there is a step between one answer and the next
+                await engine.stats()
         return tokens
 
-    @limited
+    @in_loop
     async def run():
         async with AsyncLLMEngine(config, max_unread=1) as engine:
+            turns = [engine.generate(prompt, params) for prompt in prompts]
             readers = [
-                (slowly if i % 2 else read)(engine.generate(prompt, params))
-                for i, prompt in enumerate(prompts)
+                slowly(engine, deltas) if i % 2 else read(deltas) for i, deltas in enumerate(turns)
             ]
             assert await asyncio.gather(*readers) == want
             engine.engine.scheduler.check_integrity()
