@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from paged_stream import EngineConfig, LLMEngine
 from tests.reference import tiny_llama
+
+# Examples may take as long as a busy machine takes, and may share the fixtures of their test.
+settings.register_profile(
+    "tests",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("tests")
 
 VOCAB = 97
 TEMPLATE = (

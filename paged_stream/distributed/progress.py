@@ -41,11 +41,19 @@ class Bar:
 
     Args:
         read: gives the board's totals.
-        num_bytes: of the input that is to be done, ``num_done`` of the rest.
+        num_bytes: of the input that is to be done.
+        clock: seconds.
     """
 
-    def __init__(self, read: Callable[[], Progress], num_bytes: int, num_shards: int) -> None:
+    def __init__(
+        self,
+        read: Callable[[], Progress],
+        num_bytes: int,
+        num_shards: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._read = read
+        self._clock = clock
         self._num_shards = num_shards
         self._num_committed = 0
         self._started: float | None = None  # when the first engine was there
@@ -79,14 +87,14 @@ class Bar:
     @property
     def seconds(self) -> float:
         """Since the first engine was there."""
-        return 0.0 if self._started is None else time.monotonic() - self._started
+        return 0.0 if self._started is None else self._clock() - self._started
 
     def show(self) -> None:
         total = self._read()
         if total == Progress():
             return  # nothing yet, or nothing any more
         if total.num_engines and self._started is None:
-            self._started = time.monotonic()
+            self._started = self._clock()
         if self._started is not None:
             rates, seconds = "", self.seconds
             if seconds >= _SHOW_SECONDS:

@@ -76,7 +76,7 @@ def test_a_batch_that_is_one_call(sequences):
     check(sequences, block_size=32)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_any_batch(data):
     sequences = []

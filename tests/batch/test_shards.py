@@ -37,7 +37,7 @@ def read_all(format, files, shard_bytes, limit=LIMIT):
     read_bytes=st.integers(1, 64),
     ends=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_line_is_in_one_shard(tmp_path_factory, lengths, shard_bytes, read_bytes, ends):
     path = tmp_path_factory.mktemp("lines") / "x.jsonl"
     rows = [{"i": i, "x": "ü" * length} for i, length in enumerate(lengths)]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
@@ -125,7 +125,7 @@ def test_score_equals_both_oracles(
         assert_scores(scores, token_logprobs(logits, ids))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25)
 @given(
     shape=st.sampled_from(sorted(SHAPES)),
     num_sink_tokens=st.integers(0, 40),

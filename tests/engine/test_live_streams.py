@@ -308,7 +308,6 @@ def test_any_history_gives_the_oracles_tokens(machine):
         settings=settings(
             max_examples=60,
             stateful_step_count=30,
-            deadline=None,
             phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
         ),

@@ -48,7 +48,7 @@ def lay_out(batch):
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(sequences(), min_size=1, max_size=4))
 def test_tokens_go_where_the_scheduler_says(batch):
     rows, layout = lay_out(batch)

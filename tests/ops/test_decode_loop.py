@@ -70,7 +70,7 @@ def test_a_column_without_a_block_writes_nothing():
     assert arguments["slot_mapping"].tolist() == [8, -1]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(sequences(), st.integers(0, 3)), min_size=1, max_size=4))
 def test_the_next_step_is_laid_out_as_the_scheduler_would(batch):
     """``num_left`` of 0 and 1 end a row, more go on."""

@@ -26,7 +26,7 @@ def reference(input, weight, bias):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     rows=st.integers(0, 40),
     half_in=st.integers(1, 40),

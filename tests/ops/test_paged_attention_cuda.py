@@ -50,9 +50,7 @@ def test_long_windows(dtype, chunk):
     make_batch(many, num_kv_heads=1, group=4, dtype=dtype, with_alibi=True).check("cuda")
 
 
-@settings(
-    max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
-)
+@settings(max_examples=200, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_random_batches(data):
     softcap = data.draw(st.one_of(st.none(), st.floats(0.1, 60)))

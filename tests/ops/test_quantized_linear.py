@@ -38,7 +38,7 @@ def inputs(rows, in_features, dtype=torch.float32, seed=0):
 
 
 @pytest.mark.parametrize("block_format", FORMATS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     rows=st.integers(0, 30),
     num_blocks=st.integers(1, 5),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paged_stream import ops
@@ -94,9 +94,7 @@ ROWS = st.builds(
 )
 
 
-@settings(
-    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=400)
 @given(logits=distributions(), data=st.data())
 def test_equals_the_sorted_algorithm(isa, logits, data):
     rows = [data.draw(ROWS) for _ in logits]

@@ -49,7 +49,7 @@ def evaluate(tmp_path_factory):
     return ctypes.CDLL(str(folder / "mirror.so")).evaluate
 
 
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(max_examples=500, derandomize=True)
 @given(
     sinks=st.integers(0, 60),
     window_size=st.one_of(st.none(), st.integers(1, 300)),

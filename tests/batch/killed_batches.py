@@ -1,0 +1,59 @@
+"""Batches that somebody is killed in as soon as so many shards are committed, however fast they
+are. The workers of a batch are classes of this module in another process, so they are made by
+functions: Ray sends such classes whole, and no worker has to import the tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from paged_stream.cli import main
+from paged_stream.distributed import batch
+from paged_stream.distributed.shard_worker import ShardWorker
+
+
+def kill_a_worker(monkeypatch: pytest.MonkeyPatch, output: Path, count: int, mark: Path) -> None:
+    """Let one worker kill itself when ``count`` shards are there. It leaves ``mark``."""
+
+    class Mortal(ShardWorker):
+        def _commit(self, *args):
+            super()._commit(*args)
+            if len(list((output / "shards").iterdir())) >= count:
+                with suppress(FileExistsError):  # one has died already
+                    mark.touch(exist_ok=False)
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(batch, "ShardWorker", Mortal)
+
+
+def stop_at(output: Path, count: int, pipe: Path) -> None:
+    """Let the only worker commit ``count`` shards, say so in ``pipe``, and do nothing more."""
+
+    class Halting(ShardWorker):
+        def __init__(self, *args, **settings):
+            super().__init__(*args, **settings)
+            self._lock = threading.Lock()
+
+        def _commit(self, *args):
+            with self._lock:
+                super()._commit(*args)
+                if len(list((output / "shards").iterdir())) == count:
+                    pipe.write_text("halted")
+                    threading.Event().wait()
+
+    batch.ShardWorker = Halting
+
+
+if __name__ == "__main__":
+    output, count, pipe, *arguments = sys.argv[1:]
+    stop_at(Path(output), int(count), Path(pipe))
+    try:
+        main(arguments)
+    finally:
+        Path(pipe).write_text("ended")
