@@ -1,4 +1,4 @@
-"""A tiny model on disk, with and without a tokenizer, and engines on it."""
+"""A tiny model on disk, with and without a tokenizer, engines on it, and one Ray for all tests."""
 
 from __future__ import annotations
 
@@ -36,6 +36,35 @@ def save_tokenizer(folder) -> None:
         tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>", chat_template=TEMPLATE
     )
     fast.save_pretrained(folder)
+
+
+# Seconds in which Ray must do something or be taken for dead: a busy machine takes its time.
+RAY_LIMITS = (
+    "RAY_raylet_start_wait_time_s",
+    "RAY_worker_register_timeout_seconds",
+    "RAY_gcs_server_request_timeout_seconds",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S",
+)
+
+
+@pytest.fixture(scope="session")
+def ray():
+    """Ray with two processors, for all tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in RAY_LIMITS:
+            patch.setenv(name, "600")
+        patch.delenv("RAY_ADDRESS", raising=False)
+        ray = pytest.importorskip("ray")
+        ray.init(
+            address="local",
+            num_cpus=2,
+            object_store_memory=200 << 20,
+            include_dashboard=False,
+            log_to_driver=False,
+        )
+        yield ray
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -211,7 +211,7 @@ def test_a_chat_without_a_template_ends_before_the_first_question(
 def test_a_reader_that_has_seen_enough(folder):
     code = "import sys; from paged_stream.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "generate", "x", "--model", str(folder)]
-    command += [*ENGINE, "--max-tokens", "2000", "--ignore-eos"]
+    command += [*ENGINE, "--max-tokens", "1000000000", "--ignore-eos"]  # a pipe holds fewer
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.read(4)
         process.stdout.close()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 import torch
 
@@ -13,15 +11,22 @@ from benchmarks.gpu.steps import measure_shapes
 from benchmarks.plots import plot_gpu
 
 
+@pytest.fixture
+def patient(monkeypatch):
+    """Sections may take as long as a busy machine takes."""
+    monkeypatch.setattr(gpu_check, "TOTAL_SECONDS", 1e6)
+    monkeypatch.setattr(gpu_check, "SECTIONS", dict.fromkeys(gpu_check.SECTIONS, 1e6))
+
+
 @pytest.mark.parametrize("name", list(gpu_check.WORKS))
-def test_a_section_holds_on_the_cpu(tmp_path, name):
+def test_a_section_holds_on_the_cpu(tmp_path, name, patient):
     assert gpu_check.main(["--only", name, "--device", "cpu", "--out", str(tmp_path)]) == 0
     rows = read_rows(tmp_path / "gpu_check.jsonl")
     assert rows and all(row["section"] == name for row in rows)
     assert not any("no time is left" in row.get("skipped", "") for row in rows)
 
 
-def test_sections_run_in_processes_of_their_own(tmp_path, capfd):
+def test_sections_run_in_processes_of_their_own(tmp_path, capfd, patient):
     arguments = ["--sections", "build", "sanitizer", "--device", "cpu", "--out", str(tmp_path)]
     assert gpu_check.main(arguments) == 0
     assert "all sections hold" in capfd.readouterr().out
@@ -29,7 +34,7 @@ def test_sections_run_in_processes_of_their_own(tmp_path, capfd):
 
 def test_what_was_measured_is_plotted(tmp_path):
     """Also if no section came so far."""
-    section = Section("steps", torch.device("cpu"), TINY, 60.0, tmp_path / "rows.jsonl")
+    section = Section("steps", torch.device("cpu"), TINY, 1e6, tmp_path / "rows.jsonl")
     plot_gpu([], tmp_path)
     measure_shapes(section)
     rows = read_rows(section.path)
@@ -39,7 +44,7 @@ def test_what_was_measured_is_plotted(tmp_path):
     assert (tmp_path / "gpu_check.png").stat().st_size > 0
 
 
-def make_section(path, seconds: float = 60.0) -> Section:
+def make_section(path, seconds: float = 1e6) -> Section:
     return Section("some", torch.device("cpu"), TINY, seconds, path / "rows.jsonl")
 
 
@@ -61,7 +66,7 @@ def test_what_fails_is_recorded_and_the_rest_goes_on(tmp_path):
 
 def test_what_has_no_time_left_is_left_out(tmp_path):
     section = make_section(tmp_path, seconds=-1.0)
-    assert section.attempt("late", time.time) is None
+    assert section.attempt("late", pytest.fail, "it was to be left out") is None
     assert read_rows(section.path)[0]["skipped"] == "no time is left for it"
 
 

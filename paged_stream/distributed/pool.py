@@ -25,6 +25,7 @@ __all__ = ["AsyncRayLLM", "PoolError", "PoolStats", "PoolStream", "RayLLM"]
 
 T = TypeVar("T")
 _REQUESTS_AT_ONCE = 1024  # per replica: its engine queues what it has no room for
+_CANCEL_SECONDS = 60.0  # for what still runs when the pool is shut down
 
 
 class RayLLM:
@@ -280,7 +281,7 @@ async def _cancel_others() -> None:
     for task in tasks:
         task.cancel()
     if tasks:
-        await asyncio.wait(tasks, timeout=5.0)
+        await asyncio.wait(tasks, timeout=_CANCEL_SECONDS)
 
 
 class DeltaReader:

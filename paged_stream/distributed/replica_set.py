@@ -159,10 +159,11 @@ class ReplicaSet:
 
     async def _end(self, member: Member) -> None:
         member.is_ending = True
-        try:
-            await asyncio.wait_for(member.call("close_engine"), _GRACE)
-        except (TimeoutError, ReplicaLostError):
-            pass
+        if member.is_ready:  # one that is being started has nothing to end, and answers late
+            try:
+                await asyncio.wait_for(member.call("close_engine"), _GRACE)
+            except (TimeoutError, ReplicaLostError):
+                pass
         self._remove(member)
 
     def _fill(self) -> None:

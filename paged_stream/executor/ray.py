@@ -87,6 +87,9 @@ class RayExecutor(Executor):
         ValueError: as `make_executor`.
     """
 
+    # A rank may fail because another has died, before Ray knows that; so long it is asked which.
+    notice_seconds = 5.0
+
     def __init__(
         self,
         config: EngineConfig,
@@ -173,19 +176,22 @@ class RayExecutor(Executor):
 
     def _fail(self, calls: list[Any], error: Exception) -> Exception:
         """End all ranks, for those that live may wait for one that does not."""
+        cause = getattr(error, "cause", None)
+        is_clear = isinstance(error, ray.exceptions.RayActorError) or isinstance(cause, ValueError)
+        patience = 0.0 if is_clear else self.notice_seconds
+        answered, _ = ray.wait(calls, num_returns=len(calls), timeout=patience)
         names = []
-        for index, call in enumerate(calls):
+        for call in answered:
             try:
-                ray.get(call, timeout=0.5)
+                ray.get(call)
             except ray.exceptions.RayActorError:
-                names.append(f"rank {index}")
+                names.append(f"rank {calls.index(call)}")
             except ray.exceptions.RayError:
                 pass
         who = f"{' and '.join(names)} died" if names else "a rank failed"
         reason = str(error).strip().splitlines()[-1]
         self._failure = f"{who}, so the engine has failed and must be replaced: {reason}"
         self.close()
-        cause = getattr(error, "cause", None)
         return cause if isinstance(cause, ValueError) else RuntimeError(self._failure)
 
 

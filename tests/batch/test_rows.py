@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import threading
 from concurrent.futures import Future
 from types import SimpleNamespace
 
@@ -158,7 +159,9 @@ def test_bad_rows_are_told_and_stop_nobody(folder, tmp_path):
 
 
 def test_a_slow_row_holds_up_its_own_job_only(make_engine):
-    engine = make_engine(**ENGINE)
+    engine, gate = make_engine(**ENGINE), threading.Event()
+    step = engine.step
+    engine.step = lambda: step() if gate.wait() else []  # until all is submitted
     slow = {"prompt": "a" * 20000}
     runner = RowRunner(engine, RowTask(kind="score", column="prompt", params=SamplingParams()))
     first = runner.submit([KeyedRow((0,), slow), KeyedRow((1,), {"prompt": "abc"})])
@@ -169,6 +172,7 @@ def test_a_slow_row_holds_up_its_own_job_only(make_engine):
     in_order: list[Future] = []
     for future in (first, *others):
         future.add_done_callback(in_order.append)
+    gate.set()
     assert [result["prompt_tokens"] for result in first.result()] == [20000, 3]
     for future in others:
         assert all("perplexity" in result for result in future.result())

@@ -61,7 +61,7 @@ def undisturbed(folder, source, tmp_path_factory):
 
 
 @pytest.mark.ray
-def test_a_worker_is_killed(cluster, folder, source, tmp_path, undisturbed, monkeypatch):
+def test_a_worker_is_killed(ray, folder, source, tmp_path, undisturbed, monkeypatch):
     output, mark = tmp_path / "out", tmp_path / "killed"
     kill_a_worker(monkeypatch, output, 2, mark)
     summary = run_batch(batch(folder, output, source, replicas=2))
@@ -75,12 +75,12 @@ def test_a_worker_is_killed(cluster, folder, source, tmp_path, undisturbed, monk
 
 
 @pytest.mark.ray
-def test_the_driver_is_killed(cluster, folder, source, tmp_path, undisturbed):
-    pipe, done = tmp_path.with_name("pipe"), 3
+def test_the_driver_is_killed(ray, folder, source, tmp_path, undisturbed):
+    output, pipe, done = tmp_path / "out", tmp_path / "pipe", 3
     os.mkfifo(pipe)
-    arguments = ["batch", "--input", str(source), "--output", str(tmp_path), *OPTIONS]
+    arguments = ["batch", "--input", str(source), "--output", str(output), *OPTIONS]
     driver = subprocess.Popen(
-        [sys.executable, "-m", "tests.batch.killed_batches", str(tmp_path), str(done), str(pipe)]
+        [sys.executable, "-m", "tests.batch.killed_batches", str(output), str(done), str(pipe)]
         + [*arguments, "--model", str(folder)],
         cwd=ROOT,
         stderr=subprocess.DEVNULL,
@@ -92,22 +92,22 @@ def test_the_driver_is_killed(cluster, folder, source, tmp_path, undisturbed):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     driver.wait()
-    committed = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").iterdir()}
-    (tmp_path / "tmp" / "left").write_text("of an unfinished write")
-    assert len(list((tmp_path / "shards").iterdir())) == done
+    committed = {path: path.stat().st_mtime_ns for path in (output / "data").iterdir()}
+    (output / "tmp" / "left").write_text("of an unfinished write")
+    assert len(list((output / "shards").iterdir())) == done
 
-    summary = run_batch(batch(folder, tmp_path, source, resume=True))
+    summary = run_batch(batch(folder, output, source, resume=True))
     assert summary.num_resumed == done and summary.num_rows == 118
-    assert files(tmp_path) == undisturbed
-    records = sorted((tmp_path / "shards").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    assert files(output) == undisturbed
+    records = sorted((output / "shards").iterdir(), key=lambda path: path.stat().st_mtime_ns)
     for record in records[:done]:
-        data = tmp_path / json.loads(record.read_text())["file"]
+        data = output / json.loads(record.read_text())["file"]
         assert committed[data] == data.stat().st_mtime_ns, "a committed shard was computed again"
-    assert not list((tmp_path / "tmp").iterdir())
+    assert not list((output / "tmp").iterdir())
 
 
 @pytest.mark.ray
-def test_what_the_user_sees(cluster, folder, source, tmp_path, capsys):
+def test_what_the_user_sees(ray, folder, source, tmp_path, capsys):
     output = tmp_path / "out"
     arguments = ["batch", "--input", str(source), "--output", str(output), "--model", str(folder)]
     arguments += [*OPTIONS, "--max-tokens", "5"]
@@ -132,7 +132,7 @@ def test_what_the_user_sees(cluster, folder, source, tmp_path, capsys):
 
 
 @pytest.mark.ray
-def test_another_model_is_no_resumption(cluster, folder, source, tmp_path):
+def test_another_model_is_no_resumption(ray, folder, source, tmp_path):
     run_here(batch(folder, tmp_path, source), only=range(1))
     record = next((tmp_path / "shards").iterdir())
     record.write_text(record.read_text().replace('"weights": "', '"weights": "0'))
@@ -151,9 +151,7 @@ def test_other_files_are_no_resumption(folder, source, tmp_path):
 
 
 @pytest.mark.ray
-def test_a_dataset_in_and_a_dataset_out(cluster, folder):
-    import ray
-
+def test_a_dataset_in_and_a_dataset_out(ray, folder):
     rows = [{"key": i, "prompt": text} for i, text in enumerate(texts(50))]
     rows[7]["prompt"] = ""
     dataset = generate_dataset(

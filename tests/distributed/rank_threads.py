@@ -22,9 +22,9 @@ class ThreadGroup(RankGroup):
 
     def _exchange(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         self._tensors[self.rank] = tensor.clone()
-        self._barrier.wait(60)
+        self._barrier.wait()
         tensors = list(self._tensors)
-        self._barrier.wait(60)
+        self._barrier.wait()
         return tensors
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -42,11 +42,11 @@ class ThreadExecutor(RayExecutor):
         check_size(model_config, size)
         ranks = [Rank(index, size) for index in range(size)]
         self._heads = [kv_heads_of(model_config, rank) for rank in ranks]
-        tensors, barrier = [None] * size, threading.Barrier(size)
+        tensors, self._barrier = [None] * size, threading.Barrier(size)
         self._pool = ThreadPoolExecutor(size)
         self._actors = []
         for rank in ranks:
-            group = ThreadGroup(rank.index, tensors, barrier) if size > 1 else None
+            group = ThreadGroup(rank.index, tensors, self._barrier) if size > 1 else None
             worker = RankWorker(rank)
             worker._executor = LocalExecutor(config, files, model_config, sink_window, group)
             self._actors.append(worker)
@@ -55,10 +55,18 @@ class ThreadExecutor(RayExecutor):
         self.fingerprint = fingerprint([executor.weight_samples for executor in executors])
 
     def _call_each(self, method, args):
-        futures = [
-            self._pool.submit(getattr(actor, method), *values)
-            for actor, values in zip(self._actors, args, strict=True)
-        ]
+        def call(actor, values):
+            try:
+                return getattr(actor, method)(*values)
+            except BaseException:
+                self._barrier.abort()  # the others must not wait for this rank
+                raise
+
+        pairs = zip(self._actors, args, strict=True)
+        futures = [self._pool.submit(call, *pair) for pair in pairs]
+        if errors := [error for future in futures if (error := future.exception())]:
+            self._barrier.reset()
+            raise min(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError))
         return [future.result() for future in futures]
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 from itertools import islice
 
 import pytest
@@ -178,7 +179,8 @@ def test_what_queues_behind_a_turn_that_never_begins(pool, is_cancelled):
         await stream.append("abc")
         async with stream._lock:
             turn = asyncio.create_task(anext(stream.complete([1000], GREEDY)))
-            await asyncio.sleep(0.05)
+            for _ in range(2):  # steps until it waits for the lock
+                await asyncio.sleep(0)
             await stream.append("de")
             if is_cancelled:
                 turn.cancel()
@@ -229,28 +231,35 @@ def test_a_stream_that_is_closed_while_its_turn_starts(pool):
     assert [replica.load for replica in pool.stats().replicas] == [0, 0]
 
 
-def test_an_interrupted_reader_hears_of_nothing_else(pool):
-    """Its wait for the next delta takes a while to be given up."""
-    is_closed = []
+def test_an_interrupted_reader_hears_of_nothing_else(pool, monkeypatch):
+    """Its wait for the next delta is not over yet when the deltas are to be closed."""
+    has_begun, is_left, submitted, is_closed = threading.Event(), asyncio.Event(), [], []
+    submit = pool.submit
 
     async def deltas():
         try:
-            await asyncio.sleep(60)
+            has_begun.set()
+            await asyncio.Event().wait()
             yield
         finally:
-            await asyncio.sleep(0.2)
+            await is_left.wait()
             is_closed.append(True)
 
-    def interrupt(number, frame):
+    def interrupt():
+        has_begun.wait()
         raise KeyboardInterrupt
 
-    handler = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, 1.0)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            next(pool.iterate(deltas()))
-    finally:
-        signal.signal(signal.SIGALRM, handler)
+    def submit_interrupted(coroutine):
+        submitted.append(submit(coroutine))
+        if len(submitted) == 1:
+            submitted[0].result = interrupt
+        else:
+            pool._loop.call_soon_threadsafe(is_left.set)  # behind the first step of `close`
+        return submitted[-1]
+
+    monkeypatch.setattr(pool, "submit", submit_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        next(pool.iterate(deltas()))
     assert is_closed == [True]
 
 

@@ -42,23 +42,26 @@ def test_rolling_restart_and_scaling_under_load(ray, model):
 
 async def _restart(folder):
     answers, is_over = [[] for _ in range(6)], asyncio.Event()
+    have_begun = asyncio.Barrier(len(answers) + 1)
 
     async def live(number):
-        stream = await pool.open_stream()
-        while not is_over.is_set():
+        stream, is_last = await pool.open_stream(), False
+        await have_begun.wait()
+        while not is_last:
+            is_last = is_over.is_set()  # one more turn, whatever replica the stream was on
             await stream.append(bench_pool.turn_of(number, len(answers[number])))
             tokens = []
             async for delta in stream.generate(bench_pool.PARAMS):
                 tokens += delta.delta_token_ids
             answers[number].append(tokens)
-            await asyncio.sleep(0.01)
 
     async with AsyncRayLLM(
         folder, num_replicas=2, save_every_tokens=30, **bench_pool.SETTINGS
     ) as pool:
         streams = [asyncio.create_task(live(number)) for number in range(len(answers))]
+        await have_begun.wait()
         before = {replica.pid for replica in (await pool.stats()).replicas}
-        await pool.rolling_restart(drain_seconds=5.0)
+        await pool.rolling_restart()
         after = {replica.pid for replica in (await pool.stats()).replicas}
         assert len(after) == 2 and not before & after
         await pool.scale_to(1, drain_seconds=0.0)  # in the midst of turns
@@ -68,7 +71,6 @@ async def _restart(folder):
         await asyncio.gather(*streams)
         stats = await pool.stats()
     expected = bench_pool.undisturbed(folder, len(answers), max(map(len, answers)))
-    assert min(map(len, answers)) > 3
     assert answers == [turns[: len(mine)] for turns, mine in zip(expected, answers, strict=True)]
     assert stats.num_lost_replicas == 0
     assert stats.num_restored_streams >= 6
@@ -85,10 +87,14 @@ def test_a_pool_that_cannot_start_says_why(ray, tmp_path):
 
 def test_readers_hear_that_the_pool_is_shut_down(ray, model):
     pool, raised = RayLLM(model, num_replicas=1, **bench_pool.SETTINGS), []
+    have_begun = threading.Barrier(4)
 
     def read(stream):
         try:
-            for _ in stream.generate(SamplingParams(max_tokens=None, ignore_eos=True)):
+            deltas = stream.generate(SamplingParams(max_tokens=None, ignore_eos=True))
+            next(deltas)
+            have_begun.wait()
+            for _ in deltas:
                 pass
         except PoolError as error:
             raised.append(str(error))
@@ -98,10 +104,10 @@ def test_readers_hear_that_the_pool_is_shut_down(ray, model):
     for stream, thread in zip(streams, threads, strict=True):
         stream.append([1, 2, 3])
         thread.start()
+    have_begun.wait()
     pool.shutdown()
     for thread in threads:
-        thread.join(20)
-        assert not thread.is_alive()
+        thread.join()
     assert len(raised) == 3
     with pytest.raises(PoolError, match="the pool was shut down"):
         pool.open_stream()

@@ -33,13 +33,13 @@ class Client:
         self.base = base
 
     def get(self, path):
-        return requests.get(self.base + path, timeout=60)
+        return requests.get(self.base + path)
 
     def post(self, path, json=None, **options):
-        return requests.post(self.base + path, json=json, timeout=60, **options)
+        return requests.post(self.base + path, json=json, **options)
 
     def delete(self, path):
-        return requests.delete(self.base + path, timeout=60)
+        return requests.delete(self.base + path)
 
 
 def free_port():

@@ -65,7 +65,7 @@ async def held(engine, when=None):
 
 
 async def comes_to_rest(engine, monkeypatch, most=20) -> bool:
-    """Whether an engine that has little to do sleeps before it has looked for work ``most`` times."""
+    """Whether an engine with little to do sleeps before it has looked for work ``most`` times."""
     looks, rests, is_clear = 0, [], threading.Event()
     advance, seconds_to_parking = engine.engine.advance, engine._seconds_to_parking
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -59,20 +59,18 @@ def test_leftovers_of_a_killed_process_go(tmp_path, monkeypatch):
 def test_simultaneous_starts_convert_once(tmp_path, monkeypatch):
     path = tmp_path / "some.gguf"
     path.write_bytes(b"x")
-    calls, folders = [], []
+    calls, have_looked, lock = [], threading.Barrier(4), converter._lock
 
-    def slow(path, folder):
-        calls.append(folder)
-        time.sleep(0.2)
+    def lock_together(path):
+        have_looked.wait()  # all have seen that there is nothing
+        return lock(path)
 
-    monkeypatch.setattr(converter, "convert", slow)
-    start = lambda: folders.append(converter.cached_conversion(path, tmp_path / "cache"))  # noqa: E731
-    threads = [threading.Thread(target=start) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(calls) == 1 and len(folders) == 4 and len(set(folders)) == 1
+    monkeypatch.setattr(converter, "_lock", lock_together)
+    monkeypatch.setattr(converter, "convert", lambda path, folder: calls.append(folder))
+    with ThreadPoolExecutor(4) as threads:
+        cache = [tmp_path / "cache"] * 4
+        folders = list(threads.map(converter.cached_conversion, [path] * 4, cache))
+    assert len(calls) == 1 and len(set(folders)) == 1
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.0001, 0.02, 0.5, 0.99])
