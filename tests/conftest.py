@@ -54,6 +54,7 @@ def ray():
     with pytest.MonkeyPatch.context() as patch:
         for name in RAY_LIMITS:
             patch.setenv(name, "600")
+        patch.setenv("RAY_worker_niceness", "0")  # 15 leaves them nothing beside a busy neighbour
         patch.delenv("RAY_ADDRESS", raising=False)
         ray = pytest.importorskip("ray")
         ray.init(
