@@ -27,7 +27,7 @@ from benchmarks.harness import (
     write_results,
 )
 from paged_stream import ops
-from paged_stream.layers.large_pages import empty_in_large_pages
+from paged_stream.layers.large_pages import zeros_in_large_pages
 from paged_stream.scheduler.sink_window import SinkWindow
 
 BLOCK_SIZE = 16
@@ -77,7 +77,7 @@ def calls(case: Case, args: argparse.Namespace) -> tuple[Callable[[], None], int
     num_layers = max(2, -(-BEYOND_CACHES // layer_bytes))
     if case.chunk > 1:  # arithmetic, not memory, takes the time
         num_layers = min(num_layers, CHUNK_LAYERS)
-    caches = empty_in_large_pages((num_layers, *shape), dtype)
+    caches = zeros_in_large_pages((num_layers, *shape), dtype)
     caches[:] = torch.randn(1, *shape)
     order = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(0))
     num_tokens = case.batch * case.chunk

@@ -21,7 +21,7 @@ import transformers
 
 import paged_stream
 from paged_stream import ops
-from paged_stream.layers.large_pages import empty_in_large_pages
+from paged_stream.layers.large_pages import zeros_in_large_pages
 
 RESULTS = Path(__file__).parent / "results"
 QUICK_RESULTS = RESULTS.parent.parent / "build" / "evidence"  # of runs that show only that it works
@@ -90,7 +90,7 @@ def read_bandwidth(num_bytes: int) -> float:
     The size matters: weights that fit a cache are read faster than those that do not.
     """
     columns = 1024
-    data = empty_in_large_pages((max(1, num_bytes // (4 * columns)), columns), torch.float32)
+    data = zeros_in_large_pages((max(1, num_bytes // (4 * columns)), columns), torch.float32)
     data.fill_(1)
     vector = torch.ones(columns)
     seconds = alternate({"sum": data.sum, "product": lambda: data @ vector}, repeats=7)

@@ -58,8 +58,8 @@ def describe(model: str, **settings: Any) -> str:
         ("KV per stream", f"{_size(stream_blocks * plan.block_bytes)} at any length"),
         (
             "KV cache",
-            f"{_size(plan.num_blocks * plan.block_bytes)} in {plan.num_blocks:,} blocks of "
-            f"{config.block_size} tokens",
+            f"{_size(plan.num_bytes)} reserved in {plan.num_blocks:,} blocks of "
+            f"{config.block_size} tokens, resident {_when_resident(device)}",
         ),
         (
             "streams that fit",
@@ -109,6 +109,10 @@ def _visible(model_config: ModelConfig, sink_window: SinkWindow) -> str:
         sizes = " or ".join(f"{size:,}" for size in sorted(set(local)))
         text += f"; in {len(local)} of {model_config.num_layers} layers the last {sizes} at most"
     return text
+
+
+def _when_resident(device: torch.device) -> str:
+    return "as streams fill them" if device.type == "cpu" else "from the start"
 
 
 def _device(device: torch.device) -> str:

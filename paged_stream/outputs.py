@@ -132,6 +132,8 @@ class EngineStats:
         num_streams: open streams, of which ``num_parked_streams`` are out of the cache.
         num_blocks: blocks in the cache; ``num_used_blocks`` hold tokens now.
         kv_bytes: bytes of the used blocks.
+        kv_reserved_bytes: bytes of the whole cache, of which ``kv_resident_bytes`` are in memory.
+            On a CPU the others are address space until their blocks are used.
         parked_host_bytes: K and V of parked streams in host memory; so is ``parked_disk_bytes``
             on disk.
         num_evicted_tokens: tokens that left their windows since the start.
@@ -152,6 +154,8 @@ class EngineStats:
     num_blocks: int
     num_used_blocks: int
     kv_bytes: int
+    kv_reserved_bytes: int
+    kv_resident_bytes: int
     parked_host_bytes: int
     parked_disk_bytes: int
     num_evicted_tokens: int

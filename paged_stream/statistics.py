@@ -42,6 +42,7 @@ def engine_stats(core: EngineCore) -> EngineStats:
     if not core.has_failed:
         core.flush()
     parked_host_bytes, parked_disk_bytes = executor.parked_bytes()
+    kv_reserved_bytes, kv_resident_bytes = executor.cache_bytes()
     pool = scheduler.kv.pool
     used = pool.num_blocks - pool.num_free
     return EngineStats(
@@ -52,6 +53,8 @@ def engine_stats(core: EngineCore) -> EngineStats:
         num_blocks=pool.num_blocks,
         num_used_blocks=used,
         kv_bytes=used * executor.cache_plan.block_bytes,
+        kv_reserved_bytes=kv_reserved_bytes,
+        kv_resident_bytes=kv_resident_bytes,
         parked_host_bytes=parked_host_bytes,
         parked_disk_bytes=parked_disk_bytes,
         num_evicted_tokens=counters.num_evicted_tokens,

@@ -164,6 +164,7 @@ def test_info_plans_capacity(folder, capsys):
     out = capsys.readouterr().out
     assert "KV per token      512 B in float32" in out
     assert "4 sink tokens + a window of 24" in out
+    assert "3.812 MiB reserved in 488 blocks of 16 tokens, resident as streams fill them" in out
     # One sink block and a ring of three, 8 KiB each, in 4,000,000 bytes.
     assert "streams that fit  122 in 3.815 MiB" in out
     assert main(["info", str(folder), *ENGINE, "--kv-cache-dtype", "int8"]) == 0

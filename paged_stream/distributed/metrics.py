@@ -32,6 +32,8 @@ _ENGINE = (
     ("blocks", "num_blocks", "Blocks of the KV cache."),
     ("used_blocks", "num_used_blocks", "Blocks that hold tokens."),
     ("kv_bytes", "kv_bytes", "Bytes of the used blocks."),
+    ("kv_reserved_bytes", "kv_reserved_bytes", "Bytes of the whole KV cache."),
+    ("kv_resident_bytes", "kv_resident_bytes", "Bytes of the KV cache that are in memory."),
     ("parked_host_bytes", "parked_host_bytes", "K and V of parked streams in host memory."),
     ("parked_disk_bytes", "parked_disk_bytes", "K and V of parked streams on disk."),
     ("evicted_tokens_total", "num_evicted_tokens", "Tokens that left their windows."),

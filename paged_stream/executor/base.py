@@ -59,5 +59,9 @@ class Executor(ABC):
         """Bytes of such sequences in host memory and on disk."""
 
     @abstractmethod
+    def cache_bytes(self) -> tuple[int, int]:
+        """Bytes of the cache that are reserved, and those of them that are in memory."""
+
+    @abstractmethod
     def close(self) -> None:
         """End workers in other processes; harmless twice."""

@@ -59,5 +59,8 @@ class LocalExecutor(Executor):
     def parked_bytes(self) -> tuple[int, int]:
         return self._worker.parked.host_bytes, self._worker.parked.disk_bytes
 
+    def cache_bytes(self) -> tuple[int, int]:
+        return self._worker.cache_bytes()
+
     def close(self) -> None:
         """Nothing to end: the worker goes with the executor."""

@@ -138,8 +138,14 @@ class RayExecutor(Executor):
         return "host" if set(locations) == {"host"} else "disk"
 
     def parked_bytes(self) -> tuple[int, int]:
-        host, disk = zip(*self._call_all("call", "parked_bytes"), strict=True)
-        return sum(host), sum(disk)
+        return self._sum_pairs("parked_bytes")
+
+    def cache_bytes(self) -> tuple[int, int]:
+        return self._sum_pairs("cache_bytes")
+
+    def _sum_pairs(self, method: str) -> tuple[int, int]:
+        first, second = zip(*self._call_all("call", method), strict=True)
+        return sum(first), sum(second)
 
     def close(self) -> None:
         self._failure = self._failure or "the engine was closed"

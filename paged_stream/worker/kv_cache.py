@@ -8,7 +8,7 @@ import torch
 
 from paged_stream import ops
 from paged_stream.kv_tokens import KVTokens, row_size
-from paged_stream.layers.large_pages import empty_in_large_pages
+from paged_stream.layers.large_pages import resident_bytes, zeros_in_large_pages
 from paged_stream.layers.rotary import RotaryEmbedding
 from paged_stream.worker.staging import to_device
 
@@ -31,8 +31,10 @@ class KVCache:
     A row is head_dim elements of a float ``dtype`` (of 8 bits too), or in int8 as many and their
     scale.
 
-    Pages of a CPU cache are touched only as blocks come into use, so an unused block costs
-    address space, not memory.
+    On a CPU, what is allocated is address space. It becomes memory as blocks are written, a page of
+    each plane (K or V of a layer) at a time; a large page holds some hundred blocks of a small
+    model. The block pool keeps the pages few: it hands out untouched blocks in ascending order, and
+    blocks whose content is of no more use before them.
     """
 
     def __init__(
@@ -48,10 +50,15 @@ class KVCache:
     ) -> None:
         shape = (num_layers, 2, num_blocks, num_kv_heads, block_size, row_size(head_dim, dtype))
         if device.type == "cpu":
-            self.tensor = empty_in_large_pages(shape, dtype).zero_()
+            self.tensor = zeros_in_large_pages(shape, dtype)
         else:
             self.tensor = torch.zeros(shape, dtype=dtype, device=device)
         self.layers = [(layer[0], layer[1]) for layer in self.tensor]
+
+    @property
+    def resident_bytes(self) -> int:
+        """Of ``tensor.nbytes``, those that are in memory."""
+        return resident_bytes(self.tensor) if self.tensor.is_cpu else self.tensor.nbytes
 
     def host_tokens(self, count: int) -> KVTokens:
         """Memory for ``count`` tokens on the host, pinned if the cache is elsewhere."""

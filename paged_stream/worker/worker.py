@@ -175,6 +175,11 @@ class Worker:
         with self._on_device("reading K and V", "lower gpu_memory_utilization"):
             return self._runner.read(slots)
 
+    def cache_bytes(self) -> tuple[int, int]:
+        """Bytes of the cache that are reserved, and those of them that are in memory."""
+        cache = self._runner.kv_cache
+        return cache.tensor.nbytes, cache.resident_bytes
+
     @contextmanager
     def _on_device(self, doing: str, advice: str) -> Iterator[None]:
         """Make the device current for this thread, and let a lack of its memory be explained."""

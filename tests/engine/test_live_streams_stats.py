@@ -158,3 +158,25 @@ def test_messages_that_are_refused_leave_no_trace(make_engine):
         with pytest.raises(ValueError, match=reason):
             stream.chat(messages, params)
         assert stream.position == position and not stream.is_generating
+
+
+def test_the_cache_becomes_resident_as_streams_fill_it(make_engine):
+    engine = make_engine(kv_cache_memory_bytes=1 << 30)
+    block_bytes = engine.cache_plan.block_bytes
+    reserved = engine.stats().kv_reserved_bytes
+    assert reserved == (engine.cache_plan.num_blocks + 1) * block_bytes > (1 << 30) - block_bytes
+    assert engine.stats().kv_resident_bytes == 0
+    stream = engine.open_stream(window_size=800)
+    resident = []
+    for number in range(6):
+        stream.append(text_ids(200, number))
+        tokens_of(stream.generate(greedy(1)))
+        resident.append(engine.stats().kv_resident_bytes)
+        # The cache is 2 layers' K and V: the last page of each may be partly used.
+        assert stream.stats().kv_bytes <= resident[-1] <= stream.stats().kv_bytes + 4 * (2 << 20)
+    assert resident[-1] == resident[-2]  # the window is full
+    stream.close()
+    with engine.open_stream(window_size=800) as stream:
+        stream.append(text_ids(800))
+        tokens_of(stream.generate(greedy(1)))
+        assert engine.stats().kv_resident_bytes <= 2 * resident[-1] < reserved // 10

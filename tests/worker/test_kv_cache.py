@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+
 import pytest
 import torch
 
@@ -12,10 +14,10 @@ from paged_stream.worker.kv_cache import KVCache
 LAYERS, HEADS, DIM, BLOCK, BLOCKS = 2, 3, 16, 4, 6
 
 
-def make_cache(dtype: torch.dtype = torch.float32) -> KVCache:
+def make_cache(dtype: torch.dtype = torch.float32, num_blocks: int = BLOCKS) -> KVCache:
     return KVCache(
         num_layers=LAYERS,
-        num_blocks=BLOCKS,
+        num_blocks=num_blocks,
         num_kv_heads=HEADS,
         block_size=BLOCK,
         head_dim=DIM,
@@ -71,6 +73,17 @@ def test_copying_a_block_takes_all_layers(dtype):
     cache.copy_block(1, 5)
     for one, other in zip(cache.read(torch.arange(20, 24)), tokens(4, dtype), strict=True):
         assert torch.equal(one, other)
+
+
+def test_blocks_take_memory_once_they_are_written():
+    """At least their own bytes, and of each of the 4 planes not more than a large page around."""
+    cache = make_cache(num_blocks=1 << 14)  # 12 MiB each plane
+    assert cache.tensor.nbytes == 48 << 20 and cache.resident_bytes == 0
+    write(cache, torch.arange(4 * BLOCK), tokens(4 * BLOCK))
+    assert cache.read(torch.arange(4 * BLOCK)).nbytes <= cache.resident_bytes <= 4 * (2 << 20)
+    assert not cache.read(torch.arange(1 << 10, 1 << 11)).key.any()  # zeros before they are written
+    write(cache, (1 << 15) + torch.arange(BLOCK), tokens(BLOCK))
+    assert 8 * mmap.PAGESIZE <= cache.resident_bytes <= 8 * (2 << 20)
 
 
 @pytest.mark.parametrize("dtype, size", [(torch.bfloat16, 32), (torch.int8, 20)])
