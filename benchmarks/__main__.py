@@ -24,6 +24,7 @@ MODULES = {
     "recompute": "bench_recompute",
     "peers": "bench_peers",
     "overhead": "bench_overhead",
+    "start": "bench_start",
     "stream": "bench_stream",
     "turns": "bench_turns",
     "open_streams": "bench_open_streams",
