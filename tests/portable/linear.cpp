@@ -1,0 +1,200 @@
+// Products of rows with packed weights: dense ones, and ones in blocks of 32.
+
+#include <algorithm>
+
+#include "check.h"
+
+namespace paged_stream::portable {
+namespace {
+
+struct Sizes {
+  int64_t rows, in_features, out_features;
+
+  int64_t num_panels() const { return (out_features + kLinearPanel - 1) / kLinearPanel; }
+};
+constexpr Sizes kSizes[] = {{1, 64, 16}, {2, 96, 40}, {3, 64, 7}, {13, 192, 33}, {50, 32, 80}};
+
+// Runs a kernel as the launcher does, in parts of a few tiles and two panels.
+void run(LinearArgs args, LinearFn linear, int64_t num_panels) {
+  for (args.tile_begin = 0; args.tile_begin < args.num_tiles; args.tile_begin = args.tile_end) {
+    args.tile_end = std::min(args.tile_begin + kTilesPerItem, args.num_tiles);
+    for (args.panel_begin = 0; args.panel_begin < num_panels; args.panel_begin = args.panel_end) {
+      args.panel_end = std::min<int64_t>(args.panel_begin + 2, num_panels);
+      linear(args);
+    }
+  }
+}
+
+LinearArgs make_args(const Sizes& sizes, int64_t max_tile_rows) {
+  LinearArgs args{};
+  args.rows = sizes.rows;
+  args.num_tiles = (sizes.rows + max_tile_rows - 1) / max_tile_rows;
+  args.in_features = sizes.in_features;
+  args.out_features = sizes.out_features;
+  return args;
+}
+
+// [out, in] to [panels, in / step, panel, step], out padded with zeros.
+template <class T>
+std::vector<T> pack_dense(const Sizes& sizes, const std::vector<T>& weight) {
+  constexpr int64_t kStep = 4 / sizeof(T);
+  std::vector<T> packed(sizes.num_panels() * kLinearPanel * sizes.in_features);
+  for (int64_t row = 0; row < sizes.out_features; ++row) {
+    for (int64_t k = 0; k < sizes.in_features; ++k) {
+      const int64_t line = row / kLinearPanel * (sizes.in_features / kStep) + k / kStep;
+      packed[(line * kLinearPanel + row % kLinearPanel) * kStep + k % kStep] =
+          weight[row * sizes.in_features + k];
+    }
+  }
+  return packed;
+}
+
+template <class T>
+void check_dense(const Sizes& sizes, bool with_bias, bool float_out, Random& random) {
+  const auto x = random.normals<T>(sizes.rows * sizes.in_features);
+  const auto weight = random.normals<T>(sizes.out_features * sizes.in_features);
+  const auto bias = random.normals<float>(sizes.out_features);
+  const auto packed = pack_dense<T>(sizes, weight);
+  std::vector<float> tiles(x.size()), wide(sizes.rows * sizes.out_features);
+  std::vector<bfloat16> narrow(wide.size());
+  LinearArgs args = make_args(sizes, kGenericKernels.max_tile_rows);
+  for (int64_t tile = 0; tile < args.num_tiles; ++tile) {
+    const int64_t row = args.tile_row(tile), offset = row * sizes.in_features;
+    kGenericKernels.pack_rows[kIndexOf<T>]({x.data() + offset, sizes.in_features,
+                                            args.tile_row(tile + 1) - row, sizes.in_features,
+                                            tiles.data() + offset});
+  }
+  args.x = tiles.data();
+  args.weight = packed.data();
+  args.bias = with_bias ? bias.data() : nullptr;
+  args.float_out = float_out;
+  args.out = float_out ? static_cast<void*>(wide.data()) : narrow.data();
+  run(args, kGenericKernels.linear[kIndexOf<T>], sizes.num_panels());
+  for (int64_t row = 0; row < sizes.rows; ++row) {
+    for (int64_t column = 0; column < sizes.out_features; ++column) {
+      double sum = with_bias ? bias[column] : 0, magnitude = std::abs(sum);
+      for (int64_t k = 0; k < sizes.in_features; ++k) {
+        const double product = double{to_float(x[row * sizes.in_features + k])} *
+                               to_float(weight[column * sizes.in_features + k]);
+        sum += product;
+        magnitude += std::abs(product);
+      }
+      const int64_t at = row * sizes.out_features + column;
+      const double result = float_out ? wide[at] : to_float(narrow[at]);
+      const double rounding = float_out ? 0 : kRounding<bfloat16> * std::abs(sum);
+      expect_near("linear", result, sum, 1e-6 * magnitude + rounding);
+    }
+  }
+}
+
+// A finite, normal float16 of moderate size, and its value.
+uint16_t random_half(Random& random, bool may_be_negative, double& value) {
+  const int mantissa = random.below(1024), exponent = 10 + random.below(5);
+  const bool negative = may_be_negative && random.below(2) == 1;
+  value = std::ldexp(1024 + mantissa, exponent - 25) * (negative ? -1 : 1);
+  return static_cast<uint16_t>(negative << 15 | exponent << 10 | mantissa);
+}
+
+// A weight in blocks, packed, and the numbers that it stands for.
+struct BlockWeight {
+  std::vector<uint8_t> packed;
+  std::vector<double> values;  // [out, in]
+};
+
+// Codes of one row's block, in the file's order of bytes, and what they mean.
+void fill_block(const BlockLayout& layout, int64_t column, uint8_t* panel, double* values,
+                Random& random) {
+  double scale, min = 0;
+  const uint16_t scale_bits = random_half(random, true, scale);
+  std::memcpy(panel + 2 * column, &scale_bits, 2);
+  panel += 2 * kLinearPanel;
+  if (layout.has_min) {
+    const uint16_t min_bits = random_half(random, true, min);
+    std::memcpy(panel + 2 * column, &min_bits, 2);
+    panel += 2 * kLinearPanel;
+  }
+  for (int i = 0; i < layout.code_bytes(); ++i) {
+    const int byte = random.below(256);
+    panel[(i / 4 * kLinearPanel + column) * 4 + i % 4] = static_cast<uint8_t>(byte);
+    if (layout.bits == 8) {
+      values[i] = scale * (byte - layout.zero_point) + min;
+    } else {
+      values[i] = scale * (byte % 16 - layout.zero_point) + min;
+      values[i + kQuantBlock / 2] = scale * (byte / 16 - layout.zero_point) + min;
+    }
+  }
+}
+
+BlockWeight make_blocks(const Sizes& sizes, const BlockLayout& layout, Random& random) {
+  const int64_t num_blocks = sizes.in_features / kQuantBlock;
+  const int64_t block_bytes = kLinearPanel * layout.bytes();
+  BlockWeight weight;
+  weight.packed.resize(sizes.num_panels() * num_blocks * block_bytes);
+  weight.values.resize(sizes.out_features * sizes.in_features);
+  for (int64_t row = 0; row < sizes.out_features; ++row) {
+    for (int64_t b = 0; b < num_blocks; ++b) {
+      const int64_t block = row / kLinearPanel * num_blocks + b;
+      fill_block(layout, row % kLinearPanel, weight.packed.data() + block * block_bytes,
+                 weight.values.data() + row * sizes.in_features + b * kQuantBlock, random);
+    }
+  }
+  return weight;
+}
+
+template <class T>
+void check_quantized(const Sizes& sizes, BlockFormat format, Random& random) {
+  const BlockLayout layout = block_layout(format);
+  const BlockWeight weight = make_blocks(sizes, layout, random);
+  const auto x = random.normals<T>(sizes.rows * sizes.in_features);
+  const int64_t row_bytes = sizes.in_features / kQuantBlock * kQuantizedBlockBytes;
+  std::vector<char> tiles(sizes.rows * row_bytes);
+  std::vector<float> out(sizes.rows * sizes.out_features);
+  LinearArgs args = make_args(sizes, kGenericQuantizedKernels.max_tile_rows);
+  for (int64_t tile = 0; tile < args.num_tiles; ++tile) {
+    const int64_t row = args.tile_row(tile);
+    kGenericQuantizedKernels.quantize[kIndexOf<T>](
+        {x.data() + row * sizes.in_features, sizes.in_features, args.tile_row(tile + 1) - row,
+         sizes.in_features, format, tiles.data() + row * row_bytes});
+  }
+  args.x = tiles.data();
+  args.weight = weight.packed.data();
+  args.float_out = true;
+  args.out = out.data();
+  run(args, kGenericQuantizedKernels.linear[static_cast<int>(format)], sizes.num_panels());
+  for (int64_t row = 0; row < sizes.rows; ++row) {
+    for (int64_t column = 0; column < sizes.out_features; ++column) {
+      double sum = 0, tolerance = 0;
+      for (int64_t first = 0; first < sizes.in_features; first += kQuantBlock) {
+        double largest = 0, magnitude = 0;
+        for (int64_t k = first; k < first + kQuantBlock; ++k) {
+          const double value = to_float(x[row * sizes.in_features + k]);
+          sum += value * weight.values[column * sizes.in_features + k];
+          largest = std::max(largest, std::abs(value));
+          magnitude += std::abs(weight.values[column * sizes.in_features + k]);
+        }
+        // Each element of x is rounded to a multiple of the largest one over 127 * 128.
+        tolerance += magnitude * largest * (0.5 / (127 * 128) + 1e-6);
+      }
+      expect_near("quantized linear", out[row * sizes.out_features + column], sum, tolerance);
+    }
+  }
+}
+
+}  // namespace
+
+void check_linear() {
+  Random random(2);
+  for (const Sizes& sizes : kSizes) {
+    for (const bool with_bias : {false, true}) {
+      check_dense<float>(sizes, with_bias, true, random);
+      check_dense<bfloat16>(sizes, with_bias, true, random);
+      check_dense<bfloat16>(sizes, with_bias, false, random);
+    }
+    for (int format = 0; format < kNumBlockFormats; ++format) {
+      check_quantized<float>(sizes, static_cast<BlockFormat>(format), random);
+      check_quantized<bfloat16>(sizes, static_cast<BlockFormat>(format), random);
+    }
+  }
+}
+
+}  // namespace paged_stream::portable
