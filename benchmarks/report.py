@@ -311,6 +311,17 @@ def turns(rows: Rows) -> str:
     )
 
 
+def start(rows: Rows) -> str:
+    (row,) = rows
+    return section(
+        f"`LLM({row['model']!r})` and one short answer",
+        "bench_start",
+        f": {row['answer_bytes'] / 2**20:.0f} MiB over what importing torch takes, "
+        f"{row['kv_resident_bytes'] / 2**20:.0f} of {row['kv_reserved_bytes'] / 2**20:,.0f} MiB of "
+        f"KV cache among them; loading takes {row['load_seconds']:.1f} s.",
+    )
+
+
 def open_streams(rows: Rows) -> str:
     (row,) = rows
     return section(
@@ -389,6 +400,7 @@ SECTIONS: tuple[tuple[tuple[str, ...], Callable[[Rows], str]], ...] = (
     (("attention",), attention),
     (("overhead",), overhead),
     (("recompute",), recompute),
+    (("start",), start),
     (("stream",), stream),
     (("stream_positions",), stream_positions),
     (("turns",), turns),

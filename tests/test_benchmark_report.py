@@ -46,6 +46,13 @@ def test_tables(results):
     assert not any("bench_prefill" in line for line in lines)  # of which there is no file
 
 
+def test_memory_of_a_start(tmp_path):
+    row = {"answer_bytes": 350 << 20, "kv_resident_bytes": 120 << 20, "kv_reserved_bytes": 4 << 30}
+    write_results("start", [row | {"model": "m", "load_seconds": 1.25}], tmp_path)
+    text = " ".join(render(read_results(tmp_path)).split())
+    assert "350 MiB over what importing torch takes, 120 of 4,096 MiB of KV cache" in text
+
+
 def test_perplexities(tmp_path):
     case = {"model": "m", "dtype": "float32", "text": "emma", "case": "4+60", "figure": 20.0}
     rows = [
