@@ -39,7 +39,7 @@ def check_wheel(path: Path) -> None:
     wanted.add("paged_stream/_C.abi3.so")
     if missing := sorted(wanted - names):
         sys.exit(f"{path.name} lacks {', '.join(missing)}")
-    others = {name for name in names - wanted if ".dist-info/" not in name}
+    others = {n for n in names - wanted if ".dist-info/" not in n and not n.endswith("/")}
     if others:
         sys.exit(f"{path.name} should not hold {', '.join(sorted(others))}")
 
