@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import torch
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 
 # The stable ABI of torch 2.10: one binary serves every later release.
@@ -43,13 +43,13 @@ CUDA_ARGS = [
 def toolkit_libraries() -> list[str]:
     """Where libcudart is, if torch does not see it: the nvcc that it found may be a script that
     calls the one of a toolkit somewhere else."""
-    if Path(CUDA_HOME, "lib64", "libcudart.so").exists():
+    if CUDA_HOME and Path(CUDA_HOME, "lib64", "libcudart.so").exists():
         return []
     found = sorted(Path("/usr/local").glob("cuda*/lib64/libcudart.so"))
     return [str(path.parent) for path in found[-1:]]
 
 
-def extension() -> CppExtension:
+def extension() -> Extension:
     # Whether there is a GPU here and now does not matter: what is built may run elsewhere.
     with_cuda = CUDA_HOME is not None and torch.version.cuda is not None
     sources = [Path("csrc/registration.cpp"), *sorted(Path("csrc/cpu").glob("*.cpp"))]

@@ -14,6 +14,7 @@ import argparse
 import random
 import statistics
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 
@@ -70,7 +71,7 @@ def step_seconds(
 ) -> dict[str, list[float]]:
     """Seconds of a decode step, per engine and run."""
     candidates = {
-        f"{name} {count}": lambda engine=engine, count=count: engine.run(prompts, count)
+        f"{name} {count}": partial(engine.run, prompts, count)
         for name, engine in engines.items()
         for count in (1, new_tokens)
     }

@@ -9,7 +9,8 @@ come from memory. The rate is of the arithmetic; what reading the weights allows
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,6 +39,11 @@ def make(weights: torch.Tensor, kind: str) -> dict[str, Callable[[torch.Tensor],
     }
 
 
+def run_all(layers: Sequence[Callable[[torch.Tensor], Any]], hidden: torch.Tensor) -> None:
+    for layer in layers:
+        layer(hidden)
+
+
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--rows", type=int, nargs="+", default=[1, 4, 16, 64, 256, 512])
@@ -58,9 +64,7 @@ def main() -> None:
             dtype = torch.float32 if kind == "float32" else torch.bfloat16
             hidden = torch.randn(rows, args.in_features).to(dtype)
             candidates = {
-                whose: lambda whose=whose, kind=kind, hidden=hidden: [
-                    layer[whose](hidden) for layer in layers[kind]
-                ]
+                whose: partial(run_all, [layer[whose] for layer in layers[kind]], hidden)
                 for whose in layers[kind][0]
             }
             seconds = alternate(candidates, repeats=args.repeats)

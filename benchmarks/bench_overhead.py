@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks.cost import decoder
 from benchmarks.harness import alternate, parser, spread, write_results
 from paged_stream import EngineConfig, LLMEngine, SamplingParams
 
@@ -44,9 +45,9 @@ class Decoding:
         self.model_seconds = 0.0
         self.outside: list[float] = []  # seconds of each step
         self.shares: list[float] = []
-        decoder = self.engine.core.executor._worker._runner.model
+        of_engine = decoder(self.engine)
         for name in ("forward", "compute_logits"):
-            setattr(decoder, name, self._timed(getattr(decoder, name)))
+            setattr(of_engine, name, self._timed(getattr(of_engine, name)))
         params = SamplingParams(max_tokens=None, ignore_eos=True, seed=0, **SAMPLING[sampling])
         rng = random.Random(0)
         for index in range(batch):

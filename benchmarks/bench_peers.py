@@ -163,7 +163,7 @@ def bench(workers: dict[str, Worker], tasks: list[Task], repeats: int) -> list[d
         seconds = measure(workers, task, repeats=repeats)
         medians = {name: statistics.median(runs) for name, runs in seconds.items()}
         for peer in peers:
-            row = {
+            row: dict[str, Any] = {
                 "peer": peer,
                 "version": workers[peer].version,
                 "ours": ours,

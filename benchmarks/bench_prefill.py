@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -48,9 +51,9 @@ def bench(
     engine, rows = ours.engine, []
     for length in args.prompt:
         (prompt,) = random_prompts(1, length)
-        candidates = {
-            "ours": lambda prompt=prompt: ours.run([prompt], 1),
-            "transformers": lambda prompt=prompt: forward(theirs, prompt),
+        candidates: dict[str, Callable[[], Any]] = {
+            "ours": partial(ours.run, [prompt], 1),
+            "transformers": partial(forward, theirs, prompt),
         }
         seconds = alternate(candidates, repeats=args.repeats)
         medians = {name: statistics.median(runs) for name, runs in seconds.items()}

@@ -13,7 +13,9 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -80,7 +82,7 @@ def slope(points: list[dict[str, float]], name: str) -> float:
     return float(np.polyfit(x, [point[name] for point in points], 1)[0])
 
 
-def tiny_engine(folder: str, window_size: int, **settings: int) -> LLMEngine:
+def tiny_engine(folder: str, window_size: int, **settings: Any) -> LLMEngine:
     return LLMEngine(
         EngineConfig(
             model=folder,
@@ -113,10 +115,7 @@ def compare_positions(engine: LLMEngine, far: int, tokens: int, repeats: int) ->
         for _ in stream.generate(params):
             pass
 
-    turns = {
-        str(position): lambda stream=stream: generate(stream)
-        for position, stream in streams.items()
-    }
+    turns = {str(position): partial(generate, stream) for position, stream in streams.items()}
     seconds = alternate(turns, repeats=repeats)
     near_turns, far_turns = seconds.values()
     # Each turn is set against its neighbour in time, which met the same state of the machine.

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from paged_stream import LLMEngine
+from paged_stream.executor.local import LocalExecutor
 from paged_stream.layers.embedding import Embedding
 from paged_stream.models.config import ModelConfig
+from paged_stream.models.decoder import Decoder
+
+
+def decoder(engine: LLMEngine) -> Decoder:
+    """The model of an engine that computes in this process."""
+    assert isinstance(engine.executor, LocalExecutor)
+    return engine.executor._worker._runner.model
 
 
 def weight_bytes(engine: LLMEngine) -> int:
@@ -13,7 +21,7 @@ def weight_bytes(engine: LLMEngine) -> int:
     Of a table of embeddings only single rows are read; the head, which a tied one becomes too, is
     read as a whole.
     """
-    model = engine.executor._worker._runner.model
+    model = decoder(engine)
     tensors = {t.data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers())}
     for module in model.modules():
         if isinstance(module, Embedding):

@@ -17,10 +17,21 @@ import json
 import os
 import sys
 import time
-from typing import Any
+from typing import Any, Protocol
 
 
-def precision(quantization: str, dtype: str) -> dict[str, str | None]:
+class Engine(Protocol):
+    """What they have in common; ``module`` is the package that has the version."""
+
+    module: str
+    tells_first_token: bool
+
+    def __init__(self, model: str, **settings: Any) -> None: ...
+
+    def run(self, prompts: list[list[int]], new_tokens: int) -> float | None: ...
+
+
+def precision(quantization: str, dtype: str) -> dict[str, Any]:
     """What `EngineConfig` takes; ``"none"`` is weights in the dtype, whatever the file has."""
     if quantization == "none":
         return {"dtype": dtype, "quantization": None}
@@ -169,7 +180,7 @@ class LlamaCpp:
         return first_token
 
 
-ENGINES = {
+ENGINES: dict[str, type[Engine]] = {
     "paged_stream": PagedStream,
     "transformers": Transformers,
     "vllm": VLLM,
@@ -194,7 +205,7 @@ def serve(name: str, settings: dict[str, Any]) -> None:
         start = time.perf_counter()
         first_token = engine.run(command["prompts"], command["new_tokens"])
         answer = {"seconds": time.perf_counter() - start}
-        if engine.tells_first_token:
+        if first_token is not None:
             answer["first_token_seconds"] = first_token - start
         print(json.dumps(answer), file=answers, flush=True)
 

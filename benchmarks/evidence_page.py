@@ -54,7 +54,7 @@ INTRODUCTION = (
 def render(results: Mapping[str, Rows], images: str) -> str:
     """The page; ``images`` is the path from it to the folder of the pictures."""
     parts = [paragraph(text) for text in INTRODUCTION]
-    machines = {}
+    machines: dict[str, None] = {}
     for name, write in SECTIONS:
         rows = results.get(name, ())
         # A file of another origin, or of a run that was cut short, tells no command.

@@ -11,8 +11,9 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,7 +46,7 @@ Key = TypeVar("Key")
 
 
 def alternate(
-    candidates: dict[Key, Callable[[], Any]], *, repeats: int, warmup: int = 1
+    candidates: Mapping[Key, Callable[[], Any]], *, repeats: int, warmup: int = 1
 ) -> dict[Key, list[float]]:
     """Time the candidates in turn, so that a slow spell of the machine hits all of them.
 
@@ -107,10 +108,8 @@ def matrix_rate() -> float:
     for dtype in (torch.float32, torch.bfloat16):
         left, right = (torch.randn(_MATRIX, _MATRIX).to(dtype) for _ in range(2))
         packed = ops.pack_linear_weight(right)
-        candidates[f"matmul {dtype}"] = lambda left=left, right=right: left @ right
-        candidates[f"linear {dtype}"] = lambda left=left, packed=packed: ops.linear(
-            left, packed, None, _MATRIX
-        )
+        candidates[f"matmul {dtype}"] = partial(torch.matmul, left, right)
+        candidates[f"linear {dtype}"] = partial(ops.linear, left, packed, None, _MATRIX)
     seconds = alternate(candidates, repeats=5)
     return 2 * _MATRIX**3 / min(min(times) for times in seconds.values())
 

@@ -414,7 +414,8 @@ SECTIONS: tuple[tuple[tuple[str, ...], Callable[[Rows], str]], ...] = (
 
 def render(results: Mapping[str, Rows]) -> str:
     """The part of the page between the markers."""
-    parts, machines = [], {}
+    parts: list[str] = []
+    machines: dict[str, set[str]] = {}
     for names, write in SECTIONS:
         if rows := [row for name in names for row in results.get(name, ())]:
             parts.append(write(rows))

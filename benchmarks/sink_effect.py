@@ -280,7 +280,7 @@ def main() -> int:
 
     cases = CASES[arguments.model]
     if arguments.quick:
-        cases = [short for case in cases if (short := case.first(2048))]
+        cases = tuple(short for case in cases if (short := case.first(2048)))
     measurements = []
     for number, case in enumerate(cases, 1):
         print(f"[{number}/{len(cases)}] {case.text} {case.name}", file=sys.stderr)

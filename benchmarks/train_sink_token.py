@@ -153,7 +153,7 @@ def learning_rate(size: Size, step: int) -> float:
 
 def train(size: Size, kind: str, text: torch.Tensor, folder: Path, seed: int) -> LlamaForCausalLM:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = make_model(size, seed).to(device)
+    model = torch.nn.Module.to(make_model(size, seed), device)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=size.learning_rate, betas=(0.9, 0.95), weight_decay=0.1
     )

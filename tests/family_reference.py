@@ -264,7 +264,7 @@ def _copy(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     Attention is eager, but not for Falcon with ALiBi: its eager path adds the bias twice, once
     in the mask and once in the scores.
     """
-    model = copy.deepcopy(model).to(dtype)
+    model = nn.Module.to(copy.deepcopy(model), dtype)
     model.set_attn_implementation("sdpa" if getattr(model.config, "alibi", False) else "eager")
     return model
 

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm
 
 TokenIds = Sequence[int] | torch.Tensor
 # From a layer's number, rotated keys and values [kv_heads, T, head_dim] to what is read of them.
@@ -45,7 +46,7 @@ def tiny_llama(seed: int = 0, **overrides: Any) -> LlamaForCausalLM:
         "pad_token_id": None,
         "tie_word_embeddings": False,
     }
-    model = LlamaForCausalLM(LlamaConfig(**(settings | overrides))).to(torch.float32).eval()
+    model = LlamaForCausalLM(LlamaConfig(**(settings | overrides))).float().eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -74,10 +75,10 @@ def random_ids(model: LlamaForCausalLM, length: int, seed: int = 0) -> list[int]
 def _in_dtype(model: LlamaForCausalLM, dtype: torch.dtype | None) -> LlamaForCausalLM:
     if dtype is None or dtype == model.dtype:
         return model
-    return copy.deepcopy(model).to(dtype)
+    return nn.Module.to(copy.deepcopy(model), dtype)
 
 
-def _norm(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def _norm(module: LlamaRMSNorm, x: torch.Tensor) -> torch.Tensor:
     # The HF module rounds to float32 inside, whatever the model's dtype: too coarse for a proof.
     rms = torch.rsqrt(x.square().mean(-1, keepdim=True) + module.variance_epsilon)
     return module.weight * (x * rms)
@@ -93,7 +94,7 @@ def _rotate(x: torch.Tensor, positions: torch.Tensor, model: LlamaForCausalLM) -
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 
-def _project(attention: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _project(attention: LlamaAttention, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Unrotated q [heads, T, d] and k, v [kv_heads, T, d] of ``x`` [T, hidden]."""
     parts = (attention.q_proj(x), attention.k_proj(x), attention.v_proj(x))
     return tuple(p.unflatten(-1, (-1, attention.head_dim)).transpose(0, 1) for p in parts)
@@ -221,11 +222,11 @@ class PublishedStream:
         self._remove(length, self._length())
         self.position = length if length < self.start_size else self.position - num_tokens
 
-    def _attend(self, index: int, attention: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    def _attend(self, index: int, attention: LlamaAttention, x: torch.Tensor) -> torch.Tensor:
         q, k, v = _project(attention, x)
-        if self.keys[index] is not None:
-            k = torch.cat((self.keys[index], k), dim=1)
-            v = torch.cat((self.values[index], v), dim=1)
+        keys, values = self.keys[index], self.values[index]
+        if keys is not None and values is not None:
+            k, v = torch.cat((keys, k), dim=1), torch.cat((values, v), dim=1)
         self.keys[index], self.values[index] = k, v
 
         length = k.shape[1]

@@ -7,11 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paged_stream.detokenizer import Detokenizer
+from paged_stream.tokenizer import Tokenizer
 
 
-class ByteTokenizer:
+class ByteTokenizer(Tokenizer):
     """One token per UTF-8 byte; a space at the very start of a text is dropped, as sentencepiece
     decoders do."""
+
+    def __init__(self) -> None:
+        pass  # there is nothing to wrap
 
     def decode(self, ids):
         text = bytes(ids).decode("utf-8", errors="replace")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -35,9 +36,10 @@ class Batch:
         self.visible = section.sizes.visible
         blocks, window = blocks_of(self.visible), window_of(self.visible)
         assert window.window_size is not None
-        shape = (num_streams * blocks, self.heads, BLOCK_SIZE, self.head_dim)
+        cache_shape = (num_streams * blocks, self.heads, BLOCK_SIZE, self.head_dim)
         self.k_cache, self.v_cache = (
-            torch.empty(shape, device=device, dtype=torch.bfloat16).normal_() for _ in range(2)
+            torch.empty(cache_shape, device=device, dtype=torch.bfloat16).normal_()
+            for _ in range(2)
         )
         shape = (num_streams, self.heads, self.head_dim)
         self.query, self.sink_query = (
@@ -62,13 +64,13 @@ class Batch:
             positions=torch.full((num_streams,), _POSITION),
             sink_positions=torch.full((num_streams,), window.sink_position(_POSITION)),
         )
-        fields = {name: getattr(self.host, name) for name in AttentionMetadata.__slots__}
-        self.metadata = AttentionMetadata(
-            **{
-                name: value.to(device) if torch.is_tensor(value) else value
-                for name, value in (fields | {"host": self.host}).items()
-            }
-        )
+        fields: dict[str, Any] = {
+            name: getattr(self.host, name) for name in AttentionMetadata.__slots__
+        }
+        fields["host"] = self.host
+        for name, value in fields.items():
+            fields[name] = value.to(device) if torch.is_tensor(value) else value
+        self.metadata = AttentionMetadata(**fields)
         row = 2 * self.heads * self.head_dim
         self.num_bytes = num_streams * (2 * self.visible * row + 3 * row)
 

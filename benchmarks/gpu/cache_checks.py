@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from benchmarks.gpu.op_checks import (
@@ -61,8 +63,10 @@ def _rotary_and_cache(
         sink_query,
         new_key,
         new_value,
-        *moved,
-        *(table.to(section.device) for table in tables),
+        moved[0],
+        moved[1],
+        tables[0].to(section.device),
+        tables[1].to(section.device),
         slots.to(section.device),
         interleaved,
     )
@@ -95,12 +99,14 @@ def check_moves(section: Section) -> None:
         slots[3] = -1
         on_device = [x.to(device) for x in (k_cache, v_cache, slots)]
         size = 40 * HEADS * 64 * 4
-        gathered = poisoned(device, size, lambda args=on_device: ops.gather_blocks(*args))
+        gathered = poisoned(
+            device, size, partial(ops.gather_blocks, on_device[0], on_device[1], on_device[2])
+        )
         for name, cache, rows in zip(("keys", "values"), (k_cache, v_cache), gathered, strict=True):
             same(section, f"gather_blocks {short(dtype)}: {name}", rows, _rows(cache, slots))
         targets = [_cache(dtype, 64) for _ in range(2)]
         moved = [target.to(device) for target in targets]
-        ops.scatter_blocks(*gathered, *moved, on_device[2])
+        ops.scatter_blocks(gathered[0], gathered[1], moved[0], moved[1], on_device[2])
         for target, actual, cache in zip(targets, moved, (k_cache, v_cache), strict=True):
             expected = _bytes(target).clone()
             kept = slots[slots >= 0]
@@ -151,8 +157,12 @@ def check_elementwise(section: Section) -> None:
                 normed = poisoned(
                     device,
                     residual.nbytes,
-                    lambda residual=residual, add=add, weight=weight: ops.add_rms_norm(
-                        residual, None if add is None else add.to(device), weight.to(device), 1e-6
+                    partial(
+                        ops.add_rms_norm,
+                        residual,
+                        None if add is None else add.to(device),
+                        weight.to(device),
+                        1e-6,
                     ),
                 )
                 source = x.double() if add is None else total
@@ -162,9 +172,7 @@ def check_elementwise(section: Section) -> None:
                 compare(section, f"{label}: residual", residual, source, LIMITS[dtype])
             gate_up = torch.randn(rows, 2 * size).to(dtype)
             gate, up = gate_up.double().chunk(2, dim=1)
-            output = poisoned(
-                device, x.nbytes, lambda gate_up=gate_up: ops.silu_and_mul(gate_up.to(device))
-            )
+            output = poisoned(device, x.nbytes, partial(ops.silu_and_mul, gate_up.to(device)))
             expected = torch.nn.functional.silu(gate) * up
             label = f"silu_and_mul {short(dtype)} [{rows}, {size}]"
             compare(section, label, output, expected, LIMITS[dtype])

@@ -60,7 +60,7 @@ def check_attention(section: Section) -> None:
     device, tiny = section.device, section.sizes.repeats <= 2
     for dtype in dtypes(device):
         for cache_dtype in cache_dtypes(device):
-            kinds = {"decode": DECODE, "chunks": CHUNKS, "floors": FLOORED}
+            kinds: dict[str, list[tuple]] = {"decode": DECODE, "chunks": CHUNKS, "floors": FLOORED}
             if not tiny:
                 kinds |= {"long": LONG, "many": [*DECODE, *CHUNKS, *FLOORED] * 4}
             for kind, sequences in kinds.items():
@@ -107,10 +107,13 @@ def attend(
     )
     if in_fp8:
         for one in batch.sequences:
+            assert one.keys is not None and one.values is not None
             one.keys, one.values = (x.to(FP8).to(dtype) for x in (one.keys, one.values))
         batch.k_cache, batch.v_cache = batch.k_cache.to(FP8), batch.v_cache.to(FP8)
     expected = batch.expected()
-    arguments = [x.to(section.device) if torch.is_tensor(x) else x for x in batch.arguments()]
+    arguments: list[Any] = [
+        x.to(section.device) if torch.is_tensor(x) else x for x in batch.arguments()
+    ]
     label = f"attention {name}, {short(dtype)}"
     if cache_dtype is not None:
         label += f", cache {short(cache_dtype)}"

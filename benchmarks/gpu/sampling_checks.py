@@ -94,8 +94,8 @@ def check_advance(section: Section) -> None:
 
 def _advance(batch: DecodeBatch, sampled: torch.Tensor) -> None:
     attention = batch.forward.attention
-    names = ("positions", "sink_positions", "seq_lens", "slot_mapping", "block_table")
-    names += ("num_sink_tokens", "window_size", "window_floor", "ring_blocks")
+    names = ["positions", "sink_positions", "seq_lens", "slot_mapping", "block_table"]
+    names += ["num_sink_tokens", "window_size", "window_floor", "ring_blocks"]
     ops.advance_decode(
         sampled,
         batch.generated,

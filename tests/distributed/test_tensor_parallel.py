@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from paged_stream import LLM, AsyncLLMEngine, EngineConfig, EngineStoppedError, SamplingParams
 from paged_stream.engine import LLMEngine
 from paged_stream.executor.ray import RayExecutor
+from paged_stream.outputs import RequestOutput
 from tests.distributed.rank_threads import ThreadExecutor
 from tests.family_reference import ABSOLUTE_POSITION_VARIANTS, VARIANTS, tiny_model
 from tests.reference import tiny_llama
@@ -17,7 +19,7 @@ from tests.reference import tiny_llama
 pytestmark = pytest.mark.ray
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "block_size": 8,
     "max_num_seqs": 8,
     "max_num_batched_tokens": 32,
@@ -38,6 +40,14 @@ def prompts(vocab_size: int) -> list[list[int]]:
     return [torch.randint(vocab_size, (n,), generator=generator).tolist() for n in (3, 50, 17)]
 
 
+def logprobs(result: RequestOutput) -> list[float]:
+    """Of the prompt's tokens but the first, and of those that followed."""
+    answer = result.outputs[0].logprobs
+    assert answer is not None and result.prompt_logprobs is not None
+    assert result.prompt_logprobs[0] is None
+    return [e.logprob for e in (*result.prompt_logprobs[1:], *answer) if e is not None]
+
+
 def assert_ranks_agree(folder, sizes=(1, 2), tolerance=1e-4, **settings) -> None:
     params = SamplingParams(
         temperature=0.0, max_tokens=12, ignore_eos=True, logprobs=3, prompt_logprobs=0
@@ -52,12 +62,8 @@ def assert_ranks_agree(folder, sizes=(1, 2), tolerance=1e-4, **settings) -> None
     for others in results[1:]:
         for one, other in zip(results[0], others, strict=True):
             assert one.outputs[0].token_ids == other.outputs[0].token_ids
-            pairs = zip(
-                [*one.outputs[0].logprobs, *one.prompt_logprobs[1:]],
-                [*other.outputs[0].logprobs, *other.prompt_logprobs[1:]],
-                strict=True,
-            )
-            assert max(abs(a.logprob - b.logprob) for a, b in pairs) < tolerance
+            pairs = zip(logprobs(one), logprobs(other), strict=True)
+            assert max(abs(a - b) for a, b in pairs) < tolerance
 
 
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if name not in LEFT_OUT])
@@ -104,8 +110,7 @@ def check_streams(folder, tmp_path, **settings) -> None:
                 window_size=24,
                 tensor_parallel_size=size,
                 parking_memory_bytes=0,
-                **SETTINGS,
-                **settings,
+                **(SETTINGS | settings),
             )
         )
         for size in (1, 2)

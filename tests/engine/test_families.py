@@ -64,9 +64,11 @@ def run(llm: LLM, prompts: list[list[int]], max_tokens: list[int]):
     ]
     for prompt, result in zip(prompts, llm.generate(prompts, params, use_tqdm=False), strict=True):
         output = result.outputs[0]
-        entries = result.prompt_logprobs[1:] + output.logprobs
+        assert output.logprobs is not None and result.prompt_logprobs is not None
+        entries = [*result.prompt_logprobs[1:], *output.logprobs]
         rows = torch.empty(len(entries), vocab_size)
         for row, entry in zip(rows, entries, strict=True):
+            assert entry is not None and entry.top is not None
             row[list(entry.top)] = torch.tensor(list(entry.top.values()))
         yield rows, prompt + list(output.token_ids)
 

@@ -17,7 +17,7 @@ def prompt(generator: random.Random) -> list[int]:
 
 def results(engine, prompts) -> list[tuple]:
     """Of each request: its tokens and log-probabilities, the prompt's too."""
-    found = {}
+    found: dict[str, tuple] = {}
     for index, token_ids in enumerate(prompts):
         params = SamplingParams(
             max_tokens=4 + index % 9, seed=index, logprobs=0, prompt_logprobs=0, ignore_eos=True

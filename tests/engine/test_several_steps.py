@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from typing import Any
 
 import pytest
 
@@ -53,7 +54,8 @@ def launches_of(engine) -> list[int]:
 
 def drain(engine, arrivals=()) -> dict:
     """Tokens, text and end of every completion; the next arrival comes every other launch."""
-    arrivals, results, count = list(arrivals), {}, 0
+    results: dict[tuple[str, int], tuple[list[int], str, Any]] = {}
+    arrivals, count = list(arrivals), 0
     while engine.has_unfinished_requests() or arrivals:
         if arrivals and count % 2 == 0:
             arrivals.pop(0)()
@@ -265,7 +267,8 @@ def test_aborts_leave_the_others_alone(make, expected, num_steps, ahead):
 def live_history(engine, tmp_path, evicted: list) -> list:
     """What streams say while they are stopped by the host at odd places, forked, cut, rewound,
     parked, saved and loaded; a request runs beside them."""
-    rng, said = random.Random(7), []
+    rng = random.Random(7)
+    said: list[Any] = []
     stream = engine.open_stream(on_evict=lambda first, end: evicted.append((first, end)))
     stream.append(text_ids(60))
     for turn in range(30):

@@ -114,6 +114,7 @@ def _tensors(model: PreTrainedModel, architecture: str) -> dict[str, np.ndarray]
         if "gemma" in architecture and source.endswith("norm.weight"):
             tensor = tensor + 1
         name = names.get_name(source, try_suffixes=(".weight", ".bias"))
+        assert name is not None, source
         tensors[name] = tensor.numpy()
     return tensors
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "adding-a-model.md"
 MODULE = f"{families.__name__}.starcoder2"
 SINKS, WINDOW = 4, 20
 
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "tied": {"tie_word_embeddings": True},
     "without_bias": {"use_bias": False},
     # Of the stream's 24 visible tokens, a layer sees the last 9, or all but two sinks, or all.

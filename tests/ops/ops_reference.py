@@ -107,6 +107,7 @@ def paged_attention(
             visible = sequence.visible(local_window)
             scores = _scores(query[rows], sink_query[rows], sequence, scale, alibi_slopes, softcap)
             weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
+            assert sequence.values is not None
             values = _repeat_heads(sequence.values, query.shape[1])
             outputs.append(torch.einsum("hpj,jhd->phd", weights, values))
     return torch.cat(outputs) if outputs else query.double()

@@ -67,7 +67,9 @@ class Truth:
         """Forget tokens that a step has appended."""
         if num_tokens < len(self.ids):
             self.rewind(num_tokens)
-            self.chain = self.digests[-1]
+            digest = self.digests[-1]
+            assert digest is not None, "a step appends after whatever was cut"
+            self.chain = digest
 
 
 class SchedulerMachine(RuleBasedStateMachine):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -20,7 +22,8 @@ class Late:
     """A lane whose work is done when somebody waits for it, and no sooner."""
 
     def __init__(self) -> None:
-        self.queue, self.num_done, self.is_ordered = [], 0, False
+        self.queue: list[Any] = []
+        self.num_done, self.is_ordered = 0, False
 
     def run(self, work) -> None:
         assert self.is_ordered, "what the work reads may not have been computed"

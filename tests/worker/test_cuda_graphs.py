@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from paged_stream import LLM, SamplingParams
+from paged_stream.executor.local import LocalExecutor
 from paged_stream.worker.cuda_graphs import DecodeGraphs, GraphLimits, ladder, padding_rows
 from paged_stream.worker.decode_loop import split_tensors
+from paged_stream.worker.worker import Worker
 from tests.reference import random_ids, tiny_llama
 
 
@@ -108,9 +110,14 @@ def requests(model):
     ]
 
 
+def local_worker(llm: LLM) -> Worker:
+    assert isinstance(llm.engine.executor, LocalExecutor)
+    return llm.engine.executor._worker
+
+
 def record(llm: LLM, playback: Playback, **limits) -> None:
     """Let an engine on the CPU play steps back as one on CUDA does."""
-    worker = llm.engine.executor._worker
+    worker = local_worker(llm)
     cache = worker.cache_plan
     values = {
         "num_rows": 6,
@@ -136,7 +143,7 @@ def test_tokens_are_those_of_steps_that_are_not_recorded(model_folder, num_steps
         assert one.outputs[0].token_ids == other.outputs[0].token_ids
         assert one.outputs[0].finish_reason == other.outputs[0].finish_reason
     # Nobody else's block was written, nor the one that fills up.
-    cache = llm.engine.executor._worker._runner.kv_cache.tensor
+    cache = local_worker(llm)._runner.kv_cache.tensor
     assert not cache[:, :, llm.engine.cache_plan.num_blocks].any()
 
 
