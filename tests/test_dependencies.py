@@ -1,0 +1,124 @@
+"""What is imported is declared in pyproject.toml, and extras stay where they are needed."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+OURS = {"paged_stream", "scheduler", "benchmarks", "tests"}
+# The modules of the package that may import an extra, and which one.
+NEEDS_EXTRA = {
+    "paged_stream/attention/xformers.py": "cuda",
+    "paged_stream/evaluation/plots.py": "eval",
+    "paged_stream/distributed/dataset.py": "ray",
+    "paged_stream/distributed/files.py": "ray",
+    "paged_stream/distributed/reading.py": "ray",
+    "paged_stream/distributed/shard_source.py": "ray",
+    "paged_stream/distributed/shard_worker.py": "ray",
+    "paged_stream/distributed/shards.py": "ray",
+    "paged_stream/distributed/tables.py": "ray",
+    "paged_stream/distributed/http_bodies.py": "serve",
+    "paged_stream/distributed/metrics.py": "serve",
+    "paged_stream/distributed/serve.py": "serve",
+}
+INSTALLED = packages_distributions()
+# Other engines and kernels that benchmarks compare with where someone installed them.
+PEERS = {"flashinfer", "llama-cpp", "vllm"}
+
+
+def normalised(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def distributions(requirements: list[str]) -> set[str]:
+    """Names of what is required; ``paged-stream[a,b]`` stands for what these extras require."""
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    names = set()
+    for requirement in requirements:
+        match = re.match(r"([\w.-]+)(?:\[([\w, -]+)\])?", requirement)
+        assert match is not None, requirement
+        if normalised(match[1]) == PYPROJECT["project"]["name"]:
+            names |= distributions([r for extra in match[2].split(",") for r in extras[extra]])
+        else:
+            names.add(normalised(match[1]))
+    return names
+
+
+def extra(name: str) -> set[str]:
+    return distributions(PYPROJECT["project"]["optional-dependencies"][name])
+
+
+BASE = distributions(PYPROJECT["project"]["dependencies"])
+
+
+def allowed(path: str) -> set[str]:
+    """The distributions that a file may import, by its path from the repository's root."""
+    if path == "setup.py":
+        return distributions(PYPROJECT["build-system"]["requires"])
+    if path in NEEDS_EXTRA:
+        return BASE | extra(NEEDS_EXTRA[path])
+    if path.startswith(("benchmarks/", "tests/")):
+        return BASE | extra("dev") | (PEERS if path.startswith("benchmarks/") else set())
+    return BASE
+
+
+def imported(source: str) -> Iterator[str]:
+    """The top-level packages that a source imports, wherever in it."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module is not None:
+            yield node.module.split(".")[0]
+
+
+def providers(source: str) -> dict[str, set[str]]:
+    """By imported package, the distributions that have it. One that is not installed is taken to be
+    named as its package."""
+    names = set(imported(source)) - OURS - sys.stdlib_module_names
+    return {name: {normalised(d) for d in INSTALLED.get(name, [name])} for name in names}
+
+
+def undeclared(path: str, source: str) -> list[str]:
+    return sorted(name for name, found in providers(source).items() if not found & allowed(path))
+
+
+def sources() -> list[str]:
+    folders = ("paged_stream", "scheduler", "benchmarks", "tests", "examples")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    return sorted({str(path.relative_to(ROOT)) for path in (*files, ROOT / "setup.py")})
+
+
+@pytest.mark.parametrize("path", sources())
+def test_what_is_imported_is_declared(path):
+    missing = undeclared(path, (ROOT / path).read_text())
+    assert not missing, f"{path} imports {', '.join(missing)}: see pyproject.toml and NEEDS_EXTRA"
+
+
+@pytest.mark.parametrize("path", NEEDS_EXTRA)
+def test_who_may_import_an_extra_does(path):
+    found = set().union(*providers((ROOT / path).read_text()).values())
+    assert found & (extra(NEEDS_EXTRA[path]) - BASE), f"{path} needs no extra any more"
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "missing"),
+    [
+        ("paged_stream/engine.py", "import pyarrow.parquet", ["pyarrow"]),  # of an extra
+        ("paged_stream/engine.py", "def late():\n    from requests import get", ["requests"]),
+        ("paged_stream/attention/xformers.py", "import xformers.ops, ray", ["ray"]),
+        ("tests/test_cli.py", "import vllm, psutil", ["vllm"]),
+        ("examples/chat.py", "import hypothesis, torch, typing_extensions, json", ["hypothesis"]),
+        ("setup.py", "import torch, numpy", ["numpy"]),
+    ],
+)
+def test_an_undeclared_import_is_found(path, source, missing):
+    assert undeclared(path, source) == missing
