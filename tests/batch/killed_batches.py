@@ -10,6 +10,7 @@ import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -47,7 +48,7 @@ def stop_at(output: Path, count: int, pipe: Path) -> None:
                     pipe.write_text("halted")
                     threading.Event().wait()
 
-    batch.ShardWorker = Halting
+    mock.patch.object(batch, "ShardWorker", Halting).start()
 
 
 if __name__ == "__main__":
