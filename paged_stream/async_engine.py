@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from paged_stream.async_stream import AsyncStream, Deltas, encode
 from paged_stream.chat import Messages
-from paged_stream.config import EngineConfig
+from paged_stream.config import EngineConfig, takes_config
 from paged_stream.engine import LLMEngine
 from paged_stream.inputs import Prompt
 from paged_stream.mailbox import Call, EngineStoppedError, Mailbox
@@ -45,6 +45,7 @@ class AsyncLLMEngine:
         ValueError: as `LLMEngine`. The model is loaded before the constructor returns.
     """
 
+    @takes_config
     def __init__(self, config: EngineConfig, *, max_unread: int = 16) -> None:
         if type(max_unread) is not int or max_unread < 1:
             raise ValueError(f"max_unread must be an int >= 1, got {max_unread!r}")

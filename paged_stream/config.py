@@ -2,29 +2,66 @@
 
 from __future__ import annotations
 
+import functools
+import json
+import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from paged_stream.scheduler.fields import (
+    as_bool,
+    as_bytes,
+    as_choice,
+    as_float,
+    as_int,
+    changes_repr,
+    keep,
+)
+from paged_stream.scheduler.hints import explains_settings, unknown_setting
+from paged_stream.setting_hints import HINTS
+
+if TYPE_CHECKING:
+    import torch
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+_SAME_DTYPES = {"half": "float16", "float": "float32"}
+_NEAR_DTYPES = {
+    **dict.fromkeys(("fp32", "f32"), "float32"),
+    **dict.fromkeys(("fp16", "f16"), "float16"),
+    **dict.fromkeys(("bf16", "bfloat"), "bfloat16"),
+}
 QUANTIZATIONS = ("auto", "int8", "int4", None)
 KV_CACHE_DTYPES = ("auto", "int8", "fp8")
+_SAME_KV_CACHE_DTYPES = dict.fromkeys(("fp8_e4m3", "float8_e4m3fn"), "fp8")
 ATTENTION_BACKENDS = ("auto", "native", "xformers")
+# Fields whose plain values are text; others are read from text.
+_TEXT_FIELDS = (
+    *("model", "device", "dtype", "quantization", "kv_cache_dtype", "attention_backend"),
+    *("cache_dir", "parking_dir", "kv_cache_memory_bytes", "parking_memory_bytes"),
+)
+
+Init = TypeVar("Init", bound=Callable[..., None])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@explains_settings(HINTS, example="model='smollm2-135m-instruct'")
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class EngineConfig:
-    """Settings of one engine.
+    """Settings of one engine. Fields keep what the user has set; what follows from several of them
+    is a property. Numbers may be numpy's, dtypes torch's, folders `Path` and begin with ``~``.
 
     Args:
         model: ``"smollm2-135m-instruct"``, a folder, a ``.gguf`` file or a hub id.
+        cache_dir: folder for models that were converted from GGUF files; ``None`` is
+            ``paged_stream`` in the folder that the environment variable ``XDG_CACHE_HOME`` names,
+            or in ``~/.cache``.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"``: CUDA if there is a device and
             the op library was built for it.
         dtype: of weights and activations: ``"float32"``, ``"bfloat16"``, on CUDA ``"float16"``, or
-            ``"auto"``, which is bfloat16 if the checkpoint is 16-bit or quantised. Sums are float32
-            in any case.
+            ``"auto"``, which is bfloat16 if the checkpoint is 16-bit or quantised. ``"half"`` and
+            ``"float"`` are float16 and float32. Sums are float32 in any case.
         quantization: ``None`` multiplies by weights in ``dtype``; ``"int8"`` and ``"int4"`` round
             them to blocks of 32 while loading; ``"auto"`` takes the blocks that a GGUF file holds
             (Q4_0, Q4_1, Q8_0) as they are, unless ``dtype`` asks for full precision. Activations
@@ -39,7 +76,8 @@ class EngineConfig:
         window_size: ``W``, most recent tokens that are visible. ``None`` is the model's trained
             length minus the sinks: exact up to there, streaming after. A model with learned
             absolute positions cannot have a window.
-        kv_cache_memory_bytes: memory for K and V. ``None`` takes what ``max_num_seqs`` streams
+        kv_cache_memory_bytes: memory for K and V, in bytes or as text: ``"4GiB"``, ``"512MiB"``,
+            ``"4GB"``. ``None`` takes what ``max_num_seqs`` streams
             can use, up to 4 GiB and half of the memory that is free; on CUDA all that
             ``gpu_memory_utilization`` leaves.
         gpu_memory_utilization: share of a CUDA device's memory that weights, activations and cache
@@ -60,7 +98,8 @@ class EngineConfig:
         enable_prefix_caching: keep full blocks of K and V after their sequences end, and use them
             for new ones that begin with the same tokens under the same sinks and window.
         parking_memory_bytes: host memory for streams that had to leave the cache; more go to
-            disk. ``None`` is a quarter of the memory that is free at the start.
+            disk. In bytes or as text; ``None`` is a quarter of the memory that is free at the
+            start.
         parking_dir: where those on disk go; ``None`` is the system's folder for temporary files.
         park_after_seconds: move streams out of the cache that were idle for so long, even if
             nobody needs the room; ``None`` waits until somebody does.
@@ -71,17 +110,19 @@ class EngineConfig:
 
     Raises:
         ValueError: names the field, its value and what is allowed.
+        TypeError: there is no such field; says what to write instead.
     """
 
-    model: str
-    device: str = "auto"
-    dtype: str = "auto"
+    model: str | os.PathLike[str]
+    cache_dir: str | os.PathLike[str] | None = None
+    device: str | torch.device = "auto"
+    dtype: str | torch.dtype = "auto"
     quantization: str | None = "auto"
-    kv_cache_dtype: str = "auto"
+    kv_cache_dtype: str | torch.dtype = "auto"
     block_size: int = 16
     num_sink_tokens: int = 4
     window_size: int | None = None
-    kv_cache_memory_bytes: int | None = None
+    kv_cache_memory_bytes: int | str | None = None
     gpu_memory_utilization: float = 0.9
     attention_backend: str = "auto"
     max_num_seqs: int | None = None
@@ -90,98 +131,152 @@ class EngineConfig:
     chunk_size: int | None = None
     cuda_graphs: bool = True
     enable_prefix_caching: bool = True
-    parking_memory_bytes: int | None = None
-    parking_dir: str | Path | None = None
+    parking_memory_bytes: int | str | None = None
+    parking_dir: str | os.PathLike[str] | None = None
     park_after_seconds: float | None = None
     tensor_parallel_size: int = 1
     seed: int = 0
     num_threads: int | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.model, Path):
-            object.__setattr__(self, "model", str(self.model))
-        if not isinstance(self.model, str) or not self.model:
-            raise ValueError(
-                f"model must be a name, a folder, a .gguf file or a hub id, got {self.model!r}"
-            )
+        self._check_model()
+        keep(self, "cache_dir", _as_folder)
+        keep(self, "device", lambda name, value: str(value))
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(self.device)):
             raise ValueError(
                 f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got {self.device!r}"
             )
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
-        if self.quantization not in QUANTIZATIONS:
-            raise ValueError(
-                f"quantization must be 'auto', 'int8', 'int4' or None, got {self.quantization!r}"
-            )
+        keep(self, "dtype", as_choice, DTYPES, same=_SAME_DTYPES, near=_NEAR_DTYPES)
+        keep(self, "quantization", as_choice, QUANTIZATIONS, same={"none": None})
+        keep(self, "kv_cache_dtype", as_choice, KV_CACHE_DTYPES, same=_SAME_KV_CACHE_DTYPES)
+        keep(self, "attention_backend", as_choice, ATTENTION_BACKENDS)
+        keep(self, "gpu_memory_utilization", as_float, 0.0, 1.0, open_low=True)
+        keep(self, "block_size", as_int, 1)
+        keep(self, "num_sink_tokens", as_int, 0)
+        keep(self, "window_size", as_int, 1, optional=True)
+        keep(self, "kv_cache_memory_bytes", as_bytes, 1, optional=True)
+        keep(self, "max_num_batched_tokens", as_int, 1)
+        keep(self, "max_num_seqs", as_int, 1, optional=True)
+        keep(self, "chunk_size", as_int, 1, optional=True)
+        keep(self, "num_decode_steps", as_int, 1, optional=True)
+        self._check_budget()
+        keep(self, "cuda_graphs", as_bool)
+        keep(self, "enable_prefix_caching", as_bool)
+        keep(self, "parking_memory_bytes", as_bytes, 0, optional=True)
+        keep(self, "parking_dir", _as_folder)
+        keep(self, "park_after_seconds", as_float, 0.0, optional=True)
+        keep(self, "tensor_parallel_size", as_int, 1)
+        keep(self, "seed", as_int)
+        keep(self, "num_threads", as_int, 1, optional=True)
+
+    __repr__ = changes_repr
+
+    @classmethod
+    def from_mapping(cls, settings: Mapping[str, Any]) -> EngineConfig:
+        """Make a config of plain values, as JSON and YAML files and environment variables hold
+        them. Names may have dashes, and numbers and switches may be text: ``"1024"``, ``"true"``,
+        ``"null"``.
+
+        Raises:
+            ValueError: as the constructor, also for fields that there are not.
+        """
+        known = [field.name for field in fields(cls)]
+        values = {}
+        for key, value in settings.items():
+            name = str(key).replace("-", "_")
+            if name not in known:
+                raise ValueError(unknown_setting(cls.__name__, name, known, HINTS))
+            values[name] = value if name in _TEXT_FIELDS else _read_text(value)
+        if "model" not in values:
+            raise ValueError("model must be given")
+        return cls(**values)
+
+    @property
+    def actual_quantization(self) -> str | None:
+        """``quantization``, with ``"auto"`` decided as far as the settings can: a ``dtype`` asks
+        for full precision."""
         if self.quantization == "auto" and self.dtype != "auto":
-            object.__setattr__(self, "quantization", None)
-        if self.kv_cache_dtype not in KV_CACHE_DTYPES:
+            return None
+        return self.quantization
+
+    @property
+    def actual_max_num_seqs(self) -> int:
+        """``max_num_seqs``, or what it is if it was not set."""
+        if self.max_num_seqs is not None:
+            return self.max_num_seqs
+        others = self.max_num_batched_tokens - (self.chunk_size or 1)
+        return max(1, min(64, others + 1))
+
+    def _check_model(self) -> None:
+        if isinstance(self.model, EngineConfig):
             raise ValueError(
-                f"kv_cache_dtype must be one of {', '.join(KV_CACHE_DTYPES)}, got "
-                f"{self.kv_cache_dtype!r}"
+                "model must be a name, a folder, a .gguf file or a hub id, got an EngineConfig: "
+                "LLMEngine and AsyncLLMEngine take one, LLM and RayLLM take its fields, as in "
+                f"LLM({self.model.model!r})"
             )
-        if self.attention_backend not in ATTENTION_BACKENDS:
+        if not isinstance(self.model, str | os.PathLike) or not str(self.model):
             raise ValueError(
-                f"attention_backend must be one of {', '.join(ATTENTION_BACKENDS)}, got "
-                f"{self.attention_backend!r}"
+                f"model must be a name, a folder, a .gguf file or a hub id, got {self.model!r}"
             )
-        share = self.gpu_memory_utilization
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
-            raise ValueError(f"gpu_memory_utilization must be in (0, 1], got {share!r}")
-        self._check_int("block_size", 1)
-        self._check_int("num_sink_tokens", 0)
-        self._check_int("window_size", 1, optional=True)
-        self._check_int("kv_cache_memory_bytes", 1, optional=True)
-        self._check_int("max_num_batched_tokens", 1)
-        self._check_int("max_num_seqs", 1, optional=True)
-        self._check_int("chunk_size", 1, optional=True)
-        if self.max_num_seqs is None:
-            others = self.max_num_batched_tokens - (self.chunk_size or 1)
-            object.__setattr__(self, "max_num_seqs", max(1, min(64, others + 1)))
-        elif self.max_num_batched_tokens < self.max_num_seqs:
+        keep(self, "model", lambda name, value: os.path.expanduser(os.fspath(value)))
+
+    def _check_budget(self) -> None:
+        num_seqs = self.actual_max_num_seqs
+        if self.max_num_batched_tokens < num_seqs:
             raise ValueError(
-                f"max_num_batched_tokens must be >= max_num_seqs ({self.max_num_seqs}), so that "
+                f"max_num_batched_tokens must be >= max_num_seqs ({num_seqs}), so that "
                 f"every sequence can decode, got {self.max_num_batched_tokens}"
             )
-        self._check_int("num_decode_steps", 1, optional=True)
-        self._check_chunk_size()
-        for name in ("cuda_graphs", "enable_prefix_caching"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be a bool, got {getattr(self, name)!r}")
-        self._check_int("parking_memory_bytes", 0, optional=True)
-        self._check_parking()
-        self._check_int("tensor_parallel_size", 1)
-        self._check_int("seed", None)
-        self._check_int("num_threads", 1, optional=True)
-
-    def _check_chunk_size(self) -> None:
-        assert self.max_num_seqs is not None
-        room = self.max_num_batched_tokens - self.max_num_seqs + 1
+        room = self.max_num_batched_tokens - num_seqs + 1
         if self.chunk_size is not None and self.chunk_size > room:
             raise ValueError(
                 f"chunk_size must be <= {room}, so that a chunk fits into "
                 f"max_num_batched_tokens beside max_num_seqs - 1 others, got {self.chunk_size}"
             )
 
-    def _check_parking(self) -> None:
-        folder, seconds = self.parking_dir, self.park_after_seconds
-        if folder is not None and (not isinstance(folder, str | Path) or Path(folder).is_file()):
-            raise ValueError(f"parking_dir must be a folder, got {folder!r}")
-        if seconds is not None and (
-            isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0
-        ):
-            raise ValueError(f"park_after_seconds must be a number >= 0, got {seconds!r}")
 
-    def _check_int(self, name: str, low: int | None, *, optional: bool = False) -> None:
-        value = getattr(self, name)
-        if value is None and optional:
-            return
-        if isinstance(value, bool) or not isinstance(value, int):
-            kind = "an int or None" if optional else "an int"
-            raise ValueError(f"{name} must be {kind}, got {value!r}")
-        if low is not None and value < low:
-            raise ValueError(f"{name} must be >= {low}, got {value}")
+def _as_folder(name: str, value: Any) -> str | None:
+    """A path of a folder, which need not exist yet; ``~`` is the user's home."""
+    if value is None:
+        return None
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+        raise ValueError(f"{name} must be a folder, got {value!r}")
+    folder = os.path.expanduser(os.fspath(value))
+    if Path(folder).is_file():
+        raise ValueError(f"{name} must be a folder, got {value!r}, which is a file")
+    return folder
+
+
+def _read_text(value: Any) -> Any:
+    """What a text says, as JSON has it; the text itself if it is none, for the field to refuse."""
+    try:
+        return json.loads(value.lower()) if isinstance(value, str) else value
+    except json.JSONDecodeError:
+        return value
+
+
+def takes_config(init: Init) -> Init:
+    """Let a constructor whose first argument is an `EngineConfig` explain how to pass one."""
+
+    @functools.wraps(init)
+    def explained(self: object, *args: Any, **settings: Any) -> None:
+        config = args[0] if args else settings.get("config")
+        own = init.__kwdefaults__ or {}
+        loose = {name: value for name, value in settings.items() if name not in {"config", *own}}
+        if not isinstance(config, EngineConfig) or loose:
+            if isinstance(config, str | os.PathLike):
+                loose = {"model": config, **loose}
+            fields = ", ".join(f"{name}={value!r}" for name, value in loose.items())
+            name = type(self).__name__
+            got = "settings" if isinstance(config, EngineConfig) or config is None else repr(config)
+            raise TypeError(
+                f"{name} takes an EngineConfig, got {got}; write "
+                f"{name}(EngineConfig({fields or 'model=...'}))"
+                + (f", or LLM({fields}) for whole answers" if loose and name == "LLMEngine" else "")
+            )
+        init(self, *args, **settings)
+
+    return cast("Init", explained)
 
 
 def offline_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from paged_stream.chat import Messages
-from paged_stream.config import EngineConfig
+from paged_stream.config import EngineConfig, takes_config
 from paged_stream.engine_core import EngineCore, StreamRecord, Turn
 from paged_stream.executor.base import Executor
 from paged_stream.executor.select import make_executor
@@ -42,8 +42,9 @@ class LLMEngine:
             does not hold one stream.
     """
 
+    @takes_config
     def __init__(self, config: EngineConfig) -> None:
-        files = resolve_model(config.model)
+        files = resolve_model(config.model, cache_dir=config.cache_dir)
         self.config = config
         model_config = load_config(files)
         self.sink_window = resolve_sink_window(
@@ -55,12 +56,11 @@ class LLMEngine:
         self.tokenizer: Tokenizer | None = load_tokenizer(files) if files.has_tokenizer else None
         self.executor: Executor = make_executor(config, files, self.model_config, self.sink_window)
         self.cache_plan = self.executor.cache_plan
-        assert config.max_num_seqs is not None  # EngineConfig has set it
         self.scheduler = Scheduler(
             SchedulerConfig(
                 num_blocks=self.cache_plan.num_blocks,
                 block_size=config.block_size,
-                max_num_seqs=config.max_num_seqs,
+                max_num_seqs=config.actual_max_num_seqs,
                 max_num_batched_tokens=config.max_num_batched_tokens,
                 max_model_len=self.model_config.max_position_embeddings,
                 num_decode_steps=config.num_decode_steps or self.executor.default_decode_steps,
@@ -71,7 +71,7 @@ class LLMEngine:
         self.prompts = PromptEncoder(
             self.tokenizer,
             model_config,
-            model=config.model,
+            model=str(config.model),
             has_window=self.sink_window.window_size is not None,
         )
         self._no_tokens = self.executor.read(array("q"))  # shape and dtype of K and V

@@ -27,7 +27,7 @@ def describe(model: str, **settings: Any) -> str:
         ValueError: as `LLMEngine`.
     """
     config = EngineConfig(model=model, **settings)
-    files = resolve_model(config.model)
+    files = resolve_model(config.model, cache_dir=config.cache_dir)
     model_config = load_config(files)
     device = resolve_device(config.device)
     check_settings(config, device)
@@ -84,7 +84,8 @@ def _weights(
     actual = _weight_bytes(config, files, model_config, dtype, device)
     if actual == plain:
         return f"{_size(plain)} in {_name(dtype)}"
-    kind = "the file's own blocks" if config.quantization == "auto" else config.quantization
+    quantization = config.actual_quantization
+    kind = "the file's own blocks" if quantization == "auto" else quantization
     return f"{_size(actual)}, projections in {kind}, the rest in {_name(dtype)}"
 
 
@@ -95,7 +96,7 @@ def _weight_bytes(
     dtype: torch.dtype,
     device: torch.device,
 ) -> int:
-    quantization = config.quantization if device.type == "cpu" else None
+    quantization = config.actual_quantization if device.type == "cpu" else None
     family = family_of(model_config.model_type)
     return weight_bytes(files, model_config, family, dtype, quantization)
 

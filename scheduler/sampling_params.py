@@ -2,14 +2,44 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
+from .fields import as_bool, as_float, as_int, changes_repr, keep
+from .hints import explains_settings
+
 MAX_COMPLETIONS = 1024  # of one prompt: all of them are made in one step
-_LARGEST = 1e30
 _LARGEST_INT = (1 << 63) - 1
+_NO_BEAMS = "there is no beam search; n samples several completions"
+_ENGINE = "it belongs to EngineConfig, LLM and open_stream"
+_HINTS = {
+    "max_new_tokens": "write max_tokens",
+    "max_completion_tokens": "write max_tokens",
+    "max_length": "write max_tokens, which does not count the prompt",
+    "min_new_tokens": "write min_tokens",
+    "min_length": "write min_tokens, which does not count the prompt",
+    "do_sample": "temperature=0 is greedy, anything above samples",
+    "num_return_sequences": "write n",
+    "best_of": "n gives several completions to choose from; examples/best_of_n.py shows how",
+    "use_beam_search": _NO_BEAMS,
+    "num_beams": _NO_BEAMS,
+    "beam_width": _NO_BEAMS,
+    "length_penalty": _NO_BEAMS,
+    "early_stopping": _NO_BEAMS,
+    "eos_token_id": "write stop_token_ids; the model's own end tokens count anyway",
+    "pad_token_id": "nothing is padded; leave it out",
+    "stop_strings": "write stop",
+    "stop_sequences": "write stop",
+    "include_stop_str_in_output": "the text ends before the stop string; append it yourself",
+    "skip_special_tokens": "texts never show special tokens; token_ids hold them",
+    "repeat_penalty": "write repetition_penalty",
+    "no_repeat_ngram_size": "write repetition_penalty or frequency_penalty",
+    "random_seed": "write seed",
+    "truncate_prompt_tokens": "prompts may be of any length; shorten them yourself if you like",
+    "window_size": _ENGINE,
+    "num_sink_tokens": _ENGINE,
+}
 
 
 def _as_tuple(values: object) -> tuple[object, ...] | None:
@@ -21,7 +51,25 @@ def _as_tuple(values: object) -> tuple[object, ...] | None:
     return tuple(values)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+def _as_stop(name: str, value: object) -> tuple[object, ...]:
+    stop = (value,) if isinstance(value, str) else _as_tuple(value)
+    if stop is None or not all(isinstance(item, str) and item for item in stop):
+        raise ValueError(f"{name} must be a non-empty string or a list of them, got {value!r}")
+    return stop
+
+
+def _as_token_ids(name: str, value: object) -> tuple[int | None, ...]:
+    try:
+        items = _as_tuple(value)
+        if items is not None:
+            return tuple(as_int(name, item, 0) for item in items)
+    except ValueError:
+        pass
+    raise ValueError(f"{name} must be a list of ints >= 0, got {value!r}")
+
+
+@explains_settings(_HINTS, example="temperature=0.8")
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class SamplingParams:
     """Sampling parameters, with vLLM's names and meanings.
 
@@ -36,7 +84,9 @@ class SamplingParams:
         repetition_penalty: divides (or multiplies, if negative) the logits of tokens already in
             the prompt or the output; 1 is off. All three penalties look at the tokens that are
             still visible: what has left the window is not penalised.
-        max_tokens: tokens to generate; ``None`` goes on until something else stops the request.
+        max_tokens: tokens to generate; ``None`` goes on until something else stops the request: a
+            stop token or string, or, without a window, the trained length. A chat without
+            parameters has ``None``.
         min_tokens: no stop token is sampled before this many tokens.
         stop: strings that end the output; the text ends before the string.
         stop_token_ids: token ids that end the output, besides the model's own.
@@ -60,45 +110,36 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     max_tokens: int | None = 16
     min_tokens: int = 0
-    stop: str | Seq[str] | None = None
-    stop_token_ids: Seq[int] | None = None
+    stop: str | Seq[str] | None = ()
+    stop_token_ids: Seq[int] | None = ()
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        self._check_int("n", 1, MAX_COMPLETIONS)
-        self._check_float("temperature", 0.0)
-        self._check_float("top_p", 0.0, 1.0, open_low=True)
-        self._check_int("top_k", -1, _LARGEST_INT)
-        self._check_float("min_p", 0.0, 1.0)
-        self._check_float("presence_penalty", -2.0, 2.0)
-        self._check_float("frequency_penalty", -2.0, 2.0)
-        self._check_float("repetition_penalty", 0.01, 100.0)
-        self._check_int("max_tokens", 1, optional=True)
-        self._check_int("min_tokens", 0)
+        keep(self, "n", as_int, 1, MAX_COMPLETIONS)
+        keep(self, "temperature", as_float, 0.0)
+        keep(self, "top_p", as_float, 0.0, 1.0, open_low=True)
+        keep(self, "top_k", as_int, -1, _LARGEST_INT)
+        keep(self, "min_p", as_float, 0.0, 1.0)
+        keep(self, "presence_penalty", as_float, -2.0, 2.0)
+        keep(self, "frequency_penalty", as_float, -2.0, 2.0)
+        keep(self, "repetition_penalty", as_float, 0.01, 100.0)
+        keep(self, "max_tokens", as_int, 1, optional=True)
+        keep(self, "min_tokens", as_int, 0)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError(
                 f"min_tokens must be <= max_tokens ({self.max_tokens}), got {self.min_tokens}"
             )
-        self._check_int("logprobs", 0, optional=True)
-        self._check_int("prompt_logprobs", 0, optional=True)
-        self._check_int("seed", None, optional=True)
-        if not isinstance(self.ignore_eos, bool):
-            raise ValueError(f"ignore_eos must be a bool, got {self.ignore_eos!r}")
-        stop = (self.stop,) if isinstance(self.stop, str) else _as_tuple(self.stop)
-        if stop is None or not all(isinstance(s, str) and s for s in stop):
-            raise ValueError(
-                f"stop must be a non-empty string or a list of them, got {self.stop!r}"
-            )
-        object.__setattr__(self, "stop", stop)
-        ids = _as_tuple(self.stop_token_ids)
-        if ids is None or not all(type(i) is int and i >= 0 for i in ids):
-            raise ValueError(
-                f"stop_token_ids must be a list of ints >= 0, got {self.stop_token_ids!r}"
-            )
-        object.__setattr__(self, "stop_token_ids", ids)
+        keep(self, "logprobs", as_int, 0, optional=True)
+        keep(self, "prompt_logprobs", as_int, 0, optional=True)
+        keep(self, "seed", as_int, optional=True)
+        keep(self, "ignore_eos", as_bool)
+        keep(self, "stop", _as_stop)
+        keep(self, "stop_token_ids", _as_token_ids)
+
+    __repr__ = changes_repr
 
     @property
     def greedy(self) -> bool:
@@ -113,30 +154,23 @@ class SamplingParams:
             or self.repetition_penalty != 1.0
         )
 
-    def _check_int(
-        self, name: str, low: int | None, high: int | None = None, *, optional: bool = False
-    ) -> None:
-        value = getattr(self, name)
-        if value is None and optional:
-            return
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ValueError(
-                f"{name} must be an int{' or None' if optional else ''}, got {value!r}"
-            )
-        if low is not None and value < low:
-            raise ValueError(f"{name} must be >= {low}, got {value}")
-        if high is not None and value > high:
-            raise ValueError(f"{name} must be <= {high}, got {value}")
 
-    def _check_float(
-        self, name: str, low: float, high: float = math.inf, *, open_low: bool = False
-    ) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"{name} must be a number, got {value!r}")
-        above = value > low if open_low else value >= low
-        if not (above and value <= min(high, _LARGEST)):  # NaN fails as well
-            bounds = (
-                f"{'(' if open_low else '['}{low:g}, {high:g}{')' if high == math.inf else ']'}"
-            )
-            raise ValueError(f"{name} must be in {bounds}, got {value!r}")
+def whole_answer(params: SamplingParams | None) -> SamplingParams:
+    """The parameters of an answer in a conversation: without any, it ends where the model ends its
+    turn."""
+    return SamplingParams(max_tokens=None) if params is None else params
+
+
+def check_params_type(params: object) -> None:
+    """Refuse what is no `SamplingParams`.
+
+    Raises:
+        ValueError: says how to write it.
+    """
+    if isinstance(params, SamplingParams):
+        return
+    hint = "pass SamplingParams(...)"
+    if isinstance(params, Mapping) and all(str(name).isidentifier() for name in params):
+        arguments = ", ".join(f"{name}={value!r}" for name, value in params.items())
+        hint = f"write SamplingParams({arguments})"
+    raise ValueError(f"params must be SamplingParams, got {params!r}; {hint}")

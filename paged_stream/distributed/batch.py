@@ -112,7 +112,7 @@ def connect(ray: Any) -> None:
 def fit_pool(ray: Any, plan: Plan) -> Pool:
     """Share the cluster among engines."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    pool = Pool.fit(plan.config.replicas, nodes, plan.engine.device)
+    pool = Pool.fit(plan.config.replicas, nodes, str(plan.engine.device))
     return replace(pool, num_threads=plan.engine.num_threads or pool.num_threads)
 
 

@@ -19,6 +19,7 @@ from paged_stream.scheduler.sampling_params import SamplingParams
 EXACT = {"chunk_size": 256, "max_num_batched_tokens": 1024, "enable_prefix_caching": False}
 # Engine settings that change how fast an output is there, not what it is.
 _SPEED = (
+    "cache_dir",
     "num_threads",
     "kv_cache_memory_bytes",
     "gpu_memory_utilization",
@@ -43,9 +44,8 @@ def engine_config(model: str, engine: Mapping[str, Any]) -> EngineConfig:
     Raises:
         ValueError: as `EngineConfig`, or an unknown field.
     """
-    if unknown := set(engine) - set(EngineConfig.__dataclass_fields__):
-        raise ValueError(f"engine has no setting {sorted(unknown)[0]!r}")
-    config = EngineConfig(model=model, **offline_settings({**EXACT, **engine}))
+    settings = offline_settings({**EXACT, **engine})
+    config = EngineConfig.from_mapping({"model": model, **settings})
     if config.tensor_parallel_size > 1:
         raise ValueError(
             f"tensor_parallel_size must be 1 for a batch, got {config.tensor_parallel_size}: each "
@@ -126,7 +126,8 @@ class BatchConfig:
 
     def settings(self) -> dict[str, Any]:
         """All that output depends on, but for the files and the weights."""
-        engine = asdict(engine_config(self.model, self.engine))
+        config = engine_config(self.model, self.engine)
+        engine = asdict(config) | {"quantization": config.actual_quantization}
         sampling = asdict(self.sampling_params)
         return {
             "task": self.task,

@@ -60,7 +60,7 @@ def generate_dataset(
     )
     connect(ray)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    pool = Pool.fit(replicas, nodes, settings.device)
+    pool = Pool.fit(replicas, nodes, str(settings.device))
     return dataset.map_batches(
         RowsWorker,
         fn_constructor_args=(

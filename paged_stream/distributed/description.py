@@ -28,7 +28,7 @@ def describe_plan(plan: Plan, pool: Pool, num_rows: int) -> str:
         ("replicas", f"{pool.num_replicas} engines, {each} each"),
         (
             "work per replica",
-            f"{plan.engine.max_num_seqs} rows at a time, from {ahead} shards",
+            f"{plan.engine.actual_max_num_seqs} rows at a time, from {ahead} shards",
         ),
     ]
     if len(plan.shards) < 4 * pool.num_replicas:

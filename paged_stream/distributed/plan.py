@@ -88,8 +88,7 @@ class Plan:
         rows = sum(len(source.rows) for _, source in self.sample)
         size = sum(shard.num_bytes for shard, _ in self.sample)
         rows_per_shard = max(1.0, rows * self.num_bytes / max(1, size * len(self.shards)))
-        assert self.engine.max_num_seqs is not None
-        wanted = int((1 + _ROWS_AHEAD) * self.engine.max_num_seqs / rows_per_shard) + 1
+        wanted = int((1 + _ROWS_AHEAD) * self.engine.actual_max_num_seqs / rows_per_shard) + 1
         return max(_MIN_SHARDS_AHEAD, min(_MAX_SHARDS_AHEAD, wanted))
 
     def writer(self) -> TableWriter:
@@ -108,7 +107,7 @@ def make_plan(config: BatchConfig) -> Plan:
         ValueError: what the user must change.
     """
     engine = engine_config(config.model, config.engine)
-    model = resolve_model(config.model)
+    model = resolve_model(config.model, cache_dir=engine.cache_dir)
     if not model.has_tokenizer and config.task != "score":
         raise ValueError(f"task={config.task!r} needs a tokenizer, {config.model} has none")
     if config.task == "chat":

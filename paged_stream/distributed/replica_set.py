@@ -218,7 +218,7 @@ class ReplicaSet:
         if config.tensor_parallel_size > 1:
             return {"num_cpus": 0}
         gpus = ray.cluster_resources().get("GPU", 0)
-        if config.device.startswith("cuda") or (config.device == "auto" and gpus):
+        if str(config.device).startswith("cuda") or (config.device == "auto" and gpus):
             return {"num_cpus": 0, "num_gpus": 1}
         return {"num_cpus": config.num_threads or 1}
 

@@ -160,8 +160,7 @@ class RowRunner:
 
     def _fill(self) -> None:
         """Start rows, the oldest job's first, until the engine has all that a step can take."""
-        most = self.engine.config.max_num_seqs
-        assert most is not None
+        most = self.engine.config.actual_max_num_seqs
         while self._jobs and len(self._running) < most:
             job = self._jobs[0]
             index, row = job.rows.popleft()

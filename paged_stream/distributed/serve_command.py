@@ -72,7 +72,7 @@ def run(args: argparse.Namespace, engine: Mapping[str, Any]) -> int:
         **engine,
     )
     # Before processes are started that would load it.
-    model_config = load_config(resolve_model(args.model))
+    model_config = load_config(resolve_model(args.model, cache_dir=engine.get("cache_dir")))
     resolve_sink_window(model_config, args.num_sink_tokens, args.window_size)
     _check_address(args.host, args.port)
     connect(ray)

@@ -111,7 +111,7 @@ class AttentionProbe:
         self._backend = RecordingBackend(0)
         self._dtype = resolve_dtype(config.dtype, self.config.dtype)
         self._decoder: Decoder = load_model(
-            files, self.config, self._dtype, "cpu", self._backend, config.quantization
+            files, self.config, self._dtype, "cpu", self._backend, config.actual_quantization
         )
         self._decoder.pack_weights()
 

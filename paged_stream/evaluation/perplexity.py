@@ -171,7 +171,8 @@ def make_engine(variant: Variant, num_tokens: int, settings: dict[str, Any]) -> 
         ValueError: as `LLMEngine`.
     """
     window = variant.window_size
-    if window is None and not load_config(resolve_model(settings["model"])).learned_positions:
+    files = resolve_model(settings["model"], cache_dir=settings.get("cache_dir"))
+    if window is None and not load_config(files).learned_positions:
         window = num_tokens  # may be beyond the trained length: that is what dense means
     return LLMEngine(
         EngineConfig(

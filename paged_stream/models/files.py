@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,13 +47,15 @@ class ModelFiles:
         return content
 
 
-def resolve_model(name: str | Path, *, cache_dir: Path | None = None) -> ModelFiles:
+def resolve_model(
+    name: str | os.PathLike[str], *, cache_dir: str | os.PathLike[str] | None = None
+) -> ModelFiles:
     """Find the files of a model, converting or downloading them once where that is needed.
 
     Args:
         name: ``smollm2-135m-instruct``, a folder or a file of weights in it, a .gguf file, or a hub
             id (``org/name``).
-        cache_dir: where converted GGUF files go; ``None`` is ~/.cache/paged_stream.
+        cache_dir: as in `EngineConfig`.
     """
     name, path = str(name), Path(name).expanduser()
     if name == EMBEDDED_MODEL:
@@ -83,10 +86,10 @@ def embedded_gguf() -> Path:
     raise ValueError(f"model={EMBEDDED_MODEL!r} is not installed; run: {INSTALL_EMBEDDED}")
 
 
-def _from_gguf(name: str, path: Path, cache_dir: Path | None) -> ModelFiles:
+def _from_gguf(name: str, path: Path, cache_dir: str | os.PathLike[str] | None) -> ModelFiles:
     from paged_stream.models.gguf import cached_conversion  # numpy and gguf: only when needed
 
-    return ModelFiles(name, cached_conversion(path, cache_dir))
+    return ModelFiles(name, cached_conversion(path, None if cache_dir is None else Path(cache_dir)))
 
 
 def _from_folder(name: str, folder: Path) -> ModelFiles:

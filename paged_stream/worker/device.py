@@ -10,12 +10,13 @@ from paged_stream.config import EngineConfig
 _LEAST_CAPABILITY = (8, 0)  # bfloat16 and asynchronous copies
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str | torch.device) -> torch.device:
     """Turn ``EngineConfig.device`` into a device.
 
     Raises:
         ValueError: there is no such device, or the op library has no kernels for it.
     """
+    name = str(name)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() and ops.has_cuda() else "cpu"
     if name == "cpu":

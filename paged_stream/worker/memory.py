@@ -62,6 +62,7 @@ def memory_budget(config: EngineConfig, device: torch.device) -> int | None:
         ValueError: more is asked for than the device has.
     """
     budget = config.kv_cache_memory_bytes
+    assert not isinstance(budget, str)  # EngineConfig has read it
     if device.type == "cuda":
         total = torch.cuda.mem_get_info(device)[1]
     else:
@@ -99,8 +100,7 @@ def plan_cache(
     least = blocks_per_stream(config, model_config, sink_window, chunk=1)
     most = blocks_per_stream(config, model_config, sink_window, chunk=config.max_num_batched_tokens)
     if config.kv_cache_memory_bytes is None and use is None:
-        assert config.max_num_seqs is not None
-        budget = min(budget, most * config.max_num_seqs * block_bytes)
+        budget = min(budget, most * config.actual_max_num_seqs * block_bytes)
     num_blocks = budget // block_bytes
     if num_blocks < least:
         window = "" if model_config.learned_positions else " or lower window_size"
@@ -136,8 +136,7 @@ def largest_step(
 ) -> SchedulerOutput:
     """A step of ``num_tokens`` over ``max_num_seqs`` sequences that all sample. All K and V go to
     block 0: what it computes means nothing."""
-    count = config.max_num_seqs
-    assert count is not None
+    count = config.actual_max_num_seqs
     params = SamplingParams(temperature=1.0, top_p=0.9, top_k=50, min_p=0.01)
     chunks = [num_tokens // count + (i < num_tokens % count) for i in range(count)]
     longest = model_config.max_position_embeddings if sink_window.window_size is None else None

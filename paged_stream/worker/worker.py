@@ -40,17 +40,17 @@ from paged_stream.worker.parking import ParkedStore
 logger = logging.getLogger(__name__)
 
 
-def resolve_dtype(name: str, checkpoint: torch.dtype) -> torch.dtype:
+def resolve_dtype(name: str | torch.dtype, checkpoint: torch.dtype) -> torch.dtype:
     """Turn ``EngineConfig.dtype`` into a dtype."""
     if name != "auto":
-        dtype: torch.dtype = getattr(torch, name)
+        dtype: torch.dtype = getattr(torch, str(name))
         return dtype
     return torch.float32 if checkpoint == torch.float32 else torch.bfloat16
 
 
-def resolve_kv_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+def resolve_kv_dtype(name: str | torch.dtype, dtype: torch.dtype) -> torch.dtype:
     """Turn ``EngineConfig.kv_cache_dtype`` into a dtype, for a model that computes in ``dtype``."""
-    return {"auto": dtype, "int8": torch.int8, "fp8": torch.float8_e4m3fn}[name]
+    return {"auto": dtype, "int8": torch.int8, "fp8": torch.float8_e4m3fn}[str(name)]
 
 
 class Worker:
@@ -94,7 +94,7 @@ class Worker:
             _parking_budget(config), Path(config.parking_dir) if config.parking_dir else None
         )
         with self._on_device("loading the model", "use a device with more memory"):
-            quantization = config.quantization if self.device.type == "cpu" else None
+            quantization = config.actual_quantization if self.device.type == "cpu" else None
             model = load_model(
                 files, model_config, dtype, self.device, backend, quantization, rank, group
             )
@@ -135,9 +135,8 @@ class Worker:
         return plan_cache(config, self._part, self._kv_dtype, sink_window, budget, use)
 
     def _record_graphs(self, config: EngineConfig, sink_window: SinkWindow) -> None:
-        assert config.max_num_seqs is not None
         limits = GraphLimits(
-            num_rows=config.max_num_seqs,
+            num_rows=config.actual_max_num_seqs,
             table_width=blocks_per_stream(config, self._part, sink_window, chunk=1),
             num_steps=config.num_decode_steps or self.default_decode_steps,
             padding_block=self.cache_plan.num_blocks,
@@ -191,6 +190,8 @@ class Worker:
 
 
 def _parking_budget(config: EngineConfig) -> int:
-    if config.parking_memory_bytes is not None:
-        return config.parking_memory_bytes // config.tensor_parallel_size
-    return available_memory() // 4 // config.tensor_parallel_size
+    budget = config.parking_memory_bytes
+    assert not isinstance(budget, str)  # EngineConfig has read it
+    if budget is None:
+        budget = available_memory() // 4
+    return budget // config.tensor_parallel_size
