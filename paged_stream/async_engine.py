@@ -26,6 +26,7 @@ from paged_stream.engine import LLMEngine
 from paged_stream.inputs import Prompt
 from paged_stream.mailbox import Call, EngineStoppedError, Mailbox
 from paged_stream.outputs import EngineStats
+from paged_stream.scheduler.fields import as_int
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.stream import Stream
 
@@ -47,8 +48,7 @@ class AsyncLLMEngine:
 
     @takes_config
     def __init__(self, config: EngineConfig, *, max_unread: int = 16) -> None:
-        if type(max_unread) is not int or max_unread < 1:
-            raise ValueError(f"max_unread must be an int >= 1, got {max_unread!r}")
+        max_unread = as_int("max_unread", max_unread, 1)
         self.engine = LLMEngine(config)
         if self.engine.tokenizer is not None:
             # Takes back what the tokenizer's file may limit, which must not happen in two threads.
@@ -235,7 +235,7 @@ class AsyncLLMEngine:
         """
         saved: dict[AsyncStream, Path] = {}
         if save_dir is not None:
-            folder = Path(save_dir)
+            folder = Path(save_dir).expanduser()
             saved = await self.call(lambda: self._save_streams(folder))
         await asyncio.to_thread(self._stop)
         atexit.unregister(self._stop)
@@ -259,6 +259,9 @@ class AsyncLLMEngine:
             stream.inner.save(saved[stream])
         self._is_stopping = True  # before anybody can go on with a stream
         return saved
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.engine.config!r})"
 
     async def __aenter__(self) -> AsyncLLMEngine:
         return self

@@ -11,7 +11,7 @@ from paged_stream.chat import Messages, is_messages
 from paged_stream.inputs import Prompt
 from paged_stream.mailbox import Mailbox
 from paged_stream.outputs import RequestDelta, StreamStats
-from paged_stream.scheduler.sampling_params import SamplingParams
+from paged_stream.scheduler.sampling_params import SamplingParams, whole_answer
 from paged_stream.stream import Addition, Stream
 from paged_stream.stream_file import write_stream_file
 
@@ -60,7 +60,8 @@ class AsyncStream:
         return self._engine.deltas(prepare, start, self.inner.end_turn)
 
     def chat(self, messages: str | Messages, params: SamplingParams | None = None) -> Deltas:
-        """Append the next messages of a conversation and generate the answer."""
+        """Append the next messages of a conversation and generate the answer, as `Stream.chat`."""
+        params = whole_answer(params)
 
         def start(mailbox: Mailbox, addition: Addition) -> None:
             self.inner.queue_chat(messages, params, addition)
@@ -95,7 +96,7 @@ class AsyncStream:
 
     async def save(self, path: str | Path) -> None:
         saved = await self._engine.call(self.inner.snapshot, when=self._is_ready)
-        await asyncio.to_thread(write_stream_file, Path(path), saved)
+        await asyncio.to_thread(write_stream_file, Path(path).expanduser(), saved)
 
     async def stats(self) -> StreamStats:
         return await self._engine.call(self.inner.stats)

@@ -117,7 +117,7 @@ class LLMEngine:
         inbox: Inbox | None = None,
     ) -> None:
         """As `add_request`, with a prompt that `encode` has given."""
-        params = params or SamplingParams()
+        params = SamplingParams() if params is None else params
         self._check_request(request_id, params)
         if type(priority) is not int:
             raise ValueError(f"priority must be an int, got {priority!r}")
@@ -257,7 +257,7 @@ class LLMEngine:
         Raises:
             ValueError: as `load_stream`, but for sinks and window that do not fit the cache.
         """
-        saved = read_stream_file(Path(path))
+        saved = read_stream_file(Path(path).expanduser())
         vocab_size = self.model_config.vocab_size
         try:
             saved.check(self.executor.fingerprint, vocab_size, self._no_tokens)
@@ -381,6 +381,9 @@ class LLMEngine:
         return stream_stats(self.core, seq_id)
 
     # Both
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.config!r})"
 
     def close(self) -> None:
         """End the processes that share the model, if there are several; harmless twice."""

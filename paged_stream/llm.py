@@ -9,13 +9,12 @@ from typing import Any, cast
 
 from tqdm import tqdm
 
+from paged_stream.chat import Messages
 from paged_stream.config import EngineConfig, offline_settings
 from paged_stream.engine import LLMEngine
-from paged_stream.inputs import Prompt
+from paged_stream.inputs import Prompt, naming_item
 from paged_stream.outputs import CompletionOutput, RequestDelta, RequestOutput
-from paged_stream.scheduler.sampling_params import SamplingParams
-
-Messages = Sequence[dict[str, str]]
+from paged_stream.scheduler.sampling_params import SamplingParams, check_params_type, whole_answer
 
 
 class LLM:
@@ -43,7 +42,8 @@ class LLM:
         """Complete one prompt (text or token ids) or a list of them.
 
         Args:
-            sampling_params: one for all, or one per prompt.
+            sampling_params: one for all, or one per prompt; ``SamplingParams()`` by default, which
+                generates 16 tokens at most.
             use_tqdm: show a progress bar.
 
         Returns:
@@ -55,12 +55,14 @@ class LLM:
         prompt_list = prompt_list_of(prompts)
         per_prompt = params_per_prompt(sampling_params, len(prompt_list))
         outputs = {}
-        for prompt, prompt_params in zip(prompt_list, per_prompt, strict=True):
+        for index, (prompt, prompt_params) in enumerate(zip(prompt_list, per_prompt, strict=True)):
             self.engine.check_params(prompt_params)
+            with naming_item("prompts", index, len(prompt_list)):
+                token_ids = self.engine.encode(prompt)
             output = RequestOutput(
                 request_id=next(self._request_ids),
                 prompt=prompt if isinstance(prompt, str) else None,
-                prompt_token_ids=self.engine.encode(prompt),
+                prompt_token_ids=token_ids,
                 outputs=[CompletionOutput(index=index) for index in range(prompt_params.n)],
                 prompt_logprobs=None if prompt_params.prompt_logprobs is None else [None],
             )
@@ -96,18 +98,21 @@ class LLM:
 
         Args:
             messages: ``[{"role": "user", "content": "..."}, ...]``, or a list of such lists.
+            sampling_params: one for all, or one per conversation. By default, answers end where the
+                model ends its turn; one that never does goes on for ever with a window, and to the
+                trained length without.
 
         Raises:
             ValueError: as `generate`, or the model has no chat template.
         """
-        if self.engine.tokenizer is None:
-            raise ValueError(f"messages need a tokenizer, and {self.engine.config.model} has none")
-        if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
-            raise ValueError(f"messages must be a list of dicts, got {messages!r}")
-        one = bool(messages) and isinstance(messages[0], Mapping)
-        conversations = cast("Sequence[Messages]", [messages] if one else messages)
-        prompts = [self.engine.tokenizer.apply_chat_template(turns) for turns in conversations]
-        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+        tokenizer = self.engine.chat_tokenizer()
+        conversations = conversations_of(messages)
+        prompts = []
+        for index, turns in enumerate(conversations):
+            with naming_item("messages", index, len(conversations)):
+                prompts.append(tokenizer.apply_chat_template(turns))
+        params = params_per_prompt(sampling_params, len(prompts), default=whole_answer(None))
+        return self.generate(prompts, params, use_tqdm=use_tqdm)
 
     def score(self, prompt: Prompt, *, use_tqdm: bool = True) -> list[float | None]:
         """Log-probability of each token of a prompt of any length, given what it could see.
@@ -134,6 +139,9 @@ class LLM:
                 self.engine.abort_request(request_id)
         return scores
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.engine.config!r})"
+
     def _run(self, completions: dict[str, int]) -> Iterator[RequestDelta]:
         """Step until these requests' completions are all finished; others keep their deltas."""
         left = sum(completions.values())
@@ -149,19 +157,55 @@ def prompt_list_of(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
         return [cast("Prompt", values)]
     items = list(values)
-    one = bool(items) and isinstance(items[0], Integral)
+    one = bool(items) and _is_number(items[0])
     return cast("list[Prompt]", [items] if one else items)
 
 
+def _is_number(value: object) -> bool:
+    """Whether it is a token id rather than a prompt; an element of a tensor has no dimensions."""
+    return isinstance(value, Integral) or getattr(value, "shape", None) == ()
+
+
+def conversations_of(messages: Messages | Sequence[Messages]) -> list[Messages]:
+    """Tell one conversation from a list of them.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(messages, str):
+        raise ValueError(
+            f"messages must be a list of dicts, got {messages!r}; "
+            f"write [{{'role': 'user', 'content': {messages!r}}}]"
+        )
+    if isinstance(messages, Mapping) or not isinstance(messages, Sequence):
+        raise ValueError(f"messages must be a list of dicts, got {messages!r}")
+    one = bool(messages) and isinstance(messages[0], Mapping)
+    return cast("list[Messages]", [messages] if one else list(messages))
+
+
 def params_per_prompt(
-    params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
+    params: SamplingParams | Sequence[SamplingParams] | None,
+    num_prompts: int,
+    *,
+    default: SamplingParams | None = None,
 ) -> list[SamplingParams]:
-    if params is None or isinstance(params, SamplingParams):
-        return [params or SamplingParams()] * num_prompts
-    params = list(params)
-    if len(params) != num_prompts:
-        raise ValueError(f"params must be one or one per prompt ({num_prompts}), got {len(params)}")
-    return params
+    """Parameters of each prompt: the same for all, or one per prompt.
+
+    Raises:
+        ValueError: they are no parameters, or not as many as prompts.
+    """
+    if params is None:
+        params = default or SamplingParams()
+    if isinstance(params, Sequence) and not isinstance(params, str):
+        if len(params) != num_prompts:
+            raise ValueError(
+                f"params must be one or one per prompt ({num_prompts}), got {len(params)}"
+            )
+        for each in params:
+            check_params_type(each)
+        return list(params)
+    check_params_type(params)
+    return [params] * num_prompts
 
 
 def merge_delta(output: RequestOutput, delta: RequestDelta) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -65,9 +66,14 @@ class DeltaQueue(deque[RequestDelta]):
         return bool(self)
 
 
-@dataclass(slots=True, kw_only=True)
+_repr = reprlib.Repr()
+_repr.maxstring = 120  # characters of a text, from both ends
+_repr.maxlist = 8
+
+
+@dataclass(slots=True, kw_only=True, repr=False)
 class CompletionOutput:
-    """One whole completion."""
+    """One whole completion. Its `repr` shortens the text and counts the tokens."""
 
     index: int
     text: str = ""
@@ -75,12 +81,19 @@ class CompletionOutput:
     logprobs: list[TokenLogprob] | None = None
     finish_reason: str | None = None
 
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(index={self.index}, text={_repr.repr(self.text)}, "
+            f"token_ids=<{len(self.token_ids)}>, finish_reason={self.finish_reason!r})"
+        )
 
-@dataclass(slots=True, kw_only=True)
+
+@dataclass(slots=True, kw_only=True, repr=False)
 class RequestOutput:
     """A whole request: its prompt and all its completions.
 
-    ``prompt_logprobs``, when asked for, has one entry per prompt token; the first is ``None``.
+    ``prompt_logprobs``, when asked for, has one entry per prompt token; the first is ``None``. The
+    `repr` shortens the prompt and counts its tokens.
     """
 
     request_id: str
@@ -88,6 +101,13 @@ class RequestOutput:
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
     prompt_logprobs: list[TokenLogprob | None] | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(request_id={self.request_id!r}, "
+            f"prompt={_repr.repr(self.prompt)}, "
+            f"prompt_token_ids=<{len(self.prompt_token_ids)}>, outputs={_repr.repr(self.outputs)})"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Any
 from paged_stream.chat import Messages, first_turn, is_messages, next_turn
 from paged_stream.inputs import Prompt, as_token_ids, check_range
 from paged_stream.models.config import ModelConfig
-from paged_stream.scheduler.sampling_params import SamplingParams
+from paged_stream.scheduler.sampling_params import SamplingParams, check_params_type
 from paged_stream.tokenizer import Tokenizer
 
 
@@ -132,8 +132,7 @@ class PromptEncoder:
         Raises:
             ValueError: names the field.
         """
-        if not isinstance(params, SamplingParams):
-            raise ValueError(f"params must be SamplingParams, got {params!r}")
+        check_params_type(params)
         if params.stop and self._tokenizer is None:
             raise ValueError(f"stop needs a tokenizer, and {self._model} has none")
         vocab_size = self._model_config.vocab_size

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 from paged_stream.chat import Messages, without_repeated_end
 from paged_stream.inputs import Prompt
 from paged_stream.outputs import DeltaQueue, Inbox, RequestDelta, StreamStats
-from paged_stream.scheduler.sampling_params import SamplingParams
+from paged_stream.scheduler.sampling_params import SamplingParams, whole_answer
 from paged_stream.scheduler.sequence import SequenceStatus
 from paged_stream.stream_file import SavedStream, write_stream_file
 
@@ -148,6 +148,9 @@ class Stream:
         the iterator ends early if the stream is closed, or `end_turn` called, meanwhile. Without a
         seed in ``params``, each turn has one of its own.
 
+        Args:
+            params: ``SamplingParams()`` by default, which generates 16 tokens at most.
+
         Raises:
             ValueError: the stream is closed, empty or generating already, or ``params`` are wrong.
         """
@@ -211,7 +214,7 @@ class Stream:
         Raises:
             ValueError: as `generate`.
         """
-        params = params or SamplingParams()
+        params = SamplingParams() if params is None else params
         self.check_can_generate(params)
         seed = (self._seed + self._num_turns * _TURN_STEP) & _MASK63
         self._num_turns += 1
@@ -232,11 +235,14 @@ class Stream:
 
         Args:
             messages: the new ones only: text is one message of the user.
+            params: without any, the answer ends where the model ends its turn; one that never does
+                goes on for ever with a window, and to the trained length without.
 
         Raises:
             ValueError: as `generate`, or the model has no chat template that can go on.
         """
         self._check_settled()
+        params = whole_answer(params)
         self.queue_chat(messages, params, self.encode_chat(messages))
         return self.generate(params)
 
@@ -253,12 +259,12 @@ class Stream:
         return Addition(token_ids, continues)
 
     def queue_chat(
-        self, messages: str | Messages, params: SamplingParams | None, addition: Addition
+        self, messages: str | Messages, params: SamplingParams, addition: Addition
     ) -> list[int]:
         """Append the messages that `chat` would answer with ``params``, as `encode_chat` has
         tokenized them; returns what was appended."""
         self._check_settled()
-        self._check_params(params or SamplingParams())
+        self._check_params(params)
         if addition.continues != self.has_chatted:
             addition = self.encode_chat(messages)
         token_ids = addition.token_ids
@@ -354,7 +360,7 @@ class Stream:
             ValueError: the stream is closed or generating.
             OSError: the file cannot be written; one that was there before is unharmed.
         """
-        write_stream_file(Path(path), self.snapshot())
+        write_stream_file(Path(path).expanduser(), self.snapshot())
 
     def snapshot(self, *, settle: bool = True) -> SavedStream:
         """Copy all that the stream is.
@@ -386,6 +392,10 @@ class Stream:
             fingerprint=engine.executor.fingerprint,
             tokens=tokens,
         )
+
+    def __repr__(self) -> str:
+        where = "closed" if self._closed else f"position={self.position}"
+        return f"{type(self).__name__}({where}, model={self._engine.config.model!r})"
 
     def stats(self) -> StreamStats:
         """Tokens seen, visible and evicted; what the stream holds and where."""
@@ -426,7 +436,7 @@ class Stream:
 
     def check_can_generate(self, params: SamplingParams | None) -> None:
         """Raise what `generate` would."""
-        self._check_params(params or SamplingParams())
+        self._check_params(SamplingParams() if params is None else params)
         sequence = self._sequence
         if sequence.generates:
             raise ValueError("the stream is generating already")

@@ -74,7 +74,7 @@ class Tokenizer:
             )
             return text
         except Exception as error:  # templates expect strings, and fail on others as they like
-            raise ValueError(f"messages: the chat template refuses them: {error}") from None
+            raise ValueError(f"messages: the chat template refuses them: {error}") from error
 
 
 def _with_text(message: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -83,13 +83,18 @@ def _with_text(message: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises:
         ValueError: it is no message, or has other parts.
     """
-    is_message = isinstance(message, Mapping) and "role" in message
+    is_message = isinstance(message, Mapping) and isinstance(message.get("role"), str)
     if not is_message or not {"content", "tool_calls"} & message.keys():
         raise ValueError(
             f"messages: {message!r} is no message; pass dicts with 'role' and 'content'"
         )
-    if not isinstance(parts := message.get("content"), list):
+    parts = message.get("content")
+    if isinstance(parts, str) or (parts is None and message.get("tool_calls")):
         return message
+    if not isinstance(parts, list):
+        raise ValueError(
+            f"messages: the content must be text, or parts of text, got {parts!r} in {message!r}"
+        )
     if not all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in parts):
         raise ValueError(f"messages: the content must be text, or parts of text, got {parts!r}")
     return {**message, "content": "".join(part["text"] for part in parts)}

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, overload
 
 _LARGEST = 1e30
 _UNITS = {
@@ -22,6 +22,21 @@ _UNITS = {
 def keep(settings: object, name: str, check: Callable[..., object], *args: Any, **how: Any) -> None:
     """Check a field of a frozen dataclass and keep what ``check`` makes of it."""
     object.__setattr__(settings, name, check(name, getattr(settings, name), *args, **how))
+
+
+@overload
+def as_int(name: str, value: Any, low: int | None = None, high: int | None = None) -> int: ...
+
+
+@overload
+def as_int(
+    name: str,
+    value: Any,
+    low: int | None = None,
+    high: int | None = None,
+    *,
+    optional: bool,
+) -> int | None: ...
 
 
 def as_int(

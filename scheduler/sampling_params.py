@@ -58,7 +58,7 @@ def _as_stop(name: str, value: object) -> tuple[object, ...]:
     return stop
 
 
-def _as_token_ids(name: str, value: object) -> tuple[int | None, ...]:
+def _as_token_ids(name: str, value: object) -> tuple[int, ...]:
     try:
         items = _as_tuple(value)
         if items is not None:

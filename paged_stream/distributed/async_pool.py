@@ -28,7 +28,12 @@ from paged_stream.distributed.request_progress import Progress
 from paged_stream.distributed.resident import MAX_ATTEMPTS, Resident, whole
 from paged_stream.inputs import Prompt
 from paged_stream.outputs import EngineStats, RequestDelta
-from paged_stream.scheduler.sampling_params import SamplingParams
+from paged_stream.scheduler.fields import as_int
+from paged_stream.scheduler.sampling_params import (
+    SamplingParams,
+    check_params_type,
+    whole_answer,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -95,12 +100,8 @@ class AsyncRayLLM:
         save_every_tokens: int = 1024,
         **settings: Any,
     ) -> None:
-        for name, value in (
-            ("num_replicas", num_replicas),
-            ("save_every_tokens", save_every_tokens),
-        ):
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name} must be an int >= 1, got {value!r}")
+        num_replicas = as_int("num_replicas", num_replicas, 1)
+        save_every_tokens = as_int("save_every_tokens", save_every_tokens, 1)
         self.config = EngineConfig(model=model, **settings)
         self.save_every_tokens = save_every_tokens
         self.num_restored_streams = 0
@@ -120,9 +121,10 @@ class AsyncRayLLM:
         Raises:
             ValueError: as `LLMEngine`, or the cluster has no room.
         """
-        if self._save_dir is not None:
-            Path(self._save_dir).mkdir(parents=True, exist_ok=True)
-        self.folder = Path(tempfile.mkdtemp(prefix="streams-", dir=self._save_dir)).resolve()
+        save_dir = None if self._save_dir is None else Path(self._save_dir).expanduser()
+        if save_dir is not None:
+            save_dir.mkdir(parents=True, exist_ok=True)
+        self.folder = Path(tempfile.mkdtemp(prefix="streams-", dir=save_dir)).resolve()
         self._replicas = ReplicaSet(self.config, self._size)
         try:
             await self._replicas.start()
@@ -163,14 +165,15 @@ class AsyncRayLLM:
                 rounding can cause, and some were yielded already.
         """
         name = f"request-{next(self._names)}"
-        params = params or SamplingParams()
-        if isinstance(params, SamplingParams) and params.seed is None:
+        params = SamplingParams() if params is None else params
+        check_params_type(params)
+        if params.seed is None:
             params = replace(params, seed=self._seeds.getrandbits(62))
         progress = Progress(name if request_id is None else request_id)
         for attempt in range(MAX_ATTEMPTS):
             member = await self._replicas.pick(lambda m: (m.load, len(m.streams)))
             member.load += 1
-            progress.begin(1 if not isinstance(params, SamplingParams) else params.n)
+            progress.begin(params.n)
             try:
                 await member.call("start_request", name, prompt, params, priority)
                 while not progress.is_over:
@@ -192,9 +195,10 @@ class AsyncRayLLM:
     async def chat(
         self, messages: Messages, params: SamplingParams | None = None
     ) -> AsyncGenerator[RequestDelta, None]:
-        """Answer a conversation, given as a whole, with the model's chat template."""
+        """Answer a conversation, given as a whole, with the model's chat template. Without
+        ``params``, the answer ends where the model ends its turn."""
         prompt = (await self.ask("render_chat", [list(messages)]))[0]
-        async for delta in self.generate(prompt, params):
+        async for delta in self.generate(prompt, whole_answer(params)):
             yield delta
 
     async def score(self, prompt: Prompt) -> list[float | None]:
@@ -250,7 +254,7 @@ class AsyncRayLLM:
     async def load_stream(self, path: str | Path) -> AsyncPoolStream:
         """Open a saved stream, as `LLMEngine.load_stream`."""
         stream = self.new_stream({})
-        await self._open(stream, str(Path(path).resolve()))
+        await self._open(stream, str(Path(path).expanduser().resolve()))
         return stream
 
     async def _open(self, stream: AsyncPoolStream, path: str | None = None) -> None:
@@ -324,8 +328,7 @@ class AsyncRayLLM:
         Raises:
             ValueError: fewer than one, or more than the cluster has room for.
         """
-        if type(num_replicas) is not int or num_replicas < 1:
-            raise ValueError(f"num_replicas must be an int >= 1, got {num_replicas!r}")
+        num_replicas = as_int("num_replicas", num_replicas, 1)
         self._replicas.resize(num_replicas)
         members = sorted(self._replicas.members, key=lambda m: (m.is_ready, len(m.streams), m.load))
         leaving = members[: max(0, len(members) - num_replicas)]

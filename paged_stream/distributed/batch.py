@@ -179,7 +179,7 @@ def _pipeline(
     pool = fit_pool(ray, plan)
     # In Ray's tasks of their own; most of the processors belong to the engines.
     read = ray.data.read_datasource(
-        ShardSource(shards, plan.config.max_row_bytes),
+        ShardSource(shards, plan.config.row_limit),
         override_num_blocks=len(shards),
         num_cpus=_READER_CPUS,
     )

@@ -40,7 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="read 5 rows, print the plan, run nothing"
     )
-    parser.add_argument("--shard-bytes", type=int, metavar="BYTES", help="input per commit")
+    parser.add_argument("--shard-bytes", metavar="BYTES", help="input per commit, such as 4MiB")
     parser.add_argument("--max-num-seqs", type=int, metavar="N", help="rows at a time per replica")
 
 

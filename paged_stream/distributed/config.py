@@ -12,6 +12,7 @@ from paged_stream.config import EngineConfig, offline_settings
 from paged_stream.distributed.row_task import RowTask
 from paged_stream.distributed.tables import FORMATS
 from paged_stream.models.files import EMBEDDED_MODEL
+from paged_stream.scheduler.fields import as_bytes, as_int, keep
 from paged_stream.scheduler.sampling_params import SamplingParams
 
 # A row's output must be the same bits in any company, so prompts are cut at fixed places, and
@@ -33,9 +34,14 @@ _SPEED = (
 )
 
 
+def _expanded(path: str) -> str:
+    """A path without ``~``; a URI as it is."""
+    return path if "://" in path else os.path.expanduser(path)
+
+
 def _absolute(path: str) -> str:
     """A path that means the same in every process; a URI as it is."""
-    return path if "://" in path else os.path.abspath(path)
+    return path if "://" in path else os.path.abspath(_expanded(path))
 
 
 def engine_config(model: str, engine: Mapping[str, Any]) -> EngineConfig:
@@ -71,9 +77,9 @@ class BatchConfig:
         engine: other fields of `EngineConfig`.
         format: of the output, ``"parquet"`` or ``"jsonl"``.
         replicas: engines; ``None`` is one per GPU, or one per node without GPUs.
-        shard_bytes: input that is committed at a time; ``None`` makes about a thousand shards of
-            64 KiB to 16 MiB.
-        max_row_bytes: larger rows are bad ones.
+        shard_bytes: input that is committed at a time, in bytes or as text such as ``"1MiB"``;
+            ``None`` makes about a thousand shards of 64 KiB to 16 MiB.
+        max_row_bytes: larger rows are bad ones. In bytes or as text.
         resume: go on with the run in ``output``, if there is one.
 
     Raises:
@@ -90,26 +96,31 @@ class BatchConfig:
     engine: Mapping[str, Any] = field(default_factory=dict)
     format: str = "parquet"
     replicas: int | None = None
-    shard_bytes: int | None = None
-    max_row_bytes: int = 64 << 20
+    shard_bytes: int | str | None = None
+    max_row_bytes: int | str = 64 << 20
     resume: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.inputs, str) or not self.inputs:
             raise ValueError(f"inputs must be a list of paths or URIs, got {self.inputs!r}")
-        object.__setattr__(self, "inputs", tuple(map(str, self.inputs)))
+        object.__setattr__(self, "inputs", tuple(_expanded(str(path)) for path in self.inputs))
         object.__setattr__(self, "output", _absolute(str(self.output)))
         model = str(self.model)
         if model != EMBEDDED_MODEL and Path(model).expanduser().exists():
-            object.__setattr__(self, "model", _absolute(str(Path(model).expanduser())))
+            object.__setattr__(self, "model", _absolute(model))
         if self.format not in FORMATS:
             raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {self.format!r}")
-        for name in ("replicas", "shard_bytes"):
-            value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < 1):
-                raise ValueError(f"{name} must be an int >= 1 or None, got {value!r}")
+        keep(self, "replicas", as_int, 1, optional=True)
+        keep(self, "shard_bytes", as_bytes, 1, optional=True)
+        keep(self, "max_row_bytes", as_bytes, 1)
         engine_config(self.model, self.engine)
         self.row_task()
+
+    @property
+    def row_limit(self) -> int:
+        """``max_row_bytes`` as a number."""
+        assert isinstance(self.max_row_bytes, int)  # it was read
+        return self.max_row_bytes
 
     def row_task(self, input_format: str = "") -> RowTask:
         """The task of every row of inputs of a format."""
@@ -121,7 +132,7 @@ class BatchConfig:
             column=column,
             template=self.prompt_template,
             params=self.sampling_params,
-            max_row_bytes=self.max_row_bytes,
+            max_row_bytes=self.row_limit,
         )
 
     def settings(self) -> dict[str, Any]:

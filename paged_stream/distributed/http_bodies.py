@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from paged_stream.scheduler.sampling_params import SamplingParams
+from paged_stream.scheduler.sampling_params import SamplingParams, whole_answer
 
 
 class Sampling(BaseModel):
@@ -31,9 +32,15 @@ class Sampling(BaseModel):
     stream: bool = False
 
     def params(self) -> SamplingParams:
+        """What is left out is as in `SamplingParams`, and in an answer as in `whole_answer`."""
         names = Sampling.model_fields.keys() - {"stream"}  # not those of subclasses
         values = {name: getattr(self, name) for name in names}
-        return SamplingParams(**{k: v for k, v in values.items() if v is not None})
+        given = {name: value for name, value in values.items() if value is not None}
+        return replace(whole_answer(None), **given) if self.is_chat else SamplingParams(**given)
+
+    @property
+    def is_chat(self) -> bool:
+        return False
 
 
 class StreamOptions(BaseModel):
@@ -55,6 +62,10 @@ class Completion(Stateless):
 class ChatCompletion(Stateless):
     messages: list[dict[str, Any]]
     max_completion_tokens: int | None = None  # the newer name of max_tokens
+
+    @property
+    def is_chat(self) -> bool:
+        return True
 
     def params(self) -> SamplingParams:
         if self.max_completion_tokens is not None:
@@ -82,3 +93,7 @@ class Turn(Sampling):
 
     prompt: str | list[int] | None = None
     messages: list[dict[str, Any]] | None = None
+
+    @property
+    def is_chat(self) -> bool:
+        return self.messages is not None

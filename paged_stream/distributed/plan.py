@@ -113,11 +113,12 @@ def make_plan(config: BatchConfig) -> Plan:
     if config.task == "chat":
         load_tokenizer(model).check_chat_template()
     input_format, files = find_files(config.inputs)
+    assert not isinstance(config.shard_bytes, str)  # it was read
     shards = cut(input_format, files, config.shard_bytes)
     if not shards:
         raise ValueError(f"input must have rows, {', '.join(config.inputs)} has none")
     task = config.row_task(input_format)
-    sample = read_sample(shards, config.max_row_bytes)
+    sample = read_sample(shards, config.row_limit)
     added = [*task.columns, *KEY]
     types: dict[str, str] = {}
     if input_format == JSONL:

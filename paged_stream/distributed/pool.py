@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,9 +17,9 @@ from paged_stream.distributed.async_pool import AsyncRayLLM, PoolStats
 from paged_stream.distributed.pool_stream import AsyncPoolStream
 from paged_stream.distributed.replica_set import PoolError
 from paged_stream.inputs import Prompt
-from paged_stream.llm import merge_delta, params_per_prompt, prompt_list_of
+from paged_stream.llm import conversations_of, merge_delta, params_per_prompt, prompt_list_of
 from paged_stream.outputs import CompletionOutput, RequestDelta, RequestOutput, StreamStats
-from paged_stream.scheduler.sampling_params import SamplingParams
+from paged_stream.scheduler.sampling_params import SamplingParams, whole_answer
 
 __all__ = ["AsyncRayLLM", "PoolError", "PoolStats", "PoolStream", "RayLLM"]
 
@@ -104,12 +104,10 @@ class RayLLM:
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
         """Answer one conversation, or a list of them, as `LLM.chat`."""
-        if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
-            raise ValueError(f"messages must be a list of dicts, got {messages!r}")
-        one = bool(messages) and isinstance(messages[0], Mapping)
-        conversations = [messages] if one else list(messages)
+        conversations = conversations_of(messages)
         prompts = self.run(self.pool.ask("render_chat", conversations))
-        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+        params = params_per_prompt(sampling_params, len(prompts), default=whole_answer(None))
+        return self.generate(prompts, params, use_tqdm=use_tqdm)
 
     def score(self, prompt: Prompt) -> list[float | None]:
         """Log-probability of each token of a prompt of any length, as `LLM.score`."""
@@ -261,7 +259,7 @@ class PoolStream:
         self._llm.run(self.inner.park())
 
     def save(self, path: str | Path) -> None:
-        self._llm.run(self.inner.save(Path(path).resolve()))
+        self._llm.run(self.inner.save(Path(path).expanduser().resolve()))
 
     def stats(self) -> StreamStats:
         return self._llm.run(self.inner.stats())

@@ -14,7 +14,11 @@ from paged_stream.distributed.replica_set import PoolError, ReplicaLostError
 from paged_stream.distributed.resident import Resident, delete, whole
 from paged_stream.inputs import Prompt
 from paged_stream.outputs import RequestDelta, StreamStats
-from paged_stream.scheduler.sampling_params import SamplingParams
+from paged_stream.scheduler.sampling_params import (
+    SamplingParams,
+    check_params_type,
+    whole_answer,
+)
 from paged_stream.stream import MAX_QUEUED_TOKENS
 
 if TYPE_CHECKING:
@@ -84,8 +88,8 @@ class AsyncPoolStream(Resident):
     def chat(
         self, messages: str | Sequence[Any], params: SamplingParams | None = None
     ) -> AsyncGenerator[RequestDelta, None]:
-        """Append the next messages of a conversation and generate the answer."""
-        return self._generate("append_chat", messages, params)
+        """Append the next messages of a conversation and generate the answer, as `Stream.chat`."""
+        return self._generate("append_chat", messages, whole_answer(params))
 
     async def _generate(
         self, method: str | None, addition: Any, params: SamplingParams | None
@@ -115,9 +119,8 @@ class AsyncPoolStream(Resident):
 
     def _begin_turn(self, params: SamplingParams | None) -> SamplingParams:
         self._check_open()
-        params = params or SamplingParams()
-        if not isinstance(params, SamplingParams):
-            raise ValueError(f"params must be SamplingParams, got {params!r}")
+        params = SamplingParams() if params is None else params
+        check_params_type(params)
         if params.n != 1:
             raise ValueError(f"n must be 1 for a stream, got {params.n}; fork it")
         if self._is_generating:

@@ -15,7 +15,7 @@ from typing import Any
 from paged_stream.async_engine import AsyncLLMEngine
 from paged_stream.async_stream import AsyncStream, Deltas, encode
 from paged_stream.config import EngineConfig
-from paged_stream.inputs import Prompt
+from paged_stream.inputs import Prompt, naming_item
 from paged_stream.outputs import EngineStats, RequestDelta, StreamStats
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.stream_file import write_stream_file
@@ -113,15 +113,20 @@ class Replica:
         """Token ids of prompts, which are checked together with their parameters."""
         for each in params:
             self._engine.engine.check_params(each)
-        return [await encode(self._engine.engine.encode, prompt) for prompt in prompts]
+        token_ids = []
+        for index, prompt in enumerate(prompts):
+            with naming_item("prompts", index, len(prompts)):
+                token_ids.append(await encode(self._engine.engine.encode, prompt))
+        return token_ids
 
     async def render_chat(self, conversations: Sequence[Any]) -> list[list[int]]:
         """Token ids of conversations in the chat template."""
         tokenizer = self._engine.engine.chat_tokenizer()
-        return [
-            await asyncio.to_thread(tokenizer.apply_chat_template, messages)
-            for messages in conversations
-        ]
+        prompts = []
+        for index, messages in enumerate(conversations):
+            with naming_item("messages", index, len(conversations)):
+                prompts.append(await asyncio.to_thread(tokenizer.apply_chat_template, messages))
+        return prompts
 
     # Requests
 

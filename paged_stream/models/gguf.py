@@ -38,24 +38,54 @@ logger = logging.getLogger(__name__)
 
 # Part of the cache key: raise it whenever the same file would convert to something else.
 CONVERTER_VERSION = 4
+# What a file begins with: the magic, the version, the numbers of tensors and of metadata.
+_MAGIC, _HEADER_BYTES = b"GGUF", 24
+
+
+_REMEDIES = "pass cache_dir=, a folder that you may write to, or set XDG_CACHE_HOME"
 
 
 def default_cache_dir() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "paged_stream"
+    """``paged_stream`` in ``$XDG_CACHE_HOME``, or in ``~/.cache``.
+
+    Raises:
+        ValueError: this user has no home.
+    """
+    if root := os.environ.get("XDG_CACHE_HOME"):
+        return Path(root) / "paged_stream"
+    try:
+        return Path.home() / ".cache" / "paged_stream"
+    except RuntimeError as error:
+        raise ValueError(f"no folder for converted models: {error}; {_REMEDIES}") from error
 
 
 def cached_conversion(path: Path, cache_dir: Path | None = None) -> Path:
-    """Return the folder with the converted file, converting it if this content is new."""
+    """Return the folder with the converted file, converting it if this content is new.
+
+    Raises:
+        ValueError: the file cannot be converted, or the cache folder not be written to.
+    """
     path = path.absolute()
     root = (cache_dir or default_cache_dir()) / "gguf"
     folder = root / f"{path.stem}-{_digest(path)[:32]}-v{CONVERTER_VERSION}"
     if folder.is_dir():
         return folder
+    try:
+        _convert_once(path, folder)
+    except OSError as error:
+        raise ValueError(
+            f"cannot write the converted model into the cache folder {root}: {error}; {_REMEDIES}"
+        ) from error
+    return folder
+
+
+def _convert_once(path: Path, folder: Path) -> None:
+    """Convert a file, unless another process does so at the same time."""
+    root = folder.parent
     root.mkdir(parents=True, exist_ok=True)
     with _lock(root / f"{folder.name}.lock"):
         if folder.is_dir():  # another process converted it meanwhile
-            return folder
+            return
         for stale in root.glob(f"{glob.escape(folder.name)}.tmp*"):  # left by a killed process
             shutil.rmtree(stale, ignore_errors=True)
         work = Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp", dir=root))
@@ -65,7 +95,6 @@ def cached_conversion(path: Path, cache_dir: Path | None = None) -> Path:
             _publish(work, folder)
         finally:
             shutil.rmtree(work, ignore_errors=True)
-    return folder
 
 
 def _publish(work: Path, folder: Path) -> None:
@@ -115,14 +144,32 @@ def _lock(path: Path) -> Iterator[None]:
 def _read(path: Path) -> Any:
     from gguf import GGUFReader
 
+    _check_beginning(path)
     try:
         reader = GGUFReader(path)
         reader.fields["general.architecture"].contents()
         return reader
     except (ValueError, IndexError, KeyError, OverflowError, TypeError) as error:
         raise ValueError(
-            f"{path} is truncated or not a GGUF file ({error}); fetch the file again"
-        ) from None
+            f"{path} is truncated or damaged: {path.stat().st_size:,} bytes do not hold what its "
+            f"header promises ({error}); fetch the file again"
+        ) from error
+
+
+def _check_beginning(path: Path) -> None:
+    """Raises ValueError: the file does not begin as GGUF files do."""
+    with path.open("rb") as file:
+        start = file.read(_HEADER_BYTES)
+    if start[:4] != _MAGIC[: len(start)]:
+        hint = ", but a pointer to one in Git LFS" if start.startswith(b"version https://") else ""
+        raise ValueError(
+            f"{path} is not a GGUF file{hint}: it begins with {start[:16]!r}; fetch the file again"
+        )
+    if len(start) < _HEADER_BYTES:
+        raise ValueError(
+            f"{path} is truncated: it has {len(start)} bytes, fewer than a GGUF header; fetch the "
+            "file again"
+        )
 
 
 def _natural_dtype(reader: Any) -> str:
