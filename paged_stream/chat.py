@@ -63,6 +63,22 @@ def next_turn(tokenizer: Tokenizer, messages: Messages, last_token_id: int = -1)
     return without_repeated_end(ids, last_token_id)
 
 
+def end_of_turn(tokenizer: Tokenizer) -> int | None:
+    """The special token that the chat template puts after answers; ``None`` if it puts none there,
+    or there is no template. A checkpoint's own list of end tokens may lack it."""
+    messages = [
+        {"role": "user", "content": _QUESTION},
+        {"role": "assistant", "content": _ANSWER},
+    ]
+    try:
+        text = tokenizer.render_chat_template(messages, False)
+    except ValueError:
+        return None
+    after = text.rpartition(_ANSWER)[2].lstrip()
+    ids = tokenizer.encode(after, add_special_tokens=False)
+    return ids[0] if ids and tokenizer.is_special(ids[0]) else None
+
+
 def without_repeated_end(token_ids: list[int], last_token_id: int = -1) -> list[int]:
     """Leave out the end of an answer if it is in the stream already; -1 is no token."""
     return token_ids[1:] if token_ids[:1] == [last_token_id] else token_ids

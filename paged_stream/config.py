@@ -268,7 +268,9 @@ def takes_config(init: Init) -> Init:
                 loose = {"model": config, **loose}
             fields = ", ".join(f"{name}={value!r}" for name, value in loose.items())
             name = type(self).__name__
-            got = "settings" if isinstance(config, EngineConfig) or config is None else repr(config)
+            got = (
+                "its fields" if isinstance(config, EngineConfig) or config is None else repr(config)
+            )
             raise TypeError(
                 f"{name} takes an EngineConfig, got {got}; write "
                 f"{name}(EngineConfig({fields or 'model=...'}))"

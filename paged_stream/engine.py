@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from paged_stream.chat import Messages
+from paged_stream.chat import Messages, end_of_turn
 from paged_stream.config import EngineConfig, takes_config
 from paged_stream.engine_core import EngineCore, StreamRecord, Turn
 from paged_stream.executor.base import Executor
@@ -75,10 +75,16 @@ class LLMEngine:
             has_window=self.sink_window.window_size is not None,
         )
         self._no_tokens = self.executor.read(array("q"))  # shape and dtype of K and V
-        self.core = EngineCore(
-            self.scheduler, self.executor, self.tokenizer, model_config.eos_token_ids
-        )
+        self.core = EngineCore(self.scheduler, self.executor, self.tokenizer, self._end_token_ids())
         self._seeds = random.Random(config.seed)
+
+    def _end_token_ids(self) -> tuple[int, ...]:
+        """What ends an answer: what the checkpoint says, and what its chat template does."""
+        ends = self.model_config.eos_token_ids
+        end = None if self.tokenizer is None else end_of_turn(self.tokenizer)
+        if end is None or end in ends or end >= self.model_config.vocab_size:
+            return ends
+        return (*ends, end)
 
     # Requests
 

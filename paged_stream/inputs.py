@@ -120,7 +120,8 @@ def naming_item(name: str, index: int, count: int) -> Iterator[None]:
     except ValueError as error:
         if count == 1:
             raise
-        raise ValueError(f"{name}[{index}]: {error}") from error
+        message = str(error).removeprefix(f"{name}: ")
+        raise ValueError(f"{name}[{index}]: {message}") from error
 
 
 def check_range(token_ids: Sequence[int], vocab_size: int) -> None:

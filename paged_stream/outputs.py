@@ -68,7 +68,6 @@ class DeltaQueue(deque[RequestDelta]):
 
 _repr = reprlib.Repr()
 _repr.maxstring = 120  # characters of a text, from both ends
-_repr.maxlist = 8
 
 
 @dataclass(slots=True, kw_only=True, repr=False)
@@ -106,7 +105,7 @@ class RequestOutput:
         return (
             f"{type(self).__name__}(request_id={self.request_id!r}, "
             f"prompt={_repr.repr(self.prompt)}, "
-            f"prompt_token_ids=<{len(self.prompt_token_ids)}>, outputs={_repr.repr(self.outputs)})"
+            f"prompt_token_ids=<{len(self.prompt_token_ids)}>, outputs={self.outputs!r})"
         )
 
 

@@ -53,6 +53,11 @@ class Tokenizer:
         text = self.render_chat_template(messages, add_generation_prompt)
         return self.encode(text, add_special_tokens=False)  # templates write their own
 
+    def is_special(self, token_id: int) -> bool:
+        """Whether a token marks something and is no text."""
+        added = self._tokenizer.added_tokens_decoder.get(token_id)
+        return added is not None and bool(added.special)
+
     def check_chat_template(self) -> None:
         """Raise ValueError if there is no chat template."""
         if self._tokenizer.chat_template is None:
