@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from numbers import Integral
+from numbers import Number
 from typing import Any, cast
 
 from tqdm import tqdm
@@ -162,8 +162,8 @@ def prompt_list_of(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
 
 
 def _is_number(value: object) -> bool:
-    """Whether it is a token id rather than a prompt; an element of a tensor has no dimensions."""
-    return isinstance(value, Integral) or getattr(value, "shape", None) == ()
+    """Whether it stands for a token, not for a prompt; an element of a tensor has no dimensions."""
+    return isinstance(value, Number) or getattr(value, "shape", None) == ()
 
 
 def conversations_of(messages: Messages | Sequence[Messages]) -> list[Messages]:

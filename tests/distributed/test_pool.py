@@ -70,8 +70,20 @@ def test_requests_are_those_of_one_engine(pool, folder):
     messages = [{"role": "user", "content": "who?"}]
     answer = pool.chat(messages, GREEDY, use_tqdm=False)[0]
     assert answer.outputs[0].text == llm.chat(messages, GREEDY, use_tqdm=False)[0].outputs[0].text
+    with pytest.raises(ValueError, match=r"prompts\[1\]: prompt must not be empty"):
+        pool.generate(["a", ""], GREEDY)
+    with pytest.raises(ValueError, match=r"messages\[1\]: the content must be text"):
+        pool.chat([messages, [{"role": "user", "content": None}]])
     text = "longer than the window is, and scored all the same"
     assert pool.score(text) == llm.score(text, use_tqdm=False)
+
+
+def test_chats_without_parameters_go_on_to_the_end(pool):
+    conversations = [[{"role": "user", "content": "who?"}]] * 20
+    outputs = pool.chat(conversations, use_tqdm=False)
+    assert {output.outputs[0].finish_reason for output in outputs} == {"stop"}
+    with pool.open_stream() as stream:
+        assert {[*stream.chat("who?")][-1].finish_reason for _ in range(20)} == {"stop"}
 
 
 def test_streams_are_those_of_one_engine(pool, engine, tmp_path):

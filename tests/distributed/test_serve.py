@@ -178,6 +178,19 @@ def test_chat_completions(client, llm):
     assert roles == ["assistant"] + [None] * (len(parts) - 1)
 
 
+def test_chats_without_a_limit_go_on_to_the_end(client):
+    body = {"messages": [{"role": "user", "content": "who?"}]}
+    opened = client.post("/v1/streams", json={}).json()
+    path = f"/v1/streams/{opened['id']}/generate"
+    for _ in range(20):
+        answer = client.post("/v1/chat/completions", json=body).json()
+        assert answer["choices"][0]["finish_reason"] == "stop"
+        assert client.post(path, json=body).json()["finish_reason"] == "stop"
+    completion = client.post("/v1/completions", json={"prompt": "a", "ignore_eos": True}).json()
+    assert completion["usage"]["completion_tokens"] == 16
+    client.delete(f"/v1/streams/{opened['id']}")
+
+
 def test_what_clients_of_openai_send(client, llm):
     content = [{"type": "text", "text": "who"}, {"type": "text", "text": "?"}]
     body = {"messages": [{"role": "user", "content": content}]} | SAMPLING | {"max_tokens": None}

@@ -73,7 +73,8 @@ def test_chunks_end_at_multiples_of_their_size(make_engine):
 def test_a_chunk_must_fit_beside_the_others():
     with pytest.raises(ValueError, match="chunk_size must be <= 25, .* got 26"):
         EngineConfig(model="m", max_num_seqs=8, max_num_batched_tokens=32, chunk_size=26)
-    assert EngineConfig(model="m", max_num_batched_tokens=32, chunk_size=26).actual_max_num_seqs == 7
+    config = EngineConfig(model="m", max_num_batched_tokens=32, chunk_size=26)
+    assert config.actual_max_num_seqs == 7
 
 
 def test_streams_keep_room_for_chunks(make_engine):

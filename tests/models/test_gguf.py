@@ -8,9 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from paged_stream import EngineConfig, LLMEngine
 from paged_stream.models import gguf as converter
 from paged_stream.models.loader import resolve_model
+from tests.models.conftest import TINY
 from tests.models.gguf_files import write_gguf
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 96, "num_key_value_heads": 2}
@@ -73,15 +78,76 @@ def test_simultaneous_starts_convert_once(tmp_path, monkeypatch):
     assert len(calls) == 1 and len(set(folders)) == 1
 
 
-@pytest.mark.parametrize("fraction", [0.0, 0.0001, 0.02, 0.5, 0.99])
-def test_truncated(tiny_llama, tmp_path, fraction):
-    whole = write_gguf(tiny_llama(**SHAPE), tmp_path / "whole.gguf").read_bytes()
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> bytes:
+    model = LlamaForCausalLM(LlamaConfig(**(TINY | SHAPE)))
+    return write_gguf(model, tmp_path_factory.mktemp("gguf") / "whole.gguf").read_bytes()
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 40) | st.integers(0, 20_000) | st.floats(0.0, 1.0, exclude_max=True))
+@example(0)
+@example(4)
+@example(0.99999)
+def test_truncated(whole, tmp_path, cut):
+    """Anywhere: within the magic, the header, the metadata or the last tensor."""
     path = tmp_path / "cut.gguf"
-    path.write_bytes(whole[: int(len(whole) * fraction)])
+    path.write_bytes(whole[: int(len(whole) * cut) if isinstance(cut, float) else cut])
     with pytest.raises(ValueError) as error:
         resolve_model(path, cache_dir=tmp_path / "cache")
     message = str(error.value)
-    assert str(path) in message and "fetch the file again" in message and "\n" not in message
+    assert message.startswith(f"{path} is truncated") and message.endswith("fetch the file again")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("content", "hint"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", ", but a pointer to one in Git LFS"),
+        (b"<!DOCTYPE html><html>", ": it begins with b'<!DOCTYPE html><'"),
+        (b"no", ": it begins with b'no'"),
+    ],
+)
+def test_not_a_gguf_file(tmp_path, content, hint):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        resolve_model(path, cache_dir=tmp_path / "cache")
+    assert f"{path} is not a GGUF file{hint}" in str(error.value)
+
+
+def test_the_cache_is_where_the_settings_say(tiny_llama, tmp_path, monkeypatch):
+    path = write_gguf(tiny_llama(**SHAPE), tmp_path / "tiny.gguf")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    memory = {"kv_cache_memory_bytes": "4MiB"}
+    LLMEngine(EngineConfig(model=path, cache_dir=tmp_path / "cache", **memory))
+    assert len(list((tmp_path / "cache" / "gguf").glob("tiny-*/config.json"))) == 1
+    assert not (tmp_path / "xdg").exists()
+    LLMEngine(EngineConfig(model=path, **memory))
+    assert len(list((tmp_path / "xdg" / "paged_stream" / "gguf").glob("tiny-*/config.json"))) == 1
+
+
+def test_a_cache_that_cannot_be_written(tiny_llama, tmp_path):
+    path = write_gguf(tiny_llama(**SHAPE), tmp_path / "tiny.gguf")
+    root = tmp_path / "tiny.gguf" / "cache"  # nothing can be in a file
+    with pytest.raises(ValueError) as error:
+        resolve_model(path, cache_dir=root)
+    message = str(error.value)
+    assert f"into the cache folder {root / 'gguf'}: " in message and "Not a directory" in message
+    assert "pass cache_dir=" in message and "set XDG_CACHE_HOME" in message
+
+
+def test_a_user_without_a_home(tiny_llama, tmp_path, monkeypatch):
+    """As in containers that run under a number."""
+    path = write_gguf(tiny_llama(**SHAPE), tmp_path / "tiny.gguf")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", home)
+    with pytest.raises(ValueError, match="home directory.*pass cache_dir=.* set XDG_CACHE_HOME"):
+        resolve_model(path)
 
 
 def test_progress_is_for_those_who_want_to_know(tiny_llama, tmp_path, capsys, caplog):
