@@ -218,10 +218,10 @@ def test_column_types():
     [
         ({"task": "translate"}, "task must be one of generate, score, chat, got 'translate'"),
         ({"format": "csv"}, "format must be one of parquet, jsonl, got 'csv'"),
-        ({"replicas": 0}, "replicas must be an int >= 1 or None, got 0"),
+        ({"replicas": 0}, "replicas must be >= 1, got 0"),
         ({"prompt_template": "{{ x"}, "prompt_template: "),
         ({"prompt_template": "x", "prompt_column": "y"}, "must not both be given"),
-        ({"engine": {"windows": 5}}, "engine has no setting 'windows'"),
+        ({"engine": {"windows": 5}}, "EngineConfig has no setting 'windows'"),
         ({"engine": {"window_size": 0}}, "window_size must be >= 1"),
         ({"sampling_params": SamplingParams(max_tokens=None)}, "max_tokens must be an int"),
         ({"sampling_params": SamplingParams(n=2)}, "n=1"),

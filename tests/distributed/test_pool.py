@@ -295,7 +295,7 @@ def test_bad_input_is_refused_and_harms_nobody(pool):
         assert len(text_of(stream)) > 0
     with pytest.raises(ValueError, match="the stream is closed"):
         stream.append("abc")
-    with pytest.raises(ValueError, match="num_replicas must be an int >= 1"):
+    with pytest.raises(ValueError, match="num_replicas must be >= 1, got 0"):
         pool.scale_to(0)
     with pytest.raises(ValueError, match="num_replicas=50 needs 50 CPUs"):
         pool.scale_to(50)

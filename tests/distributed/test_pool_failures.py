@@ -81,7 +81,7 @@ def test_a_pool_that_cannot_start_says_why(ray, tmp_path):
         RayLLM(str(tmp_path / "nothing"), num_replicas=1)
     with pytest.raises(ValueError, match="num_replicas=99 needs 99 CPUs"):
         RayLLM(str(tmp_path), num_replicas=99)
-    with pytest.raises(ValueError, match="save_every_tokens must be an int >= 1, got 0"):
+    with pytest.raises(ValueError, match="save_every_tokens must be >= 1, got 0"):
         RayLLM(str(tmp_path), save_every_tokens=0)
 
 

@@ -304,7 +304,7 @@ async def test_misuse_is_explained_and_harms_nobody(make):
             await call
     assert await nothing_left(engine)
     for max_unread in (0, -1, 1.5, "2", None, True):
-        with pytest.raises(ValueError, match="max_unread must be an int >= 1"):
+        with pytest.raises(ValueError, match="max_unread must be "):
             AsyncLLMEngine(engine.engine.config, max_unread=max_unread)
 
 

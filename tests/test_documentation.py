@@ -1,0 +1,101 @@
+"""The examples in README.md and docs/ do what they say, as they are printed, with the model that
+they name."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from paged_stream import cli
+from tests.distributed.conftest import ray  # noqa: F401 (a fixture)
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMAND = "paged-stream"
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """Code blocks of a page. Each is moved down to where it stands there, for tracebacks."""
+    text = page.read_text()
+    found = re.finditer(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return ["\n" * text[: match.start(1)].count("\n") + match[1] for match in found]
+
+
+def lines(code: str) -> list[list[str]]:
+    """Words of each line of a shell script, without comments."""
+    script = code.replace("\\\n", " ")
+    return [words for line in script.splitlines() if (words := shlex.split(line, comments=True))]
+
+
+def pages_with(language: str) -> list:
+    return [pytest.param(page, id=page.name) for page in PAGES if blocks(page, language)]
+
+
+@pytest.fixture
+def folder_of_a_user(tmp_path, monkeypatch) -> Iterator[Path]:
+    """An empty home, but for the cache of converted models."""
+    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", cache)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def ray_serve(ray):  # noqa: F811
+    """Ray Serve as an example finds it, but on a port that nobody else has."""
+    from ray import serve
+
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    yield
+    serve.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize("page", pages_with("python"))
+def test_python(page, folder_of_a_user, ray, request):  # noqa: F811
+    code = blocks(page, "python")
+    if "serve.run(" in "".join(code):
+        request.getfixturevalue("ray_serve")
+    namespace = {"__name__": "__main__"}  # one for all blocks of a page, as in a session
+    for block in code:
+        exec(compile(block, page, "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", pages_with("sh"))
+def test_commands_have_the_options_that_are_printed(page):
+    commands = [words for code in blocks(page, "sh") for words in lines(code) if COMMAND in words]
+    for words in commands:
+        arguments = words[words.index(COMMAND) + 1 :]
+        assert cli._parser().parse_args(arguments).command == arguments[0]
+
+
+def test_the_pages_with_commands_are_known():
+    """So that a block whose mark is forgotten does not go unseen."""
+    unmarked = [block for page in PAGES for block in blocks(page, "")]
+    assert not [block for block in unmarked if COMMAND in block]
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize("page", ["README.md", "docs/scaling.md"])
+def test_batches(page, folder_of_a_user, ray, capfd):  # noqa: F811
+    """Commands on the input that the same block has written."""
+    script = [words for code in blocks(ROOT / page, "sh") for words in lines(code)]
+    [content] = [words[1] for words in script if words[0] == "echo"]
+    subprocess.run(["sh", "-c", f"echo {shlex.quote(content)} > questions.jsonl"], check=True)
+    commands = [words for words in script if words[0] == COMMAND and "questions.jsonl" in words]
+    for words in commands:
+        assert cli.main(words[1:]) == 0
+        assert capfd.readouterr().out
+    assert Path("answers").exists() == any("--dry-run" not in words for words in commands)
