@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -37,11 +36,6 @@ QUANTIZATIONS = ("auto", "int8", "int4", None)
 KV_CACHE_DTYPES = ("auto", "int8", "fp8")
 _SAME_KV_CACHE_DTYPES = dict.fromkeys(("fp8_e4m3", "float8_e4m3fn"), "fp8")
 ATTENTION_BACKENDS = ("auto", "native", "xformers")
-# Fields whose plain values are text; others are read from text.
-_TEXT_FIELDS = (
-    *("model", "device", "dtype", "quantization", "kv_cache_dtype", "attention_backend"),
-    *("cache_dir", "parking_dir", "kv_cache_memory_bytes", "parking_memory_bytes"),
-)
 
 Init = TypeVar("Init", bound=Callable[..., None])
 
@@ -173,23 +167,16 @@ class EngineConfig:
 
     @classmethod
     def from_mapping(cls, settings: Mapping[str, Any]) -> EngineConfig:
-        """Make a config of plain values, as JSON and YAML files and environment variables hold
-        them. Names may have dashes, and numbers and switches may be text: ``"1024"``, ``"true"``,
-        ``"null"``.
+        """Make a config of names and values that were read from somewhere.
 
         Raises:
             ValueError: as the constructor, also for fields that there are not.
         """
         known = [field.name for field in fields(cls)]
-        values = {}
-        for key, value in settings.items():
-            name = str(key).replace("-", "_")
+        for name in settings:
             if name not in known:
                 raise ValueError(unknown_setting(cls.__name__, name, known, HINTS))
-            values[name] = value if name in _TEXT_FIELDS else _read_text(value)
-        if "model" not in values:
-            raise ValueError("model must be given")
-        return cls(**values)
+        return cls(**settings)
 
     @property
     def actual_quantization(self) -> str | None:
@@ -245,14 +232,6 @@ def _as_folder(name: str, value: Any) -> str | None:
     if Path(folder).is_file():
         raise ValueError(f"{name} must be a folder, got {value!r}, which is a file")
     return folder
-
-
-def _read_text(value: Any) -> Any:
-    """What a text says, as JSON has it; the text itself if it is none, for the field to refuse."""
-    try:
-        return json.loads(value.lower()) if isinstance(value, str) else value
-    except json.JSONDecodeError:
-        return value
 
 
 def takes_config(init: Init) -> Init:

@@ -24,8 +24,12 @@ COMMAND = "paged-stream"
 def blocks(page: Path, language: str) -> list[str]:
     """Code blocks of a page. Each is moved down to where it stands there, for tracebacks."""
     text = page.read_text()
-    found = re.finditer(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    return ["\n" * text[: match.start(1)].count("\n") + match[1] for match in found]
+    found = re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [
+        "\n" * text[: match.start(2)].count("\n") + match[2]
+        for match in found
+        if match[1] == language
+    ]
 
 
 def lines(code: str) -> list[list[str]]:
