@@ -179,7 +179,7 @@ def test_info_plans_capacity(folder, capsys):
         (["generate", "x", "--file", "y"], "prompt and file are both given"),
         (["generate", "--file", "nowhere.txt"], "nowhere.txt"),
         (["generate", "--file", "BINARY"], "is not UTF-8 text: byte 0xff at offset 2"),
-        (["generate", "x", "--model", "TRUNCATED"], "model.gguf is truncated or not a GGUF file"),
+        (["generate", "x", "--model", "TRUNCATED"], "model.gguf is truncated"),
         (["generate", "x", "--model", "nowhere"], "model='nowhere' is no folder"),
         (["generate", "", *ENGINE], "prompt must not be empty"),
         (["generate", "x", "--temperature", "nan"], "temperature must be in"),
