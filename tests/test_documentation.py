@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from paged_stream import cli
-from tests.distributed.conftest import ray  # noqa: F401 (a fixture)
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -53,7 +52,7 @@ def folder_of_a_user(tmp_path, monkeypatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def ray_serve(ray):  # noqa: F811
+def ray_serve(ray):
     """Ray Serve as an example finds it, but on a port that nobody else has."""
     from ray import serve
 
@@ -67,7 +66,7 @@ def ray_serve(ray):  # noqa: F811
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.parametrize("page", pages_with("python"))
-def test_python(page, folder_of_a_user, ray, request):  # noqa: F811
+def test_python(page, folder_of_a_user, ray, request):
     code = blocks(page, "python")
     if "serve.run(" in "".join(code):
         request.getfixturevalue("ray_serve")
@@ -93,7 +92,7 @@ def test_the_pages_with_commands_are_known():
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.parametrize("page", ["README.md", "docs/scaling.md"])
-def test_batches(page, folder_of_a_user, ray, capfd):  # noqa: F811
+def test_batches(page, folder_of_a_user, ray, capfd):
     """Commands on the input that the same block has written."""
     script = [words for code in blocks(ROOT / page, "sh") for words in lines(code)]
     [content] = [words[1] for words in script if words[0] == "echo"]

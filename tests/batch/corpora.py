@@ -83,7 +83,7 @@ def run_here(batch: BatchConfig, *, only: range | None = None) -> None:
         await asyncio.gather(*(worker(_row(plan.shards[index], index)) for index in chosen))
 
     def _row(shard: Any, index: int) -> pa.Table:
-        data = read_shard(shard, batch.max_row_bytes).to_bytes()
+        data = read_shard(shard, batch.row_limit).to_bytes()
         return pa.table({"index": [index], "rows": pa.array([data], pa.large_binary())})
 
     asyncio.run(run())

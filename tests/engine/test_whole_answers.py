@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,12 @@ from paged_stream.models.loader import resolve_model
 from paged_stream.tokenizer import load_tokenizer
 from tests.conftest import VOCAB, save_tokenizer
 
-SETTINGS = {"window_size": 24, "dtype": "float32", "kv_cache_memory_bytes": "4MiB", "seed": 3}
+SETTINGS: dict[str, Any] = {
+    "window_size": 24,
+    "dtype": "float32",
+    "kv_cache_memory_bytes": "4MiB",
+    "seed": 3,
+}
 MESSAGES = [{"role": "user", "content": "hi"}]
 END = 0  # </s>, in the vocabulary of `save_tokenizer`
 # A random model says it at one place in a hundred: some of so many answers are long, some are not.

@@ -6,9 +6,10 @@ import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -80,11 +81,11 @@ def test_simultaneous_starts_convert_once(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> bytes:
-    model = LlamaForCausalLM(LlamaConfig(**(TINY | SHAPE)))
+    config: Any = TINY | SHAPE
+    model = LlamaForCausalLM(LlamaConfig(**config))
     return write_gguf(model, tmp_path_factory.mktemp("gguf") / "whole.gguf").read_bytes()
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 40) | st.integers(0, 20_000) | st.floats(0.0, 1.0, exclude_max=True))
 @example(0)
 @example(4)
