@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from paged_stream.async_engine import AsyncLLMEngine as AsyncLLMEngine
     from paged_stream.async_engine import AsyncStream as AsyncStream
-    from paged_stream.async_engine import EngineStoppedError as EngineStoppedError
     from paged_stream.config import EngineConfig as EngineConfig
     from paged_stream.engine import LLMEngine as LLMEngine
+    from paged_stream.lifetime import EngineStoppedError as EngineStoppedError
     from paged_stream.llm import LLM as LLM
     from paged_stream.outputs import CompletionOutput as CompletionOutput
     from paged_stream.outputs import RequestDelta as RequestDelta
@@ -22,7 +22,7 @@ __version__ = "0.1.0"
 _HOME = {
     "AsyncLLMEngine": "async_engine",
     "AsyncStream": "async_engine",
-    "EngineStoppedError": "async_engine",
+    "EngineStoppedError": "lifetime",
     "CompletionOutput": "outputs",
     "EngineConfig": "config",
     "LLM": "llm",

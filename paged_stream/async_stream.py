@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from paged_stream.chat import Messages, is_messages
 from paged_stream.inputs import Prompt
-from paged_stream.mailbox import Mailbox
-from paged_stream.outputs import RequestDelta, StreamStats
+from paged_stream.lifetime import refuse_pickling
+from paged_stream.mailbox import Deltas, Mailbox
+from paged_stream.outputs import StreamStats
 from paged_stream.scheduler.sampling_params import SamplingParams, whole_answer
 from paged_stream.stream import Addition, Stream
 from paged_stream.stream_file import write_stream_file
@@ -19,15 +20,14 @@ if TYPE_CHECKING:
     from paged_stream.async_engine import AsyncLLMEngine
 
 T = TypeVar("T")
-Deltas = AsyncGenerator[RequestDelta, None]
 
 
 class AsyncStream:
     """A live stream of an `AsyncLLMEngine`. Its methods are those of `Stream`, to be awaited; only
-    `Stream.score` has none like it."""
+    `Stream.score` has none like it. Use it as an asynchronous context manager, or call `close`."""
 
     def __init__(self, engine: AsyncLLMEngine, stream: Stream) -> None:
-        self._engine = engine
+        self._engine = engine  # which lives as long
         self.inner = stream  # for the engine's thread only
         self._mailbox: Mailbox | None = None  # of the last turn
 
@@ -38,6 +38,7 @@ class AsyncStream:
         would be exceeded, that waits for the end of the turn, which others have to read. Several
         that wait at once are appended in any order.
         """
+        self._engine.thread.check()
         addition = await encode(self.inner.encode, prompt)
         count = len(addition.token_ids)
         await self._engine.call(
@@ -57,7 +58,7 @@ class AsyncStream:
             self.inner.start_turn(params, mailbox, num_generated=num_generated)
             self._mailbox = mailbox
 
-        return self._engine.deltas(prepare, start, self.inner.end_turn)
+        return self._engine.thread.deltas(prepare, start, self.inner.turn_ender())
 
     def chat(self, messages: str | Messages, params: SamplingParams | None = None) -> Deltas:
         """Append the next messages of a conversation and generate the answer, as `Stream.chat`."""
@@ -68,16 +69,18 @@ class AsyncStream:
             self.inner.start_turn(params, mailbox)
             self._mailbox = mailbox
 
-        return self._engine.deltas(
-            lambda: asyncio.to_thread(self.inner.encode_chat, messages), start, self.inner.end_turn
+        return self._engine.thread.deltas(
+            lambda: asyncio.to_thread(self.inner.encode_chat, messages),
+            start,
+            self.inner.turn_ender(),
         )
 
     async def end_turn(self) -> None:
         """Stop generating where it is: the turn's iterator gives what is computed, and ends."""
 
         def end() -> None:
+            self.inner.end_turn(self._mailbox)
             if self._mailbox is not None:
-                self.inner.end_turn(self._mailbox)
                 self._mailbox.end()
 
         await self._engine.call(end)
@@ -102,10 +105,12 @@ class AsyncStream:
         return await self._engine.call(self.inner.stats)
 
     async def close(self) -> None:
-        """Free the stream's blocks; harmless twice, and when the engine has stopped."""
-        self._engine.post(self.close_now)
+        """Free the stream's blocks; harmless twice, when the engine has stopped, and in a forked
+        child."""
+        self._engine.thread.post(self.close_now)
 
     async def __aenter__(self) -> AsyncStream:
+        self._engine.thread.check()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -113,10 +118,17 @@ class AsyncStream:
 
     def close_now(self) -> None:
         """Close the stream; for the engine's thread only."""
-        self._engine.streams.pop(self, None)
+        self._engine.streams.pop(self.inner.seq_id, None)
         self.inner.close()
         if self._mailbox is not None:
             self._mailbox.end()
+
+    def __repr__(self) -> str:
+        inner = getattr(self, "inner", None)
+        return f"<AsyncStream {'that was not made' if inner is None else inner.summary}>"
+
+    def __reduce__(self) -> NoReturn:
+        refuse_pickling("a stream", "use save and load_stream, or fork")
 
     def _is_ready(self) -> bool:
         """Whether the stream's editing methods would return, or raise, without computing."""

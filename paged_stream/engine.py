@@ -10,6 +10,7 @@ import random
 from array import array
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from paged_stream.chat import Messages, end_of_turn
 from paged_stream.config import EngineConfig, takes_config
@@ -22,12 +23,15 @@ from paged_stream.inputs import (
     resolve_sink_window,
     visible_tokens,
 )
+from paged_stream.lifetime import Lifetime, finish_before_exit, refuse_pickling, when_abandoned
 from paged_stream.models.loader import load_config, resolve_model
 from paged_stream.outputs import EngineStats, Inbox, RequestDelta, StreamStats
+from paged_stream.processor_threads import processor_threads
 from paged_stream.prompts import Pin, PromptEncoder
 from paged_stream.scheduler.config import SchedulerConfig
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.scheduler.scheduler import Scheduler
+from paged_stream.scheduler.sequence import Sequence as TokenSequence
 from paged_stream.statistics import engine_stats, stream_stats
 from paged_stream.stream import Stream
 from paged_stream.stream_file import SavedStream, read_stream_file
@@ -37,15 +41,26 @@ from paged_stream.tokenizer import Tokenizer, load_tokenizer
 class LLMEngine:
     """Runs requests and streams on one model.
 
+    Use it as a context manager, or call `close`. Afterwards every use raises `EngineStoppedError`.
+    It belongs to the process that made it: in a forked child every use raises RuntimeError.
+
     Raises:
         ValueError: a setting that is out of range, a model that cannot be loaded, or memory that
             does not hold one stream.
     """
 
     @takes_config
+    @finish_before_exit
     def __init__(self, config: EngineConfig) -> None:
-        files = resolve_model(config.model, cache_dir=config.cache_dir)
         self.config = config
+        self.lifetime = Lifetime()
+        with processor_threads(config.num_threads):
+            self._load(config)
+        name = f"LLMEngine of {config.model!r}"
+        when_abandoned(self, name, self.lifetime, lambda: None)  # its parts go with it
+
+    def _load(self, config: EngineConfig) -> None:
+        files = resolve_model(config.model, cache_dir=config.cache_dir)
         model_config = load_config(files)
         self.sink_window = resolve_sink_window(
             model_config, config.num_sink_tokens, config.window_size
@@ -54,28 +69,38 @@ class LLMEngine:
             model_config = load_config(files, length)
         self.model_config = model_config
         self.tokenizer: Tokenizer | None = load_tokenizer(files) if files.has_tokenizer else None
-        self.executor: Executor = make_executor(config, files, self.model_config, self.sink_window)
-        self.cache_plan = self.executor.cache_plan
-        self.scheduler = Scheduler(
+        executor = make_executor(config, files, self.model_config, self.sink_window)
+        try:
+            self._start(config, executor)
+        except BaseException:
+            executor.close()
+            raise
+
+    def _start(self, config: EngineConfig, executor: Executor) -> None:
+        """Put everything else around the workers."""
+        model_config = self.model_config
+        self.cache_plan = executor.cache_plan
+        assert config.max_num_seqs is not None  # EngineConfig has set it
+        scheduler = Scheduler(
             SchedulerConfig(
                 num_blocks=self.cache_plan.num_blocks,
                 block_size=config.block_size,
                 max_num_seqs=config.actual_max_num_seqs,
                 max_num_batched_tokens=config.max_num_batched_tokens,
-                max_model_len=self.model_config.max_position_embeddings,
-                num_decode_steps=config.num_decode_steps or self.executor.default_decode_steps,
+                max_model_len=model_config.max_position_embeddings,
+                num_decode_steps=config.num_decode_steps or executor.default_decode_steps,
                 chunk_size=config.chunk_size,
                 enable_prefix_caching=config.enable_prefix_caching,
             )
         )
-        self.prompts = PromptEncoder(
+        self._prompts = PromptEncoder(
             self.tokenizer,
             model_config,
             model=str(config.model),
             has_window=self.sink_window.window_size is not None,
         )
-        self._no_tokens = self.executor.read(array("q"))  # shape and dtype of K and V
-        self.core = EngineCore(self.scheduler, self.executor, self.tokenizer, self._end_token_ids())
+        self._no_tokens = executor.read(array("q"))  # shape and dtype of K and V
+        self._core = EngineCore(scheduler, executor, self.tokenizer, self._end_token_ids())
         self._seeds = random.Random(config.seed)
 
     def _end_token_ids(self) -> tuple[int, ...]:
@@ -85,6 +110,30 @@ class LLMEngine:
         if end is None or end in ends or end >= self.model_config.vocab_size:
             return ends
         return (*ends, end)
+
+    # Its parts, which exist until it is closed, and only in the process that made it
+
+    @property
+    def core(self) -> EngineCore:
+        """For the thread that uses the engine: first it does what finalizers have asked for."""
+        self.lifetime.check()
+        self._core.run_errands()
+        return self._core
+
+    @property
+    def scheduler(self) -> Scheduler:
+        self.lifetime.check()
+        return self._core.scheduler
+
+    @property
+    def executor(self) -> Executor:
+        self.lifetime.check()
+        return self._core.executor
+
+    @property
+    def prompts(self) -> PromptEncoder:
+        self.lifetime.check()
+        return self._prompts
 
     # Requests
 
@@ -257,12 +306,14 @@ class LLMEngine:
         """
         return self.restore_stream(self.read_stream(path), on_evict=on_evict)
 
+    @finish_before_exit
     def read_stream(self, path: str | Path) -> SavedStream:
         """Read what `load_stream` would open. Changes nothing, so any thread may do it.
 
         Raises:
             ValueError: as `load_stream`, but for sinks and window that do not fit the cache.
         """
+        self.lifetime.check()
         saved = read_stream_file(Path(path).expanduser())
         vocab_size = self.model_config.vocab_size
         try:
@@ -300,18 +351,24 @@ class LLMEngine:
 
     def park_idle_streams(self, *, idle_seconds: float = 0.0) -> int:
         """Move streams out of the cache that did nothing for so long; returns how many."""
-        limit = self.core.clock() - idle_seconds
+        core = self.core
+        limit = core.clock() - idle_seconds
         idle = []
-        for seq_id in self.scheduler.idle_streams():
-            if self.core.streams[seq_id].last_used > limit:
+        for seq_id in core.scheduler.idle_streams():
+            if core.streams[seq_id].last_used > limit:
                 break  # the others were used later
             idle.append(seq_id)
         for seq_id in idle:
-            self.scheduler.park(seq_id)
-        self.core.flush()
+            core.scheduler.park(seq_id)
+        core.flush()
         return len(idle)
 
     # What `Stream` is made of
+
+    def peek(self, seq_id: int) -> TokenSequence | None:
+        """A stream's sequence, for a look in any thread; ``None`` once it is closed."""
+        core = getattr(self, "_core", None)
+        return None if core is None else core.scheduler.sequences.get(seq_id)
 
     def fork_stream(self, seq_id: int) -> tuple[int, int]:
         """Copy an idle stream; returns the copy's seq_id and seed."""
@@ -360,18 +417,10 @@ class LLMEngine:
 
     def end_stream_turn(self, seq_id: int, inbox: Inbox | None) -> None:
         """Stop a stream's turn, if it is the one that fills ``inbox`` or that is not given."""
-        turn = self.core.turns.get(seq_id)
-        if turn is not None and (inbox is None or inbox is turn.inbox):
-            self.core.drop_turn(seq_id)
-            self.scheduler.end_turn(seq_id)
-            self.core.streams[seq_id].last_used = self.core.clock()
+        self.core.end_turn(seq_id, inbox)
 
     def close_stream(self, seq_id: int) -> None:
-        self.core.drop_turn(seq_id)
-        self.core.streams.pop(seq_id, None)
-        self.scheduler.close(seq_id)
-        if not self.core.has_failed:
-            self.core.flush()  # what was parked goes now, even if nothing is computed any more
+        self.core.close_stream(seq_id)
 
     def advance(self) -> bool:
         """Compute one step; deltas of requests without an inbox wait for the next `step`.
@@ -388,17 +437,53 @@ class LLMEngine:
 
     # Both
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.config!r})"
-
     def close(self) -> None:
-        """End the processes that share the model, if there are several; harmless twice."""
-        self.executor.close()
+        """Free the memory of weights, K and V, remove what was parked, and end the processes that
+        share the model, if there are several. Streams are closed with it. Harmless twice, and in a
+        forked child, where there is nothing to end.
+
+        Raises:
+            RuntimeError: the engine is within a step.
+        """
+        if not self.lifetime.is_over:
+            self._core.close()
+            self.lifetime.is_closed = True
+            del self._core
+
+    def __enter__(self) -> LLMEngine:
+        self.lifetime.check()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<LLMEngine {self.summary}>"
+
+    @property
+    def summary(self) -> str:
+        """The model and the state it is in, in words, at any time and in any thread."""
+        if not hasattr(self, "config"):
+            return "that was not made"
+        return f"of {self.config.model!r}: {self._state()}"
+
+    def _state(self) -> str:
+        if self.lifetime.is_over:
+            return self.lifetime.state
+        if (core := getattr(self, "_core", None)) is None:
+            return "being made"
+        sinks, window = self.sink_window.num_sink_tokens, self.sink_window.window_size
+        visible = "full attention" if window is None else f"{sinks} sink tokens, window of {window}"
+        return f"{visible}, {len(core.streams)} open streams"
+
+    def __reduce__(self) -> NoReturn:
+        refuse_pickling("an engine", "make one in each process")
 
     def stats(self) -> EngineStats:
         """Describe the engine as it is now."""
         return engine_stats(self.core)
 
+    @finish_before_exit
     def encode(self, prompt: Prompt, *, continues: bool = False) -> list[int]:
         """As `PromptEncoder.encode`."""
         return self.prompts.encode(prompt, continues=continues)

@@ -11,11 +11,13 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from paged_stream.detokenizer import CONTEXT_TOKENS, Detokenizer
 from paged_stream.executor.base import Executor
+from paged_stream.lifetime import Errands, finish_before_exit
 from paged_stream.outputs import DeltaQueue, Inbox, RequestDelta
 from paged_stream.scheduler.output import ModelOutput, SchedulerOutput, SequenceUpdate
 from paged_stream.scheduler.sampling_params import SamplingParams
@@ -25,6 +27,8 @@ from paged_stream.tokenizer import Tokenizer
 logger = logging.getLogger(__name__)
 
 Submitted = tuple[SchedulerOutput, Callable[[], ModelOutput]]
+# A stream (its seq_id) to be closed, or whose turn is to end if it is the one that fills the inbox.
+Errand = tuple[int, Inbox | None]
 
 # Deltas of one request that may wait for `step` while others drive the engine.
 _MAX_UNDELIVERED = 1024
@@ -95,6 +99,7 @@ class EngineCore:
         self.streams: dict[int, StreamRecord] = {}  # by seq_id
         self.requests: dict[str, list[int]] = {}  # request_id to its unfinished seq_ids
         self.undelivered: list[RequestDelta] = []
+        self.errands: Errands[Errand] = Errands()
         self.counters = Counters()
         self.clock: Callable[[], float] = time.monotonic  # seconds; tells how long a stream rests
         self._eos_token_ids = eos_token_ids
@@ -147,6 +152,7 @@ class EngineCore:
         for turn_id, turn in turns.items():
             self.generate(turn_id, turn)
 
+    @finish_before_exit
     def step(self) -> bool:
         """Compute one step, or as many as need no look in between; False if there was nothing to
         compute.
@@ -155,15 +161,56 @@ class EngineCore:
             RuntimeError: the engine has failed before, or is within a step, of another thread for
                 example.
         """
+        with self._alone():
+            return self._step()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
         if not self._stepping.acquire(blocking=False):
             raise RuntimeError(
                 "the engine is within a step; let one thread at a time use it, or use "
                 "AsyncLLMEngine, which serves any number of threads"
             )
         try:
-            return self._step()
+            yield
         finally:
             self._stepping.release()
+
+    def run_errands(self) -> None:
+        """Do what finalizers have asked for; within a step, that waits for its end."""
+        while self.errands and not self._stepping.locked():
+            with self._alone():
+                seq_id, inbox = self.errands.take()
+                if inbox is None:
+                    self.close_stream(seq_id)
+                else:
+                    self.end_turn(seq_id, inbox)
+
+    def end_turn(self, seq_id: int, inbox: Inbox | None) -> None:
+        """Stop a stream's turn, if it is the one that fills ``inbox`` or that is not given."""
+        turn = self.turns.get(seq_id)
+        if turn is not None and (inbox is None or inbox is turn.inbox):
+            self.drop_turn(seq_id)
+            self.scheduler.end_turn(seq_id)
+            self.streams[seq_id].last_used = self.clock()
+
+    def close_stream(self, seq_id: int) -> None:
+        """Free a stream's blocks, or what was parked of it."""
+        self.drop_turn(seq_id)
+        self.streams.pop(seq_id, None)
+        self.scheduler.close(seq_id)
+        if not self.has_failed:
+            self.flush()  # what was parked goes now, even if nothing is computed any more
+
+    def close(self) -> None:
+        """End the workers and free what they hold.
+
+        Raises:
+            RuntimeError: as `step`, for an engine that is within one.
+        """
+        with self._alone():
+            self._ahead = None
+            self.executor.close()
 
     def _step(self) -> bool:
         if self._failure is not None:
@@ -243,6 +290,7 @@ class EngineCore:
     def has_failed(self) -> bool:
         return self._failure is not None
 
+    @finish_before_exit
     def flush(self) -> None:
         """Do to the cache now what the scheduler wants done before the next step.
 

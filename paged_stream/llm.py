@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Number
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from tqdm import tqdm
 
@@ -13,12 +13,17 @@ from paged_stream.chat import Messages
 from paged_stream.config import EngineConfig, offline_settings
 from paged_stream.engine import LLMEngine
 from paged_stream.inputs import Prompt, naming_item
+from paged_stream.lifetime import refuse_pickling
 from paged_stream.outputs import CompletionOutput, RequestDelta, RequestOutput
 from paged_stream.scheduler.sampling_params import SamplingParams, check_params_type, whole_answer
 
 
 class LLM:
     """A model to run over a list of prompts.
+
+    Use it as a context manager, or call `close`, to free its memory. Afterwards every use raises
+    `EngineStoppedError`. It belongs to the process that made it: in a forked child every use raises
+    RuntimeError.
 
     Args:
         model: ``"smollm2-135m-instruct"``, a folder, a ``.gguf`` file or a hub id.
@@ -52,6 +57,7 @@ class LLM:
         Raises:
             ValueError: a bad prompt or parameter; then nothing is run.
         """
+        self.engine.lifetime.check()
         prompt_list = prompt_list_of(prompts)
         per_prompt = params_per_prompt(sampling_params, len(prompt_list))
         outputs = {}
@@ -139,8 +145,23 @@ class LLM:
                 self.engine.abort_request(request_id)
         return scores
 
+    def close(self) -> None:
+        """As `LLMEngine.close`; harmless twice."""
+        self.engine.close()
+
+    def __enter__(self) -> LLM:
+        self.engine.lifetime.check()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.engine.config!r})"
+        engine = getattr(self, "engine", None)
+        return f"<LLM {'that was not made' if engine is None else engine.summary}>"
+
+    def __reduce__(self) -> NoReturn:
+        refuse_pickling("an LLM", "make one in each process")
 
     def _run(self, completions: dict[str, int]) -> Iterator[RequestDelta]:
         """Step until these requests' completions are all finished; others keep their deltas."""

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
+from paged_stream.lifetime import EngineStoppedError
 from paged_stream.outputs import RequestDelta
 
 T = TypeVar("T")
-
-
-class EngineStoppedError(RuntimeError):
-    """The engine was shut down or has failed; ``__cause__`` says why it failed."""
+Deltas = AsyncGenerator[RequestDelta, None]
 
 
 class Call(Generic[T]):
@@ -84,7 +82,14 @@ class Mailbox:
             self._post(self.release)
 
     async def get(self) -> RequestDelta | None:
-        """The next delta; ``None`` behind the last."""
+        """The next delta; ``None`` behind the last.
+
+        Raises:
+            EngineStoppedError: the engine is closed or has failed.
+            RuntimeError: another event loop runs than when the iterator began.
+        """
+        if asyncio.get_running_loop() is not self._loop:
+            raise RuntimeError("this iterator began in another event loop; read it there")
         while not self._items:
             self._ready.clear()
             if not self._items:  # what comes from here on sets the event after this was said

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import operator
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
 
 from paged_stream.chat import Messages, without_repeated_end
 from paged_stream.inputs import Prompt
+from paged_stream.lifetime import finish_before_exit, refuse_pickling, when_abandoned
 from paged_stream.outputs import DeltaQueue, Inbox, RequestDelta, StreamStats
 from paged_stream.scheduler.sampling_params import SamplingParams, whole_answer
 from paged_stream.scheduler.sequence import SequenceStatus
@@ -46,7 +48,8 @@ class Stream:
     only new tokens are computed, and memory stays the same.
 
     Positions count the stream's tokens from 0 and never decrease, but for `rewind`. Use it as a
-    context manager, or call `close`.
+    context manager, or call `close`. Afterwards every use raises ValueError, and once the engine is
+    closed, `EngineStoppedError`.
     """
 
     def __init__(
@@ -60,12 +63,19 @@ class Stream:
         has_chatted: bool = False,
     ) -> None:
         self._engine = engine
-        self._seq_id = seq_id
+        self.seq_id = seq_id
         self._seed = seed
         self._num_turns = num_turns
         self._pinned_messages = pinned_messages
         self.has_chatted = has_chatted
         self._closed = False
+        self._errands = engine.core.errands
+        self._finalizer = when_abandoned(
+            self,
+            f"stream {seq_id} of {engine.config.model!r}",
+            engine.lifetime,
+            partial(self._errands.add, (seq_id, None)),
+        )
 
     @property
     def position(self) -> int:
@@ -99,8 +109,9 @@ class Stream:
         """Tokenize what is to be appended next; any thread may.
 
         Raises:
-            ValueError: as `LLMEngine.encode`.
+            ValueError: as `LLMEngine.encode`, or the stream is closed.
         """
+        self._check_open()
         continues = not self._is_empty
         return Addition(self._engine.encode(prompt, continues=continues), continues)
 
@@ -119,7 +130,7 @@ class Stream:
                 f"{len(sequence.queued)} do, got {len(token_ids)} more; let it finish first"
             )
         engine.prompts.check_length(sequence.num_tokens + len(sequence.queued) + len(token_ids))
-        engine.scheduler.append(self._seq_id, token_ids)
+        engine.scheduler.append(self.seq_id, token_ids)
 
     def has_room_for(self, num_tokens: int) -> bool:
         """Whether so many more tokens may be appended now."""
@@ -129,7 +140,7 @@ class Stream:
     @property
     def _is_empty(self) -> bool:
         """Whether there is nothing in the stream yet; a guess in any thread but the engine's."""
-        sequence = self._engine.scheduler.sequences.get(self._seq_id)
+        sequence = self._engine.peek(self.seq_id)
         return sequence is not None and not sequence.num_tokens and not sequence.queued
 
     @property
@@ -167,8 +178,9 @@ class Stream:
         try:
             finished = False
             while not finished and not self._closed:
+                self._engine.lifetime.check()
                 if not inbox:
-                    if not self._engine.has_turn(self._seq_id, inbox):
+                    if not self._engine.has_turn(self.seq_id, inbox):
                         break  # `end_turn` was called meanwhile
                     self._engine.advance()
                     continue
@@ -176,7 +188,8 @@ class Stream:
                 finished = delta.finished
                 yield delta
         finally:
-            self.end_turn(inbox)
+            if not finished:  # perhaps it is the garbage collector that ends this, at any moment
+                self._errands.add((self.seq_id, inbox))
 
     def score(self, prompt: Prompt) -> list[float | None]:
         """Append text or token ids of any length and tell how likely each was where it stands.
@@ -196,7 +209,7 @@ class Stream:
         self._queue(addition.token_ids)
         if len(addition.token_ids) > len(scores):
             inbox = DeltaQueue()
-            self._engine.start_stream_scoring(self._seq_id, inbox)
+            self._engine.start_stream_scoring(self.seq_id, inbox)
             for delta in self._read(inbox):
                 scores += [entry.logprob for entry in delta.prompt_logprobs or ()]
         return scores
@@ -220,12 +233,20 @@ class Stream:
         self._num_turns += 1
         if params.seed is not None:
             seed = params.seed
-        self._engine.start_stream_turn(self._seq_id, params, seed, inbox, num_generated)
+        self._engine.start_stream_turn(self.seq_id, params, seed, inbox, num_generated)
 
     def end_turn(self, inbox: Inbox | None = None) -> None:
-        """Stop generating where it is; with an inbox, only if that is where the deltas go."""
-        if not self._closed:
-            self._engine.end_stream_turn(self._seq_id, inbox)
+        """Stop generating where it is; with an inbox, only if that is where the deltas go.
+
+        Raises:
+            ValueError: the stream is closed.
+        """
+        self._check_open()
+        self._engine.end_stream_turn(self.seq_id, inbox)
+
+    def turn_ender(self) -> Callable[[Inbox], None]:
+        """What ends a turn of this stream as `end_turn` does, and does not keep the stream."""
+        return partial(self._engine.end_stream_turn, self.seq_id)
 
     def chat(
         self, messages: str | Messages, params: SamplingParams | None = None
@@ -250,8 +271,9 @@ class Stream:
         """Tokenize the next messages of a conversation; any thread may.
 
         Raises:
-            ValueError: the model has no chat template that can go on.
+            ValueError: the model has no chat template that can go on, or the stream is closed.
         """
+        self._check_open()
         continues = self.has_chatted
         token_ids = self._engine.prompts.encode_chat(
             messages, self._pinned_messages, continues=continues
@@ -285,7 +307,7 @@ class Stream:
             RuntimeError: it is parked, and what runs leaves no room for it.
         """
         self._settle()
-        seq_id, seed = self._engine.fork_stream(self._seq_id)
+        seq_id, seed = self._engine.fork_stream(self.seq_id)
         return Stream(
             self._engine,
             seq_id,
@@ -314,7 +336,7 @@ class Stream:
                 f"start and end must be a span within [{first}, {stop}), where the window's "
                 f"computed tokens are, got [{start}, {end})"
             )
-        self._engine.cut_stream(self._seq_id, start, end)
+        self._engine.cut_stream(self.seq_id, start, end)
 
     def rewind(self, position: int) -> None:
         """Go back to ``position``, which must be in the window still: later tokens are forgotten.
@@ -336,7 +358,7 @@ class Stream:
                 f"position must be at least {first}, where the window begins behind the sinks, "
                 f"and at most {sequence.num_tokens}, got {position}"
             )
-        self._engine.rewind_stream(self._seq_id, position)
+        self._engine.rewind_stream(self.seq_id, position)
         pinned = sequence.sink_window.num_sink_tokens if self._pinned_messages else 0
         if position == pinned:  # the conversation begins anew
             self.has_chatted = False
@@ -350,7 +372,7 @@ class Stream:
             ValueError: the stream is closed or generating.
         """
         self._settle()
-        self._engine.scheduler.park(self._seq_id)
+        self._engine.scheduler.park(self.seq_id)
         self._engine.core.flush()
 
     def save(self, path: str | Path) -> None:
@@ -362,6 +384,7 @@ class Stream:
         """
         write_stream_file(Path(path).expanduser(), self.snapshot())
 
+    @finish_before_exit
     def snapshot(self, *, settle: bool = True) -> SavedStream:
         """Copy all that the stream is.
 
@@ -378,10 +401,10 @@ class Stream:
         engine.core.flush()
         state = sequence.state()
         if sequence.is_parked:  # perhaps with a last token that waits to be read once more
-            tokens = engine.executor.read_parked(self._seq_id).first(state.num_kept)
+            tokens = engine.executor.read_parked(self.seq_id).first(state.num_kept)
         else:
             computed = sequence.num_computed_tokens > 0
-            slots = engine.scheduler.kept_slots(self._seq_id) if computed else array("q")
+            slots = engine.scheduler.kept_slots(self.seq_id) if computed else array("q")
             tokens = engine.executor.read(slots)
         return SavedStream(
             state=state,
@@ -393,31 +416,51 @@ class Stream:
             tokens=tokens,
         )
 
-    def __repr__(self) -> str:
-        where = "closed" if self._closed else f"position={self.position}"
-        return f"{type(self).__name__}({where}, model={self._engine.config.model!r})"
-
     def stats(self) -> StreamStats:
         """Tokens seen, visible and evicted; what the stream holds and where."""
         self._check_open()
-        return self._engine.stream_stats(self._seq_id)
+        return self._engine.stream_stats(self.seq_id)
 
     def close(self) -> None:
-        """Free the stream's blocks. Closing twice is harmless."""
+        """Free the stream's blocks. Closing twice is harmless, and so is closing it after the
+        engine, or in a forked child, where it holds none."""
+        self._finalizer.detach()
         if not self._closed:
             self._closed = True
-            self._engine.close_stream(self._seq_id)
+            if not self._engine.lifetime.is_over:
+                self._engine.close_stream(self.seq_id)
 
     def __enter__(self) -> Stream:
+        self._check_open()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        return f"<Stream {self.summary}>"
+
+    @property
+    def summary(self) -> str:
+        """The model, the position and the state, in words, at any time and in any thread."""
+        if not hasattr(self, "_finalizer"):
+            return "that was not made"
+        name = f"{self.seq_id} of {self._engine.config.model!r}"
+        sequence = self._engine.peek(self.seq_id)
+        if sequence is None or not self._engine.lifetime.is_here:
+            return f"{name}: {'closed' if sequence is None else self._engine.lifetime.state}"
+        computed = sequence.num_computed_tokens
+        visible = sequence.sink_window.num_visible(computed - 1) if computed else 0
+        state = "generating" if sequence.generates else "parked" if sequence.is_parked else "idle"
+        return f"{name}: position {sequence.num_tokens}, {visible} tokens visible, {state}"
+
+    def __reduce__(self) -> NoReturn:
+        refuse_pickling("a stream", "use save and load_stream, or fork")
+
     @property
     def _sequence(self) -> Any:
         self._check_open()
-        return self._engine.scheduler.sequences[self._seq_id]
+        return self._engine.core.scheduler.sequences[self.seq_id]
 
     @property
     def is_settled(self) -> bool:
@@ -454,5 +497,6 @@ class Stream:
             raise ValueError(f"n must be 1 for a stream, got {params.n}; fork it")
 
     def _check_open(self) -> None:
+        self._engine.lifetime.check()
         if self._closed:
             raise ValueError("the stream is closed")

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from paged_stream.async_engine import AsyncLLMEngine
-from paged_stream.async_stream import AsyncStream, Deltas, encode
+from paged_stream.async_stream import AsyncStream, encode
 from paged_stream.config import EngineConfig
 from paged_stream.inputs import Prompt, naming_item
+from paged_stream.mailbox import Deltas
 from paged_stream.outputs import EngineStats, RequestDelta, StreamStats
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.stream_file import write_stream_file

@@ -9,7 +9,7 @@ from typing import Any
 
 from paged_stream.config import EngineConfig
 from paged_stream.distributed.replica import Replica
-from paged_stream.mailbox import EngineStoppedError
+from paged_stream.lifetime import EngineStoppedError
 from paged_stream.ray_extra import import_ray
 
 ray = import_ray()

@@ -64,4 +64,4 @@ class Executor(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """End workers in other processes; harmless twice."""
+        """Free what the workers hold, and end those in other processes; harmless twice."""

@@ -63,4 +63,4 @@ class LocalExecutor(Executor):
         return self._worker.cache_bytes()
 
     def close(self) -> None:
-        """Nothing to end: the worker goes with the executor."""
+        self._worker.close()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import weakref
 from array import array
 from collections.abc import Sequence
@@ -104,7 +105,7 @@ class RayExecutor(Executor):
         if not ray.is_initialized():
             ray.init(include_dashboard=False)
         placement = _place(config)
-        self._release = weakref.finalize(self, _remove, placement)
+        self._release = weakref.finalize(self, _remove, placement, os.getpid())
         self._actors = [_start_actor(Rank(index, size), placement, config) for index in range(size)]
         address = ray.get(self._actors[0].open_store.remote())
         plans, samples = zip(
@@ -220,8 +221,9 @@ def _place(config: EngineConfig) -> Any:
     return placement
 
 
-def _remove(placement: Any) -> None:
-    if ray.is_initialized():  # otherwise it is gone with all of Ray
+def _remove(placement: Any, pid: int) -> None:
+    # Without Ray it is gone, too; in a forked child it is the parent's.
+    if ray.is_initialized() and os.getpid() == pid:
         ray.util.remove_placement_group(placement)
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import tempfile
+import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -21,7 +25,8 @@ class ParkedStore:
 
     Args:
         memory_bytes: host memory to use; what was stored first goes to disk.
-        folder: for the files; ``None`` makes a temporary one, which goes away with the store.
+        folder: where a temporary one for the files is made; ``None`` is the system's. It goes away
+            with the store.
     """
 
     def __init__(self, memory_bytes: int, folder: Path | None = None) -> None:
@@ -29,7 +34,8 @@ class ParkedStore:
         self.host_bytes = 0
         self.disk_bytes = 0
         self._folder = folder
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._files: Path | None = None
+        self._remove_files: Callable[[], object] = lambda: None
         self._host: OrderedDict[int, KVTokens] = OrderedDict()
         self._disk: dict[int, tuple[Path, int]] = {}
         self._arrivals: dict[int, Mark] = {}
@@ -65,6 +71,14 @@ class ParkedStore:
             self.disk_bytes -= num_bytes
             path.unlink(missing_ok=True)
 
+    def close(self) -> None:
+        """Let go of everything and remove the files; harmless twice."""
+        self._host.clear()
+        self._disk.clear()
+        self._arrivals.clear()
+        self.host_bytes = self.disk_bytes = 0
+        self._remove_files()
+
     def location(self, key: int) -> str:
         return "host" if key in self._host else "disk"
 
@@ -91,8 +105,14 @@ class ParkedStore:
             arrival.reach()
 
     def _file(self, key: int) -> Path:
-        if self._temporary is None:
+        if self._files is None:
             if self._folder is not None:
                 self._folder.mkdir(parents=True, exist_ok=True)
-            self._temporary = tempfile.TemporaryDirectory(prefix="parked-", dir=self._folder)
-        return Path(self._temporary.name) / f"{key}.safetensors"
+            self._files = Path(tempfile.mkdtemp(prefix="parked-", dir=self._folder))
+            self._remove_files = weakref.finalize(self, _remove, self._files, os.getpid())
+        return self._files / f"{key}.safetensors"
+
+
+def _remove(folder: Path, pid: int) -> None:
+    if os.getpid() == pid:  # a forked child has a copy of the store, and the files are the parent's
+        shutil.rmtree(folder, ignore_errors=True)

@@ -20,6 +20,7 @@ from paged_stream.models.fingerprint import sample_weights
 from paged_stream.models.key_balance import balance_keys
 from paged_stream.models.loader import load_model
 from paged_stream.models.sharding import WHOLE, Rank, shard_config
+from paged_stream.processor_threads import processor_threads
 from paged_stream.scheduler.output import KVOperation, ModelOutput, SchedulerOutput
 from paged_stream.scheduler.sink_window import SinkWindow
 from paged_stream.worker.cuda_graphs import CudaRecorder, GraphLimits
@@ -69,8 +70,7 @@ class Worker:
         sink_window: SinkWindow,
         group: RankGroup | None = None,
     ) -> None:
-        if config.num_threads is not None:
-            torch.set_num_threads(config.num_threads)
+        self._num_threads = config.num_threads
         self.device = resolve_device(config.device)
         check_settings(config, self.device)
         prepare_device(self.device)
@@ -179,11 +179,22 @@ class Worker:
         cache = self._runner.kv_cache
         return cache.tensor.nbytes, cache.resident_bytes
 
+    def close(self) -> None:
+        """Free the model, the cache and what was parked; nothing can be computed any more."""
+        if (runner := vars(self).pop("_runner", None)) is not None:
+            runner.graphs = None  # which refer to it
+        vars(self).pop("_model", None)
+        self.parked.close()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # for others on this device
+
     @contextmanager
     def _on_device(self, doing: str, advice: str) -> Iterator[None]:
-        """Make the device current for this thread, and let a lack of its memory be explained."""
+        """Make the device current for this thread, and let a lack of its memory be explained; on
+        the CPU, take as many threads as the engine is to have."""
         if self.device.type == "cpu":
-            yield
+            with processor_threads(self._num_threads):
+                yield
             return
         with torch.cuda.device(self.device), explain_shortage(self.device, doing, advice):
             yield

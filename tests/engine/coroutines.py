@@ -106,6 +106,6 @@ async def nothing_left(engine) -> bool:
         stats.num_used_blocks == stats.num_running == stats.num_waiting == stats.num_streams == 0
         and not engine.engine.core.turns
         and not engine.engine.core.requests
-        and not engine._mailboxes
+        and not engine.thread.mailboxes
         and not engine.streams
     )

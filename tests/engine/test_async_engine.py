@@ -244,7 +244,7 @@ def test_a_loop_closed_without_care_leaves_nothing(make, max_unread):
     deltas = engine.generate([5, 6], ENDLESS)
     loop.run_until_complete(take(deltas, 2))
     if max_unread == 1:
-        [mailbox] = engine._mailboxes
+        [mailbox] = engine.thread.mailboxes
         loop.run_until_complete(until(engine, lambda: mailbox.is_full))
     loop.close()
 
@@ -321,7 +321,7 @@ async def test_a_slow_reader_holds_up_only_what_it_reads(make, make_engine):
     for _ in range(5):
         got = await asyncio.gather(*(read(engine.generate(p, GREEDY)) for p in PROMPTS))
         assert all(len(tokens) == 10 for tokens in got)
-        assert all(len(mailbox._items) <= 4 for mailbox in engine._mailboxes)
+        assert all(len(mailbox._items) <= 4 for mailbox in engine.thread.mailboxes)
     assert (await stream.stats()).num_tokens <= 3 + 1 + 4
     await stream.append([1, 2])  # does not wait for the reader
     assert seen + await take(slow, 9) == continuation(make_engine(), [5, 6, 7])

@@ -115,7 +115,7 @@ async def test_shutdown_reaches_everybody(make):
     await asyncio.gather(engine.shutdown(), engine.shutdown())
     errors = await asyncio.gather(*tasks)
     assert all(isinstance(error, EngineStoppedError) for error in errors), errors
-    assert not engine._thread.is_alive()
+    assert not engine.thread.is_alive
     await everything_is_refused(engine, stream, None)
 
 
