@@ -30,6 +30,7 @@ class AsyncStream:
         self._engine = engine  # which lives as long
         self.inner = stream  # for the engine's thread only
         self._mailbox: Mailbox | None = None  # of the last turn
+        self._is_closed = False  # or will be, by the engine's thread
 
     async def append(self, prompt: Prompt) -> None:
         """Add text or token ids; returns once no more than a step's worth waits.
@@ -107,10 +108,13 @@ class AsyncStream:
     async def close(self) -> None:
         """Free the stream's blocks; harmless twice, when the engine has stopped, and in a forked
         child."""
+        self._is_closed = True
         self._engine.thread.post(self.close_now)
 
     async def __aenter__(self) -> AsyncStream:
         self._engine.thread.check()
+        if self._is_closed:
+            raise ValueError("the stream is closed")
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:

@@ -474,7 +474,7 @@ class LLMEngine:
             return "being made"
         sinks, window = self.sink_window.num_sink_tokens, self.sink_window.window_size
         visible = "full attention" if window is None else f"{sinks} sink tokens, window of {window}"
-        return f"{visible}, {len(core.streams)} open streams"
+        return f"{visible}, open streams: {len(core.streams)}"
 
     def __reduce__(self) -> NoReturn:
         refuse_pickling("an engine", "make one in each process")
