@@ -165,7 +165,8 @@ class DecoderLayers:
             layer_rotary,
             dtype == torch.bfloat16,
         )
-        weakref.finalize(self, ops.free_layers.default, self.handle)
+        finalizer = weakref.finalize(self, ops.free_layers.default, self.handle)
+        finalizer.atexit = False  # somebody may compute until the very end
 
 
 def _present(biases: list[Tensor | None]) -> list[Tensor]:
