@@ -1,8 +1,8 @@
 """How many processor threads torch's operators take: each engine's own number, while it computes.
 
 torch counts per thread of the program, from that thread's first look on. Its OpenMP threads do not
-survive a fork: in the child, the thread that has forked waits for them for ever. With a count of one
-it needs none of them.
+survive a fork: in the child, the thread that has forked waits for them for ever. With a count of
+one it needs none of them.
 """
 
 from __future__ import annotations

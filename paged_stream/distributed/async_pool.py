@@ -73,7 +73,7 @@ class PoolStats:
 
 class AsyncRayLLM:
     """For the coroutines of one event loop. Use it as an asynchronous context manager, or call
-    `start` and `shutdown`.
+    `start` and `shutdown` or `close`.
 
     Args:
         model: as in `LLM`; it must lead to the same files on every machine of the cluster.
@@ -138,6 +138,10 @@ class AsyncRayLLM:
             self._is_closed = True
             await self._replicas.close()
             shutil.rmtree(self.folder, ignore_errors=True)
+
+    async def close(self) -> None:
+        """As `shutdown`."""
+        await self.shutdown()
 
     async def __aenter__(self) -> AsyncRayLLM:
         await self.start()

@@ -7,8 +7,9 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from tqdm import tqdm
 
@@ -17,6 +18,7 @@ from paged_stream.distributed.async_pool import AsyncRayLLM, PoolStats
 from paged_stream.distributed.pool_stream import AsyncPoolStream
 from paged_stream.distributed.replica_set import PoolError
 from paged_stream.inputs import Prompt
+from paged_stream.lifetime import Lifetime, refuse_pickling, when_abandoned
 from paged_stream.llm import conversations_of, merge_delta, params_per_prompt, prompt_list_of
 from paged_stream.outputs import CompletionOutput, RequestDelta, RequestOutput, StreamStats
 from paged_stream.scheduler.sampling_params import SamplingParams, whole_answer
@@ -29,7 +31,8 @@ _CANCEL_SECONDS = 60.0  # for what still runs when the pool is shut down
 
 
 class RayLLM:
-    """Use it as a context manager, or call `shutdown`.
+    """Use it as a context manager, or call `shutdown` or `close`. Afterwards every use raises
+    `PoolError`, and in a forked child RuntimeError.
 
     Args:
         model: as in `AsyncRayLLM`, and so is the rest.
@@ -54,15 +57,18 @@ class RayLLM:
             save_every_tokens=save_every_tokens,
             **settings,
         )
-        self._is_over = False
+        self.lifetime = Lifetime("pool")
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="pool", daemon=True)
+        # It knows the loop only: the pool may be collected unclosed.
+        self._thread = threading.Thread(target=_run, args=[self._loop], name="pool", daemon=True)
         self._thread.start()
         try:
             self.run(self.pool.start())
         except BaseException:
             self._stop_loop()
             raise
+        end = partial(_end_soon, self.pool, self._loop)
+        when_abandoned(self, f"RayLLM of {model!r}", self.lifetime, end)
 
     def generate(
         self,
@@ -148,15 +154,34 @@ class RayLLM:
 
     def shutdown(self) -> None:
         """As `AsyncRayLLM.shutdown`."""
-        if self._thread.is_alive():
+        if not self.lifetime.is_over:
             self.run(self.pool.shutdown())
             self._stop_loop()
 
+    def close(self) -> None:
+        """As `shutdown`."""
+        self.shutdown()
+
     def __enter__(self) -> RayLLM:
+        self._check()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.shutdown()
+
+    def __repr__(self) -> str:
+        if not hasattr(self, "pool"):
+            return "<RayLLM that was not made>"
+        config, state = self.pool.config, self.lifetime.state
+        return f"<RayLLM of {config.model!r}: {self.pool.num_replicas} replicas, {state}>"
+
+    def __reduce__(self) -> NoReturn:
+        refuse_pickling("a pool", "make one in each process")
+
+    def _check(self) -> None:
+        self.lifetime.check_process()
+        if self.lifetime.is_closed:
+            raise PoolError("the pool was shut down")
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Wait for a coroutine of the pool, from any thread.
@@ -178,10 +203,13 @@ class RayLLM:
 
         Raises:
             PoolError: the pool was shut down.
+            RuntimeError: it was made in another process.
         """
-        if self._is_over:
+        try:
+            self._check()
+        except RuntimeError:
             coroutine.close()
-            raise PoolError("the pool was shut down")
+            raise
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def iterate(self, deltas: AsyncGenerator[RequestDelta, None]) -> Iterator[RequestDelta]:
@@ -191,7 +219,7 @@ class RayLLM:
             while (delta := self.run(reader.next())) is not None:
                 yield delta
         finally:
-            if not self._is_over:
+            if not self.lifetime.is_over:
                 self.run(reader.close())
 
     async def _complete(
@@ -215,12 +243,11 @@ class RayLLM:
                 task.cancel()
 
     def _stop_loop(self) -> None:
-        self._is_over = True
+        self.lifetime.is_closed = True
         # In other threads somebody may wait for what is not done yet.
         asyncio.run_coroutine_threadsafe(_cancel_others(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
-        self._loop.close()
 
 
 class PoolStream:
@@ -265,13 +292,35 @@ class PoolStream:
         return self._llm.run(self.inner.stats())
 
     def close(self) -> None:
-        self._llm.run(self.inner.close())
+        """Free the stream; harmless twice, and after the pool or in a forked child."""
+        if not self._llm.lifetime.is_over:
+            self._llm.run(self.inner.close())
 
     def __enter__(self) -> PoolStream:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
+
+
+def _end_soon(pool: AsyncRayLLM, loop: asyncio.AbstractEventLoop) -> None:
+    """Shut a pool down that nobody has any more, without waiting for it."""
+
+    async def end() -> None:
+        try:
+            await pool.shutdown()
+        finally:
+            await _cancel_others()
+            loop.stop()
+
+    asyncio.run_coroutine_threadsafe(end(), loop)
 
 
 async def _cancel_others() -> None:
