@@ -67,7 +67,7 @@ async def held(engine, when=None):
 async def comes_to_rest(engine, monkeypatch, most=20) -> bool:
     """Whether an engine with little to do sleeps before it has looked for work ``most`` times."""
     looks, rests, is_clear = 0, [], threading.Event()
-    advance, seconds_to_parking = engine.engine.advance, engine._seconds_to_parking
+    advance, seconds_to_parking = engine.engine.advance, engine.thread._seconds_to_parking
 
     def counted():
         nonlocal looks
@@ -84,7 +84,7 @@ async def comes_to_rest(engine, monkeypatch, most=20) -> bool:
         return seconds
 
     monkeypatch.setattr(engine.engine, "advance", counted)
-    monkeypatch.setattr(engine, "_seconds_to_parking", noted)
+    monkeypatch.setattr(engine.thread, "_seconds_to_parking", noted)
     await engine.stats()  # wakes it
     await asyncio.to_thread(is_clear.wait)
     return bool(rests)

@@ -198,7 +198,7 @@ async def test_a_condition_that_another_call_fulfils(make):
     await settle(engine)
     cancelled.cancel()
     await settle(engine)
-    assert not engine._waiting
+    assert not engine.thread._waiting
     with pytest.raises(ZeroDivisionError):
         await engine.call(lambda: None, when=lambda: 1 / 0)
 
