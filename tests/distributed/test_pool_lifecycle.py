@@ -53,7 +53,7 @@ def test_a_pool_that_is_collected_ends_its_replicas(ray, folder):
     with pytest.warns(ResourceWarning, match=f"unclosed RayLLM of '{folder}'"):
         del pool
         gc.collect()
-    thread.join(60)
+    thread.join()
     assert not thread.is_alive()
     with pytest.raises(ray.exceptions.RayError):
         ray.get(actor.stats.remote())

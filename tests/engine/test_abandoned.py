@@ -11,7 +11,7 @@ import weakref
 import pytest
 
 from paged_stream import AsyncLLMEngine, LLMEngine
-from tests.engine.coroutines import ENDLESS, GREEDY, PROMPTS, continuation, limited, read, take
+from tests.engine.coroutines import ENDLESS, GREEDY, PROMPTS, continuation, in_loop, read, take
 
 
 @pytest.fixture(autouse=True)
@@ -166,7 +166,7 @@ def test_an_asynchronous_engine(make_engine, folder):
     assert collect(things) == [
         f"unclosed AsyncLLMEngine of '{folder}': call its close(), or use `with`"
     ]
-    thread.join(30)
+    thread.join()
     assert not thread.is_alive() and memory() is None
 
 
@@ -178,11 +178,11 @@ def test_an_asynchronous_engine_that_computes(make_engine):
     things[1].run_until_complete(take(things[2], 2))
     things[1].close()
     assert len([text for text in collect(things) if "AsyncLLMEngine" in text]) == 1
-    thread.join(30)
+    thread.join()
     assert not thread.is_alive() and memory() is None
 
 
-@limited
+@in_loop
 async def test_an_asynchronous_stream(make):
     engine = make()
     things = [await engine.open_stream()]
@@ -194,7 +194,7 @@ async def test_an_asynchronous_stream(make):
     assert stats.num_used_blocks == stats.num_streams == 0 and not engine.streams
 
 
-@limited
+@in_loop
 async def test_an_asynchronous_stream_wakes_the_engine_for_those_who_wait(make):
     engine = make(kv_cache_memory_bytes=40_000, enable_prefix_caching=False, max_unread=1)
     stream = await engine.open_stream()

@@ -21,7 +21,7 @@ def run(code: str, folder, parking_folder, *, before: str = "", expected: str = 
     program = textwrap.dedent(before) + PROLOGUE + textwrap.dedent(code)
     command = [sys.executable, "-W", "always::ResourceWarning", "-c", program]
     command += [str(folder), str(parking_folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", expected)
     assert not list(parking_folder.iterdir())
 

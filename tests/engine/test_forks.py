@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-# A child that hangs is killed and fails the test; nothing else waits for time.
+# A child that hangs is killed some day, so that a failure is one and not a suite without end.
 PROLOGUE = """
 import asyncio, gc, os, signal, sys, threading, warnings
 from pathlib import Path
@@ -25,7 +25,7 @@ PROMPT = [i % 90 + 2 for i in range(200)]
 def in_child(function, end=sys.exit):
     pid = os.fork()
     if pid == 0:
-        signal.alarm(100)
+        signal.alarm(1000)
         function()
         end(0)
     status = os.waitpid(pid, 0)[1]
@@ -45,7 +45,7 @@ def run(code: str, *args: object) -> None:
     """Run a program that must end well and say nothing."""
     program = PROLOGUE + textwrap.dedent(code)
     command = [sys.executable, "-W", "always::ResourceWarning", "-c", program, *map(str, args)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "")
 
 
