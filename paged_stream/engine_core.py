@@ -202,6 +202,7 @@ class EngineCore:
         if not self.has_failed:
             self.flush()  # what was parked goes now, even if nothing is computed any more
 
+    @finish_before_exit
     def close(self) -> None:
         """End the workers and free what they hold.
 
