@@ -80,7 +80,6 @@ class LLMEngine:
         """Put everything else around the workers."""
         model_config = self.model_config
         self.cache_plan = executor.cache_plan
-        assert config.max_num_seqs is not None  # EngineConfig has set it
         scheduler = Scheduler(
             SchedulerConfig(
                 num_blocks=self.cache_plan.num_blocks,

@@ -155,7 +155,7 @@ def test_an_engine(make_engine, tmp_path, folder):
     assert not list(tmp_path.iterdir())
 
 
-def end_of(engine: AsyncLLMEngine) -> tuple[threading.Thread, weakref.ref]:
+def end_of(engine) -> tuple[threading.Thread, weakref.ref]:
     return engine.thread._thread, weakref.ref(engine.engine.executor._worker._runner.kv_cache)
 
 
