@@ -25,6 +25,7 @@ MODULES = {
     "peers": "bench_peers",
     "overhead": "bench_overhead",
     "start": "bench_start",
+    "neighbour": "bench_neighbour",
     "stream": "bench_stream",
     "turns": "bench_turns",
     "open_streams": "bench_open_streams",

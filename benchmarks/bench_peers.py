@@ -59,11 +59,16 @@ class Task:
 class Worker:
     """An engine in another process, see `benchmarks.engines`.
 
+    Args:
+        folder: the checkout whose engine and benchmarks it imports.
+
     Raises:
         RuntimeError: it ended; the message has what it printed last.
     """
 
-    def __init__(self, name: str, python: str, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, name: str, python: str, settings: dict[str, Any], folder: Path = ROOT
+    ) -> None:
         self.name = name
         self.tells_first_token = ENGINES[name].tells_first_token
         self._log = tempfile.TemporaryFile("w+")
@@ -74,7 +79,7 @@ class Worker:
             stderr=self._log,
             text=True,
             start_new_session=True,
-            cwd=ROOT,
+            cwd=folder,
             env=os.environ | {"OMP_NUM_THREADS": str(settings["threads"]), "HF_HUB_OFFLINE": "1"},
         )
         self.version: str = self._answer()["version"]

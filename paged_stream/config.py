@@ -100,7 +100,9 @@ class EngineConfig:
         tensor_parallel_size: processes that share the model, each with a part of every layer, of
             the KV cache and of the memory above; one per GPU. More than 1 needs Ray.
         seed: for the requests that bring none.
-        num_threads: processor threads while this engine computes; ``None`` leaves it to torch.
+        num_threads: processor threads while this engine computes; ``None`` takes as many as torch
+            would, but no more than the process's affinity mask and its control group's CPU quota
+            give it processors.
 
     Raises:
         ValueError: names the field, its value and what is allowed.

@@ -26,6 +26,7 @@ from paged_stream.inputs import (
 from paged_stream.lifetime import Lifetime, finish_before_exit, refuse_pickling, when_abandoned
 from paged_stream.models.loader import load_config, resolve_model
 from paged_stream.outputs import EngineStats, Inbox, RequestDelta, StreamStats
+from paged_stream.processor_quota import default_num_threads
 from paged_stream.processor_threads import processor_threads
 from paged_stream.prompts import Pin, PromptEncoder
 from paged_stream.scheduler.config import SchedulerConfig
@@ -54,7 +55,7 @@ class LLMEngine:
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
         self.lifetime = Lifetime()
-        with processor_threads(config.num_threads):
+        with processor_threads(config.num_threads or default_num_threads()):
             self._load(config)
         name = f"LLMEngine of {config.model!r}"
         when_abandoned(self, name, self.lifetime, lambda: None)  # its parts go with it

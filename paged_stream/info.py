@@ -14,6 +14,7 @@ from paged_stream.models.config import ModelConfig
 from paged_stream.models.loader import ModelFiles, load_config, resolve_model
 from paged_stream.models.quantization import weight_bytes
 from paged_stream.models.registry import family_of
+from paged_stream.processor_quota import default_num_threads
 from paged_stream.scheduler.sink_window import SinkWindow
 from paged_stream.worker.device import check_settings, resolve_device
 from paged_stream.worker.memory import blocks_per_stream, memory_budget, plan_cache
@@ -65,7 +66,10 @@ def describe(model: str, **settings: Any) -> str:
             "streams that fit",
             f"{budget // (stream_blocks * plan.block_bytes):,} in {_size(budget)}",
         ),
-        ("processor", f"{torch.get_num_threads()} threads, {ops.cpu_isa()} kernels"),
+        (
+            "processor",
+            f"{config.num_threads or default_num_threads()} threads, {ops.cpu_isa()} kernels",
+        ),
         ("device", _device(device)),
         ("attention", _backends(device)),
     ]

@@ -127,7 +127,7 @@ Tensor rotary_table(Tensor positions, Tensor inv_freq, double scaling) {
   const auto* freq = inv_freq.const_data_ptr<double>();
   auto* out = table.mutable_data_ptr<float>();
   const int64_t grain = std::max<int64_t>(1, kMinAnglesPerThread / std::max<int64_t>(1, half));
-  torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
+  for_each_range(rows, grain, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       float* const cosines = out + row * 2 * half;
       for (int64_t i = 0; i < half; ++i) {

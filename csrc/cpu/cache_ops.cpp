@@ -18,8 +18,6 @@
 namespace paged_stream {
 namespace {
 
-using torch::stable::parallel_for;
-
 constexpr int64_t kMinBytesPerThread = 32 * 1024;
 
 struct CacheShape {
@@ -155,7 +153,7 @@ void rotate_and_store(const Heads& query, const Heads& sink_query, const Heads& 
   const SlotWriter writer(key, value, dtype, dim, k_cache, v_cache, step.slots, step.angles);
   const HeadMover mover(dtype, dtype, dim);
   const int64_t grain = writer.shape.grain(query.num_heads + 2 * k_cache.size(1));
-  parallel_for(0, step.num_tokens, grain, [&](int64_t begin, int64_t end) {
+  for_each_range(step.num_tokens, grain, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       char* const row = query.token(t, size);
       if (sink_query.data != nullptr) {
@@ -187,7 +185,7 @@ std::tuple<Tensor, Tensor> gather_blocks(const Tensor& k_cache, const Tensor& v_
   const char *k = const_bytes(k_cache), *v = const_bytes(v_cache);
   char *key_out = bytes(key), *value_out = bytes(value);
   const int64_t token_bytes = heads * shape.row_size * shape.element_size;
-  parallel_for(0, n, shape.grain(2 * heads), [&](int64_t begin, int64_t end) {
+  for_each_range(n, shape.grain(2 * heads), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       char *key_row = key_out + i * token_bytes, *value_row = value_out + i * token_bytes;
       if (slots[i] < 0) {
@@ -215,7 +213,7 @@ void scatter_blocks(const Tensor& key, const Tensor& value, const Tensor& k_cach
   const int64_t* slots = check_slots(check, slot_mapping, n, k_cache);
   const SlotWriter writer(heads_of(key), heads_of(value), dtype_of(key), key.size(2), k_cache,
                           v_cache, slots, Angles(rotary, interleaved));
-  parallel_for(0, n, writer.shape.grain(2 * k_cache.size(1)), [&](int64_t begin, int64_t end) {
+  for_each_range(n, writer.shape.grain(2 * k_cache.size(1)), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) writer.write(i);
   });
 }
@@ -232,7 +230,7 @@ void rotary_reindex(const Tensor& k_cache, const Tensor& slot_mapping, const Ten
   const Angles angles(rotary, interleaved);
   char* k = bytes(k_cache);
   const int64_t stride = shape.head_stride();
-  parallel_for(0, n, shape.grain(shape.num_kv_heads), [&](int64_t begin, int64_t end) {
+  for_each_range(n, shape.grain(shape.num_kv_heads), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       if (slots[i] < 0) continue;
       char* row = k + shape.slot_offset(slots[i]);
@@ -269,7 +267,7 @@ void copy_blocks(const Tensor& kv_cache, const Tensor& block_mapping) {
   if (block_bytes == 0) return;
   char* data = bytes(kv_cache);
   const int64_t grain = std::max<int64_t>(1, kMinBytesPerThread / block_bytes);
-  parallel_for(0, planes * n, grain, [&](int64_t begin, int64_t end) {
+  for_each_range(planes * n, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       char* plane = data + i / n * num_blocks * block_bytes;
       const int64_t* pair = pairs + i % n * 2;

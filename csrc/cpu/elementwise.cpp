@@ -18,7 +18,7 @@ constexpr int64_t kMinElementsPerThread = 1 << 14;
 template <class Run>
 void for_rows(int64_t rows, int64_t columns, const Run& run) {
   const int64_t grain = std::max<int64_t>(1, kMinElementsPerThread / std::max<int64_t>(columns, 1));
-  torch::stable::parallel_for(0, rows, grain, run);
+  for_each_range(rows, grain, run);
 }
 
 Tensor add_rms_norm(Tensor residual, std::optional<Tensor> delta, Tensor weight, double eps) {

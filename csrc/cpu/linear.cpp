@@ -20,7 +20,7 @@ template <class Pack>
 void for_each_tile(const LinearArgs& args, const Pack& pack) {
   const int64_t elements = args.rows * args.in_features;
   const int64_t grain = std::max<int64_t>(1, kMinPackPerThread * args.num_tiles / elements);
-  torch::stable::parallel_for(0, args.num_tiles, grain, [&](int64_t begin, int64_t end) {
+  for_each_range(args.num_tiles, grain, [&](int64_t begin, int64_t end) {
     for (int64_t tile = begin; tile < end; ++tile) {
       pack(args.tile_row(tile), args.tile_row(tile + 1) - args.tile_row(tile));
     }

@@ -8,6 +8,7 @@
 
 #include "checks.h"
 #include "linear.h"
+#include "parallel.h"
 
 namespace paged_stream {
 namespace {
@@ -15,7 +16,7 @@ namespace {
 // Calls copy(panel, column, row) for every row of a weight.
 template <class Copy>
 void for_each_row(int64_t out_features, const Copy& copy) {
-  torch::stable::parallel_for(0, num_panels(out_features), 1, [&](int64_t begin, int64_t end) {
+  for_each_range(num_panels(out_features), 1, [&](int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; ++panel) {
       const int64_t first = panel * kLinearPanel;
       const int64_t columns = std::min<int64_t>(kLinearPanel, out_features - first);

@@ -4,24 +4,31 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <memory>
 
+#include "worker_pool.h"
+
 namespace paged_stream {
 
-// Calls run(item) for every item, threads taking the next one as they get free. Work below
-// min_work per thread is not worth waking it.
+// Calls run(item) for every item, in parallel if there is work enough: below min_work per thread it
+// is not worth waking one. An item should take some microseconds, hundreds at most: then handing it
+// out costs little, and nobody waits long for the last one.
 template <class Run>
 void for_each_item(int64_t num_items, int64_t work, int64_t min_work, const Run& run) {
-  int64_t threads = torch::stable::get_num_threads();
-  threads = std::min({threads, num_items, std::max<int64_t>(1, work / min_work)});
-  std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t worker = begin; worker < end; ++worker) {
-      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < num_items;) run(i);
-    }
-  });
+  const int64_t threads = torch::stable::get_num_threads();
+  share_items(num_items, std::min(threads, work / min_work), run);
+}
+
+// Calls run(begin, end) for ranges that make up [0, size), in parallel if they are longer than
+// `grain` together, which is how much is an item's work.
+template <class Run>
+void for_each_range(int64_t size, int64_t grain, const Run& run) {
+  const int64_t threads = torch::stable::get_num_threads();
+  if (threads == 1) grain = size;
+  const int64_t num_items = size > grain ? (size + grain - 1) / grain : 1;
+  share_items(num_items, threads,
+              [&](int64_t i) { run(i * grain, std::min(size, (i + 1) * grain)); });
 }
 
 // Memory that a thread keeps between calls; contents are undefined after each get().

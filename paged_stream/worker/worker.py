@@ -20,6 +20,7 @@ from paged_stream.models.fingerprint import sample_weights
 from paged_stream.models.key_balance import balance_keys
 from paged_stream.models.loader import load_model
 from paged_stream.models.sharding import WHOLE, Rank, shard_config
+from paged_stream.processor_quota import default_num_threads
 from paged_stream.processor_threads import processor_threads
 from paged_stream.scheduler.output import KVOperation, ModelOutput, SchedulerOutput
 from paged_stream.scheduler.sink_window import SinkWindow
@@ -70,7 +71,7 @@ class Worker:
         sink_window: SinkWindow,
         group: RankGroup | None = None,
     ) -> None:
-        self._num_threads = config.num_threads
+        self._num_threads = config.num_threads or default_num_threads()
         self.device = resolve_device(config.device)
         check_settings(config, self.device)
         prepare_device(self.device)
