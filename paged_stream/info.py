@@ -42,6 +42,7 @@ def describe(model: str, **settings: Any) -> str:
         budget = int(total * config.gpu_memory_utilization) - (total - free) - weights
     plan = plan_cache(config, model_config, kv_dtype, sink_window, budget)
     stream_blocks = blocks_per_stream(config, model_config, sink_window, chunk=1)
+    threads = config.num_threads or default_num_threads()
     rows = [
         ("model", f"{model} ({model_config.model_type})"),
         ("weights", _weights(config, files, model_config, dtype, device)),
@@ -68,7 +69,7 @@ def describe(model: str, **settings: Any) -> str:
         ),
         (
             "processor",
-            f"{config.num_threads or default_num_threads()} threads, {ops.cpu_isa()} kernels",
+            f"{threads} threads, {ops.cpu_isa()} kernels",
         ),
         ("device", _device(device)),
         ("attention", _backends(device)),

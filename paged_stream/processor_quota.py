@@ -15,11 +15,9 @@ _CGROUPS = Path("/sys/fs/cgroup")
 def default_num_threads() -> int:
     """As many as torch would take, but no more than this process has processors: of those that it
     may run on, and of the time on them that its control group is given."""
-    return min(
-        torch.get_num_threads(),
-        len(os.sched_getaffinity(0)),
-        cpu_quota(_CGROUPS, Path("/proc/self/cgroup").read_text()) or os.cpu_count() or 1,
-    )
+    count = min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
+    quota = cpu_quota(_CGROUPS, Path("/proc/self/cgroup").read_text())
+    return count if quota is None else min(count, quota)
 
 
 def cpu_quota(root: Path, membership: str) -> int | None:

@@ -14,9 +14,11 @@ ONE = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
 
 
 @pytest.fixture(autouse=True)
-def three_threads():
+def three_threads(monkeypatch):
     before = torch.get_num_threads()
     torch.set_num_threads(3)
+    monkeypatch.setattr("paged_stream.processor_quota.cpu_quota", lambda *_: None)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3})
     yield
     torch.set_num_threads(before)
 
