@@ -160,7 +160,7 @@ class EngineConfig:
         keep(self, "enable_prefix_caching", as_bool)
         keep(self, "parking_memory_bytes", as_bytes, 0, optional=True)
         keep(self, "parking_dir", _as_folder)
-        keep(self, "park_after_seconds", as_float, 0.0, optional=True)
+        keep(self, "park_after_seconds", as_float, 0.0, infinite=True, optional=True)
         keep(self, "tensor_parallel_size", as_int, 1)
         keep(self, "seed", as_int)
         keep(self, "num_threads", as_int, 1, optional=True)

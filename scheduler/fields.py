@@ -85,16 +85,17 @@ def as_float(
     high: float = math.inf,
     *,
     open_low: bool = False,
+    infinite: bool = False,
     optional: bool = False,
 ) -> float | None:
-    """A finite number, of numpy perhaps."""
+    """A number, of numpy perhaps, and finite unless ``infinite`` is true."""
     if value is None and optional:
         return None
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(f"{name} must be a number{' or None' if optional else ''}, got {value!r}")
     number = value if isinstance(value, int | float) else float(value)
     above = number > low if open_low else number >= low
-    if not (above and number <= min(high, _LARGEST)):  # NaN fails as well
+    if not (above and number <= (high if infinite else min(high, _LARGEST))):  # NaN fails as well
         end = ")" if high == math.inf else "]"
         raise ValueError(
             f"{name} must be in {'(' if open_low else '['}{low:g}, {high:g}{end}, got {value!r}"

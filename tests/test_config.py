@@ -56,6 +56,7 @@ def test_numpy_switches_and_numbers():
     )
     assert (config.cuda_graphs, config.enable_prefix_caching) == (False, True)
     assert (config.gpu_memory_utilization, config.park_after_seconds) == (0.5, 2.0)
+    assert replace(config, park_after_seconds=float("inf")).park_after_seconds == float("inf")
     assert json.loads(json.dumps(asdict(config)))["cuda_graphs"] is False
 
 

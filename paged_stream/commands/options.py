@@ -15,10 +15,18 @@ settings:
   goes before a variable, a variable before the file, the file before the default."""
 
 
-def add_general_options(group: Any, *, threads_help: str = "default: torch's choice") -> None:
+def add_general_options(
+    group: Any, *, threads_help: str = "default: what the process is given"
+) -> None:
     """Add what every command with an engine takes."""
     group.add_argument(
         "--config", type=Path, metavar="FILE", help="settings in YAML or JSON, see below"
+    )
+    group.add_argument(
+        "--cache-dir",
+        metavar="FOLDER",
+        help="for models converted from .gguf files (default: $XDG_CACHE_HOME/paged_stream, or "
+        "~/.cache/paged_stream)",
     )
     group.add_argument(
         "--num-threads", type=int, metavar="N", help=f"processor threads ({threads_help})"

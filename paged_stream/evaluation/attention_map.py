@@ -6,6 +6,7 @@ queries and keys that the model itself has rotated.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import torch
@@ -97,16 +98,21 @@ class AttentionProbe:
         *,
         dtype: str = "auto",
         quantization: str | None = "auto",
+        cache_dir: str | os.PathLike[str] | None = None,
         num_threads: int | None = None,
         show_progress: bool = False,
     ) -> None:
         config = EngineConfig(
-            model=model, dtype=dtype, quantization=quantization, num_threads=num_threads
+            model=model,
+            cache_dir=cache_dir,
+            dtype=dtype,
+            quantization=quantization,
+            num_threads=num_threads,
         )
         if num_threads is not None:
             torch.set_num_threads(num_threads)
         self._show_progress = show_progress
-        files = resolve_model(config.model)
+        files = resolve_model(config.model, cache_dir=config.cache_dir)
         self.config: ModelConfig = load_config(files)
         self._backend = RecordingBackend(0)
         self._dtype = resolve_dtype(config.dtype, self.config.dtype)

@@ -9,6 +9,7 @@ from paged_stream.evaluation.command_options import (
     add_outputs,
     check_outputs,
     check_positive,
+    engine_settings,
     shared_fields,
 )
 
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         )
     check_outputs(args)
     (text,) = read_texts([args.text])
-    ids = tokenizer_of(args.model).encode(text)
+    ids = tokenizer_of(engine_settings(args)).encode(text)
     needed = max(args.share_length, args.length * args.samples)
     if len(ids) < needed:
         raise ValueError(f"{args.text} must have at least {needed} tokens, it has {len(ids)}")
@@ -52,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
         args.model,
         dtype=args.dtype,
         quantization=args.quantization,
+        cache_dir=args.cache_dir,
         num_threads=args.num_threads,
         show_progress=True,
     )

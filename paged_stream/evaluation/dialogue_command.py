@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     }
     check_outputs(args)
     pairs = read_pairs(args.pairs)[: args.rounds]
-    encode = tokenizer_of(args.model).encode
+    encode = tokenizer_of(engine_settings(args)).encode
     lengths = [longest(encode, pair, args.answer_tokens) for pair in pairs]
     rows: list[dict[str, Any]] = []
     for name, variant in variants.items():

@@ -114,7 +114,7 @@ def measure_long(
     """
     if variant.window_size is None or variant.recompute:
         raise ValueError(f"save_stream needs a stream with a window, and {variant.name} has none")
-    corpus = Corpus(texts, tokenizer_of(engine["model"]), cycle=cycle)
+    corpus = Corpus(texts, tokenizer_of(engine), cycle=cycle)
     total = corpus.num_predictions(num_tokens)
     runner = make_engine(variant, total + 1, engine)
     header = {

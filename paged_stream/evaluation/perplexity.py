@@ -155,13 +155,16 @@ class Scorer:
                 self._on_span(span)
 
 
-def tokenizer_of(model: str) -> Tokenizer:
-    """A model's tokenizer.
+def tokenizer_of(settings: dict[str, Any]) -> Tokenizer:
+    """The tokenizer of a model.
+
+    Args:
+        settings: fields of `EngineConfig`, ``model`` among them.
 
     Raises:
         ValueError: there is no such model, or it has none.
     """
-    return load_tokenizer(resolve_model(model))
+    return load_tokenizer(resolve_model(settings["model"], cache_dir=settings.get("cache_dir")))
 
 
 def make_engine(variant: Variant, num_tokens: int, settings: dict[str, Any]) -> LLMEngine:
@@ -206,7 +209,7 @@ def measure(
     Raises:
         ValueError: as `LLMEngine`, or texts of fewer than two tokens.
     """
-    corpus = Corpus(texts, tokenizer_of(engine["model"]))
+    corpus = Corpus(texts, tokenizer_of(engine))
     total = corpus.num_predictions(num_tokens)
     runner = make_engine(variant, total + 1, engine)
     token_ids = corpus.token_ids(0, total + 1)

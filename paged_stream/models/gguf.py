@@ -42,7 +42,7 @@ CONVERTER_VERSION = 4
 _MAGIC, _HEADER_BYTES = b"GGUF", 24
 
 
-_REMEDIES = "pass cache_dir=, a folder that you may write to, or set XDG_CACHE_HOME"
+_REMEDIES = "pass cache_dir= (--cache-dir), a folder that you may write to, or set XDG_CACHE_HOME"
 
 
 def default_cache_dir() -> Path:

@@ -152,7 +152,7 @@ def test_messages_that_are_refused_leave_no_trace(make_engine):
     for messages, params, reason in (
         ("ho", replace(greedy(3), n=2), "n must be 1 for a stream"),
         ("\ud800", greedy(3), "prompt is not valid text"),
-        ([{"role": "user", "content": None}], greedy(3), "the chat template refuses them"),
+        ([{"role": "user", "content": None}], greedy(3), "the content must be text"),
         ([{"role": "user", "content": [{"type": "text"}]}], greedy(3), "content must be text"),
     ):
         with pytest.raises(ValueError, match=reason):
