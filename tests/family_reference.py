@@ -142,9 +142,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "phi3_longrope": _PHI3
     | {
         "original_max_position_embeddings": 64,
+        "partial_rotary_factor": 0.75,
         "rope_parameters": _rope(
             "longrope",
-            partial_rotary_factor=0.75,
             short_factor=[1.0, 1.05, 1.1, 1.2, 1.3, 1.4],
             long_factor=[1.1, 1.6, 2.5, 4.0, 6.0, 8.0],
         ),
@@ -270,10 +270,12 @@ def _copy(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 
 @torch.no_grad()
-def full_logits(model: PreTrainedModel, token_ids: TokenIds) -> torch.Tensor:
-    """Logits [T, vocab] of the model's own forward pass: float32, no cache, nothing evicted."""
+def full_logits(
+    model: PreTrainedModel, token_ids: TokenIds, *, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """Logits [T, vocab] of the model's own forward pass: no cache, nothing evicted."""
     ids = torch.as_tensor(token_ids, dtype=torch.long)[None]
-    return _copy(model, torch.float32)(ids, use_cache=False).logits[0]
+    return _copy(model, dtype)(ids, use_cache=False).logits[0]
 
 
 # The published algorithm

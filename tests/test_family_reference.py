@@ -65,7 +65,8 @@ def largest_difference(a, b):
     return (a - b).abs().amax(-1)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+# Nothing but eager attention knows Gemma-2's soft cap, even where another one is the default.
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v != "gemma2"])
 def test_full_logits_are_those_of_the_default_attention(variant):
     """Of which eager attention is one more implementation, but for Falcon's doubled ALiBi."""
     model = tiny_model(variant)
