@@ -354,7 +354,7 @@ class Scheduler:
             gained, finish_reason = gain(sequence, token_ids, stops)
             computed = sequence.num_computed_tokens
             sequence.trim(self.kv.remember(sequence.seq_id, computed, sequence.token_ids))
-            if not gained and sequence.num_pending_tokens == 0:
+            if sequence.num_pending_tokens == 0:  # it gained none, and has nothing to compute
                 finish_reason = "length"
             if finish_reason is not None:
                 self.end_turn(scheduled.seq_id)

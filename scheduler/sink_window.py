@@ -48,7 +48,7 @@ class SinkWindow:
             raise ValueError(f"num_sink_tokens must be an int >= 0, got {sinks!r}")
         if window is not None and (type(window) is not int or window < 1):
             raise ValueError(f"window_size must be an int >= 1 or None, got {window!r}")
-        if type(floor) is not int or (floor != 0 and (window is None or floor < max(sinks, 1))):
+        if type(floor) is not int or (floor != 0 and (window is None or floor < sinks)):
             least = "" if window is None else f" or an int >= num_sink_tokens={sinks}"
             raise ValueError(f"window_floor must be 0{least}, got {floor!r}")
 

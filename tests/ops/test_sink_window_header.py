@@ -52,7 +52,7 @@ def evaluate(tmp_path_factory):
 @settings(max_examples=500, derandomize=True)
 @given(
     sinks=st.integers(0, 60),
-    window_size=st.one_of(st.none(), st.integers(1, 300)),
+    window_size=st.one_of(st.none(), st.integers(1, 300), st.just(2**31 - 2)),
     key=POSITIONS,
     query=POSITIONS,
     depth=st.one_of(st.none(), st.integers(0, 400)),

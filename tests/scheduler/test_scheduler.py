@@ -25,11 +25,55 @@ def test_decodes_run_beside_prompt_chunks_within_the_budget():
     assert chunks(output) == {0: 1, 1: 15}
 
 
+def test_decodes_go_before_a_prompt_of_higher_priority():
+    scheduler = make_scheduler()
+    add(scheduler, 0, 3, priority=1)
+    step(scheduler)
+    add(scheduler, 1, 40, priority=0)
+    for _ in range(2):
+        assert chunks(step(scheduler)[0]) == {0: 1, 1: 15}
+
+
+def test_chunks_of_a_fixed_size_may_be_the_whole_budget():
+    scheduler = make_scheduler(max_num_seqs=1, max_num_batched_tokens=8, chunk_size=8)
+    add(scheduler, 0, 21, max_tokens=2)
+    assert [chunks(output)[0] for output in run(scheduler)] == [8, 8, 5, 1]
+
+
+def test_only_penalties_ask_for_the_visible_tokens():
+    scheduler = make_scheduler(max_num_batched_tokens=4)
+    for seq_id, params in enumerate(({}, {"repetition_penalty": 1.1})):
+        scheduler.open(seq_id, SMALL)
+        scheduler.append(seq_id, range(40, 43))
+        generate(scheduler, seq_id, **params)
+    histories = [
+        {s.seq_id: list(s.history) for s in step(scheduler)[0].sequences} for _ in range(2)
+    ]
+    # The first chunk of the second is not its last: it samples nothing.
+    assert histories == [{0: [], 1: []}, {0: [], 1: [40, 41, 42]}]
+
+
 def test_priority_goes_before_arrival():
     scheduler = make_scheduler(max_num_seqs=1)
     for seq_id, priority in ((0, 1), (1, 1), (2, 0)):
         add(scheduler, seq_id, 2, priority=priority, max_tokens=1)
     assert [next(iter(chunks(step(scheduler)[0]))) for _ in range(3)] == [2, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("priority", "comes_first", "order"),
+    [(0, False, [0, 1]), (0, True, [1, 0]), (1, True, [0, 1]), (-1, False, [1, 0])],
+)
+def test_priority_and_arrival_count_whoever_has_blocks_already(priority, comes_first, order):
+    """A stream that comes back has them, a new request has not."""
+    scheduler = make_scheduler(max_num_seqs=1)
+    stream(scheduler, 0, range(30))
+    if comes_first:
+        add(scheduler, 1, 2, priority=priority, max_tokens=1)
+    scheduler.append(0, [5])
+    if not comes_first:
+        add(scheduler, 1, 2, priority=priority, max_tokens=1)
+    assert [next(iter(chunks(step(scheduler)[0]))) for _ in range(2)] == order
 
 
 def test_waiting_is_in_order_even_if_a_later_one_would_fit():
@@ -177,6 +221,7 @@ def test_a_cache_that_is_too_small_is_refused_at_once():
     with pytest.raises(ValueError, match="need 6 blocks of 4 tokens, the whole cache has 4"):
         scheduler.open(0, SMALL)
     assert not scheduler.sequences
+    make_scheduler(num_blocks=6).open(0, SMALL)
 
 
 def test_budget_below_sequences_is_refused():

@@ -450,9 +450,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         start, stop = sequence.num_computed_tokens, sequence.num_tokens
         truth = self.truth[sequence.seq_id]
         assert list(sequence.token_ids) == truth.ids[start:stop]
-        assert sequence.samples == (
-            stop == len(truth.ids) and self.scheduler.sequences[sequence.seq_id].generates
-        ) or (stop == len(truth.ids) - 1)
+        # A turn that does not generate ends before its last token.
+        assert sequence.samples == (stop == len(truth.ids))
+        assert self.scheduler.sequences[sequence.seq_id].generates or not sequence.samples
         if not sequence.samples:
             assert sequence.next_token_id == truth.ids[stop]
         elif self.penalty != 1.0:

@@ -7,7 +7,9 @@ import itertools
 import pytest
 
 from paged_stream.scheduler.output import CopyBlock, ParkTokens
+from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.scheduler.sequence import _TRIM_SLACK, SequenceStatus
+from paged_stream.scheduler.sink_window import SinkWindow
 from tests.scheduler.builders import (
     SMALL,
     STOP,
@@ -78,6 +80,15 @@ def test_parent_and_forks_may_be_closed_in_any_order(order):
     assert scheduler.kv.pool.num_free == scheduler.kv.num_unreserved_blocks == 64
 
 
+def test_a_fork_copies_the_sink_block_that_is_partly_filled():
+    scheduler = make_scheduler()
+    stream(scheduler, 0, range(7), SinkWindow(12, 4))
+    scheduler.fork(0, 1)
+    parent, child = scheduler.kv[0].row, scheduler.kv[1].row
+    assert child[0] == parent[0] and child[1] != parent[1]
+    assert scheduler.take_operations() == [CopyBlock(parent[1], child[1])]
+
+
 # Turns
 
 
@@ -93,6 +104,16 @@ def test_what_is_appended_while_generating_is_computed_after_the_turn():
     assert list(sequence.last_token_ids(5)) == [8, STOP, 21, 22, 23]
     assert [chunks(output) for output in run(scheduler)] == [{0: 3}]
     assert sequence.num_computed_tokens == sequence.num_tokens - 1
+
+
+def test_what_is_appended_between_turns_asks_for_nothing():
+    scheduler = make_scheduler()
+    stream(scheduler, 0, range(10))
+    generate(scheduler, 0, max_tokens=1, prompt_logprobs=0, repetition_penalty=2.0)
+    run(scheduler)
+    scheduler.append(0, [21, 22])
+    (scheduled,) = step(scheduler)[0].sequences
+    assert scheduled.sampling_params == SamplingParams()
 
 
 def test_generating_after_a_rewind_reads_the_last_token_again():
@@ -115,6 +136,40 @@ def test_the_token_read_again_is_not_written_into_a_shared_block():
     (scheduled,) = step(scheduler)[0].sequences
     assert copy.source in scheduler.kv[0].held and copy.destination in scheduled.block_row
     assert copy.destination not in scheduler.kv[0].held
+
+
+def test_a_rewind_where_nothing_was_evicted_changes_nothing_but_the_end():
+    scheduler = make_scheduler()
+    sequence = stream(scheduler, 0, range(18))
+    for num_tokens in (12, 4):
+        scheduler.rewind(0, num_tokens)
+        assert sequence.sink_window == SMALL and sequence.num_tokens == num_tokens
+    assert sequence.num_pending_tokens == 0
+    scheduler.append(0, [])
+    assert not scheduler.has_unfinished()
+
+
+@pytest.mark.parametrize(("position", "prompt"), [(35, 30), (26, 26)])
+def test_a_rewind_leaves_of_the_prompt_what_is_left(position, prompt):
+    scheduler = make_scheduler()
+    sequence = stream(scheduler, 0, range(30))
+    generate(scheduler, 0, max_tokens=10)
+    run(scheduler)
+    scheduler.rewind(0, position)
+    assert sequence.state().num_prompt_tokens == prompt
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "prompt"), [(25, 28, 30), (28, 34, 34), (30, 34, 34), (32, 36, 34)]
+)
+def test_a_cut_takes_from_prompt_and_output_what_it_takes_of_each(start, end, prompt):
+    """Positions stay what they were, so the prompt ends where what is left of the output begins."""
+    scheduler = make_scheduler()
+    sequence = stream(scheduler, 0, range(30))
+    generate(scheduler, 0, max_tokens=10)
+    run(scheduler)
+    scheduler.cut(0, start, end)
+    assert sequence.state().num_prompt_tokens == prompt
 
 
 def test_nothing_follows_from_the_beginning_of_the_window():
@@ -151,3 +206,10 @@ def test_the_host_keeps_the_window_and_little_more(caching):
     assert sequence.num_tokens == 4030
     scheduler.park(0)
     assert len(sequence._tail) <= 16
+
+
+def test_ids_are_kept_until_their_block_is_hashed_even_behind_the_window():
+    scheduler = make_scheduler(max_num_seqs=1, max_num_batched_tokens=3)
+    sequence = stream(scheduler, 0, range(600), SinkWindow(0, 1))
+    assert sequence.num_computed_tokens == 599
+    assert len(sequence._tail) <= _TRIM_SLACK + 4
