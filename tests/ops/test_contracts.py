@@ -181,9 +181,11 @@ def test_softcap_and_alibi_exclude_each_other():
         attention_without(softcap=lambda x: 30.0, alibi_slopes=lambda x: torch.ones(6))
 
 
-def test_heads_must_share_kv_heads_evenly():
-    with pytest.raises(RuntimeError, match="num_heads must be a multiple of num_kv_heads 2, got 5"):
-        attention_without(query=lambda x: x[:, :5], sink_query=lambda x: None)
+@pytest.mark.parametrize("count", [0, 5])
+def test_heads_must_share_kv_heads_evenly(count):
+    message = f"num_heads must be a multiple of num_kv_heads 2, got {count}"
+    with pytest.raises(RuntimeError, match=message):
+        attention_without(query=lambda x: x[:, :count], sink_query=lambda x: None)
 
 
 @pytest.mark.parametrize("block_id", [-1, 1000])

@@ -70,6 +70,18 @@ def test_a_column_without_a_block_writes_nothing():
     assert arguments["slot_mapping"].tolist() == [8, -1]
 
 
+def test_blocks_of_one_token():
+    arguments = decode_arguments(
+        block_size=1,
+        block_table=torch.arange(24, dtype=torch.int32).view(2, 12),
+        ring_blocks=torch.tensor([8, 8], dtype=torch.int32),
+        num_left=torch.tensor([2, 2]),
+    )
+    ops.advance_decode(**arguments)
+    assert arguments["positions"].tolist() == [20, 5]
+    assert arguments["slot_mapping"].tolist() == [4, 12 + 5]
+
+
 @settings(max_examples=200)
 @given(st.lists(st.tuples(sequences(), st.integers(0, 3)), min_size=1, max_size=4))
 def test_the_next_step_is_laid_out_as_the_scheduler_would(batch):

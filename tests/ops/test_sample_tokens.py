@@ -164,6 +164,11 @@ def test_bad_temperature(temperature):
         sample(torch.zeros(1, 5), [Row(temperature)])
 
 
+def test_a_vocabulary_has_tokens():
+    with pytest.raises(RuntimeError, match=r"vocab must be in \[1, 2\^31\), got 0"):
+        sample(torch.zeros(1, 0), [Row()])
+
+
 def test_a_parameter_per_row():
     with pytest.raises(RuntimeError, match=r"temperature must have shape \[N\] = \[2\], got \[1\]"):
         sample(torch.zeros(2, 5), [Row()])

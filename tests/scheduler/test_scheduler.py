@@ -45,12 +45,23 @@ def test_only_penalties_ask_for_the_visible_tokens():
     for seq_id, params in enumerate(({}, {"repetition_penalty": 1.1})):
         scheduler.open(seq_id, SMALL)
         scheduler.append(seq_id, range(40, 43))
-        generate(scheduler, seq_id, **params)
-    histories = [
-        {s.seq_id: list(s.history) for s in step(scheduler)[0].sequences} for _ in range(2)
-    ]
+        generate(scheduler, seq_id, max_tokens=30, **params)
+    outputs = [step(scheduler)[0] for _ in range(30)]
+    histories = [{s.seq_id: list(s.history) for s in output.sequences} for output in outputs]
     # The first chunk of the second is not its last: it samples nothing.
-    assert histories == [{0: [], 1: []}, {0: [], 1: [40, 41, 42]}]
+    assert histories[:2] == [{0: [], 1: []}, {0: [], 1: [40, 41, 42]}]
+    assert histories[-1] == {0: [], 1: [40, 41, 42, *[8] * 17]}, "sinks and window"
+
+
+def test_a_sequence_that_waits_takes_more_before_its_turn():
+    scheduler = make_scheduler()
+    sequence = scheduler.open(0, SMALL, is_stream=True)
+    for token_id in (1, 2, 3):
+        scheduler.append(0, [token_id] * 4)
+    assert scheduler.num_waiting == 1
+    scheduler.check_integrity()
+    assert [chunks(output) for output in run(scheduler)] == [{0: 11}]
+    assert list(sequence.last_token_ids(12)) == [1] * 4 + [2] * 4 + [3] * 4
 
 
 def test_priority_goes_before_arrival():

@@ -210,6 +210,6 @@ def test_the_host_keeps_the_window_and_little_more(caching):
 
 def test_ids_are_kept_until_their_block_is_hashed_even_behind_the_window():
     scheduler = make_scheduler(max_num_seqs=1, max_num_batched_tokens=3)
-    sequence = stream(scheduler, 0, range(600), SinkWindow(0, 1))
-    assert sequence.num_computed_tokens == 599
+    sequence = stream(scheduler, 0, range(600), SinkWindow(0, 2))
+    assert sequence.num_computed_tokens == 599 and scheduler.num_prefix_hits == 0
     assert len(sequence._tail) <= _TRIM_SLACK + 4
