@@ -50,14 +50,14 @@ aarch64-check: $(VENV)/.ready
 	.ci/aarch64-check $(BIN)/python
 
 UV := build/uv/bin/uv
-COMPILE := $(UV) pip compile --quiet --all-extras --no-header --no-annotate pyproject.toml
+COMPILE := $(UV) pip compile --quiet --upgrade --all-extras --no-header --no-annotate pyproject.toml
 
 # The newest release of everything that pyproject.toml admits, for every Python and system. torch is
 # held at the release that the figures of the documentation were measured with.
 TORCH ?= torch==2.13.0
 
 constraints: $(UV)
-	printf '%s\n' '$(TORCH)' pip uv | $(COMPILE) --universal --python-version 3.11 --upgrade \
+	printf '%s\n' '$(TORCH)' pip uv | $(COMPILE) --universal --python-version 3.11 \
 		--output-file constraints.txt -
 
 # The suite with the newest or the oldest versions that pyproject.toml admits, in a copy of the
