@@ -61,7 +61,9 @@ constraints: $(UV)
 		--output-file constraints.txt -
 
 # The suite with the newest or the oldest versions that pyproject.toml admits, in a copy of the
-# checkout. WITHIN narrows them: make test-newest WITHIN='torch<2.15'
+# checkout. WITHIN narrows them: make test-newest WITHIN='torch<2.15'. Kernels for GPUs are left out
+# unless USE_CUDA is 1: torch asks for the toolkit that it was built with, which differs at each end.
+USE_CUDA ?= 0
 test-newest: RESOLUTION := highest
 test-oldest: RESOLUTION := lowest-direct
 test-newest test-oldest: test-%: $(UV)
@@ -70,7 +72,7 @@ test-newest test-oldest: test-%: $(UV)
 	git ls-files -z | xargs -0 cp --no-dereference --parents --target-directory build/$*
 	printf '%s\n' $(foreach bound,$(WITHIN),'$(bound)') 'pip>=24' | $(COMPILE) \
 		--resolution $(RESOLUTION) --python $(PYTHON) --output-file build/$*/constraints.txt -
-	$(MAKE) -C build/$* test
+	USE_CUDA=$(USE_CUDA) $(MAKE) -C build/$* test
 
 clean:
 	rm -rf build $(VENV) paged_stream/*.so *.egg-info

@@ -51,7 +51,8 @@ def toolkit_libraries() -> list[str]:
 
 def extension() -> Extension:
     # Whether there is a GPU here and now does not matter: what is built may run elsewhere.
-    with_cuda = CUDA_HOME is not None and torch.version.cuda is not None
+    wanted = os.environ.get("USE_CUDA") != "0"
+    with_cuda = wanted and CUDA_HOME is not None and torch.version.cuda is not None
     sources = [Path("csrc/registration.cpp"), *sorted(Path("csrc/cpu").glob("*.cpp"))]
     if with_cuda:
         sources += sorted(Path("csrc/cuda").glob("*.cu"))
