@@ -110,9 +110,10 @@ def test_each_stream_tells_what_it_found_and_the_engine_the_sum(make_engine, tmp
 def test_streams_with_the_same_pin_share_its_blocks(make_engine):
     engine = make_engine()
     pin = ids(5 * BLOCK)
-    used = []
+    used, streams = [], []
     for turn in range(4):
         stream = engine.open_stream(pin=pin)
+        streams.append(stream)  # one that nobody holds is closed
         stream.append([turn, 5])
         list(stream.generate(GREEDY))
         used.append(engine.stats().num_used_blocks)

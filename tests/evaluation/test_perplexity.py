@@ -23,7 +23,7 @@ def model():
 
 @pytest.fixture
 def ids(engine, text):
-    return tokenizer_of(engine["model"]).encode(text)
+    return tokenizer_of(engine).encode(text)
 
 
 def nlls(score: Score) -> torch.Tensor:
@@ -65,7 +65,7 @@ def test_dense_equals_transformers(engine, model, text, ids):
 def test_dense_goes_beyond_the_trained_length(engine, text):
     long_text = text * 4
     score = measure(Variant.dense(), [long_text], engine=engine, num_tokens=None, every=599)
-    expected = oracle(tiny_llama(0), tokenizer_of(engine["model"]).encode(long_text), 0, None)
+    expected = oracle(tiny_llama(0), tokenizer_of(engine).encode(long_text), 0, None)
     assert score.num_predictions == 599  # the model was trained for 512
     assert score.perplexity() == pytest.approx(math.exp(expected.mean()), rel=1e-4)
 
@@ -94,7 +94,7 @@ def test_recomputation_is_a_text_of_its_own_per_prediction(engine, model, text, 
 def test_line_breaks_take_the_place_of_the_first_tokens(engine, model, text, ids):
     variant = Variant.line_breaks(4, 20)
     score = measure(variant, [text], engine=engine, num_tokens=None, every=1)
-    (line_break,) = tokenizer_of(engine["model"]).encode("\n")
+    (line_break,) = tokenizer_of(engine).encode("\n")
     expected = oracle(model, [line_break] * 4 + ids[4:], 4, 20)
     assert [span.count for span in score.spans[:4]] == [0, 0, 0, 1]
     assert torch.allclose(nlls(score)[3:], expected[3:], atol=1e-4, rtol=0)
@@ -131,8 +131,8 @@ def test_a_perplexity_too_large_for_a_float_is_infinite():
 
 
 def test_texts_are_continued_and_cycled(engine, text):
-    corpus = Corpus([text[:50], text[50:]], tokenizer_of(engine["model"]), cycle=True)
-    whole = tokenizer_of(engine["model"]).encode(text)
+    corpus = Corpus([text[:50], text[50:]], tokenizer_of(engine), cycle=True)
+    whole = tokenizer_of(engine).encode(text)
     assert list(corpus.token_ids(100, 400)) == (whole * 3)[100:400]
     assert corpus.num_predictions(400) == 400
     with pytest.raises(ValueError, match="tokens must be given with cycle"):
