@@ -17,6 +17,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 OURS = {"paged_stream", "scheduler", "benchmarks", "tests"}
 # The modules of the package that may import an extra, and which one.
 NEEDS_EXTRA = {
+    "paged_stream/commands/line_reader.py": "chat",
     "paged_stream/attention/xformers.py": "cuda",
     "paged_stream/evaluation/plots.py": "eval",
     "paged_stream/distributed/dataset.py": "ray",
