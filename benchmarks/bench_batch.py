@@ -193,7 +193,7 @@ def alone(args: argparse.Namespace, prompts: Sequence[str], engine: dict[str, An
 
 def on_ray(args: argparse.Namespace, work: Path, engine: dict[str, Any]) -> float:
     """Seconds of a batch, from the first engine's readiness to the last commit."""
-    from paged_stream.distributed import BatchConfig, run_batch
+    from paged_stream.batch import BatchConfig, run_batch
 
     output = work / f"out-{time.monotonic_ns()}"
     summary = run_batch(
@@ -214,7 +214,7 @@ def on_ray(args: argparse.Namespace, work: Path, engine: dict[str, Any]) -> floa
 
 
 def overhead(args: argparse.Namespace) -> list[dict[str, Any]]:
-    from paged_stream.distributed.config import EXACT
+    from paged_stream.batch.config import EXACT
 
     engine = {"window_size": 1020, "max_num_seqs": 32, "kv_cache_memory_bytes": 2 << 30, **EXACT}
     generator = random.Random(0)

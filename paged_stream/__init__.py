@@ -5,32 +5,32 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from paged_stream.async_engine import AsyncLLMEngine as AsyncLLMEngine
-    from paged_stream.async_engine import AsyncStream as AsyncStream
     from paged_stream.config import EngineConfig as EngineConfig
-    from paged_stream.engine import LLMEngine as LLMEngine
-    from paged_stream.lifetime import EngineStoppedError as EngineStoppedError
-    from paged_stream.llm import LLM as LLM
-    from paged_stream.outputs import CompletionOutput as CompletionOutput
-    from paged_stream.outputs import RequestDelta as RequestDelta
-    from paged_stream.outputs import RequestOutput as RequestOutput
+    from paged_stream.engine.async_engine import AsyncLLMEngine as AsyncLLMEngine
+    from paged_stream.engine.async_engine import AsyncStream as AsyncStream
+    from paged_stream.engine.lifetime import EngineStoppedError as EngineStoppedError
+    from paged_stream.engine.llm import LLM as LLM
+    from paged_stream.engine.llm_engine import LLMEngine as LLMEngine
+    from paged_stream.engine.outputs import CompletionOutput as CompletionOutput
+    from paged_stream.engine.outputs import RequestDelta as RequestDelta
+    from paged_stream.engine.outputs import RequestOutput as RequestOutput
+    from paged_stream.engine.stream import Stream as Stream
     from paged_stream.scheduler.sampling_params import SamplingParams as SamplingParams
-    from paged_stream.stream import Stream as Stream
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "AsyncLLMEngine": "async_engine",
-    "AsyncStream": "async_engine",
-    "EngineStoppedError": "lifetime",
-    "CompletionOutput": "outputs",
+    "AsyncLLMEngine": "engine.async_engine",
+    "AsyncStream": "engine.async_engine",
+    "EngineStoppedError": "engine.lifetime",
+    "CompletionOutput": "engine.outputs",
     "EngineConfig": "config",
-    "LLM": "llm",
-    "LLMEngine": "engine",
-    "RequestDelta": "outputs",
-    "RequestOutput": "outputs",
+    "LLM": "engine.llm",
+    "LLMEngine": "engine.llm_engine",
+    "RequestDelta": "engine.outputs",
+    "RequestOutput": "engine.outputs",
     "SamplingParams": "scheduler.sampling_params",
-    "Stream": "stream",
+    "Stream": "engine.stream",
 }
 __all__ = sorted(_HOME)
 

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from paged_stream import __version__
-from paged_stream.commands import chat, generate
+from paged_stream.commands import batch, chat, generate, serve
+from paged_stream.commands.evaluation import add_commands as add_evaluation_commands
 from paged_stream.commands.options import (
     DEFAULT_MODEL,
     SETTINGS_HELP,
@@ -20,9 +21,6 @@ from paged_stream.commands.options import (
     add_sampling_options,
 )
 from paged_stream.commands.settings import apply_settings, engine_settings, sampling_params
-from paged_stream.distributed import command as batch_command
-from paged_stream.distributed import serve_command
-from paged_stream.evaluation.commands import add_commands as add_evaluation_commands
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -88,13 +86,13 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_options(command)
     add_engine_options(command)
     add_sampling_options(command, max_tokens=512, temperature=0.6)
-    command = _command(commands, "batch", _batch, batch_command.DESCRIPTION, batch_command.EXAMPLE)
-    batch_command.add_options(command)
+    command = _command(commands, "batch", _batch, batch.DESCRIPTION, batch.EXAMPLE)
+    batch.add_options(command)
     add_engine_options(command, threads_help="per replica; default: a fair share")
     add_sampling_options(command, max_tokens=256, temperature=0.0)
     command.set_defaults(top_p=1.0, repetition_penalty=1.0, seed=0)
-    command = _command(commands, "serve", _serve, serve_command.DESCRIPTION, serve_command.EXAMPLE)
-    serve_command.add_options(command)
+    command = _command(commands, "serve", _serve, serve.DESCRIPTION, serve.EXAMPLE)
+    serve.add_options(command)
     add_engine_options(command, threads_help="of a replica without a GPU; default: 1")
     command = _command(
         commands,
@@ -130,11 +128,11 @@ def _command(
 
 
 def _batch(args: argparse.Namespace) -> int:
-    return batch_command.run(args, engine_settings(args, without=("seed",)), sampling_params(args))
+    return batch.run(args, engine_settings(args, without=("seed",)), sampling_params(args))
 
 
 def _serve(args: argparse.Namespace) -> int:
-    return serve_command.run(args, engine_settings(args))
+    return serve.run(args, engine_settings(args))
 
 
 def _info(args: argparse.Namespace) -> int:

@@ -9,13 +9,13 @@ import torch
 
 from paged_stream import ops
 from paged_stream.config import EngineConfig
-from paged_stream.inputs import resolve_sink_window
+from paged_stream.engine.inputs import resolve_sink_window
 from paged_stream.models.config import ModelConfig
+from paged_stream.models.formats.quantization import weight_bytes
 from paged_stream.models.loader import ModelFiles, load_config, resolve_model
-from paged_stream.models.quantization import weight_bytes
 from paged_stream.models.registry import family_of
-from paged_stream.processor_quota import default_num_threads
 from paged_stream.scheduler.sink_window import SinkWindow
+from paged_stream.system.processor_quota import default_num_threads
 from paged_stream.worker.device import check_settings, resolve_device
 from paged_stream.worker.memory import blocks_per_stream, memory_budget, plan_cache
 from paged_stream.worker.worker import resolve_dtype, resolve_kv_dtype

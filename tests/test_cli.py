@@ -16,8 +16,8 @@ import pytest
 from paged_stream import SamplingParams, __version__
 from paged_stream.cli import main
 from paged_stream.commands.output import show
-from paged_stream.models import gguf
-from paged_stream.stream import Stream
+from paged_stream.engine.stream import Stream
+from paged_stream.models.formats import gguf
 
 ENGINE = ["--window-size", "24", "--dtype", "float32", "--kv-cache-memory-bytes", "4000000"]
 SAMPLING = ["--max-tokens", "60", "--seed", "1", "--ignore-eos"]

@@ -20,16 +20,16 @@ NEEDS_EXTRA = {
     "paged_stream/commands/line_reader.py": "chat",
     "paged_stream/attention/xformers.py": "cuda",
     "paged_stream/evaluation/plots.py": "eval",
-    "paged_stream/distributed/dataset.py": "ray",
-    "paged_stream/distributed/files.py": "ray",
-    "paged_stream/distributed/reading.py": "ray",
-    "paged_stream/distributed/shard_source.py": "ray",
-    "paged_stream/distributed/shard_worker.py": "ray",
-    "paged_stream/distributed/shards.py": "ray",
-    "paged_stream/distributed/tables.py": "ray",
-    "paged_stream/distributed/http_bodies.py": "serve",
-    "paged_stream/distributed/metrics.py": "serve",
-    "paged_stream/distributed/serve.py": "serve",
+    "paged_stream/batch/dataset.py": "ray",
+    "paged_stream/batch/files.py": "ray",
+    "paged_stream/batch/reading.py": "ray",
+    "paged_stream/batch/shard_source.py": "ray",
+    "paged_stream/batch/shard_worker.py": "ray",
+    "paged_stream/batch/shards.py": "ray",
+    "paged_stream/batch/tables.py": "ray",
+    "paged_stream/serve/bodies.py": "serve",
+    "paged_stream/serve/metrics.py": "serve",
+    "paged_stream/serve/app.py": "serve",
 }
 INSTALLED = packages_distributions()
 # Other engines and kernels that benchmarks compare with where someone installed them.
@@ -113,8 +113,12 @@ def test_who_may_import_an_extra_does(path):
 @pytest.mark.parametrize(
     ("path", "source", "missing"),
     [
-        ("paged_stream/engine.py", "import pyarrow.parquet", ["pyarrow"]),  # of an extra
-        ("paged_stream/engine.py", "def late():\n    from requests import get", ["requests"]),
+        ("paged_stream/engine/llm_engine.py", "import pyarrow.parquet", ["pyarrow"]),  # of an extra
+        (
+            "paged_stream/engine/llm_engine.py",
+            "def late():\n    from requests import get",
+            ["requests"],
+        ),
         ("paged_stream/attention/xformers.py", "import xformers.ops, ray", ["ray"]),
         ("tests/test_cli.py", "import vllm, psutil", ["vllm"]),
         ("examples/chat.py", "import hypothesis, torch, typing_extensions, json", ["hypothesis"]),

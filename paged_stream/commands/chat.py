@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     """
     params = sampling_params(args)
     from paged_stream.config import EngineConfig
-    from paged_stream.engine import LLMEngine
+    from paged_stream.engine.llm_engine import LLMEngine
 
     settings = engine_settings(args, without=("seed", "max_num_seqs"))
     engine = LLMEngine(EngineConfig(model=args.model, max_num_seqs=1, **settings))

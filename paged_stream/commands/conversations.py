@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from paged_stream.engine import LLMEngine
-    from paged_stream.outputs import RequestDelta
+    from paged_stream.engine.llm_engine import LLMEngine
+    from paged_stream.engine.outputs import RequestDelta
+    from paged_stream.engine.stream import Stream
     from paged_stream.scheduler.sampling_params import SamplingParams
-    from paged_stream.stream import Stream
 
 
 @dataclass(slots=True)

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 from paged_stream.commands.output import Meter, show
 from paged_stream.commands.settings import engine_settings, sampling_params
-from paged_stream.progress_bar import DELAY_SECONDS, progress_bar
-from paged_stream.text_file import decode_text, read_text
+from paged_stream.system.progress_bar import DELAY_SECONDS, progress_bar
+from paged_stream.text.text_file import decode_text, read_text
 
 if TYPE_CHECKING:
-    from paged_stream.outputs import RequestDelta
-    from paged_stream.stream import Stream
+    from paged_stream.engine.outputs import RequestDelta
+    from paged_stream.engine.stream import Stream
 
 DESCRIPTION = "Continue a prompt of any length, past the window as far as you like."
 EXAMPLE = (
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     params = sampling_params(args)
     prompt = _prompt(args)
     from paged_stream.config import EngineConfig
-    from paged_stream.engine import LLMEngine
+    from paged_stream.engine.llm_engine import LLMEngine
 
     # The stream's turns have the seed.
     settings = engine_settings(args, without=("seed", "max_num_seqs"))

@@ -7,11 +7,11 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from paged_stream.progress_bar import LINE_SECONDS
+from paged_stream.system.progress_bar import LINE_SECONDS
 
 if TYPE_CHECKING:
-    from paged_stream.outputs import RequestDelta
-    from paged_stream.stream import Stream
+    from paged_stream.engine.outputs import RequestDelta
+    from paged_stream.engine.stream import Stream
 
 
 def show(stream: Stream, deltas: Iterable[RequestDelta]) -> bool:

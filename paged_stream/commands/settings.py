@@ -16,7 +16,7 @@ from typing import Any
 
 from paged_stream.config import EngineConfig
 from paged_stream.scheduler.sampling_params import SamplingParams
-from paged_stream.text_file import read_text
+from paged_stream.text.text_file import read_text
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from paged_stream.text_file import read_text
-from paged_stream.tokenizer import Tokenizer
+from paged_stream.text.text_file import read_text
+from paged_stream.text.tokenizer import Tokenizer
 
 
 def read_texts(paths: Sequence[str | Path]) -> list[str]:

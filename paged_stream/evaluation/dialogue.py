@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paged_stream.engine import LLMEngine
-from paged_stream.progress_bar import progress_bar
+from paged_stream.engine.llm_engine import LLMEngine
+from paged_stream.engine.stream import Stream
 from paged_stream.scheduler.sampling_params import SamplingParams
-from paged_stream.stream import Stream
-from paged_stream.text_file import read_text
+from paged_stream.system.progress_bar import progress_bar
+from paged_stream.text.text_file import read_text
 
 
 @dataclass(frozen=True, slots=True)

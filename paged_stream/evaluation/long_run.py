@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from paged_stream.engine import LLMEngine
+from paged_stream.engine.llm_engine import LLMEngine
+from paged_stream.engine.stream import Stream
 from paged_stream.evaluation.corpus import Corpus
 from paged_stream.evaluation.perplexity import (
     Score,
@@ -23,8 +24,7 @@ from paged_stream.evaluation.perplexity import (
     tokenizer_of,
 )
 from paged_stream.evaluation.variants import Variant
-from paged_stream.progress_bar import progress_bar
-from paged_stream.stream import Stream
+from paged_stream.system.progress_bar import progress_bar
 
 
 @dataclass(frozen=True, slots=True)

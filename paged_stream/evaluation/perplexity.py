@@ -16,14 +16,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from paged_stream.config import EngineConfig
-from paged_stream.engine import LLMEngine
+from paged_stream.engine.llm_engine import LLMEngine
+from paged_stream.engine.stream import Stream
 from paged_stream.evaluation.corpus import Corpus, take
 from paged_stream.evaluation.memory import resident_bytes
 from paged_stream.evaluation.variants import Variant
 from paged_stream.models.loader import load_config, resolve_model
-from paged_stream.progress_bar import progress_bar
-from paged_stream.stream import Stream
-from paged_stream.tokenizer import Tokenizer, load_tokenizer
+from paged_stream.system.progress_bar import progress_bar
+from paged_stream.text.tokenizer import Tokenizer, load_tokenizer
 
 Logprobs = Sequence[float | None]
 Predict = Callable[[list[int]], Logprobs]

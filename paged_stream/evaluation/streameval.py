@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from paged_stream.engine import LLMEngine
-from paged_stream.progress_bar import progress_bar
+from paged_stream.engine.llm_engine import LLMEngine
+from paged_stream.engine.stream import Stream
 from paged_stream.scheduler.sampling_params import SamplingParams
-from paged_stream.stream import Stream
+from paged_stream.system.progress_bar import progress_bar
 
 _ADJECTIVES = (
     "amber ancient brave bright brisk calm clever cold crisp damp dark deep dry early faint fair "

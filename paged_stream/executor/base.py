@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Sequence
 
-from paged_stream.kv_tokens import KVTokens
+from paged_stream.models.kv_tokens import KVTokens
 from paged_stream.scheduler.output import KVOperation, ModelOutput, SchedulerOutput
 from paged_stream.worker.kv_cache import CachePlan
 

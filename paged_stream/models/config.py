@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from paged_stream.kv_tokens import row_size
+from paged_stream.models.kv_tokens import row_size
 
 # Which elements of Q and K one normalisation covers, and which of them share weights: each head
 # with one weight for all of them, each head with its own, or all heads together.

@@ -16,7 +16,7 @@ from functools import partial
 import torch
 
 from paged_stream import ops
-from paged_stream.kv_tokens import KVTokens
+from paged_stream.models.kv_tokens import KVTokens
 from paged_stream.worker.kv_cache import KVCache
 from paged_stream.worker.lanes import Lane, Mark
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from paged_stream import ops
-from paged_stream.kv_tokens import KVTokens, row_size
 from paged_stream.layers.large_pages import resident_bytes, zeros_in_large_pages
 from paged_stream.layers.rotary import RotaryEmbedding
+from paged_stream.models.kv_tokens import KVTokens, row_size
 from paged_stream.worker.staging import to_device
 
 

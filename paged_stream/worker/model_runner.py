@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from paged_stream.kv_tokens import KVTokens
 from paged_stream.models.decoder import Decoder
+from paged_stream.models.kv_tokens import KVTokens
 from paged_stream.scheduler.output import (
     CopyBlock,
     DropParked,

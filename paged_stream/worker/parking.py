@@ -14,7 +14,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from paged_stream.kv_tokens import KVTokens
+from paged_stream.models.kv_tokens import KVTokens
 from paged_stream.worker.lanes import Mark
 
 logger = logging.getLogger(__name__)

@@ -13,11 +13,11 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from paged_stream import SamplingParams
-from paged_stream.distributed.config import BatchConfig
-from paged_stream.distributed.plan import make_plan
-from paged_stream.distributed.reading import read_shard
-from paged_stream.distributed.run_folder import RunFolder
-from paged_stream.distributed.shard_worker import ShardWorker
+from paged_stream.batch.config import BatchConfig
+from paged_stream.batch.plan import make_plan
+from paged_stream.batch.reading import read_shard
+from paged_stream.batch.run_folder import RunFolder
+from paged_stream.batch.shard_worker import ShardWorker
 
 ENGINE = {
     "num_sink_tokens": 4,

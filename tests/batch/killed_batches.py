@@ -14,9 +14,9 @@ from unittest import mock
 
 import pytest
 
+from paged_stream.batch import run
+from paged_stream.batch.shard_worker import ShardWorker
 from paged_stream.cli import main
-from paged_stream.distributed import batch
-from paged_stream.distributed.shard_worker import ShardWorker
 
 
 def kill_a_worker(monkeypatch: pytest.MonkeyPatch, output: Path, count: int, mark: Path) -> None:
@@ -30,7 +30,7 @@ def kill_a_worker(monkeypatch: pytest.MonkeyPatch, output: Path, count: int, mar
                     mark.touch(exist_ok=False)
                     os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(batch, "ShardWorker", Mortal)
+    monkeypatch.setattr(run, "ShardWorker", Mortal)
 
 
 def stop_at(output: Path, count: int, pipe: Path) -> None:
@@ -48,7 +48,7 @@ def stop_at(output: Path, count: int, pipe: Path) -> None:
                     pipe.write_text("halted")
                     threading.Event().wait()
 
-    mock.patch.object(batch, "ShardWorker", Halting).start()
+    mock.patch.object(run, "ShardWorker", Halting).start()
 
 
 if __name__ == "__main__":

@@ -14,13 +14,13 @@ import pytest
 from pyarrow import parquet
 
 from paged_stream import LLM, SamplingParams
-from paged_stream.distributed import progress
-from paged_stream.distributed.batch import fit_pool
-from paged_stream.distributed.config import BatchConfig
-from paged_stream.distributed.plan import Pool, make_plan
-from paged_stream.distributed.row_runner import KeyedRow, Progress, RowRunner
-from paged_stream.distributed.row_task import RowTask, row_seed
-from paged_stream.distributed.tables import column_types
+from paged_stream.batch import progress
+from paged_stream.batch.config import BatchConfig
+from paged_stream.batch.plan import Pool, make_plan
+from paged_stream.batch.row_runner import KeyedRow, Progress, RowRunner
+from paged_stream.batch.row_task import RowTask, row_seed
+from paged_stream.batch.run import fit_pool
+from paged_stream.batch.tables import column_types
 from tests.batch.corpora import ENGINE, config, errors, outputs, run_here, texts, write_lines
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from paged_stream.batch import generate_dataset
+from paged_stream.batch.run import run_batch
+from paged_stream.batch.run_folder import MANIFEST
 from paged_stream.cli import main
-from paged_stream.distributed import generate_dataset
-from paged_stream.distributed.batch import run_batch
-from paged_stream.distributed.run_folder import MANIFEST
 from tests.batch.corpora import (
     ENGINE,
     config,

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from paged_stream.distributed import reading
-from paged_stream.distributed.reading import ShardRows, read_shard
-from paged_stream.distributed.shards import JSONL, PARQUET, TEXT, InputFile, cut, find_files
+from paged_stream.batch import reading
+from paged_stream.batch.reading import ShardRows, read_shard
+from paged_stream.batch.shards import JSONL, PARQUET, TEXT, InputFile, cut, find_files
 
 LIMIT = 1 << 20
 

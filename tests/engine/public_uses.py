@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 
 from paged_stream import LLM, AsyncLLMEngine, AsyncStream, LLMEngine, SamplingParams, Stream
-from paged_stream.outputs import DeltaQueue
-from paged_stream.stream import Addition
+from paged_stream.engine.outputs import DeltaQueue
+from paged_stream.engine.stream import Addition
 
 PARAMS = SamplingParams(max_tokens=2)
 MESSAGES = [{"role": "user", "content": "hi"}]

@@ -230,7 +230,7 @@ def test_an_engine_that_cannot_be_made(make_engine, monkeypatch, place):
     monkeypatch.setattr(
         LocalExecutor, "close", lambda self: (closed.append(weakref.ref(self)), close(self))
     )
-    monkeypatch.setattr(f"paged_stream.engine.{place}", breaks)
+    monkeypatch.setattr(f"paged_stream.engine.llm_engine.{place}", breaks)
     for cls in (LLMEngine, AsyncLLMEngine):
         threads = threading.active_count()
         with pytest.raises(Broken):

@@ -12,7 +12,7 @@ from contextlib import aclosing
 import pytest
 
 from paged_stream import AsyncLLMEngine, SamplingParams
-from paged_stream.mailbox import Mailbox
+from paged_stream.engine.mailbox import Mailbox
 from tests.engine.coroutines import (
     ENDLESS,
     GREEDY,

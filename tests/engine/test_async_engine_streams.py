@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 import pytest
 
-from paged_stream import stream_file
+from paged_stream.engine import stream_file
 from tests.engine.coroutines import (
     ENDLESS,
     GREEDY,
@@ -220,7 +220,7 @@ async def test_the_engines_thread_neither_tokenizes_nor_reads_files(make, monkey
         return stream_file.read_stream_file(path)
 
     monkeypatch.setattr(engine.engine.tokenizer, "encode", noted)
-    monkeypatch.setattr("paged_stream.engine.read_stream_file", read_noted)
+    monkeypatch.setattr("paged_stream.engine.llm_engine.read_stream_file", read_noted)
     await read(engine.generate("abc", GREEDY))
     stream = await engine.open_stream(pin=[{"role": "system", "content": "be brief"}])
     for text in ("hello", "again"):
@@ -263,7 +263,7 @@ async def test_what_was_tokenized_for_an_empty_stream_is_not_put_behind_another(
 
 @in_loop
 async def test_appending_without_end_waits_for_the_end_of_the_turn(make, make_engine, monkeypatch):
-    monkeypatch.setattr("paged_stream.stream.MAX_QUEUED_TOKENS", 10)
+    monkeypatch.setattr("paged_stream.engine.stream.MAX_QUEUED_TOKENS", 10)
     engine = make(max_unread=2)
     stream = await engine.open_stream()
     await stream.append([5, 6, 7])

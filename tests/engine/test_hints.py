@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from paged_stream import LLM, AsyncLLMEngine, EngineConfig, LLMEngine, SamplingParams
-from paged_stream.chat import Messages
+from paged_stream.text.chat import Messages
 from tests.conftest import save_tokenizer
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)

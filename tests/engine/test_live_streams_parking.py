@@ -35,7 +35,7 @@ def test_an_old_iterator_does_not_end_a_new_turn(make_engine):
 
 
 def test_what_queues_behind_a_turn_is_bounded(make_engine, monkeypatch):
-    monkeypatch.setattr("paged_stream.stream.MAX_QUEUED_TOKENS", 10)
+    monkeypatch.setattr("paged_stream.engine.stream.MAX_QUEUED_TOKENS", 10)
     stream = make_engine().open_stream()
     stream.append([5] * 50)
     reading = stream.generate(greedy(4))

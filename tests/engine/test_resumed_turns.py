@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from paged_stream import SamplingParams
-from paged_stream.outputs import DeltaQueue
-from paged_stream.stream_file import read_stream_file, write_stream_file
+from paged_stream.engine.outputs import DeltaQueue
+from paged_stream.engine.stream_file import read_stream_file, write_stream_file
 
 PARAMS = {
     "greedy": SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True),

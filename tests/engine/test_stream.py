@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from paged_stream import SamplingParams, engine_core
-from paged_stream.chat import first_turn, next_turn
+from paged_stream import SamplingParams
+from paged_stream.engine import core
+from paged_stream.text.chat import first_turn, next_turn
 
 GREEDY = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True)
 
@@ -152,7 +153,7 @@ def test_a_slow_reader_holds_up_its_own_stream_only(make_engine):
 
 def test_a_request_may_be_named_like_a_stream(make_engine, monkeypatch):
     """Nobody reads the request's deltas, which must not hold up the stream."""
-    monkeypatch.setattr(engine_core, "_MAX_UNDELIVERED", 4)
+    monkeypatch.setattr(core, "_MAX_UNDELIVERED", 4)
     engine = make_engine()
     stream = engine.open_stream()
     stream.append([5, 6, 7])

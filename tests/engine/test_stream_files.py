@@ -11,8 +11,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from paged_stream import SamplingParams, stream_file
-from paged_stream.outputs import DeltaQueue
+from paged_stream import SamplingParams
+from paged_stream.engine import stream_file
+from paged_stream.engine.outputs import DeltaQueue
 from tests.reference import tiny_llama
 
 WHOLE_VOCAB = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, logprobs=97)
@@ -162,7 +163,7 @@ def test_an_interrupted_write_leaves_the_old_file(make_engine, tmp_path, monkeyp
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"paged_stream.stream_file.{name}", fail)
+        patch.setattr(f"paged_stream.engine.stream_file.{name}", fail)
         with pytest.raises(OSError, match="no space left"):
             stream.save(path)
     assert path.read_bytes() == before

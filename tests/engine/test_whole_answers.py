@@ -12,9 +12,9 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from paged_stream import LLM, AsyncLLMEngine, EngineConfig, SamplingParams
-from paged_stream.chat import end_of_turn
 from paged_stream.models.loader import resolve_model
-from paged_stream.tokenizer import load_tokenizer
+from paged_stream.text.chat import end_of_turn
+from paged_stream.text.tokenizer import load_tokenizer
 from tests.conftest import VOCAB, save_tokenizer
 
 SETTINGS: dict[str, Any] = {

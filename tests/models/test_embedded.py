@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from paged_stream.models.files import EMBEDDED_MODEL, EMBEDDED_PACKAGE, embedded_gguf
+from paged_stream.models.formats.files import EMBEDDED_MODEL, EMBEDDED_PACKAGE, embedded_gguf
 from paged_stream.models.loader import load_config, resolve_model
-from paged_stream.tokenizer import load_tokenizer
+from paged_stream.text.tokenizer import load_tokenizer
 from tests.models.checkpoints import assert_equals_gguf, load_decoder
 
 pytestmark = pytest.mark.skipif(

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoTokenizer
 
 from paged_stream.models.loader import load_config, resolve_model
-from paged_stream.tokenizer import load_tokenizer
+from paged_stream.text.tokenizer import load_tokenizer
 from tests.models.checkpoints import assert_equals_gguf, load_decoder
 from tests.models.gguf_files import llama3_factors, write_gguf
 

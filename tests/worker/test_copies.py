@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from paged_stream.kv_tokens import KVTokens
+from paged_stream.models.kv_tokens import KVTokens
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.worker import model_runner
 from paged_stream.worker.copies import CacheCopies

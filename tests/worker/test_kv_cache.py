@@ -7,8 +7,8 @@ import mmap
 import pytest
 import torch
 
-from paged_stream.kv_tokens import KVTokens, row_size
 from paged_stream.layers.rotary import RotaryEmbedding
+from paged_stream.models.kv_tokens import KVTokens, row_size
 from paged_stream.worker.kv_cache import KVCache
 
 LAYERS, HEADS, DIM, BLOCK, BLOCKS = 2, 3, 16, 4, 6

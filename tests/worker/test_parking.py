@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from paged_stream.kv_tokens import KVTokens
+from paged_stream.models.kv_tokens import KVTokens
 from paged_stream.worker.parking import ParkedStore
 
 

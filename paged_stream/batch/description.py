@@ -1,0 +1,75 @@
+"""A batch's plan as text: what a dry run prints."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import asdict
+
+from paged_stream.batch.plan import Plan, Pool
+from paged_stream.batch.row_task import Prompter
+from paged_stream.info import describe
+
+_SHOWN = 100  # characters of a prompt
+
+
+def describe_plan(plan: Plan, pool: Pool, num_rows: int) -> str:
+    """Describe a plan and the prompts of its first rows."""
+    config = plan.config
+    each = f"{pool.num_gpus:g} GPU" if pool.num_gpus else f"{pool.num_threads} threads"
+    ahead = min(plan.shards_ahead, len(plan.shards))
+    rows = [
+        ("task", _task(plan)),
+        (
+            "input",
+            f"{len(plan.files):,} files of {plan.input_format}, {_size(plan.num_bytes)}, in "
+            f"{len(plan.shards):,} shards",
+        ),
+        ("output", f"{config.output}, {config.format}: {', '.join(plan.task.columns)}"),
+        ("replicas", f"{pool.num_replicas} engines, {each} each"),
+        (
+            "work per replica",
+            f"{plan.engine.actual_max_num_seqs} rows at a time, from {ahead} shards",
+        ),
+    ]
+    if len(plan.shards) < 4 * pool.num_replicas:
+        rows.append(("note", "few shards for so many replicas; lower shard_bytes to even them out"))
+    width = max(len(label) for label, _ in rows)
+    lines = [f"{label:<{width}}  {value}" for label, value in rows]
+    # What has no influence on memory is left out.
+    settings = {k: v for k, v in asdict(plan.engine).items() if k != "model"}
+    lines += ["", f"each replica, run on this machine:\n{describe(config.model, **settings)}"]
+    return "\n".join([*lines, "", *_prompts(plan, num_rows)])
+
+
+def _task(plan: Plan) -> str:
+    task = plan.task
+    prompt = "a template" if task.template is not None else f"column {task.input_column!r}"
+    if task.kind == "score":
+        return f"score {prompt}"
+    return f"{task.kind} from {prompt}, up to {task.params.max_tokens} tokens"
+
+
+def _prompts(plan: Plan, num_rows: int) -> list[str]:
+    """A line for each of the first rows: its prompt, or why it has none."""
+    prompter, lines = Prompter(plan.task), []
+    for shard, source in plan.sample:
+        entries = [(bad.row, f"bad: {bad.reason}") for bad in source.bad]
+        pairs = zip(source.rows, source.values(shard.format), strict=True)
+        for row, values in itertools.islice(pairs, num_rows):
+            try:
+                text = repr(prompter.prompt(values))
+            except ValueError as error:
+                text = f"bad: {error}"
+            entries.append((row, text if len(text) <= _SHOWN else text[:_SHOWN] + "..."))
+        lines += [f"shard {shard.number} row {row}: {text}" for row, text in sorted(entries)]
+        if len(lines) >= num_rows:
+            break
+    return lines[:num_rows]
+
+
+def _size(num_bytes: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:,.4g} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:,.4g} TiB"

@@ -1,0 +1,191 @@
+"""What a batch will do: files, shards, columns and the engines that share the work."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from paged_stream.batch.config import BatchConfig, engine_config
+from paged_stream.batch.reading import ShardRows, parquet_schema, read_shard
+from paged_stream.batch.row_task import RowTask
+from paged_stream.batch.shards import JSONL, PARQUET, TEXT, InputFile, Shard, cut, find_files
+from paged_stream.batch.tables import KEY, TableWriter, check_columns, column_types
+from paged_stream.config import EngineConfig
+from paged_stream.models.loader import resolve_model
+from paged_stream.text.tokenizer import load_tokenizer
+
+_SAMPLE_FILES, _SAMPLE_ROWS = 8, 1000
+_COMPRESSION = 4  # of compressed lines, about
+# Left of a replica's processors to those who read and write.
+_READING = 0.2
+# Rows that wait in a replica per row that runs, so that there is always a next one.
+_ROWS_AHEAD = 2
+_MIN_SHARDS_AHEAD, _MAX_SHARDS_AHEAD = 4, 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """The engines: how many, and what each has."""
+
+    num_replicas: int
+    num_cpus: float
+    num_gpus: float
+    num_threads: int
+
+    @staticmethod
+    def fit(replicas: int | None, nodes: Sequence[Mapping[str, float]], device: str) -> Pool:
+        """Share the nodes' processors or GPUs among replicas.
+
+        Args:
+            nodes: resources of each node.
+            device: as in `EngineConfig`.
+        """
+        gpus = 0 if device == "cpu" else int(sum(node.get("GPU", 0) for node in nodes))
+        if gpus:
+            threads = 1  # the GPU computes
+            return Pool(num_replicas=replicas or gpus, num_cpus=1, num_gpus=1, num_threads=threads)
+        cpus = [node["CPU"] for node in nodes if node.get("CPU", 0) >= 1] or [1.0]
+        num_replicas = replicas or len(cpus)
+        share = _largest_share(cpus, num_replicas)
+        return Pool(
+            num_replicas=num_replicas,
+            num_cpus=round((1 - _READING) * share, 4),
+            num_gpus=0,
+            num_threads=max(1, int(share)),
+        )
+
+
+def _largest_share(cpus: Sequence[float], num_replicas: int) -> float:
+    """Most processors that each replica can have, on one node."""
+    for share in range(int(max(cpus)), 0, -1):
+        if sum(int(count // share) for count in cpus) >= num_replicas:
+            return float(share)
+    return sum(cpus) / num_replicas  # less than one each
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A batch, ready to run."""
+
+    config: BatchConfig
+    task: RowTask
+    engine: EngineConfig
+    input_format: str
+    files: Sequence[InputFile]
+    shards: Sequence[Shard]
+    types: Mapping[str, str]
+    sample: Sequence[tuple[Shard, ShardRows]]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(shard.num_bytes for shard in self.shards)
+
+    @property
+    def shards_ahead(self) -> int:
+        """Shards that a replica works on at a time."""
+        rows = sum(len(source.rows) for _, source in self.sample)
+        size = sum(shard.num_bytes for shard, _ in self.sample)
+        rows_per_shard = max(1.0, rows * self.num_bytes / max(1, size * len(self.shards)))
+        wanted = int((1 + _ROWS_AHEAD) * self.engine.actual_max_num_seqs / rows_per_shard) + 1
+        return max(_MIN_SHARDS_AHEAD, min(_MAX_SHARDS_AHEAD, wanted))
+
+    def writer(self) -> TableWriter:
+        return TableWriter(self.config.format, self.types, self.task.columns)
+
+    def settings(self) -> dict[str, Any]:
+        """All that the output depends on, but for the weights."""
+        files = [[file.path, file.size] for file in self.files]
+        return {**self.config.settings(), "columns": dict(self.types), "inputs": files}
+
+
+def make_plan(config: BatchConfig) -> Plan:
+    """Look at the inputs and the model's files.
+
+    Raises:
+        ValueError: what the user must change.
+    """
+    engine = engine_config(config.model, config.engine)
+    model = resolve_model(config.model, cache_dir=engine.cache_dir)
+    if not model.has_tokenizer and config.task != "score":
+        raise ValueError(f"task={config.task!r} needs a tokenizer, {config.model} has none")
+    if config.task == "chat":
+        load_tokenizer(model).check_chat_template()
+    input_format, files = find_files(config.inputs)
+    assert not isinstance(config.shard_bytes, str)  # it was read
+    shards = cut(input_format, files, config.shard_bytes)
+    if not shards:
+        raise ValueError(f"input must have rows, {', '.join(config.inputs)} has none")
+    task = config.row_task(input_format)
+    sample = read_sample(shards, config.row_limit)
+    added = [*task.columns, *KEY]
+    types: dict[str, str] = {}
+    if input_format == JSONL:
+        rows = itertools.chain.from_iterable(source.values(JSONL) for _, source in sample)
+        first = list(itertools.islice(rows, _SAMPLE_ROWS))
+        check_columns([name for row in first for name in row], added)
+        types = column_types(first, added)
+    elif input_format == PARQUET:
+        check_columns(_common_schema(files).names, added)
+    return Plan(
+        config=config,
+        task=task,
+        engine=engine,
+        input_format=input_format,
+        files=files,
+        shards=shards,
+        types=types,
+        sample=sample,
+    )
+
+
+def read_sample(shards: Sequence[Shard], max_row_bytes: int) -> list[tuple[Shard, ShardRows]]:
+    """The beginnings of some shards, spread over the input."""
+    step, most = -(-len(shards) // _SAMPLE_FILES), _SAMPLE_ROWS // _SAMPLE_FILES
+    parts = []
+    for shard in shards[::step]:
+        stop = shard.stop
+        if shard.format != JSONL:
+            stop = min(stop, shard.start + most)
+        part = replace(
+            shard,
+            stop=stop,
+            paths=shard.paths[shard.start : stop] if shard.format == TEXT else shard.paths,
+        )
+        rows = read_shard(part, max_row_bytes, most=most)
+        num_bytes = int(shard.num_bytes * _share(shard, part, rows, most))
+        part = replace(part, num_bytes=max(1, num_bytes))
+        parts.append((part, rows))
+    return parts
+
+
+def _share(shard: Shard, part: Shard, rows: ShardRows, most: int) -> float:
+    """How much of a shard was read, about."""
+    if shard.format != JSONL:
+        return (part.stop - shard.start) / (shard.stop - shard.start)
+    if len(rows.rows) + len(rows.bad) < most or not rows.positions:
+        return 1.0
+    size = shard.num_bytes * (_COMPRESSION if shard.stop < 0 else 1)
+    return min(1.0, (rows.positions[-1] - shard.start) / size)
+
+
+def _common_schema(files: Sequence[InputFile]) -> Any:
+    """Columns of all Parquet files.
+
+    Raises:
+        ValueError: they differ.
+    """
+    first = parquet_schema(files[0].path)
+    for file in files[1:]:
+        schema = parquet_schema(file.path)
+        if schema != first:
+            raise ValueError(
+                f"input files must have the same columns: {files[0].path} has "
+                f"{_names(first)}, {file.path} has {_names(schema)}"
+            )
+    return first
+
+
+def _names(schema: Any) -> str:
+    return ", ".join(f"{field.name}: {field.type}" for field in schema)

@@ -1,0 +1,1 @@
+"""Requests and streams on one model: what runs them, and what users hold."""

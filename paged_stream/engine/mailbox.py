@@ -1,0 +1,104 @@
+"""What passes between coroutines and the engine's thread: calls one way, deltas the other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Future
+from typing import Generic, TypeVar
+
+from paged_stream.engine.lifetime import EngineStoppedError
+from paged_stream.engine.outputs import RequestDelta
+
+T = TypeVar("T")
+Deltas = AsyncGenerator[RequestDelta, None]
+
+
+class Call(Generic[T]):
+    """A function for the engine's thread, to be run once ``when`` holds."""
+
+    def __init__(self, function: Callable[[], T], when: Callable[[], bool] | None = None) -> None:
+        self._function = function
+        self._when = when
+        self.future: Future[T] = Future()
+
+    def attempt(self) -> bool:
+        """Run the function, unless it is too early: then False."""
+        try:
+            if self._when is not None and not self._when():
+                return self.future.cancelled()
+            if self.future.set_running_or_notify_cancel():
+                self.future.set_result(self._function())
+        except BaseException as error:
+            self.fail(error)
+        return True
+
+    def fail(self, error: BaseException) -> None:
+        if self.future.running() or self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error)
+
+
+class Mailbox:
+    """An inbox that a coroutine reads; the engine's thread fills it.
+
+    ``release`` stops what fills it. The engine's thread is asked to call it if the reader's event
+    loop is gone.
+    """
+
+    def __init__(self, limit: int, post: Callable[[Callable[[], None]], None]) -> None:
+        self._limit = limit
+        self._post = post
+        self._items: deque[RequestDelta | EngineStoppedError | None] = deque()
+        self._loop = asyncio.get_running_loop()
+        self._ready = asyncio.Event()  # set by the loop only
+        self.num_unfinished = 1  # completions
+        self.has_ended = False
+        self.release: Callable[[], None] = lambda: None
+
+    @property
+    def is_full(self) -> bool:
+        return len(self._items) >= self._limit and not self._loop.is_closed()
+
+    def append(self, delta: RequestDelta) -> None:
+        self._items.append(delta)
+        self.num_unfinished -= delta.finished
+        if self.num_unfinished == 0:
+            self.end()
+        else:
+            self._notify()
+
+    def end(self, error: EngineStoppedError | None = None) -> None:
+        """Tell the reader that nothing more will come, once it has read what there is."""
+        if not self.has_ended:
+            self.has_ended = True
+            self._items.append(error)
+            self._notify()
+
+    def _notify(self) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._ready.set)
+        except RuntimeError:  # the loop is closed, so nobody will read
+            self._post(self.release)
+
+    async def get(self) -> RequestDelta | None:
+        """The next delta; ``None`` behind the last.
+
+        Raises:
+            EngineStoppedError: the engine is closed or has failed.
+            RuntimeError: another event loop runs than when the iterator began.
+        """
+        if asyncio.get_running_loop() is not self._loop:
+            raise RuntimeError("this iterator began in another event loop; read it there")
+        while not self._items:
+            self._ready.clear()
+            if not self._items:  # what comes from here on sets the event after this was said
+                await self._ready.wait()
+        item = self._items.popleft()
+        # The engine passes a full box over until it hears that there is room. Looked at after the
+        # removal: before it, the engine could fill the box in between and never hear.
+        if len(self._items) == self._limit - 1:
+            self._post(lambda: None)
+        if isinstance(item, EngineStoppedError):
+            raise item
+        return item

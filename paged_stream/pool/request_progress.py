@@ -1,0 +1,89 @@
+"""What was yielded of a request, so that a second run goes on from there."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field, replace
+
+from paged_stream.engine.outputs import RequestDelta
+from paged_stream.pool.replica_set import PoolError
+
+
+@dataclass(slots=True)
+class _Completion:
+    """What was yielded of one completion, and how far the present run has come."""
+
+    token_ids: array[int] = field(default_factory=lambda: array("i"))
+    num_chars: int = 0
+    num_prompt_logprobs: int = 0
+    is_finished: bool = False
+    at_token: int = 0
+    at_char: int = 0
+    at_prompt_logprob: int = 0
+
+    def begin(self) -> None:
+        self.at_token = self.at_char = self.at_prompt_logprob = 0
+
+
+class Progress:
+    """Of one request, over all its runs; each begins with `begin`. Two runs come to the same, but
+    may deliver it in other pieces."""
+
+    def __init__(self, request_id: str) -> None:
+        self._request_id = request_id
+        self._completions: dict[int, _Completion] = {}
+        self._num_unfinished = 1
+
+    @property
+    def is_over(self) -> bool:
+        return self._num_unfinished == 0
+
+    def begin(self, num_completions: int) -> None:
+        """A run starts from the beginning."""
+        self._num_unfinished = num_completions
+        for completion in self._completions.values():
+            completion.begin()
+
+    def note(self, delta: RequestDelta) -> RequestDelta | None:
+        """What of a run's delta was not yielded before.
+
+        Raises:
+            PoolError: this run comes to other tokens than were yielded.
+        """
+        done = self._completions.setdefault(delta.index, _Completion())
+        self._num_unfinished -= delta.finished
+        token_ids = self._fresh_tokens(done, delta.delta_token_ids)
+        num_known = len(delta.delta_token_ids) - len(token_ids)
+        text = delta.delta_text[max(0, done.num_chars - done.at_char) :]
+        done.at_char += len(delta.delta_text)
+        done.num_chars = max(done.num_chars, done.at_char)
+        prompt_logprobs = delta.prompt_logprobs
+        if prompt_logprobs is not None:
+            first = max(0, done.num_prompt_logprobs - done.at_prompt_logprob)
+            done.at_prompt_logprob += len(prompt_logprobs)
+            done.num_prompt_logprobs = max(done.num_prompt_logprobs, done.at_prompt_logprob)
+            prompt_logprobs = prompt_logprobs[first:] or None
+        ends = delta.finished and not done.is_finished
+        done.is_finished |= delta.finished
+        if not (token_ids or text or prompt_logprobs or ends):
+            return None
+        return replace(
+            delta,
+            request_id=self._request_id,
+            delta_text=text,
+            delta_token_ids=token_ids,
+            logprobs=None if delta.logprobs is None else delta.logprobs[num_known:],
+            prompt_logprobs=prompt_logprobs,
+        )
+
+    def _fresh_tokens(self, done: _Completion, token_ids: list[int]) -> list[int]:
+        known = done.token_ids[done.at_token : done.at_token + len(token_ids)].tolist()
+        if known != token_ids[: len(known)]:
+            raise PoolError(
+                f"request {self._request_id}: its worker died after {len(done.token_ids)} tokens, "
+                "and another one does not come to the same; send it again"
+            )
+        done.at_token += len(token_ids)
+        fresh = token_ids[len(known) :]
+        done.token_ids.extend(fresh)
+        return fresh

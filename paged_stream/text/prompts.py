@@ -1,0 +1,141 @@
+"""Text, token ids and messages in, checked token ids out. Nothing here ever changes, so any thread
+may use it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from paged_stream.engine.inputs import Prompt, as_token_ids, check_range
+from paged_stream.models.config import ModelConfig
+from paged_stream.scheduler.sampling_params import SamplingParams, check_params_type
+from paged_stream.text.chat import Messages, first_turn, is_messages, next_turn
+from paged_stream.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """What a stream begins with and sees for ever, as token ids, and as messages if it is that."""
+
+    token_ids: list[int]
+    messages: list[dict[str, Any]]
+
+
+class PromptEncoder:
+    """Knows the vocabulary and the tokenizer of one model.
+
+    Args:
+        model: its name, for messages.
+        has_window: whether it can go beyond its trained length.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        model_config: ModelConfig,
+        *,
+        model: str,
+        has_window: bool,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._model_config = model_config
+        self._model = model
+        self._has_window = has_window
+
+    def encode(self, prompt: Prompt, *, continues: bool = False) -> list[int]:
+        """Turn a prompt into token ids and check them.
+
+        Args:
+            continues: the text goes on from another, so it gets no special tokens of its own.
+
+        Raises:
+            ValueError: an empty prompt, text without a tokenizer, ids out of range or no ids.
+        """
+        if not isinstance(prompt, str):
+            token_ids = as_token_ids(prompt)
+        elif self._tokenizer is None:
+            raise ValueError(
+                f"prompt is text, but {self._model} has no tokenizer; pass token ids or "
+                "add tokenizer.json to the model folder"
+            )
+        else:
+            token_ids = self._tokenizer.encode(prompt, add_special_tokens=not continues)
+        check_range(token_ids, self._model_config.vocab_size)
+        return token_ids
+
+    def encode_pin(self, pin: Prompt | Messages | None) -> Pin:
+        """Turn what a stream is to begin with into token ids.
+
+        Raises:
+            ValueError: as `encode`, or messages that the chat template refuses.
+        """
+        if pin is None:
+            return Pin([], [])
+        if not is_messages(pin):
+            return Pin(self.encode(pin), [])
+        messages = [dict(message) for message in pin]
+        token_ids = first_turn(self.chat_tokenizer(), [], messages, is_open=False)
+        check_range(token_ids, self._model_config.vocab_size)
+        return Pin(token_ids, messages)
+
+    def encode_chat(
+        self, messages: str | Messages, pinned: Messages, *, continues: bool
+    ) -> list[int]:
+        """Turn the next messages of a conversation into token ids.
+
+        Args:
+            messages: text is one message of the user.
+            pinned: those before the first.
+            continues: an answer came before them, whose end may have to be left out.
+
+        Raises:
+            ValueError: they are no messages, or the model has no chat template that can go on.
+        """
+        tokenizer = self.chat_tokenizer()
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        if not is_messages(messages):
+            raise ValueError(f"messages must be text or a list of messages, got {messages!r}")
+        token_ids = (
+            next_turn(tokenizer, messages) if continues else first_turn(tokenizer, pinned, messages)
+        )
+        check_range(token_ids, self._model_config.vocab_size)
+        return token_ids
+
+    def chat_tokenizer(self) -> Tokenizer:
+        """The tokenizer, for its chat template.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self._tokenizer is None:
+            raise ValueError(f"messages need a tokenizer, and {self._model} has none")
+        self._tokenizer.check_chat_template()
+        return self._tokenizer
+
+    def check_length(self, num_tokens: int) -> None:
+        """Refuse more tokens than full attention can have; a window has no limit.
+
+        Raises:
+            ValueError: names the limit.
+        """
+        trained = self._model_config.max_position_embeddings
+        if not self._has_window and num_tokens > trained:
+            raise ValueError(
+                f"{self._model_config.model_type} cannot go beyond its trained length of {trained} "
+                f"tokens, got {num_tokens}"
+            )
+
+    def check_params(self, params: SamplingParams) -> None:
+        """Check what only the model's vocabulary and tokenizer can tell.
+
+        Raises:
+            ValueError: names the field.
+        """
+        check_params_type(params)
+        if params.stop and self._tokenizer is None:
+            raise ValueError(f"stop needs a tokenizer, and {self._model} has none")
+        vocab_size = self._model_config.vocab_size
+        for token_id in params.stop_token_ids or ():
+            if token_id >= vocab_size:
+                raise ValueError(f"stop_token_ids must be below {vocab_size}, got {token_id}")

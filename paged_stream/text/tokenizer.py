@@ -1,0 +1,152 @@
+"""Text to token ids and back, as the model's own tokenizer does it; keeps no state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from paged_stream.models.formats.files import TOKENIZER_FILES, ModelFiles
+
+# Classes that are nothing but tokenizer.json; importing the others costs seconds.
+PLAIN_CLASSES = {"TokenizersBackend", "PreTrainedTokenizerFast"}
+
+
+class Tokenizer:
+    """Thin wrapper over one of transformers' tokenizers."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._backend = _plain_backend(tokenizer)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Tokenize a text of any length; special tokens are added as the model expects at a start.
+
+        Pass ``add_special_tokens=False`` for text that continues a stream.
+
+        Raises:
+            ValueError: the text has half a surrogate pair, which no tokenizer takes.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"prompt is not valid text: {error}") from None
+        # verbose=False: a text longer than the trained length is nothing to warn about here.
+        encoding = self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)
+        ids: list[int] = encoding["input_ids"]
+        return ids
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Turn ids into text, byte for byte (no cosmetic removal of spaces)."""
+        text: str
+        if self._backend is not None:
+            text = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+            return text
+        text = self._tokenizer.decode(
+            ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
+    ) -> list[int]:
+        """Tokenize a conversation with the model's chat template."""
+        text = self.render_chat_template(messages, add_generation_prompt)
+        return self.encode(text, add_special_tokens=False)  # templates write their own
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether a token marks something and is no text."""
+        added = self._tokenizer.added_tokens_decoder.get(token_id)
+        return added is not None and bool(added.special)
+
+    def check_chat_template(self) -> None:
+        """Raise ValueError if there is no chat template."""
+        if self._tokenizer.chat_template is None:
+            raise ValueError("messages: this model has no chat template; pass a prompt instead")
+
+    def render_chat_template(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
+    ) -> str:
+        """Write a conversation as the text that the model was trained on.
+
+        Raises:
+            ValueError: there is no template, or it does not take these messages.
+        """
+        self.check_chat_template()
+        plain = [_with_text(message) for message in messages]
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                plain, add_generation_prompt=add_generation_prompt, tokenize=False
+            )
+            return text
+        except Exception as error:  # templates expect strings, and fail on others as they like
+            raise ValueError(f"messages: the chat template refuses them: {error}") from error
+
+
+def _with_text(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A message whose content may have come in parts of text, as OpenAI's clients send it.
+
+    Raises:
+        ValueError: it is no message, or has other parts.
+    """
+    is_message = isinstance(message, Mapping) and isinstance(message.get("role"), str)
+    if not is_message or not {"content", "tool_calls"} & message.keys():
+        raise ValueError(
+            f"messages: {message!r} is no message; pass dicts with 'role' and 'content'"
+        )
+    parts = message.get("content")
+    if isinstance(parts, str) or (parts is None and message.get("tool_calls")):
+        return message
+    if not isinstance(parts, list):
+        raise ValueError(
+            f"messages: the content must be text, or parts of text, got {parts!r} in {message!r}"
+        )
+    if not all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in parts):
+        raise ValueError(f"messages: the content must be text, or parts of text, got {parts!r}")
+    return {**message, "content": "".join(part["text"] for part in parts)}
+
+
+def _plain_backend(tokenizer: Any) -> Any:
+    """What decodes for the wrapper if the wrapper adds nothing to it, else ``None``. Two texts are
+    decoded per token, and the way through the wrapper takes four times as long."""
+    from transformers.tokenization_utils_tokenizers import TokenizersBackend
+
+    kind = type(tokenizer)
+    if (
+        issubclass(kind, TokenizersBackend)
+        and kind.decode is TokenizersBackend.decode
+        and kind._decode is TokenizersBackend._decode
+    ):
+        return tokenizer.backend_tokenizer
+    return None
+
+
+def load_tokenizer(files: ModelFiles) -> Tokenizer:
+    """Load the tokenizer of a model folder; runs no code from it and never uses the network."""
+    folder = files.folder
+    if not files.has_tokenizer:
+        raise ValueError(
+            f"model={files.name!r}: no tokenizer ({' or '.join(TOKENIZER_FILES)}) in {folder}; "
+            "copy the tokenizer files of the model there"
+        )
+    try:
+        return Tokenizer(_load(files))
+    except Exception as error:  # transformers and tokenizers raise almost anything on a bad file
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"model={files.name!r}: cannot read the tokenizer in {folder}: {reason}; "
+            "fetch the tokenizer files again"
+        ) from error
+
+
+def _load(files: ModelFiles) -> Any:
+    from transformers.tokenization_utils_tokenizers import TokenizersBackend
+
+    if (files.folder / "tokenizer_config.json").is_file():
+        name = files.read_json("tokenizer_config.json").get("tokenizer_class")
+        if name in PLAIN_CLASSES and (files.folder / "tokenizer.json").is_file():
+            return TokenizersBackend.from_pretrained(files.folder, local_files_only=True)
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(
+        files.folder, trust_remote_code=False, local_files_only=True
+    )

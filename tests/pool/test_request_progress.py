@@ -1,0 +1,80 @@
+"""What is yielded of a request that was run twice is what one run gives, in whatever pieces."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paged_stream.engine.outputs import RequestDelta
+from paged_stream.pool.replica_set import PoolError
+from paged_stream.pool.request_progress import Progress
+from paged_stream.scheduler.output import TokenLogprob
+
+TOKENS = list(range(100, 112))
+TEXT = "".join(f"<{token}>" for token in TOKENS)
+
+
+def logprob(token_id):
+    return TokenLogprob(token_id, -1.0, 1, {})
+
+
+def delta_of(token_ids=(), text="", *, reason=None, logprobs=None, prompt_logprobs=None):
+    return RequestDelta(
+        request_id="of this run",
+        index=0,
+        delta_text=text,
+        delta_token_ids=list(token_ids),
+        finished=reason is not None,
+        finish_reason=reason,
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+    )
+
+
+def run_of(cuts, lag):
+    """Deltas of one run that is cut at ``cuts``; text comes ``lag`` characters late."""
+    ends = [*sorted(cuts), len(TOKENS)]
+    deltas, at, at_text = [], 0, 0
+    for prompt_logprobs in ([logprob(i) for i in range(2)], [logprob(i) for i in range(2, 5)]):
+        deltas.append(delta_of(prompt_logprobs=prompt_logprobs))
+    for end in ends:
+        is_last = end == len(TOKENS)
+        stop = len(TEXT) if is_last else max(at_text, 5 * end - lag)
+        tokens = TOKENS[at:end]
+        reason = "length" if is_last else None
+        logprobs = [logprob(token) for token in tokens]
+        deltas.append(delta_of(tokens, TEXT[at_text:stop], reason=reason, logprobs=logprobs))
+        at, at_text = end, stop
+    return deltas
+
+
+cuts = st.sets(st.integers(1, len(TOKENS) - 1))
+
+
+@given(runs=st.lists(st.tuples(cuts, st.integers(0, 9), st.integers(0, 14)), max_size=3), last=cuts)
+def test_pieces_of_any_size(runs, last):
+    progress = Progress("mine")
+    yielded = []
+    for pieces, lag, num_read in [*runs, (last, 0, None)]:
+        progress.begin(1)
+        for delta in run_of(pieces, lag)[:num_read]:
+            if (fresh := progress.note(delta)) is not None:
+                yielded.append(fresh)
+    assert progress.is_over
+    assert sum((delta.delta_token_ids for delta in yielded), []) == TOKENS
+    assert "".join(delta.delta_text for delta in yielded) == TEXT
+    assert [e.token_id for d in yielded for e in d.logprobs or ()] == TOKENS
+    assert [e.token_id for d in yielded for e in d.prompt_logprobs or ()] == list(range(5))
+    assert [delta.finished for delta in yielded].count(True) == 1
+    assert {delta.request_id for delta in yielded} == {"mine"}
+
+
+def test_other_tokens_are_refused():
+    progress = Progress("mine")
+    progress.begin(1)
+    progress.note(delta_of([1, 2, 3]))
+    progress.begin(1)
+    progress.note(delta_of([1]))
+    with pytest.raises(PoolError, match="mine: its worker died after 3 tokens"):
+        progress.note(delta_of([2, 4, 5, 6]))

@@ -1,0 +1,321 @@
+"""``paged-stream serve`` over HTTP, next to one engine in this process."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+
+import pytest
+import requests
+from prometheus_client.parser import text_string_to_metric_families
+
+from paged_stream import LLM, SamplingParams
+from paged_stream.cli import main
+from paged_stream.commands import serve as serve_command
+from paged_stream.engine.outputs import EngineStats
+
+pytestmark = pytest.mark.ray
+
+SETTINGS = {
+    "window_size": 24,
+    "block_size": 8,
+    "dtype": "float32",
+    "kv_cache_memory_bytes": 4 << 20,
+}
+SAMPLING = {"temperature": 0.0, "max_tokens": 12, "ignore_eos": True}
+
+
+class Client:
+    def __init__(self, base: str) -> None:
+        self.base = base
+
+    def get(self, path):
+        return requests.get(self.base + path)
+
+    def post(self, path, json=None, **options):
+        return requests.post(self.base + path, json=json, **options)
+
+    def delete(self, path):
+        return requests.delete(self.base + path)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def client(ray, folder, tmp_path_factory):
+    """The command in a thread, where an event stands for Ctrl-C."""
+    answers, interrupt = threading.Event(), threading.Event()
+
+    def wait():
+        answers.set()
+        interrupt.wait()
+        raise KeyboardInterrupt
+
+    port, save_dir = free_port(), tmp_path_factory.mktemp("streams")
+    options = {"port": port, "replicas": 2, "model": folder, "save_dir": save_dir} | SETTINGS
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor() as threads:
+        patch.setattr(serve_command, "_wait", wait)
+        command = threads.submit(main, arguments(options))
+        command.add_done_callback(lambda _: answers.set())
+        answers.wait()
+        assert not command.done(), f"exit status {command.result()}"
+        assert list(save_dir.iterdir())
+        yield Client(f"http://127.0.0.1:{port}")
+        interrupt.set()
+        assert command.result() == 130
+    assert not list(save_dir.iterdir())
+
+
+def arguments(options):
+    """The command line that gives these options."""
+    pairs = (("--" + name.replace("_", "-"), str(value)) for name, value in options.items())
+    return ["serve", *(word for pair in pairs for word in pair)]
+
+
+@pytest.fixture(scope="module")
+def llm(folder):
+    return LLM(str(folder), **SETTINGS)
+
+
+def events(client, path, body):
+    """What comes, event by event, before [DONE]."""
+    with client.post(path, json=body | {"stream": True}, stream=True) as response:
+        assert response.status_code == 200
+        lines = [line.decode().removeprefix("data: ") for line in response.iter_lines() if line]
+    assert lines.pop() == "[DONE]"
+    return [json.loads(line) for line in lines]
+
+
+def test_completions(client, llm):
+    params = SamplingParams(**SAMPLING)
+    expected = llm.generate("once upon", params, use_tqdm=False)[0].outputs[0].text
+    body = {"model": "any", "prompt": "once upon"} | SAMPLING
+    answer = client.post("/v1/completions", json=body).json()
+    assert answer["object"] == "text_completion"
+    assert answer["choices"] == [{"index": 0, "text": expected, "finish_reason": "length"}]
+    assert answer["usage"] == {"prompt_tokens": 9, "completion_tokens": 12, "total_tokens": 21}
+    parts = [event["choices"][0] for event in events(client, "/v1/completions", body)]
+    assert "".join(part["text"] for part in parts) == expected
+    assert parts[-1]["finish_reason"] == "length"
+
+
+def test_every_sampling_field_arrives(client, llm):
+    first = llm.generate("once upon", SamplingParams(**SAMPLING), use_tqdm=False)[0].outputs[0]
+    more = {"stop_token_ids": [first.token_ids[2]], "min_tokens": 5, "repetition_penalty": 1.5}
+    expected = llm.generate("once upon", SamplingParams(**SAMPLING, **more), use_tqdm=False)
+    answer = client.post("/v1/completions", json={"prompt": "once upon"} | SAMPLING | more).json()
+    assert answer["choices"][0]["text"] == expected[0].outputs[0].text != first.text
+    stop = {"stop_token_ids": more["stop_token_ids"]}
+    answer = client.post("/v1/completions", json={"prompt": "once upon"} | SAMPLING | stop).json()
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert answer["usage"]["completion_tokens"] <= 3
+
+
+def test_models(client, folder):
+    [model] = client.get("/v1/models").json()["data"]
+    assert model["id"] == str(folder) and model["object"] == "model"
+
+
+def samples(client):
+    """Values of /metrics by name and replica, and those of all replicas together by name."""
+    response = client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=")
+    values, types = {}, {}
+    for family in text_string_to_metric_families(response.text):
+        for sample in family.samples:
+            types[sample.name] = family.type
+            key = (sample.name.removeprefix("paged_stream_"), sample.labels.get("replica"))
+            values[key] = sample.value
+            if sample.labels:
+                values[key[0]] = values.get(key[0], 0) + sample.value
+    assert all(name.startswith("paged_stream_") for name in types)
+    assert {n for n in types if n.endswith("_total")} == {
+        n for n, kind in types.items() if kind == "counter"
+    }
+    return values
+
+
+def test_metrics(client):
+    before = samples(client)
+    stream_id = client.post("/v1/streams", json={}).json()["id"]
+    body = {"prompt": "a beginning"} | SAMPLING | {"max_tokens": 40}
+    client.post(f"/v1/streams/{stream_id}/generate", json=body)
+    after = samples(client)
+    assert after["ready_replicas", None] == after["wanted_replicas", None] == 2
+    assert after["open_streams", None] == after["streams"] == before["streams"] + 1
+    assert after["generated_tokens_total"] == before["generated_tokens_total"] + 40
+    assert after["evicted_tokens_total"] > before["evicted_tokens_total"]
+    assert after["blocks", "0"] == after["blocks", "1"] > after["used_blocks"] > 0
+    assert after["steps_total"] > before["steps_total"]
+    client.delete(f"/v1/streams/{stream_id}")
+
+
+def test_metrics_have_all_that_an_engine_counts():
+    from paged_stream.serve import metrics
+
+    shown = {field for _, field, _ in metrics._ENGINE} | {"num_streams"}
+    assert shown == {field.name for field in fields(EngineStats)}
+
+
+def test_chat_completions(client, llm):
+    messages = [{"role": "user", "content": "who?"}]
+    params = SamplingParams(**SAMPLING)
+    expected = llm.chat(messages, params, use_tqdm=False)[0].outputs[0].text
+    body = {"messages": messages} | SAMPLING
+    answer = client.post("/v1/chat/completions", json=body).json()
+    assert answer["choices"][0]["message"] == {"role": "assistant", "content": expected}
+    parts = events(client, "/v1/chat/completions", body)
+    assert "".join(part["choices"][0]["delta"]["content"] for part in parts) == expected
+    assert {part["object"] for part in parts} == {"chat.completion.chunk"}
+    roles = [part["choices"][0]["delta"].get("role") for part in parts]
+    assert roles == ["assistant"] + [None] * (len(parts) - 1)
+
+
+def test_chats_without_a_limit_go_on_to_the_end(client):
+    body = {"messages": [{"role": "user", "content": "who?"}]}
+    opened = client.post("/v1/streams", json={}).json()
+    path = f"/v1/streams/{opened['id']}/generate"
+    for _ in range(20):
+        answer = client.post("/v1/chat/completions", json=body).json()
+        assert answer["choices"][0]["finish_reason"] == "stop"
+        assert client.post(path, json=body).json()["finish_reason"] == "stop"
+    completion = client.post("/v1/completions", json={"prompt": "a", "ignore_eos": True}).json()
+    assert completion["usage"]["completion_tokens"] == 16
+    client.delete(f"/v1/streams/{opened['id']}")
+
+
+def test_what_clients_of_openai_send(client, llm):
+    content = [{"type": "text", "text": "who"}, {"type": "text", "text": "?"}]
+    body = {"messages": [{"role": "user", "content": content}]} | SAMPLING | {"max_tokens": None}
+    body |= {"max_completion_tokens": 5, "user": "someone", "model": "any"}
+    plain = [{"role": "user", "content": "who?"}]
+    params = SamplingParams(temperature=0.0, max_tokens=5, ignore_eos=True)
+    expected = llm.chat(plain, params, use_tqdm=False)[0].outputs[0].text
+    answer = client.post("/v1/chat/completions", json=body).json()
+    assert answer["choices"][0]["message"]["content"] == expected
+    assert answer["id"].startswith("chatcmpl-")
+    *parts, last = events(
+        client, "/v1/chat/completions", body | {"stream_options": {"include_usage": True}}
+    )
+    assert (last["choices"], last["usage"]) == ([], answer["usage"])
+    assert last["usage"]["completion_tokens"] == 5 and "usage" not in parts[-1]
+
+
+def test_streams(client, llm):
+    opened = client.post("/v1/streams", json={}).json()
+    path = f"/v1/streams/{opened['id']}"
+    with llm.engine.open_stream() as stream:
+        stream.append("a beginning")
+        expected = [
+            "".join(d.delta_text for d in stream.generate(SamplingParams(**SAMPLING)))
+            for _ in range(3)
+        ]
+        position = stream.position
+    body = {"prompt": "a beginning"}
+    assert client.post(f"{path}/append", json=body).json()["position"] == 11
+    answer = client.post(f"{path}/generate", json=SAMPLING).json()
+    assert (answer["text"], answer["position"]) == (expected[0], 23)
+    fork = client.post(f"{path}/fork").json()
+    parts = events(client, f"{path}/generate", SAMPLING)
+    assert "".join(part["text"] for part in parts) == expected[1]
+    for turn in (1, 2):
+        answer = client.post(f"/v1/streams/{fork['id']}/generate", json=SAMPLING).json()
+        assert answer["text"] == expected[turn]
+    assert answer["position"] == position
+    assert client.get(path).json()["position"] == position - 12
+    assert client.get("/health").json()["streams"] == 2
+    for stream_id in (opened["id"], fork["id"]):
+        assert client.delete(f"/v1/streams/{stream_id}").json()["deleted"]
+    assert client.get("/health").json()["streams"] == 0
+
+
+def test_chat_in_a_stream(client, llm):
+    pin = [{"role": "system", "content": "short"}]
+    stream_id = client.post("/v1/streams", json={"pin": pin}).json()["id"]
+    with llm.engine.open_stream(pin=pin) as stream:
+        for question in ("who?", "why?"):
+            deltas = stream.chat(question, SamplingParams(**SAMPLING))
+            body = {"messages": [{"role": "user", "content": question}]} | SAMPLING
+            answer = client.post(f"/v1/streams/{stream_id}/generate", json=body).json()
+            assert answer["text"] == "".join(delta.delta_text for delta in deltas)
+    client.delete(f"/v1/streams/{stream_id}")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "message"),
+    [
+        ("/v1/completions", {"prompt": "a", "temperature": -1}, 400, "temperature must be"),
+        ("/v1/completions", {"prompt": ""}, 400, "prompt must not be empty"),
+        ("/v1/completions", {"prompt": [1000], "stream": True}, 400, "must be in"),
+        ("/v1/completions", {"prompt": "a", "best_of": 2}, 422, "best_of"),
+        ("/v1/chat/completions", {"messages": "who?"}, 422, "messages"),
+        ("/v1/streams", {"window_size": 0}, 400, "window_size must be"),
+        ("/v1/streams/nothing/append", {"prompt": "a"}, 404, "there is no stream 'nothing'"),
+        ("/v1/streams/nothing/generate", {}, 404, "there is no stream 'nothing'"),
+    ],
+)
+def test_what_is_wrong_is_said(client, path, body, status, message):
+    response = client.post(path, json=body)
+    assert (response.status_code, message in response.text) == (status, True), response.text
+    assert response.json()["error"]["message"]
+
+
+def test_a_stream_says_what_is_wrong(client):
+    stream_id = client.post("/v1/streams", json={}).json()["id"]
+    path = f"/v1/streams/{stream_id}"
+    for body, message in [
+        ({"stream": True}, "the stream is empty"),
+        ({"prompt": "a", "n": 2}, "n must be 1 for a stream"),
+        ({"prompt": "a", "messages": []}, "pass one of them"),
+    ]:
+        response = client.post(f"{path}/generate", json=body)
+        assert response.status_code == 400 and message in response.text
+    assert client.get(path).json()["position"] == 0
+    assert client.delete(path).status_code == 200
+    assert client.delete(path).status_code == 404
+
+
+def test_one_service_per_cluster(client, folder, capsys):
+    assert main(arguments({"model": folder, "port": free_port()})) == 2
+    assert "Ray Serve runs in this cluster already" in capsys.readouterr().err
+    assert client.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"port": 0}, "port must be in [1, 65535], got 0"),
+        ({"port": 65536}, "port must be in [1, 65535], got 65536"),
+        ({"host": "192.0.2.77"}, "cannot listen: "),
+        ({"replicas": 0}, "num_replicas must be >= 1, got 0"),
+        ({"save_every_tokens": 0}, "save_every_tokens must be >= 1, got 0"),
+        ({"max_idle_seconds": -1}, "max_idle_seconds must be a positive number, got -1.0"),
+        ({"model": "nowhere"}, "model='nowhere' is no folder"),
+        ({"window_size": 0}, "window_size must be >= 1, got 0"),
+        ({"dtype": "float8"}, "dtype must be one of"),
+    ],
+)
+def test_bad_options_start_nothing(monkeypatch, capsys, folder, options, message):
+    pytest.importorskip("ray")
+    monkeypatch.setattr("paged_stream.batch.run.connect", lambda ray: pytest.fail("Ray"))
+    assert main(arguments({"model": folder} | options)) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and message in err and err.count("\n") == 1
+
+
+def test_a_port_in_use_is_named(monkeypatch, capsys, folder):
+    pytest.importorskip("ray")
+    monkeypatch.setattr("paged_stream.batch.run.connect", lambda ray: pytest.fail("Ray"))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert main(arguments({"model": folder, "port": port})) == 2
+    assert f"Address already in use (while attempting to bind on address ('127.0.0.1', {port})" in (
+        capsys.readouterr().err
+    )
