@@ -30,7 +30,7 @@ from benchmarks.harness import (
     write_results,
 )
 from paged_stream import LLMEngine
-from paged_stream.models.loader import resolve_model
+from paged_stream.models.formats.resolve import resolve_model
 
 Engines = Mapping[str, PagedStream | Transformers]
 

@@ -32,7 +32,7 @@ import torch
 from benchmarks.bench_decode import random_prompts
 from benchmarks.engines import ENGINES
 from benchmarks.harness import parser, spread, write_results
-from paged_stream.models.formats.files import embedded_gguf, resolve_model
+from paged_stream.models.formats.resolve import embedded_gguf, resolve_model
 
 ROOT = Path(__file__).parent.parent
 SETTLE_SECONDS = 0.3  # until a process that was stopped runs as before

@@ -21,7 +21,7 @@ from benchmarks.engines import PagedStream, Transformers
 from benchmarks.harness import alternate, parser, spread, write_results
 from benchmarks.plots import plot_recompute
 from paged_stream import SamplingParams
-from paged_stream.models.loader import resolve_model
+from paged_stream.models.formats.resolve import resolve_model
 
 NUM_SINK_TOKENS = 4
 

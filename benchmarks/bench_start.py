@@ -15,7 +15,7 @@ import subprocess
 import sys
 
 from benchmarks.harness import parser, spread, write_results
-from paged_stream.models.loader import resolve_model
+from paged_stream.models.formats.resolve import resolve_model
 
 MODEL = "smollm2-135m-instruct"
 # The harness imports more than torch, so the process that is measured does without it.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from paged_stream.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from paged_stream.config import EngineConfig as EngineConfig
     from paged_stream.engine.async_engine import AsyncLLMEngine as AsyncLLMEngine
@@ -16,8 +18,6 @@ if TYPE_CHECKING:
     from paged_stream.engine.outputs import RequestOutput as RequestOutput
     from paged_stream.engine.stream import Stream as Stream
     from paged_stream.scheduler.sampling_params import SamplingParams as SamplingParams
-
-__version__ = "0.1.0"
 
 _HOME = {
     "AsyncLLMEngine": "engine.async_engine",

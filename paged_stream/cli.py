@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from paged_stream import __version__
 from paged_stream.commands import batch, chat, generate, serve
 from paged_stream.commands.evaluation import add_commands as add_evaluation_commands
 from paged_stream.commands.options import (
@@ -21,6 +20,7 @@ from paged_stream.commands.options import (
     add_sampling_options,
 )
 from paged_stream.commands.settings import apply_settings, engine_settings, sampling_params
+from paged_stream.version import __version__
 
 
 def main(argv: list[str] | None = None) -> int:

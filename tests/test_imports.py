@@ -1,100 +1,105 @@
-"""Imports go one way only; the table is the architecture."""
+"""Imports go one way only: the table of rooms is the architecture."""
 
 from __future__ import annotations
 
 import ast
+import sys
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# Each layer may import itself and what stands to its right.
+# What each room may see beside itself: rooms, or single modules of them. A room is a folder or a
+# module of the root package.
 ALLOWED = {
+    "": {"config", "engine", "scheduler.sampling_params", "version"},
     "__main__": {"cli"},
-    "cli": {"__version__", "commands", "evaluation", "info"},
-    "commands": {
-        "batch",
-        "config",
-        "engine",
-        "evaluation",
-        "models",
-        "scheduler",
-        "serve",
-        "system",
-        "text",
-    },
-    "evaluation": {
-        "attention",
-        "config",
-        "engine",
-        "models",
-        "scheduler",
-        "system",
-        "text",
-        "worker",
-    },
-    "serve": {"engine", "pool", "scheduler"},
-    "pool": {"config", "engine", "scheduler", "system", "text"},
-    "batch": {
-        "__version__",
-        "config",
-        "engine",
-        "info",
-        "models",
-        "scheduler",
-        "system",
-        "text",
-    },
+    "cli": {"commands", "info", "version"},
+    "commands": {"batch", "config", "engine", "evaluation", "models", "scheduler", "serve"}
+    | {"system", "text"},
     "info": {"config", "engine", "models", "ops", "scheduler", "system", "worker"},
+    "evaluation": {"attention", "config", "engine", "models", "scheduler", "system", "text"}
+    | {"worker"},
+    "serve": {"engine", "pool", "scheduler.sampling_params"},
+    "batch": {"config", "engine", "info", "models", "scheduler.fields"}
+    | {"scheduler.sampling_params", "system", "text", "version"},
+    "pool": {"config", "engine", "scheduler.fields", "scheduler.sampling_params", "system", "text"},
     "engine": {"config", "executor", "models", "scheduler", "system", "text"},
-    "text": {"engine", "models", "scheduler"},
-    "executor": {"config", "layers", "models", "scheduler", "system", "worker"},
-    "worker": {"attention", "config", "layers", "models", "ops", "scheduler", "system"},
+    "text": {"scheduler.sampling_params"},
+    # Below the engine, the scheduler is its messages and what they are made of.
+    "executor": {"config", "layers", "models", "scheduler.output", "scheduler.sink_window"}
+    | {"system", "worker"},
+    "worker": {"attention", "config", "layers", "models", "ops", "scheduler.output"}
+    | {"scheduler.sampling_params", "scheduler.sink_window", "system"},
     "models": {"attention", "layers", "ops", "system"},
     "layers": {"ops"},
     "attention": {"ops"},
     "ops": {"_C"},
-    "config": {"scheduler", "setting_hints"},
-    "setting_hints": {"scheduler"},
+    "config": {"scheduler.fields", "scheduler.hints", "setting_hints"},
+    "setting_hints": {"scheduler.sampling_params"},
     "system": set(),
+    "version": set(),
     "scheduler": set(),
 }
-# What of the scheduler may be seen below the engine: its messages and what they are made of.
-MESSAGES = {"output", "sampling_params", "sink_window"}
 
 
-def imports(path: Path):
-    for node in ast.walk(ast.parse(path.read_text())):
+@cache
+def modules() -> dict[str, Path]:
+    """Every module of the package, ``scheduler/`` included, by its name below ``paged_stream``."""
+    found = {}
+    for folder, prefix in ((ROOT / "paged_stream", ""), (ROOT / "scheduler", "scheduler.")):
+        for path in folder.rglob("*.py"):
+            parts = path.relative_to(folder).with_suffix("").parts
+            found[(prefix + ".".join(parts)).removesuffix("__init__").rstrip(".")] = path
+    return {name: path for name, path in found.items() if not name.startswith("_C")}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """What a file imports, at its head or later, as full names of modules."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0 or path.parent.name == "scheduler", "relative import"
-            if node.level == 0:
-                names = [f"{node.module}.{alias.name}" for alias in node.names]
-                yield from names if node.module == "paged_stream" else [node.module]
+            assert node.level == 0 or path.parent.name == "scheduler", "a relative import"
+            home = "paged_stream.scheduler" if node.level else ""
+            module = ".".join(part for part in (home, node.module) if part)
+            for alias in node.names:
+                name = f"{module}.{alias.name}"
+                is_module = name.removeprefix("paged_stream.") in {*modules(), "_C"}
+                yield name if is_module else module
 
 
-def modules():
-    for path in sorted((ROOT / "paged_stream").rglob("*.py")):
-        parts = path.relative_to(ROOT / "paged_stream").with_suffix("").parts
-        if parts != ("__init__",):
-            yield pytest.param(path, parts[0], id="/".join(parts))
+@cache
+def ours(module: str) -> frozenset[str]:
+    """Modules of the package that a module imports, by their names below ``paged_stream``."""
+    names = (name.partition(".") for name in imported(modules()[module]))
+    return frozenset(rest for package, _, rest in names if package == "paged_stream")
 
 
-@pytest.mark.parametrize(("path", "layer"), list(modules()))
-def test_imports_point_downwards(path, layer):
-    for name in imports(path):
-        parts = name.split(".")
-        if parts[0] != "paged_stream" or parts[1] == layer:
-            continue
-        assert parts[1] in ALLOWED[layer], f"{layer} must not import {name}"
-        if parts[1] == "scheduler" and layer in {"executor", "worker"}:
-            assert parts[2] in MESSAGES, f"{layer} must not see {name}"
+def room(module: str) -> str:
+    return module.split(".")[0]
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_a_room_sees_what_the_table_says(module):
+    for name in ours(module):
+        if room(name) != room(module):
+            allowed = ALLOWED[room(module)]
+            assert {name, room(name)} & allowed, f"{module} must not see {name}"
+
+
+def test_the_table_has_every_room_and_no_other():
+    assert set(ALLOWED) == {room(module) for module in modules()}
+    for name, allowed in ALLOWED.items():
+        used = {seen for module in modules() if room(module) == name for seen in ours(module)}
+        unused = {seen for seen in allowed if not any(seen in (each, room(each)) for each in used)}
+        assert not unused, f"{name} does not use {unused}"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "scheduler").glob("*.py")), ids=lambda p: p.stem)
-def test_scheduler_uses_the_standard_library_only(path):
-    import sys
-
-    for name in imports(path):
-        assert name.split(".")[0] in sys.stdlib_module_names, f"{path.name} imports {name}"
+def test_the_scheduler_uses_the_standard_library_only(path):
+    for name in imported(path):
+        package = name.split(".")[0]
+        assert name.startswith("paged_stream.scheduler") or package in sys.stdlib_module_names

@@ -12,7 +12,8 @@ from transformers import LlamaConfig
 
 from paged_stream.attention.native import NativeBackend
 from paged_stream.models.decoder import Decoder
-from paged_stream.models.loader import load_config, resolve_model
+from paged_stream.models.formats.resolve import resolve_model
+from paged_stream.models.loader import load_config
 from paged_stream.scheduler.output import ScheduledSequence, SchedulerOutput
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.scheduler.sink_window import SinkWindow

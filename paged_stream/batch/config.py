@@ -11,7 +11,7 @@ from typing import Any
 from paged_stream.batch.row_task import RowTask
 from paged_stream.batch.tables import FORMATS
 from paged_stream.config import EngineConfig, offline_settings
-from paged_stream.models.formats.files import EMBEDDED_MODEL
+from paged_stream.models.formats.resolve import EMBEDDED_MODEL
 from paged_stream.scheduler.fields import as_bytes, as_int, keep
 from paged_stream.scheduler.sampling_params import SamplingParams
 

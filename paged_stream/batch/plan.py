@@ -13,8 +13,8 @@ from paged_stream.batch.row_task import RowTask
 from paged_stream.batch.shards import JSONL, PARQUET, TEXT, InputFile, Shard, cut, find_files
 from paged_stream.batch.tables import KEY, TableWriter, check_columns, column_types
 from paged_stream.config import EngineConfig
-from paged_stream.models.loader import resolve_model
-from paged_stream.text.tokenizer import load_tokenizer
+from paged_stream.models.formats.resolve import resolve_model
+from paged_stream.text.tokenizer import has_tokenizer, load_tokenizer
 
 _SAMPLE_FILES, _SAMPLE_ROWS = 8, 1000
 _COMPRESSION = 4  # of compressed lines, about
@@ -108,10 +108,10 @@ def make_plan(config: BatchConfig) -> Plan:
     """
     engine = engine_config(config.model, config.engine)
     model = resolve_model(config.model, cache_dir=engine.cache_dir)
-    if not model.has_tokenizer and config.task != "score":
+    if not has_tokenizer(model.folder) and config.task != "score":
         raise ValueError(f"task={config.task!r} needs a tokenizer, {config.model} has none")
     if config.task == "chat":
-        load_tokenizer(model).check_chat_template()
+        load_tokenizer(model.folder, model.name).check_chat_template()
     input_format, files = find_files(config.inputs)
     assert not isinstance(config.shard_bytes, str)  # it was read
     shards = cut(input_format, files, config.shard_bytes)

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from paged_stream import __version__
 from paged_stream.batch.config import BatchConfig
 from paged_stream.batch.plan import Plan, Pool, make_plan
 from paged_stream.batch.progress import Bar, Board
@@ -21,6 +20,7 @@ from paged_stream.batch.run_folder import RunFolder, check_settings
 from paged_stream.batch.shard_worker import ShardWorker
 from paged_stream.batch.shards import Shard
 from paged_stream.system.ray_extra import import_ray
+from paged_stream.version import __version__
 
 T = TypeVar("T")
 _READER_CPUS = 0.1

@@ -59,8 +59,9 @@ def run(args: argparse.Namespace, engine: Mapping[str, Any]) -> int:
 
     ray = import_ray("serve")  # says so before anything is looked at
     from paged_stream.batch.run import connect
-    from paged_stream.engine.inputs import resolve_sink_window
-    from paged_stream.models.loader import load_config, resolve_model
+    from paged_stream.engine.windows import resolve_sink_window
+    from paged_stream.models.formats.resolve import resolve_model
+    from paged_stream.models.loader import load_config
     from paged_stream.serve.app import build_app
 
     app = build_app(

@@ -13,7 +13,6 @@ from weakref import WeakValueDictionary
 
 from paged_stream.config import EngineConfig, takes_config
 from paged_stream.engine.async_stream import AsyncStream, encode
-from paged_stream.engine.inputs import Prompt
 from paged_stream.engine.lifetime import EngineStoppedError, refuse_pickling, when_abandoned
 from paged_stream.engine.llm_engine import LLMEngine
 from paged_stream.engine.mailbox import Deltas, Mailbox
@@ -23,6 +22,7 @@ from paged_stream.engine.thread import EngineThread
 from paged_stream.scheduler.fields import as_int
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.text.chat import Messages
+from paged_stream.text.inputs import Prompt
 
 T = TypeVar("T")
 OnEvict = Callable[[int, int], None]

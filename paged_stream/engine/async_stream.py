@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from paged_stream.engine.inputs import Prompt
 from paged_stream.engine.lifetime import refuse_pickling
 from paged_stream.engine.mailbox import Deltas, Mailbox
 from paged_stream.engine.outputs import StreamStats
@@ -15,6 +14,7 @@ from paged_stream.engine.stream import Addition, Stream
 from paged_stream.engine.stream_file import write_stream_file
 from paged_stream.scheduler.sampling_params import SamplingParams, whole_answer
 from paged_stream.text.chat import Messages, is_messages
+from paged_stream.text.inputs import Prompt
 
 if TYPE_CHECKING:
     from paged_stream.engine.async_engine import AsyncLLMEngine

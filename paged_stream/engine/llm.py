@@ -10,12 +10,12 @@ from typing import Any, NoReturn, cast
 from tqdm import tqdm
 
 from paged_stream.config import EngineConfig, offline_settings
-from paged_stream.engine.inputs import Prompt, naming_item
 from paged_stream.engine.lifetime import refuse_pickling
 from paged_stream.engine.llm_engine import LLMEngine
 from paged_stream.engine.outputs import CompletionOutput, RequestDelta, RequestOutput
 from paged_stream.scheduler.sampling_params import SamplingParams, check_params_type, whole_answer
 from paged_stream.text.chat import Messages
+from paged_stream.text.inputs import Prompt, naming_item
 
 
 class LLM:

@@ -14,12 +14,6 @@ from typing import NoReturn
 
 from paged_stream.config import EngineConfig, takes_config
 from paged_stream.engine.core import EngineCore, StreamRecord, Turn
-from paged_stream.engine.inputs import (
-    Prompt,
-    check_rotary_length,
-    resolve_sink_window,
-    visible_tokens,
-)
 from paged_stream.engine.lifetime import (
     Lifetime,
     finish_before_exit,
@@ -30,9 +24,15 @@ from paged_stream.engine.outputs import EngineStats, Inbox, RequestDelta, Stream
 from paged_stream.engine.stats import engine_stats, stream_stats
 from paged_stream.engine.stream import Stream
 from paged_stream.engine.stream_file import SavedStream, read_stream_file
+from paged_stream.engine.windows import (
+    check_rotary_length,
+    resolve_sink_window,
+    visible_tokens,
+)
 from paged_stream.executor.base import Executor
 from paged_stream.executor.select import make_executor
-from paged_stream.models.loader import load_config, resolve_model
+from paged_stream.models.formats.resolve import resolve_model
+from paged_stream.models.loader import load_config
 from paged_stream.scheduler.config import SchedulerConfig
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.scheduler.scheduler import Scheduler
@@ -40,8 +40,9 @@ from paged_stream.scheduler.sequence import Sequence as TokenSequence
 from paged_stream.system.processor_quota import default_num_threads
 from paged_stream.system.processor_threads import processor_threads
 from paged_stream.text.chat import Messages, end_of_turn
+from paged_stream.text.inputs import Prompt
 from paged_stream.text.prompts import Pin, PromptEncoder
-from paged_stream.text.tokenizer import Tokenizer, load_tokenizer
+from paged_stream.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 
 
 class LLMEngine:
@@ -74,7 +75,9 @@ class LLMEngine:
         if not model_config.is_exact_at(length := visible_tokens(model_config, self.sink_window)):
             model_config = load_config(files, length)
         self.model_config = model_config
-        self.tokenizer: Tokenizer | None = load_tokenizer(files) if files.has_tokenizer else None
+        self.tokenizer: Tokenizer | None = None
+        if has_tokenizer(files.folder):
+            self.tokenizer = load_tokenizer(files.folder, files.name)
         executor = make_executor(config, files, self.model_config, self.sink_window)
         try:
             self._start(config, executor)
@@ -98,11 +101,12 @@ class LLMEngine:
                 enable_prefix_caching=config.enable_prefix_caching,
             )
         )
+        has_window = self.sink_window.window_size is not None
         self._prompts = PromptEncoder(
             self.tokenizer,
-            model_config,
             model=str(config.model),
-            has_window=self.sink_window.window_size is not None,
+            vocab_size=model_config.vocab_size,
+            length_limit=None if has_window else model_config.max_position_embeddings,
         )
         self._no_tokens = executor.read(array("q"))  # shape and dtype of K and V
         self._core = EngineCore(scheduler, executor, self.tokenizer, self._end_token_ids())

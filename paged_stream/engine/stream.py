@@ -10,13 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
 
-from paged_stream.engine.inputs import Prompt
 from paged_stream.engine.lifetime import finish_before_exit, refuse_pickling, when_abandoned
 from paged_stream.engine.outputs import DeltaQueue, Inbox, RequestDelta, StreamStats
 from paged_stream.engine.stream_file import SavedStream, write_stream_file
 from paged_stream.scheduler.sampling_params import SamplingParams, whole_answer
 from paged_stream.scheduler.sequence import SequenceStatus
 from paged_stream.text.chat import Messages, without_repeated_end
+from paged_stream.text.inputs import Prompt
 
 if TYPE_CHECKING:
     from paged_stream.engine.llm_engine import LLMEngine

@@ -21,7 +21,8 @@ from paged_stream.engine.stream import Stream
 from paged_stream.evaluation.corpus import Corpus, take
 from paged_stream.evaluation.memory import resident_bytes
 from paged_stream.evaluation.variants import Variant
-from paged_stream.models.loader import load_config, resolve_model
+from paged_stream.models.formats.resolve import resolve_model
+from paged_stream.models.loader import load_config
 from paged_stream.system.progress_bar import progress_bar
 from paged_stream.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -164,7 +165,8 @@ def tokenizer_of(settings: dict[str, Any]) -> Tokenizer:
     Raises:
         ValueError: there is no such model, or it has none.
     """
-    return load_tokenizer(resolve_model(settings["model"], cache_dir=settings.get("cache_dir")))
+    files = resolve_model(settings["model"], cache_dir=settings.get("cache_dir"))
+    return load_tokenizer(files.folder, files.name)
 
 
 def make_engine(variant: Variant, num_tokens: int, settings: dict[str, Any]) -> LLMEngine:

@@ -26,8 +26,8 @@ from paged_stream.layers.rank_group import RankGroup
 from paged_stream.models.config import ModelConfig
 from paged_stream.models.fingerprint import Sample, fingerprint
 from paged_stream.models.formats.files import ModelFiles
+from paged_stream.models.formats.resolve import resolve_model
 from paged_stream.models.kv_tokens import KVTokens
-from paged_stream.models.loader import resolve_model
 from paged_stream.models.sharding import Rank, check_size, kv_heads_of
 from paged_stream.scheduler.output import KVOperation, ModelOutput, SchedulerOutput
 from paged_stream.scheduler.sink_window import SinkWindow

@@ -12,7 +12,7 @@ from paged_stream.layers.rank_group import RankGroup
 from paged_stream.models.config import ModelConfig
 from paged_stream.models.decoder import Decoder
 from paged_stream.models.formats.checkpoint import fill
-from paged_stream.models.formats.files import ModelFiles, resolve_model
+from paged_stream.models.formats.files import ModelFiles
 from paged_stream.models.formats.quantization import (
     block_formats,
     quantize_weights,
@@ -23,8 +23,6 @@ from paged_stream.models.registry import family_of
 from paged_stream.models.sharding import WHOLE, Rank
 
 logger = logging.getLogger(__name__)
-
-__all__ = ["ModelFiles", "load_config", "load_model", "resolve_model"]
 
 
 def load_config(files: ModelFiles, length: int | None = None) -> ModelConfig:

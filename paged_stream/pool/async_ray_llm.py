@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from paged_stream.config import EngineConfig
-from paged_stream.engine.inputs import Prompt
 from paged_stream.engine.outputs import EngineStats, RequestDelta
 from paged_stream.pool.replica_set import (
     Member,
@@ -34,6 +33,7 @@ from paged_stream.scheduler.sampling_params import (
     whole_answer,
 )
 from paged_stream.text.chat import Messages
+from paged_stream.text.inputs import Prompt
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,6 @@ from typing import Any, NoReturn, TypeVar
 
 from tqdm import tqdm
 
-from paged_stream.engine.inputs import Prompt
 from paged_stream.engine.lifetime import Lifetime, refuse_pickling, when_abandoned
 from paged_stream.engine.llm import conversations_of, merge_delta, params_per_prompt, prompt_list_of
 from paged_stream.engine.outputs import CompletionOutput, RequestDelta, RequestOutput, StreamStats
@@ -22,6 +21,7 @@ from paged_stream.pool.replica_set import PoolError
 from paged_stream.pool.stream import AsyncPoolStream
 from paged_stream.scheduler.sampling_params import SamplingParams, whole_answer
 from paged_stream.text.chat import Messages
+from paged_stream.text.inputs import Prompt
 
 __all__ = ["AsyncRayLLM", "PoolError", "PoolStats", "PoolStream", "RayLLM"]
 

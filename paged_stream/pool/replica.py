@@ -15,11 +15,11 @@ from typing import Any
 from paged_stream.config import EngineConfig
 from paged_stream.engine.async_engine import AsyncLLMEngine
 from paged_stream.engine.async_stream import AsyncStream, encode
-from paged_stream.engine.inputs import Prompt, naming_item
 from paged_stream.engine.mailbox import Deltas
 from paged_stream.engine.outputs import EngineStats, RequestDelta, StreamStats
 from paged_stream.engine.stream_file import write_stream_file
 from paged_stream.scheduler.sampling_params import SamplingParams
+from paged_stream.text.inputs import Prompt, naming_item
 
 _MAX_UNTAKEN = 64  # deltas of one turn, after which its engine waits
 

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paged_stream.engine.inputs import Prompt
 from paged_stream.engine.outputs import RequestDelta, StreamStats
 from paged_stream.engine.stream import MAX_QUEUED_TOKENS
 from paged_stream.pool.journal import Journal
@@ -20,6 +19,7 @@ from paged_stream.scheduler.sampling_params import (
     check_params_type,
     whole_answer,
 )
+from paged_stream.text.inputs import Prompt
 
 if TYPE_CHECKING:
     from paged_stream.pool.async_ray_llm import AsyncRayLLM

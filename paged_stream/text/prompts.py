@@ -6,10 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from paged_stream.engine.inputs import Prompt, as_token_ids, check_range
-from paged_stream.models.config import ModelConfig
 from paged_stream.scheduler.sampling_params import SamplingParams, check_params_type
 from paged_stream.text.chat import Messages, first_turn, is_messages, next_turn
+from paged_stream.text.inputs import Prompt, as_token_ids, check_range
 from paged_stream.text.tokenizer import Tokenizer
 
 
@@ -26,21 +25,22 @@ class PromptEncoder:
 
     Args:
         model: its name, for messages.
-        has_window: whether it can go beyond its trained length.
+        vocab_size: token ids are below it.
+        length_limit: tokens that a sequence may have; ``None``: any number.
     """
 
     def __init__(
         self,
         tokenizer: Tokenizer | None,
-        model_config: ModelConfig,
         *,
         model: str,
-        has_window: bool,
+        vocab_size: int,
+        length_limit: int | None,
     ) -> None:
         self._tokenizer = tokenizer
-        self._model_config = model_config
         self._model = model
-        self._has_window = has_window
+        self._vocab_size = vocab_size
+        self._length_limit = length_limit
 
     def encode(self, prompt: Prompt, *, continues: bool = False) -> list[int]:
         """Turn a prompt into token ids and check them.
@@ -60,7 +60,7 @@ class PromptEncoder:
             )
         else:
             token_ids = self._tokenizer.encode(prompt, add_special_tokens=not continues)
-        check_range(token_ids, self._model_config.vocab_size)
+        check_range(token_ids, self._vocab_size)
         return token_ids
 
     def encode_pin(self, pin: Prompt | Messages | None) -> Pin:
@@ -75,7 +75,7 @@ class PromptEncoder:
             return Pin(self.encode(pin), [])
         messages = [dict(message) for message in pin]
         token_ids = first_turn(self.chat_tokenizer(), [], messages, is_open=False)
-        check_range(token_ids, self._model_config.vocab_size)
+        check_range(token_ids, self._vocab_size)
         return Pin(token_ids, messages)
 
     def encode_chat(
@@ -99,7 +99,7 @@ class PromptEncoder:
         token_ids = (
             next_turn(tokenizer, messages) if continues else first_turn(tokenizer, pinned, messages)
         )
-        check_range(token_ids, self._model_config.vocab_size)
+        check_range(token_ids, self._vocab_size)
         return token_ids
 
     def chat_tokenizer(self) -> Tokenizer:
@@ -119,10 +119,9 @@ class PromptEncoder:
         Raises:
             ValueError: names the limit.
         """
-        trained = self._model_config.max_position_embeddings
-        if not self._has_window and num_tokens > trained:
+        if self._length_limit is not None and num_tokens > self._length_limit:
             raise ValueError(
-                f"{self._model_config.model_type} cannot go beyond its trained length of {trained} "
+                f"{self._model} cannot go beyond its trained length of {self._length_limit} "
                 f"tokens, got {num_tokens}"
             )
 
@@ -135,7 +134,6 @@ class PromptEncoder:
         check_params_type(params)
         if params.stop and self._tokenizer is None:
             raise ValueError(f"stop needs a tokenizer, and {self._model} has none")
-        vocab_size = self._model_config.vocab_size
         for token_id in params.stop_token_ids or ():
-            if token_id >= vocab_size:
-                raise ValueError(f"stop_token_ids must be below {vocab_size}, got {token_id}")
+            if token_id >= self._vocab_size:
+                raise ValueError(f"stop_token_ids must be below {self._vocab_size}, got {token_id}")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from paged_stream.models.formats.files import TOKENIZER_FILES, ModelFiles
-
+FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 # Classes that are nothing but tokenizer.json; importing the others costs seconds.
 PLAIN_CLASSES = {"TokenizersBackend", "PreTrainedTokenizerFast"}
 
@@ -120,33 +121,43 @@ def _plain_backend(tokenizer: Any) -> Any:
     return None
 
 
-def load_tokenizer(files: ModelFiles) -> Tokenizer:
-    """Load the tokenizer of a model folder; runs no code from it and never uses the network."""
-    folder = files.folder
-    if not files.has_tokenizer:
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a model's folder has a tokenizer."""
+    return any((folder / name).is_file() for name in FILES)
+
+
+def load_tokenizer(folder: Path, model: str) -> Tokenizer:
+    """Load the tokenizer of a model's folder. No code from it is run, nothing is downloaded.
+
+    Args:
+        model: what the user calls the model, for messages.
+
+    Raises:
+        ValueError: there is none, or it cannot be read.
+    """
+    if not has_tokenizer(folder):
         raise ValueError(
-            f"model={files.name!r}: no tokenizer ({' or '.join(TOKENIZER_FILES)}) in {folder}; "
+            f"model={model!r}: no tokenizer ({' or '.join(FILES)}) in {folder}; "
             "copy the tokenizer files of the model there"
         )
     try:
-        return Tokenizer(_load(files))
+        return Tokenizer(_load(folder))
     except Exception as error:  # transformers and tokenizers raise almost anything on a bad file
         reason = " ".join(str(error).split())
         raise ValueError(
-            f"model={files.name!r}: cannot read the tokenizer in {folder}: {reason}; "
+            f"model={model!r}: cannot read the tokenizer in {folder}: {reason}; "
             "fetch the tokenizer files again"
         ) from error
 
 
-def _load(files: ModelFiles) -> Any:
+def _load(folder: Path) -> Any:
     from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
-    if (files.folder / "tokenizer_config.json").is_file():
-        name = files.read_json("tokenizer_config.json").get("tokenizer_class")
-        if name in PLAIN_CLASSES and (files.folder / "tokenizer.json").is_file():
-            return TokenizersBackend.from_pretrained(files.folder, local_files_only=True)
+    config = folder / "tokenizer_config.json"
+    if config.is_file() and (folder / "tokenizer.json").is_file():
+        name = json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class")
+        if name in PLAIN_CLASSES:
+            return TokenizersBackend.from_pretrained(folder, local_files_only=True)
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(
-        files.folder, trust_remote_code=False, local_files_only=True
-    )
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)

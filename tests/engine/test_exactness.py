@@ -319,7 +319,7 @@ SMOLLM2 = "smollm2-135m-instruct"
 @pytest.fixture(scope="module")
 def smollm2():
     """The model in transformers, float32, from the folder that the engine itself loads."""
-    from paged_stream.models.loader import resolve_model
+    from paged_stream.models.formats.resolve import resolve_model
 
     folder = resolve_model(SMOLLM2).folder
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()

@@ -12,7 +12,6 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from paged_stream import LLM, AsyncLLMEngine, EngineConfig, SamplingParams
-from paged_stream.models.loader import resolve_model
 from paged_stream.text.chat import end_of_turn
 from paged_stream.text.tokenizer import load_tokenizer
 from tests.conftest import VOCAB, save_tokenizer
@@ -101,7 +100,7 @@ def test_the_template_tells_the_end_of_a_turn(folder, bare_folder, tmp_path):
     settings = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(settings | {"eos_token_id": 1}))
     save_tokenizer(model)
-    assert end_of_turn(load_tokenizer(resolve_model(model))) == END
+    assert end_of_turn(load_tokenizer(model, "mine")) == END
     [output] = LLM(str(model), **SETTINGS).chat(MESSAGES, use_tqdm=False)
     assert output.outputs[0].token_ids[-1] in (END, 1)
     with LLM(str(model), **SETTINGS).engine.open_stream() as stream:
@@ -124,4 +123,4 @@ def test_templates_without_an_end(folder, tmp_path, template):
     (model / "chat_template.jinja").unlink()
     if template is not None:
         (model / "chat_template.jinja").write_text(template)
-    assert end_of_turn(load_tokenizer(resolve_model(model))) is None
+    assert end_of_turn(load_tokenizer(model, "mine")) is None

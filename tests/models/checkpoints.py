@@ -9,7 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
 
 from paged_stream.attention.native import NativeBackend
 from paged_stream.models.decoder import Decoder
-from paged_stream.models.loader import load_config, load_model, resolve_model
+from paged_stream.models.formats.resolve import resolve_model
+from paged_stream.models.loader import load_config, load_model
 from paged_stream.models.registry import family_of
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from paged_stream.models import families
-from paged_stream.models.loader import load_config, resolve_model
+from paged_stream.models.formats.resolve import resolve_model
+from paged_stream.models.loader import load_config
 from paged_stream.models.registry import all_families
 from tests import family_reference
 from tests.engine.test_families import close, make_llm, run

@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from paged_stream.models.formats.resolve import resolve_model
 from paged_stream.models.hf_config import read_config
-from paged_stream.models.loader import load_config, resolve_model
+from paged_stream.models.loader import load_config
 from paged_stream.models.registry import all_families, family_of
 from tests.family_reference import VARIANTS
 from tests.models.checkpoints import load_decoder

@@ -8,7 +8,8 @@ import torch
 from paged_stream.attention.metadata import AttentionMetadata
 from paged_stream.attention.native import NativeBackend
 from paged_stream.models.decoder import Decoder
-from paged_stream.models.loader import load_config, load_model, resolve_model
+from paged_stream.models.formats.resolve import resolve_model
+from paged_stream.models.loader import load_config, load_model
 from paged_stream.worker.kv_cache import KVCache
 from tests.models.checkpoints import load_decoder
 

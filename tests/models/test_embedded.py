@@ -9,8 +9,13 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from paged_stream.models.formats.files import EMBEDDED_MODEL, EMBEDDED_PACKAGE, embedded_gguf
-from paged_stream.models.loader import load_config, resolve_model
+from paged_stream.models.formats.resolve import (
+    EMBEDDED_MODEL,
+    EMBEDDED_PACKAGE,
+    embedded_gguf,
+    resolve_model,
+)
+from paged_stream.models.loader import load_config
 from paged_stream.text.tokenizer import load_tokenizer
 from tests.models.checkpoints import assert_equals_gguf, load_decoder
 
@@ -45,7 +50,7 @@ def test_every_weight_equals_transformers(files):
 
 @pytest.mark.slow
 def test_tokenizer_equals_transformers(files):
-    tokenizer = load_tokenizer(files)
+    tokenizer = load_tokenizer(files.folder, files.name)
     path = embedded_gguf()
     oracle = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     for text in ("The water cycle describes 2024", " naïve 東京 🎉\n\n", "<|im_start|>user"):

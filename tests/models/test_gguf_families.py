@@ -12,7 +12,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from paged_stream.models.loader import load_config, resolve_model
+from paged_stream.models.formats.resolve import resolve_model
+from paged_stream.models.loader import load_config
 from paged_stream.text.tokenizer import load_tokenizer
 from tests.models.checkpoints import assert_equals_gguf, load_decoder
 from tests.models.gguf_files import llama3_factors, write_gguf
@@ -175,7 +176,7 @@ def test_llama3_factors_make_llama3_frequencies(tiny, save, convert):
 @pytest.mark.parametrize("variant", ["llama2", "qwen3", "gemma3"])
 def test_tokenizers(tiny, convert, variant):
     files = convert(tiny(variant, **SMALL))
-    tokenizer = load_tokenizer(files)
+    tokenizer = load_tokenizer(files.folder, files.name)
     oracle = AutoTokenizer.from_pretrained(Path(files.name).parent, gguf_file=Path(files.name).name)
     for text in ("hello", "a b", "  he\n"):
         assert tokenizer.encode(text) == oracle.encode(text)

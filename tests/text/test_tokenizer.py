@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from transformers import AutoTokenizer
 
-from paged_stream.models.loader import resolve_model
 from paged_stream.text.tokenizer import load_tokenizer
 
 TEXTS = ["", "hello there", "  two  spaces , and . dots\n\n", "naïve café 東京 🎉 123", "</s>he"]
@@ -18,7 +17,7 @@ MESSAGES = [
 @pytest.fixture
 def pair(tiny_llama, save):
     folder = save(tiny_llama())
-    return load_tokenizer(resolve_model(folder)), AutoTokenizer.from_pretrained(folder)
+    return load_tokenizer(folder, "mine"), AutoTokenizer.from_pretrained(folder)
 
 
 def test_text_equals_transformers(pair):
@@ -36,7 +35,7 @@ def test_special_tokens_are_optional(tiny_llama, save):
     folder = save(tiny_llama())
     oracle = AutoTokenizer.from_pretrained(folder, add_bos_token=True)
     oracle.save_pretrained(folder)
-    tokenizer = load_tokenizer(resolve_model(folder))
+    tokenizer = load_tokenizer(folder, "mine")
     assert tokenizer.encode("he") == [1, *tokenizer.encode("he", add_special_tokens=False)]
 
 
@@ -75,7 +74,7 @@ def test_chat_errors(pair, tiny_llama, save):
     folder = save(tiny_llama())
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(ValueError, match="no chat template; pass a prompt instead"):
-        load_tokenizer(resolve_model(folder)).apply_chat_template(MESSAGES)
+        load_tokenizer(folder, "mine").apply_chat_template(MESSAGES)
 
 
 def test_long_text_is_no_warning(pair, capsys):

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from paged_stream import EngineConfig
-from paged_stream.models.loader import load_config, resolve_model
+from paged_stream.models.formats.resolve import resolve_model
+from paged_stream.models.loader import load_config
 from paged_stream.scheduler.sink_window import SinkWindow
 from paged_stream.worker import memory
 from paged_stream.worker.memory import MemoryUse, explain_shortage, largest_step, plan_cache

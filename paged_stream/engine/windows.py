@@ -1,19 +1,13 @@
-"""What users hand in, checked where it enters: prompts, sinks and windows."""
+"""Sinks and windows that users ask for, checked against what a model can have."""
 
 from __future__ import annotations
 
 import logging
-import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import SupportsIndex
 
 from paged_stream.models.config import ModelConfig
 from paged_stream.scheduler.sink_window import SinkWindow
 
 logger = logging.getLogger(__name__)
-
-Prompt = str | Sequence[int]
 
 
 def resolve_sink_window(
@@ -82,53 +76,3 @@ def visible_tokens(model_config: ModelConfig, sink_window: SinkWindow) -> int:
     if sink_window.window_size is None:
         return model_config.max_position_embeddings
     return sink_window.num_sink_tokens + sink_window.window_size
-
-
-def as_token_ids(prompt: Sequence[int]) -> list[int]:
-    """Check that a prompt is a flat sequence of integers (arrays and tensors of them count)."""
-    values = prompt.tolist() if hasattr(prompt, "tolist") else prompt
-    if isinstance(values, bytes | Mapping) or not isinstance(values, Iterable):
-        raise ValueError(
-            f"prompt must be text or a list of token ids, got {prompt!r}{_prompt_hint(values)}"
-        )
-    return [_as_token_id(value) for value in values]
-
-
-def _as_token_id(value: SupportsIndex) -> int:
-    try:
-        if not isinstance(value, bool):  # of a mask
-            return operator.index(value)
-    except TypeError:
-        pass
-    raise ValueError(f"prompt token ids must be ints, got {value!r}")
-
-
-def _prompt_hint(value: object) -> str:
-    if isinstance(value, bytes):
-        return "; decode it first"
-    for key in ("prompt_token_ids", "prompt"):
-        if isinstance(value, Mapping) and key in value:
-            return f"; pass what stands under {key!r}"
-    return ""
-
-
-@contextmanager
-def naming_item(name: str, index: int, count: int) -> Iterator[None]:
-    """Let a `ValueError` say which of ``count`` items it is about, if there are several."""
-    try:
-        yield
-    except ValueError as error:
-        if count == 1:
-            raise
-        message = str(error).removeprefix(f"{name}: ")
-        raise ValueError(f"{name}[{index}]: {message}") from error
-
-
-def check_range(token_ids: Sequence[int], vocab_size: int) -> None:
-    """Refuse an empty prompt and ids that the model does not have."""
-    if not token_ids:
-        raise ValueError("prompt must not be empty")
-    lowest, highest = min(token_ids), max(token_ids)
-    if lowest < 0 or highest >= vocab_size:
-        bad = lowest if lowest < 0 else highest
-        raise ValueError(f"prompt token ids must be in [0, {vocab_size}), got {bad}")
