@@ -21,7 +21,7 @@ COMPILE_ARGS = [
     "-Wall",
     # Vectors cross only inlined calls, so how a wide one would be passed does not matter.
     "-Wno-psabi",
-    # Instruction sets are chosen at run time, see csrc/cpu/dispatch.cpp: no -march here.
+    # Instruction sets are chosen at run time, see csrc/cpu/isa/dispatch.cpp: no -march here.
     f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
 ]
 # Programs for sm_80 and Hopper, and a form that later GPUs compile when they load it; unless
@@ -53,7 +53,7 @@ def extension() -> Extension:
     # Whether there is a GPU here and now does not matter: what is built may run elsewhere.
     wanted = os.environ.get("USE_CUDA") != "0"
     with_cuda = wanted and CUDA_HOME is not None and torch.version.cuda is not None
-    sources = [Path("csrc/registration.cpp"), *sorted(Path("csrc/cpu").glob("*.cpp"))]
+    sources = [Path("csrc/registration.cpp"), *sorted(Path("csrc/cpu").rglob("*.cpp"))]
     if with_cuda:
         sources += sorted(Path("csrc/cuda").glob("*.cu"))
     headers = [path for end in ("h", "inl", "cuh") for path in Path("csrc").rglob(f"*.{end}")]
@@ -61,7 +61,7 @@ def extension() -> Extension:
         "paged_stream._C",
         [str(path) for path in sources],
         # BuildExtension makes these absolute: ninja compiles from another folder.
-        include_dirs=[str(Path("csrc/include").resolve()), str(Path("csrc/cuda").resolve())],
+        include_dirs=[str(Path("csrc", name).resolve()) for name in ("include", "cpu", "cuda")],
         depends=[str(path) for path in headers],
         extra_compile_args={"cxx": COMPILE_ARGS, "nvcc": CUDA_ARGS},
         library_dirs=toolkit_libraries() if with_cuda else [],

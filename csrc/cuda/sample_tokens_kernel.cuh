@@ -1,4 +1,5 @@
-// One token from each row of logits: the algorithm of csrc/cpu/sampling.inl, a block per row.
+// One token from each row of logits: the algorithm of csrc/cpu/kernels/sampling.inl, a block per
+// row.
 //
 // Nothing is sorted. What top_k and top_p keep is bounded below by one logit, which bisection over
 // the bits of a float finds; each of its steps reads only the tiles of the row whose largest logit,

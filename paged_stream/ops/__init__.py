@@ -10,22 +10,7 @@ contract raise RuntimeError naming the op, the argument, what was expected and w
 nothing waits for the device to look at numbers: slots and blocks that do not exist are skipped.
 """
 
-from paged_stream.ops.attention import paged_attention
-from paged_stream.ops.cache import (
-    copy_blocks,
-    gather_blocks,
-    rotary_and_cache,
-    rotary_reindex,
-    scatter_blocks,
-)
-from paged_stream.ops.dense import (
-    add_rms_norm,
-    linear,
-    pack_linear_weight,
-    pack_quantized_weight,
-    silu_and_mul,
-)
-from paged_stream.ops.layers import (
+from paged_stream.ops.decoder_layers import (
     AttentionBlock,
     DecoderLayers,
     GatedMLP,
@@ -33,13 +18,28 @@ from paged_stream.ops.layers import (
     decoder_layers,
     gated_mlp,
 )
-from paged_stream.ops.library import cpu_isa, has_cuda, set_cpu_isa
-from paged_stream.ops.steps import (
+from paged_stream.ops.lay_out_batch import (
     BatchLayout,
     advance_decode,
     lay_out_batch,
     rotary_table,
     sample_tokens,
+)
+from paged_stream.ops.library import cpu_isa, has_cuda, set_cpu_isa
+from paged_stream.ops.linear import (
+    add_rms_norm,
+    linear,
+    pack_linear_weight,
+    pack_quantized_weight,
+    silu_and_mul,
+)
+from paged_stream.ops.paged_attention import paged_attention
+from paged_stream.ops.rotary_and_cache import (
+    copy_blocks,
+    gather_blocks,
+    rotary_and_cache,
+    rotary_reindex,
+    scatter_blocks,
 )
 
 __all__ = [

@@ -14,7 +14,10 @@ import torch
 from paged_stream import ops
 
 ROOT = Path(__file__).parents[2]
-SOURCES = [Path(__file__).with_name("worker_pool_driver.cpp"), ROOT / "csrc/cpu/worker_pool.cpp"]
+SOURCES = [
+    Path(__file__).with_name("worker_pool_driver.cpp"),
+    ROOT / "csrc/cpu/threads/worker_pool.cpp",
+]
 COMPILER = shlex.split(os.environ.get("CXX", "g++"))
 
 

@@ -1,4 +1,4 @@
-// Hammers csrc/cpu/worker_pool.cpp without torch, for the sanitizers; returns 0 if all went well.
+// Hammers csrc/cpu/threads/worker_pool.cpp without torch, for the sanitizers; returns 0 if all went well.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -13,7 +13,7 @@
 #include <thread>
 #include <vector>
 
-#include "worker_pool.h"
+#include "threads/worker_pool.h"
 
 namespace {
 

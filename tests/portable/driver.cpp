@@ -1,4 +1,4 @@
-// Runs the portable kernels (csrc/cpu/isa_generic.cpp) without torch, on whatever the compiler's
+// Runs the portable kernels (csrc/cpu/isa/generic.cpp) without torch, on whatever the compiler's
 // target is, and compares them with plain loops. Exits with 1 if any result is wrong.
 
 #include <cstdio>

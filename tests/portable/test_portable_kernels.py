@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "portable"
-SOURCES = [ROOT / "csrc/cpu/isa_generic.cpp", *sorted(Path(__file__).parent.glob("*.cpp"))]
+SOURCES = [ROOT / "csrc/cpu/isa/generic.cpp", *sorted(Path(__file__).parent.glob("*.cpp"))]
 FLAGS = [
     "-std=c++20",
     "-O2",

@@ -1,8 +1,8 @@
-#include "attention_plan.h"
+#include "ops/attention_plan.h"
 
 #include <algorithm>
 
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 namespace paged_stream {
 namespace {

@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <utility>
 
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 namespace paged_stream {
 namespace generic {
@@ -13,9 +13,9 @@ constexpr int kNumVectorRegisters = 16;
 constexpr int kPanelVectors = 2;
 constexpr int kPrefetchBytes = 1024;
 
-#include "simd.inl"
+#include "kernels/simd.inl"
 
-#include "linear_common.inl"
+#include "kernels/linear_common.inl"
 
 constexpr TileShape kDenseShape{.tall_rows = 3, .tall_panels = 1, .wide_rows = 1, .wide_panels = 2};
 constexpr TileShape kQuantizedShape{
@@ -26,7 +26,7 @@ PS_INLINE IVec<W> add_pair_products(IVec<W> sum, UVec<W> a, UVec<W> b) {
   const IVec<W> low = ((IVec<W>)(a << 16) >> 16) * ((IVec<W>)(b << 16) >> 16);
   return sum + low + ((IVec<W>)a >> 16) * ((IVec<W>)b >> 16);
 }
-#include "dot_pairs.inl"
+#include "kernels/dot_pairs.inl"
 
 // float16 to float32, exact, also for subnormals. Infinities are not expected.
 template <int W>
@@ -37,7 +37,7 @@ PS_INLINE Vec<W> load_halves(const char* p) {
   return (Vec<W>)((UVec<W>)magnitude | ((bits & 0x8000u) << 16));
 }
 
-#include "kernels.inl"
+#include "kernels/kernels.inl"
 
 }  // namespace generic
 

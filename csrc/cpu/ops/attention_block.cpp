@@ -3,8 +3,8 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "blocks.h"
-#include "parallel.h"
+#include "ops/blocks.h"
+#include "threads/parallel.h"
 
 namespace paged_stream {
 namespace {

@@ -3,9 +3,9 @@
 
 #include <torch/csrc/stable/tensor.h>
 
-#include "attention.h"
-#include "elementwise.h"
-#include "linear.h"
+#include "ops/elementwise.h"
+#include "ops/linear.h"
+#include "ops/paged_attention.h"
 
 namespace paged_stream {
 

@@ -8,11 +8,11 @@
 #include <optional>
 #include <vector>
 
-#include "attention.h"
-#include "attention_plan.h"
-#include "attention_run.h"
 #include "dtype.h"
-#include "kernels.h"
+#include "kernels/kernels.h"
+#include "ops/attention_plan.h"
+#include "ops/attention_run.h"
+#include "ops/paged_attention.h"
 
 namespace paged_stream {
 namespace {

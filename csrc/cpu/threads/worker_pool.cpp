@@ -1,4 +1,4 @@
-#include "worker_pool.h"
+#include "threads/worker_pool.h"
 
 #include <pthread.h>
 #include <sched.h>

@@ -9,8 +9,8 @@
 
 #include "checks.h"
 #include "decode_rows.h"
-#include "parallel.h"
 #include "sink_window.h"
+#include "threads/parallel.h"
 
 namespace paged_stream {
 namespace {

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <utility>
 
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 #define PAGED_STREAM_PMOVSX  // for simd.inl, where the target's own macros are not defined
 #pragma GCC target("avx2,fma,bmi2,f16c")
@@ -18,9 +18,9 @@ constexpr int kNumVectorRegisters = 16;
 constexpr int kPanelVectors = 2;
 constexpr int kPrefetchBytes = 1024;
 
-#include "simd.inl"
+#include "kernels/simd.inl"
 
-#include "linear_common.inl"
+#include "kernels/linear_common.inl"
 
 constexpr TileShape kDenseShape{.tall_rows = 6, .tall_panels = 1, .wide_rows = 3, .wide_panels = 2};
 constexpr TileShape kQuantizedShape{
@@ -30,14 +30,14 @@ template <int W>
 PS_INLINE IVec<W> add_pair_products(IVec<W> sum, UVec<W> a, UVec<W> b) {
   return sum + (IVec<W>)_mm256_madd_epi16((__m256i)a, (__m256i)b);
 }
-#include "dot_pairs.inl"
+#include "kernels/dot_pairs.inl"
 
 template <int W>
 PS_INLINE Vec<W> load_halves(const char* p) {
   return (Vec<W>)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
 }
 
-#include "kernels.inl"
+#include "kernels/kernels.inl"
 
 }  // namespace avx2
 

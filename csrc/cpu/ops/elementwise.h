@@ -7,7 +7,7 @@
 
 #include "checks.h"
 #include "dtype.h"
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 namespace paged_stream {
 

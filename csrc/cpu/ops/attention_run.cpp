@@ -1,4 +1,4 @@
-#include "attention_run.h"
+#include "ops/attention_run.h"
 
 #include <torch/headeronly/util/Exception.h>
 
@@ -7,7 +7,7 @@
 #include <cmath>
 #include <memory>
 
-#include "parallel.h"
+#include "threads/parallel.h"
 
 namespace paged_stream {
 namespace {

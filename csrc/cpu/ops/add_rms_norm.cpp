@@ -1,13 +1,13 @@
 // Launchers of the fused row-wise operations.
 
-#include "elementwise.h"
+#include "ops/elementwise.h"
 
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
 
 #include "checks.h"
-#include "parallel.h"
+#include "threads/parallel.h"
 
 namespace paged_stream {
 namespace {

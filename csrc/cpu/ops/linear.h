@@ -6,7 +6,7 @@
 #include <optional>
 
 #include "checks.h"
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 namespace paged_stream {
 

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <utility>
 
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 #pragma GCC target( \
     "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,bmi2,f16c,prefer-vector-width=512")
@@ -18,9 +18,9 @@ namespace avx512vnni {
 constexpr int kLanes = 16;
 constexpr int kPrefetchBytes = 2048;
 
-#include "simd.inl"
+#include "kernels/simd.inl"
 
-#include "linear_common.inl"
+#include "kernels/linear_common.inl"
 
 constexpr TileShape kQuantizedShape{
     .tall_rows = 12, .tall_panels = 1, .wide_rows = 4, .wide_panels = 4};
@@ -35,7 +35,7 @@ PS_INLINE Vec<W> load_halves(const char* p) {
   return (Vec<W>)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256((const __m256i*)p));
 }
 
-#include "quantized_linear.inl"
+#include "kernels/quantized_linear.inl"
 
 }  // namespace avx512vnni
 

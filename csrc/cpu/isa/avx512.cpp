@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <utility>
 
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 #define PAGED_STREAM_PMOVSX  // for simd.inl, where the target's own macros are not defined
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,bmi2,f16c,prefer-vector-width=512")
@@ -18,9 +18,9 @@ constexpr int kNumVectorRegisters = 32;
 constexpr int kPanelVectors = 4;
 constexpr int kPrefetchBytes = 2048;
 
-#include "simd.inl"
+#include "kernels/simd.inl"
 
-#include "linear_common.inl"
+#include "kernels/linear_common.inl"
 
 constexpr TileShape kDenseShape{
     .tall_rows = 12, .tall_panels = 2, .wide_rows = 6, .wide_panels = 4};
@@ -31,14 +31,14 @@ template <int W>
 PS_INLINE IVec<W> add_pair_products(IVec<W> sum, UVec<W> a, UVec<W> b) {
   return sum + (IVec<W>)_mm512_madd_epi16((__m512i)a, (__m512i)b);
 }
-#include "dot_pairs.inl"
+#include "kernels/dot_pairs.inl"
 
 template <int W>
 PS_INLINE Vec<W> load_halves(const char* p) {
   return (Vec<W>)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256((const __m256i*)p));
 }
 
-#include "kernels.inl"
+#include "kernels/kernels.inl"
 
 }  // namespace avx512
 

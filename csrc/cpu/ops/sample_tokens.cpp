@@ -7,9 +7,9 @@
 #include <limits>
 
 #include "checks.h"
-#include "kernels.h"
-#include "parallel.h"
+#include "kernels/kernels.h"
 #include "sampling_hash.h"
+#include "threads/parallel.h"
 
 namespace paged_stream {
 namespace {

@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "attention_checks.h"
-#include "attention_plan.h"
-#include "kernels.h"
+#include "kernels/kernels.h"
+#include "ops/attention_plan.h"
 
 namespace paged_stream {
 

@@ -7,7 +7,7 @@
 #include <cstring>
 #include <string>
 
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 namespace paged_stream {
 namespace {

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "worker_pool.h"
+#include "threads/worker_pool.h"
 
 namespace paged_stream {
 

@@ -7,8 +7,8 @@
 #include <cstring>
 
 #include "checks.h"
-#include "linear.h"
-#include "parallel.h"
+#include "ops/linear.h"
+#include "threads/parallel.h"
 
 namespace paged_stream {
 namespace {

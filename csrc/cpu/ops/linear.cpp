@@ -1,13 +1,13 @@
 // y = x W^T + b with a packed weight: validation, the layout of x, work sharing.
 
-#include "linear.h"
+#include "ops/linear.h"
 
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
 
-#include "elementwise.h"
-#include "parallel.h"
+#include "ops/elementwise.h"
+#include "threads/parallel.h"
 
 namespace paged_stream {
 namespace {

@@ -10,8 +10,8 @@
 #include <utility>
 #include <vector>
 
-#include "blocks.h"
-#include "parallel.h"
+#include "ops/blocks.h"
+#include "threads/parallel.h"
 
 namespace paged_stream {
 namespace {

@@ -2,23 +2,23 @@
 // kPanelVectors and kPrefetchBytes in a namespace of its own, includes simd.inl and
 // linear_common.inl there, defines kDenseShape, kQuantizedShape and dot4, and includes this.
 
-#include "quantized.inl"
+#include "kernels/quantized.inl"
 
-#include "rotary.inl"
+#include "kernels/rotary.inl"
 
-#include "attention_common.inl"
+#include "kernels/attention_common.inl"
 
-#include "attention_direct.inl"
+#include "kernels/attention_direct.inl"
 
-#include "attention_packed.inl"
+#include "kernels/attention_packed.inl"
 
-#include "elementwise.inl"
+#include "kernels/elementwise.inl"
 
-#include "linear.inl"
+#include "kernels/linear.inl"
 
-#include "quantized_linear.inl"
+#include "kernels/quantized_linear.inl"
 
-#include "sampling.inl"
+#include "kernels/sampling.inl"
 
 // Q is what queries and outputs are of, T what the cache is of. Fixed: number of chunks in head_dim
 // when known, else 0.

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <utility>
 
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 #pragma GCC target("avxvnni,avx2,fma,bmi2,f16c")
 
@@ -17,9 +17,9 @@ namespace avxvnni {
 constexpr int kLanes = 8;
 constexpr int kPrefetchBytes = 1024;
 
-#include "simd.inl"
+#include "kernels/simd.inl"
 
-#include "linear_common.inl"
+#include "kernels/linear_common.inl"
 
 constexpr TileShape kQuantizedShape{
     .tall_rows = 3, .tall_panels = 1, .wide_rows = 1, .wide_panels = 2};
@@ -34,7 +34,7 @@ PS_INLINE Vec<W> load_halves(const char* p) {
   return (Vec<W>)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
 }
 
-#include "quantized_linear.inl"
+#include "kernels/quantized_linear.inl"
 
 }  // namespace avxvnni
 

@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-#include "attention_plan.h"
-#include "kernels.h"
+#include "kernels/kernels.h"
+#include "ops/attention_plan.h"
 
 namespace paged_stream {
 

@@ -9,11 +9,11 @@
 #include <tuple>
 #include <unordered_set>
 
-#include "attention.h"
 #include "checks.h"
 #include "dtype.h"
-#include "kernels.h"
-#include "parallel.h"
+#include "kernels/kernels.h"
+#include "ops/paged_attention.h"
+#include "threads/parallel.h"
 
 namespace paged_stream {
 namespace {
