@@ -10,37 +10,25 @@ contract raise RuntimeError naming the op, the argument, what was expected and w
 nothing waits for the device to look at numbers: slots and blocks that do not exist are skipped.
 """
 
-from paged_stream.ops.decoder_layers import (
-    AttentionBlock,
-    DecoderLayers,
-    GatedMLP,
-    attention_block,
-    decoder_layers,
-    gated_mlp,
-)
-from paged_stream.ops.lay_out_batch import (
-    BatchLayout,
-    advance_decode,
-    lay_out_batch,
-    rotary_table,
-    sample_tokens,
-)
+from paged_stream.ops.add_rms_norm import add_rms_norm
+from paged_stream.ops.advance_decode import advance_decode
+from paged_stream.ops.attention_block import AttentionBlock, attention_block
+from paged_stream.ops.copy_blocks import copy_blocks
+from paged_stream.ops.decoder_layers import DecoderLayers, decoder_layers
+from paged_stream.ops.gated_mlp import GatedMLP, gated_mlp
+from paged_stream.ops.gather_blocks import gather_blocks
+from paged_stream.ops.lay_out_batch import BatchLayout, lay_out_batch
 from paged_stream.ops.library import cpu_isa, has_cuda, set_cpu_isa
-from paged_stream.ops.linear import (
-    add_rms_norm,
-    linear,
-    pack_linear_weight,
-    pack_quantized_weight,
-    silu_and_mul,
-)
+from paged_stream.ops.linear import linear
+from paged_stream.ops.pack_linear_weight import pack_linear_weight
+from paged_stream.ops.pack_quantized_weight import pack_quantized_weight
 from paged_stream.ops.paged_attention import paged_attention
-from paged_stream.ops.rotary_and_cache import (
-    copy_blocks,
-    gather_blocks,
-    rotary_and_cache,
-    rotary_reindex,
-    scatter_blocks,
-)
+from paged_stream.ops.rotary_and_cache import rotary_and_cache
+from paged_stream.ops.rotary_reindex import rotary_reindex
+from paged_stream.ops.rotary_table import rotary_table
+from paged_stream.ops.sample_tokens import sample_tokens
+from paged_stream.ops.scatter_blocks import scatter_blocks
+from paged_stream.ops.silu_and_mul import silu_and_mul
 
 __all__ = [
     "AttentionBlock",

@@ -1,11 +1,12 @@
 // Entries of the ops that move, turn, norm and sample; arguments in the order of the parameters.
 
+#include "add_rms_norm_kernel.cuh"
 #include "cache_rows_kernel.cuh"
 #include "copy_blocks_kernel.cuh"
 #include "driver.h"
-#include "elementwise_kernel.cuh"
 #include "rotary_table_kernel.cuh"
 #include "sample_tokens_kernel.cuh"
+#include "silu_and_mul_kernel.cuh"
 
 using namespace paged_stream;
 using paged_stream::emulator::Arguments;

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels/kernels.h"
+#include "isa/kernel_table.h"
 
 namespace paged_stream::portable {
 

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <utility>
 
-#include "kernels/kernels.h"
+#include "isa/kernel_table.h"
 
 #define PAGED_STREAM_PMOVSX  // for simd.inl, where the target's own macros are not defined
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,bmi2,f16c,prefer-vector-width=512")

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <utility>
 
-#include "kernels/kernels.h"
+#include "isa/kernel_table.h"
 
 #pragma GCC target("avxvnni,avx2,fma,bmi2,f16c")
 

@@ -1,13 +1,9 @@
 // Chooses the instruction set once, at first use.
 
-#include <torch/csrc/stable/library.h>
-#include <torch/headeronly/util/Exception.h>
-
 #include <atomic>
 #include <cstring>
-#include <string>
 
-#include "kernels/kernels.h"
+#include "isa/kernel_table.h"
 
 namespace paged_stream {
 namespace {
@@ -62,23 +58,10 @@ std::atomic<const Isa*>& current() {
 
 const Isa& isa() { return *current().load(std::memory_order_relaxed); }
 
-namespace {
-
-std::string cpu_isa() { return isa().name; }
-
-// For tests and benchmarks: a process that serves has no reason to leave the widest.
-void set_cpu_isa(std::string name) {
-  const Isa* found = find(name.c_str());
-  STD_TORCH_CHECK(found != nullptr, "set_cpu_isa: this machine has no \"", name,
-                  "\" kernels, expected one of \"avx512vnni\", \"avx512\", \"avxvnni\", \"avx2\", "
-                  "\"generic\"");
-  current().store(found, std::memory_order_relaxed);
+bool use_isa(const char* name) {
+  const Isa* const found = find(name);
+  if (found != nullptr) current().store(found, std::memory_order_relaxed);
+  return found != nullptr;
 }
 
-}  // namespace
 }  // namespace paged_stream
-
-STABLE_TORCH_LIBRARY_IMPL(paged_stream, CompositeExplicitAutograd, m) {
-  m.impl("cpu_isa", TORCH_BOX(&paged_stream::cpu_isa));
-  m.impl("set_cpu_isa", TORCH_BOX(&paged_stream::set_cpu_isa));
-}

@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <utility>
 
-#include "kernels/kernels.h"
+#include "isa/kernel_table.h"
 
 namespace paged_stream {
 namespace generic {

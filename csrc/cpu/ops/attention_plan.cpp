@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "kernels/kernels.h"
+#include "kernels/attention.h"
 
 namespace paged_stream {
 namespace {

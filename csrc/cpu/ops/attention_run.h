@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "kernels/kernels.h"
+#include "kernels/attention.h"
 #include "ops/attention_plan.h"
 
 namespace paged_stream {

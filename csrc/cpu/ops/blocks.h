@@ -6,6 +6,7 @@
 #include "ops/elementwise.h"
 #include "ops/linear.h"
 #include "ops/paged_attention.h"
+#include "ops/rotary_and_cache.h"
 
 namespace paged_stream {
 

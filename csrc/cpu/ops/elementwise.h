@@ -3,13 +3,24 @@
 
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <optional>
 
 #include "checks.h"
 #include "dtype.h"
-#include "kernels/kernels.h"
+#include "kernels/elementwise.h"
+#include "threads/parallel.h"
 
 namespace paged_stream {
+
+constexpr int64_t kMinElementsPerThread = 1 << 14;
+
+// Calls run(begin, end) for rows of `columns` elements, in parallel when they are many.
+template <class Run>
+void for_rows(int64_t rows, int64_t columns, const Run& run) {
+  const int64_t grain = std::max<int64_t>(1, kMinElementsPerThread / std::max<int64_t>(columns, 1));
+  for_each_range(rows, grain, run);
+}
 
 // Checked arguments of an addition and norm: residual [rows, dim], delta of the same shape or
 // none, float32 weight [dim].

@@ -1,21 +1,18 @@
-// What a step computes about its tokens before any layer runs: where they go, and their angles.
+// Where a step's tokens sit and go, before any layer runs.
 
 #include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <cmath>
 #include <tuple>
 #include <vector>
 
 #include "checks.h"
 #include "decode_rows.h"
 #include "sink_window.h"
-#include "threads/parallel.h"
 
 namespace paged_stream {
 namespace {
-
-constexpr int64_t kMinAnglesPerThread = 1 << 10;
 
 // What lay_out_batch is told about its sequences, B of each.
 struct Sequences {
@@ -117,33 +114,9 @@ Batch lay_out_batch(Tensor token_ids, Tensor block_rows, int64_t block_size,
           has_gap};
 }
 
-Tensor rotary_table(Tensor positions, Tensor inv_freq, double scaling) {
-  constexpr Checker check("rotary_table");
-  check.metadata(positions, "positions", ScalarType::Long, "[T]", {kAny}, positions);
-  check.metadata(inv_freq, "inv_freq", ScalarType::Double, "[rotary_dim / 2]", {kAny}, positions);
-  const int64_t rows = positions.size(0), half = inv_freq.size(0);
-  Tensor table = torch::stable::new_empty(positions, {rows, 2 * half}, ScalarType::Float);
-  const auto* at = positions.const_data_ptr<int64_t>();
-  const auto* freq = inv_freq.const_data_ptr<double>();
-  auto* out = table.mutable_data_ptr<float>();
-  const int64_t grain = std::max<int64_t>(1, kMinAnglesPerThread / std::max<int64_t>(1, half));
-  for_each_range(rows, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      float* const cosines = out + row * 2 * half;
-      for (int64_t i = 0; i < half; ++i) {
-        const double angle = static_cast<double>(at[row]) * freq[i];
-        cosines[i] = static_cast<float>(std::cos(angle) * scaling);
-        cosines[half + i] = static_cast<float>(std::sin(angle) * scaling);
-      }
-    }
-  });
-  return table;
-}
-
 }  // namespace
 }  // namespace paged_stream
 
 STABLE_TORCH_LIBRARY_IMPL(paged_stream, CPU, m) {
   m.impl("lay_out_batch", TORCH_BOX(&paged_stream::lay_out_batch));
-  m.impl("rotary_table", TORCH_BOX(&paged_stream::rotary_table));
 }

@@ -6,7 +6,8 @@
 
 #include <algorithm>
 
-#include "ops/elementwise.h"
+#include "dtype.h"
+#include "isa/kernel_table.h"
 #include "threads/parallel.h"
 
 namespace paged_stream {

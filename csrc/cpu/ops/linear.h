@@ -6,13 +6,12 @@
 #include <optional>
 
 #include "checks.h"
-#include "kernels/kernels.h"
+#include "kernels/linear.h"
+#include "kernels/quantized_linear.h"
+#include "number_types.h"
+#include "ops/panels.h"
 
 namespace paged_stream {
-
-constexpr int64_t num_panels(int64_t out_features) {
-  return (out_features + kLinearPanel - 1) / kLinearPanel;
-}
 
 // A weight from pack_linear_weight or pack_quantized_weight, and its bias.
 struct PackedWeight {

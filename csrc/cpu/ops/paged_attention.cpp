@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "dtype.h"
-#include "kernels/kernels.h"
+#include "isa/kernel_table.h"
 #include "ops/attention_plan.h"
 #include "ops/attention_run.h"
 #include "ops/paged_attention.h"

@@ -7,7 +7,7 @@
 #include <limits>
 
 #include "checks.h"
-#include "kernels/kernels.h"
+#include "isa/kernel_table.h"
 #include "sampling_hash.h"
 #include "threads/parallel.h"
 

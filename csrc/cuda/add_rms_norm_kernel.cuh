@@ -1,11 +1,9 @@
-// Fused row-wise operations of a layer: addition and norm, gated activation.
+// Addition to the residual stream and norm, fused.
 //
-// add_rms_norm, bytes per row: 2 * dim read and 2 * dim written in the dtype (1 and 1 without a
+// Bytes per row: 2 * dim read and 2 * dim written in the dtype (1 and 1 without a
 // delta), 4 * dim of weight from the caches. One block per row, the row in shared memory as float32
 // (4 * dim), so a row is read once; up to 1024 threads of 16 bytes each, two blocks per SM at dim
 // 8192 in two bytes. Rows are few when decoding: then the time is that of one launch.
-// silu_and_mul, bytes per row: 2 * dim read, dim written. One access of 16 bytes per operand and
-// thread, no shared memory, full occupancy.
 #pragma once
 
 #include "elements.cuh"
@@ -80,46 +78,6 @@ inline void run_add_rms_norm(const RmsNormParams& p, Stream stream) {
     const bool is_wide = p.dim % E == 0 && is_aligned(p.residual, 16) && is_aligned(p.delta, 16) &&
                          is_aligned(p.out, 16);
     is_wide ? launch_add_rms_norm<T, E>(p, stream) : launch_add_rms_norm<T, 1>(p, stream);
-  });
-}
-
-struct SiluAndMulParams {
-  const void* gate_up;  // [rows, 2 * dim]
-  void* out;            // [rows, dim]
-  int64_t rows, dim;
-  DType dtype;
-};
-
-constexpr int kSiluThreads = 256;
-
-template <class T, int E>
-__global__ void __launch_bounds__(kSiluThreads) silu_and_mul_kernel(const SiluAndMulParams p) {
-  const int64_t per_row = p.dim / E;
-  const int64_t index = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  const int64_t r = index / per_row, i = (index - r * per_row) * E;
-  if (r >= p.rows) return;
-  const T* const gate_up = static_cast<const T*>(p.gate_up) + r * 2 * p.dim + i;
-  float gate[E], up[E];
-  load_elements<E>(gate_up, gate);
-  load_elements<E>(gate_up + p.dim, up);
-#pragma unroll
-  for (int j = 0; j < E; ++j) {
-    // From e^-|x|, so that nothing overflows.
-    const float power = expf(-fabsf(gate[j]));
-    up[j] *= gate[j] * (gate[j] < 0 ? power : 1.0f) / (1.0f + power);
-  }
-  store_elements<E>(static_cast<T*>(p.out) + r * p.dim + i, up);
-}
-
-inline void run_silu_and_mul(const SiluAndMulParams& p, Stream stream) {
-  if (p.rows == 0 || p.dim == 0) return;
-  with_model_type(p.dtype, [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    constexpr int E = kVectorSize<T>;
-    const bool is_wide = p.dim % E == 0 && is_aligned(p.gate_up, 16) && is_aligned(p.out, 16);
-    const unsigned blocks = ceil_div(p.rows * p.dim / (is_wide ? E : 1), kSiluThreads);
-    const auto kernel = is_wide ? silu_and_mul_kernel<T, E> : silu_and_mul_kernel<T, 1>;
-    launch(kernel, blocks, kSiluThreads, 0, stream, p);
   });
 }
 

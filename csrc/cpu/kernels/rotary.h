@@ -1,0 +1,25 @@
+// The rotation of heads on their way, as launchers ask for it.
+#pragma once
+
+#include <cstdint>
+
+#include "cache_layout.h"
+
+namespace paged_stream {
+
+// Copies rows of head_dim elements, turning their first rotary_dim elements by the angles. Rows of
+// int8 come with their scale; those that are turned are quantised again.
+struct RotateArgs {
+  const void* src;
+  void* dst;  // may be src
+  int64_t num_heads;
+  int64_t src_stride;  // elements between heads; so is dst_stride
+  int64_t dst_stride;
+  int64_t head_dim;
+  const float* angles;  // rotary_dim / 2 cosines, then as many sines
+  int64_t rotary_dim;   // 0 only copies
+  bool interleaved;     // pairs are (2i, 2i + 1), else (i, i + rotary_dim / 2)
+};
+using RotateFn = void (*)(const RotateArgs&);
+
+}  // namespace paged_stream

@@ -1,0 +1,31 @@
+// Rotation and writing to the cache on checked arguments, for every launcher that does both.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+
+#include "checks.h"
+#include "number_types.h"
+#include "ops/heads.h"
+
+namespace paged_stream {
+
+// By what a step's T tokens are turned and where their keys and values go.
+struct RotaryStep {
+  Angles angles, sink_angles;
+  const int64_t* slots;
+  int64_t num_tokens;
+
+  static RotaryStep read(const Checker& check, const Tensor& rotary,
+                         const std::optional<Tensor>& sink_rotary, const Tensor& slot_mapping,
+                         bool interleaved, int64_t num_tokens, const Tensor& cache);
+};
+
+// What the op of a similar name does; sink_query.data is null if there are no sink angles.
+void rotate_and_store(const Heads& query, const Heads& sink_query, const Heads& key,
+                      const Heads& value, DType dtype, const Tensor& k_cache, const Tensor& v_cache,
+                      const RotaryStep& step);
+
+}  // namespace paged_stream

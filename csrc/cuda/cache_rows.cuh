@@ -1,0 +1,58 @@
+// What the launchers of the ops that write, read and turn rows of the cache share. Slots are not
+// read on the host: those that no cache has are skipped like -1.
+#pragma once
+
+#include "cache_rows_kernel.cuh"
+#include "tensors.cuh"
+
+namespace paged_stream {
+
+inline CacheGeometry geometry_of(const Checker& check, const Tensor& cache) {
+  const CacheGeometry geometry{cache.size(0) * cache.size(2), cache.size(2), cache.stride(0),
+                               cache.size(3), static_cast<int>(cache.size(1))};
+  const bool fits = is_aligned(cache.data_ptr(), 4) &&
+                    divides(4, geometry.block_stride * static_cast<int64_t>(cache.element_size()));
+  check.require(!is_quantized(cache) || fits,
+                "blocks of a cache of Char must begin at multiples "
+                "of 4 bytes");
+  return geometry;
+}
+
+inline RowShape shape_of(const Tensor& cache, const std::optional<Tensor>& rotary,
+                         bool interleaved) {
+  return {static_cast<int>(head_dim_of(cache)), rotary ? static_cast<int>(rotary->size(1) / 2) : 0,
+          interleaved};
+}
+
+inline const float* angles_of(const std::optional<Tensor>& rotary) {
+  return rotary ? rotary->const_data_ptr<float>() : nullptr;
+}
+
+// How many tokens a mapping names.
+inline int count_of(const Checker& check, const Tensor& slot_mapping, int64_t rows,
+                    const Tensor& cache) {
+  check.metadata(slot_mapping, "slot_mapping", ScalarType::Long, "[T]", {rows}, cache);
+  check.require(slot_mapping.size(0) <= INT32_MAX, "slot_mapping must have fewer than 2^31 slots");
+  return static_cast<int>(slot_mapping.size(0));
+}
+
+inline TokenHeads heads_of(const Tensor& t) { return {t.data_ptr(), t.stride(0)}; }
+
+// Moves rows between two sides, of which one at least is the cache.
+inline void move_rows(const Checker& check, const RowSide& from, const RowSide& to,
+                      const Tensor& cache, const Tensor& slot_mapping,
+                      const std::optional<Tensor>& rotary, bool interleaved) {
+  const int count = count_of(check, slot_mapping, kAny, cache);
+  const MoveRowsParams params{from,
+                              to,
+                              geometry_of(check, cache),
+                              angles_of(rotary),
+                              slot_mapping.const_data_ptr<int64_t>(),
+                              count,
+                              shape_of(cache, rotary, interleaved),
+                              dtype_of(cache)};
+  const DeviceScope device(cache);
+  run_move_rows(params, device.stream());
+}
+
+}  // namespace paged_stream

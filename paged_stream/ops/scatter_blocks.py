@@ -1,0 +1,26 @@
+"""Writing slots of the cache."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from paged_stream.ops.library import ops
+
+
+def scatter_blocks(
+    key: Tensor,
+    value: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slot_mapping: Tensor,
+    rotary: Tensor | None = None,
+    interleaved: bool = False,
+) -> None:
+    """Write keys and values, rows of the cache, [N, num_kv_heads, row_size], to their slots; -1
+    writes nothing.
+
+    Args:
+        slot_mapping: int64 [N]; no slot may be named twice.
+        rotary: float32 [N, rotary_dim], cosines then sines by which each key is turned on the way.
+    """
+    ops.scatter_blocks.default(key, value, k_cache, v_cache, slot_mapping, rotary, interleaved)
