@@ -1,4 +1,4 @@
-"""Builds the op library ``paged_stream._C`` and maps ``scheduler/`` into the package.
+"""Builds the op library ``paged_stream._C`` and packs what is in ``paged_stream/``.
 
 Metadata is in pyproject.toml. Install with ``pip install --no-build-isolation -e .``: the extension
 is compiled against the headers of the torch that is there.
@@ -70,8 +70,10 @@ def extension() -> Extension:
 
 
 setup(
-    packages=["paged_stream.scheduler", *find_packages(include=["paged_stream*"])],
-    package_dir={"paged_stream.scheduler": "scheduler"},
+    # A plain layout, so that an editable install is a path, which type checkers can follow. The
+    # link paged_stream/scheduler makes the folder scheduler/ part of it.
+    packages=find_packages(include=["paged_stream*"]),
+    package_dir={"": "."},
     package_data={"paged_stream": ["py.typed"], "paged_stream.scheduler": ["py.typed"]},
     ext_modules=[extension()],
     cmdclass={"build_ext": BuildExtension},

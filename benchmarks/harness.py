@@ -115,8 +115,9 @@ def matrix_rate() -> float:
 
 
 def machine() -> dict[str, Any]:
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # from torch 2.11 on
     return {
-        "cpu": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
+        "cpu": capabilities.get("cpu_name", platform.processor()),
         "threads": torch.get_num_threads(),
         "isa": ops.cpu_isa(),
         "python": platform.python_version(),

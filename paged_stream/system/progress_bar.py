@@ -13,6 +13,12 @@ DELAY_SECONDS = 3.0  # what is over sooner needs no bar
 _LINE = "{desc}: {percentage:.0f}%, {n_fmt}/{total_fmt}{unit} [{elapsed}<{remaining}, {rate_fmt}]"
 
 
+class Bar(tqdm):
+    """A tqdm bar that starts no thread: an interpreter may end while one is being started."""
+
+    monitor_interval = 0
+
+
 class _Lines:
     """A file that writes each state of a bar as a line of its own, instead of over the last one."""
 
@@ -50,4 +56,4 @@ def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> Any:
             "miniters": 1,
             "leave": True,
         }
-    return tqdm(iterable, **options)
+    return Bar(iterable, **options)

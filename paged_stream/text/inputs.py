@@ -5,14 +5,25 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import SupportsIndex
-
-Prompt = str | Sequence[int]
+from typing import Any, Protocol, SupportsIndex
 
 
-def as_token_ids(prompt: Sequence[int]) -> list[int]:
-    """Check that a prompt is a flat sequence of integers (arrays and tensors of them count)."""
-    values = prompt.tolist() if hasattr(prompt, "tolist") else prompt
+class TokenArray(Protocol):
+    """An array or a tensor of token ids, NumPy's and torch's for example."""
+
+    def tolist(self) -> Any: ...
+
+
+Prompt = str | Sequence[int] | TokenArray
+
+
+def as_token_ids(prompt: Sequence[int] | TokenArray) -> list[int]:
+    """Check that a prompt is a flat sequence of integers (arrays and tensors of them count).
+
+    Raises:
+        ValueError: it is none, or some of it are no integers.
+    """
+    values: object = prompt.tolist() if hasattr(prompt, "tolist") else prompt
     if isinstance(values, bytes | Mapping) or not isinstance(values, Iterable):
         raise ValueError(
             f"prompt must be text or a list of token ids, got {prompt!r}{_prompt_hint(values)}"

@@ -43,6 +43,7 @@ class Truth:
         self.digests: list[int | None] = []
         self.chain = hash((sink_window.num_sink_tokens, sink_window.window_size))
         self.queued: list[int] = []
+        self.is_edited = False
 
     def append(self, ids: list[int]) -> None:
         for token_id in ids:
@@ -53,6 +54,7 @@ class Truth:
     def copy(self) -> Truth:
         other = Truth(SinkWindow(0, 1))
         other.ids, other.digests, other.chain = self.ids[:], self.digests[:], self.chain
+        other.is_edited = self.is_edited
         return other
 
     def cut(self, first: int, start: int, end: int) -> None:
@@ -64,12 +66,18 @@ class Truth:
         del self.ids[num_tokens:], self.digests[num_tokens:]
 
     def take_back(self, num_tokens: int) -> None:
-        """Forget tokens that a step has appended."""
+        """Forget the last tokens, on which nothing depends that is left.
+
+        What comes next is like what would come without them, so it may be shared. After an edit
+        nothing may: the digests that are left do not tell of it.
+        """
         if num_tokens < len(self.ids):
             self.rewind(num_tokens)
-            digest = self.digests[-1]
-            assert digest is not None, "a step appends after whatever was cut"
-            self.chain = digest
+            if self.is_edited:
+                self.chain = hash((self.chain, num_tokens))
+            else:
+                assert (digest := self.digests[-1]) is not None
+                self.chain = digest
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -261,6 +269,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def branch(self, seq_id):
         """What comes now depends on more than the tokens."""
         self.edits += 1
+        self.truth[seq_id].is_edited = True
         self.truth[seq_id].chain = hash((self.truth[seq_id].chain, "edit", self.edits))
 
     @precondition(lambda self: self.idle_streams())
