@@ -214,7 +214,7 @@ def on_ray(args: argparse.Namespace, work: Path, engine: dict[str, Any]) -> floa
 
 
 def overhead(args: argparse.Namespace) -> list[dict[str, Any]]:
-    from paged_stream.batch.config import EXACT
+    from paged_stream.batch.batch_config import EXACT
 
     engine = {"window_size": 1020, "max_num_seqs": 32, "kv_cache_memory_bytes": 2 << 30, **EXACT}
     generator = random.Random(0)

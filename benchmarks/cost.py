@@ -5,8 +5,8 @@ from __future__ import annotations
 from paged_stream import LLMEngine
 from paged_stream.executor.local import LocalExecutor
 from paged_stream.layers.embedding import Embedding
-from paged_stream.models.config import ModelConfig
 from paged_stream.models.decoder import Decoder
+from paged_stream.models.model_config import ModelConfig
 
 
 def decoder(engine: LLMEngine) -> Decoder:

@@ -10,11 +10,11 @@ import torch
 from paged_stream import ops
 from paged_stream.config import EngineConfig
 from paged_stream.engine.windows import resolve_sink_window
-from paged_stream.models.config import ModelConfig
 from paged_stream.models.formats.files import ModelFiles
 from paged_stream.models.formats.quantization import weight_bytes
 from paged_stream.models.formats.resolve import resolve_model
 from paged_stream.models.loader import load_config
+from paged_stream.models.model_config import ModelConfig
 from paged_stream.models.registry import family_of
 from paged_stream.scheduler.sink_window import SinkWindow
 from paged_stream.system.processor_quota import default_num_threads

@@ -12,7 +12,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Collection, Iterable, Set
 
-from .config import SchedulerConfig
 from .decode_steps import give_more_steps, give_steps
 from .kv_cache_manager import KVCacheManager
 from .output import (
@@ -27,6 +26,7 @@ from .output import (
 from .queues import Queues
 from .residency import Residency
 from .sampling_params import SamplingParams
+from .scheduler_config import SchedulerConfig
 from .sequence import Sequence, SequenceState, SequenceStatus
 from .sink_window import SinkWindow
 from .turn_end import gain, max_new_tokens

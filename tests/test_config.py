@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paged_stream import EngineConfig, SamplingParams
-from paged_stream.batch.config import BatchConfig
+from paged_stream.batch.batch_config import BatchConfig
 from paged_stream.setting_hints import HINTS
 
 INTEGERS = {

@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from paged_stream.batch.config import BatchConfig as BatchConfig
+    from paged_stream.batch.batch_config import BatchConfig as BatchConfig
     from paged_stream.batch.dataset import generate_dataset as generate_dataset
     from paged_stream.batch.run import run_batch as run_batch
 
-_HOME = {"BatchConfig": "config", "generate_dataset": "dataset", "run_batch": "run"}
+_HOME = {"BatchConfig": "batch_config", "generate_dataset": "dataset", "run_batch": "run"}
 __all__ = sorted(_HOME)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from paged_stream.batch.config import engine_config
+from paged_stream.batch.batch_config import engine_config
 from paged_stream.batch.plan import Pool
 from paged_stream.batch.row_runner import KeyedRow, RowRunner
 from paged_stream.batch.row_task import RowTask

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from paged_stream.batch.config import BatchConfig, engine_config
+from paged_stream.batch.batch_config import BatchConfig, engine_config
 from paged_stream.batch.reading import ShardRows, parquet_schema, read_shard
 from paged_stream.batch.row_task import RowTask
 from paged_stream.batch.shards import JSONL, PARQUET, TEXT, InputFile, Shard, cut, find_files

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from paged_stream.batch.config import BatchConfig
+from paged_stream.batch.batch_config import BatchConfig
 from paged_stream.batch.plan import Plan, Pool, make_plan
 from paged_stream.batch.progress import Bar, Board
 from paged_stream.batch.row_runner import Progress

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace, engine: Mapping[str, Any], sampling_params: An
     from paged_stream.system.ray_extra import import_ray
 
     import_ray("data")  # says so before anything is looked at
-    from paged_stream.batch.config import BatchConfig
+    from paged_stream.batch.batch_config import BatchConfig
     from paged_stream.batch.run import describe_batch, run_batch
 
     config = BatchConfig(

@@ -33,9 +33,9 @@ from paged_stream.executor.base import Executor
 from paged_stream.executor.select import make_executor
 from paged_stream.models.formats.resolve import resolve_model
 from paged_stream.models.loader import load_config
-from paged_stream.scheduler.config import SchedulerConfig
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.scheduler.scheduler import Scheduler
+from paged_stream.scheduler.scheduler_config import SchedulerConfig
 from paged_stream.scheduler.sequence import Sequence as TokenSequence
 from paged_stream.system.processor_quota import default_num_threads
 from paged_stream.system.processor_threads import processor_threads

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from paged_stream.models.config import ModelConfig
+from paged_stream.models.model_config import ModelConfig
 from paged_stream.scheduler.sink_window import SinkWindow
 
 logger = logging.getLogger(__name__)

@@ -14,10 +14,10 @@ import torch
 from paged_stream.attention.backend import AttentionBackend
 from paged_stream.attention.metadata import AttentionMetadata
 from paged_stream.config import EngineConfig
-from paged_stream.models.config import ModelConfig
 from paged_stream.models.decoder import Decoder
 from paged_stream.models.formats.resolve import resolve_model
 from paged_stream.models.loader import load_config, load_model
+from paged_stream.models.model_config import ModelConfig
 from paged_stream.system.progress_bar import progress_bar
 from paged_stream.worker.kv_cache import KVCache
 from paged_stream.worker.worker import resolve_dtype

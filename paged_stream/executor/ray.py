@@ -23,11 +23,11 @@ from paged_stream.config import EngineConfig
 from paged_stream.executor.base import Executor
 from paged_stream.executor.local import LocalExecutor
 from paged_stream.layers.rank_group import RankGroup
-from paged_stream.models.config import ModelConfig
 from paged_stream.models.fingerprint import Sample, fingerprint
 from paged_stream.models.formats.files import ModelFiles
 from paged_stream.models.formats.resolve import resolve_model
 from paged_stream.models.kv_tokens import KVTokens
+from paged_stream.models.model_config import ModelConfig
 from paged_stream.models.sharding import Rank, check_size, kv_heads_of
 from paged_stream.scheduler.output import KVOperation, ModelOutput, SchedulerOutput
 from paged_stream.scheduler.sink_window import SinkWindow

@@ -5,8 +5,8 @@ from __future__ import annotations
 from paged_stream.config import EngineConfig
 from paged_stream.executor.base import Executor
 from paged_stream.executor.local import LocalExecutor
-from paged_stream.models.config import ModelConfig
 from paged_stream.models.formats.files import ModelFiles
+from paged_stream.models.model_config import ModelConfig
 from paged_stream.scheduler.sink_window import SinkWindow
 
 

@@ -20,8 +20,8 @@ from paged_stream.layers.large_pages import Arena
 from paged_stream.layers.linear import Linear
 from paged_stream.layers.rank_group import RankGroup
 from paged_stream.layers.rotary import RotaryEmbedding, RotaryTables
-from paged_stream.models.config import ModelConfig, RotaryConfig
 from paged_stream.models.decoder_layer import DecoderLayer, make_norm
+from paged_stream.models.model_config import ModelConfig, RotaryConfig
 from paged_stream.models.sharding import WHOLE, Rank, shard_config, vocabulary_of
 
 

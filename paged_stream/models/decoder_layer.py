@@ -14,7 +14,7 @@ from paged_stream.layers.mlp import MLP
 from paged_stream.layers.norm import HeadNorm, LayerNorm, NoNorm, RMSNorm
 from paged_stream.layers.rank_group import RankGroup
 from paged_stream.layers.rotary import RotaryTables
-from paged_stream.models.config import ModelConfig
+from paged_stream.models.model_config import ModelConfig
 
 
 class Attention(torch.nn.Module):

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from paged_stream.models.config import ModelConfig
 from paged_stream.models.hf_config import read_config
+from paged_stream.models.model_config import ModelConfig
 
 # From a tensor as the checkpoint holds it (weight or bias) to the decoder's rows. Called with meta
 # tensors too, to check shapes; raises RuntimeError for a shape that it cannot take.

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import torch
 
-from paged_stream.models.config import ModelConfig
 from paged_stream.models.decoder import Decoder
+from paged_stream.models.model_config import ModelConfig
 from paged_stream.models.sharding import Rank, part_of, whole_rows
 
 _SAMPLES = 64  # of each parameter

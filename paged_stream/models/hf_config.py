@@ -15,7 +15,7 @@ import torch
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from paged_stream.layers.mlp import ACTIVATIONS
-from paged_stream.models.config import LayerConfig, ModelConfig, RotaryConfig
+from paged_stream.models.model_config import LayerConfig, ModelConfig, RotaryConfig
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn", "longrope", "dynamic")
 

@@ -9,7 +9,6 @@ import torch
 
 from paged_stream.attention.backend import AttentionBackend
 from paged_stream.layers.rank_group import RankGroup
-from paged_stream.models.config import ModelConfig
 from paged_stream.models.decoder import Decoder
 from paged_stream.models.formats.checkpoint import fill
 from paged_stream.models.formats.files import ModelFiles
@@ -19,6 +18,7 @@ from paged_stream.models.formats.quantization import (
     take_stored_blocks,
 )
 from paged_stream.models.hf_config import token_ids
+from paged_stream.models.model_config import ModelConfig
 from paged_stream.models.registry import family_of
 from paged_stream.models.sharding import WHOLE, Rank
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from paged_stream.models.config import ModelConfig
+from paged_stream.models.model_config import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from paged_stream.config import EngineConfig
-from paged_stream.models.config import ModelConfig
+from paged_stream.models.model_config import ModelConfig
 from paged_stream.scheduler.output import ScheduledSequence, SchedulerOutput
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.scheduler.sink_window import SinkWindow, cdiv

@@ -13,12 +13,12 @@ import torch
 from paged_stream.attention.select import make_backend
 from paged_stream.config import EngineConfig
 from paged_stream.layers.rank_group import RankGroup
-from paged_stream.models.config import ModelConfig
 from paged_stream.models.fingerprint import sample_weights
 from paged_stream.models.formats.files import ModelFiles
 from paged_stream.models.key_balance import balance_keys
 from paged_stream.models.kv_tokens import KVTokens
 from paged_stream.models.loader import load_model
+from paged_stream.models.model_config import ModelConfig
 from paged_stream.models.sharding import WHOLE, Rank, shard_config
 from paged_stream.scheduler.output import KVOperation, ModelOutput, SchedulerOutput
 from paged_stream.scheduler.sink_window import SinkWindow

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from paged_stream import SamplingParams
-from paged_stream.batch.config import BatchConfig
+from paged_stream.batch.batch_config import BatchConfig
 from paged_stream.batch.plan import make_plan
 from paged_stream.batch.reading import read_shard
 from paged_stream.batch.run_folder import RunFolder

@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 from paged_stream import LLM, SamplingParams
 from paged_stream.batch import progress
-from paged_stream.batch.config import BatchConfig
+from paged_stream.batch.batch_config import BatchConfig
 from paged_stream.batch.plan import Pool, make_plan
 from paged_stream.batch.row_runner import KeyedRow, Progress, RowRunner
 from paged_stream.batch.row_task import RowTask, row_seed

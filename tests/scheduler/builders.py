@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from paged_stream.scheduler.config import SchedulerConfig
 from paged_stream.scheduler.output import ModelOutput, SchedulerOutput, SequenceUpdate
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.scheduler.scheduler import Scheduler
+from paged_stream.scheduler.scheduler_config import SchedulerConfig
 from paged_stream.scheduler.sequence import Sequence
 from paged_stream.scheduler.sink_window import SinkWindow
 

@@ -16,7 +16,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from paged_stream.scheduler.config import SchedulerConfig
 from paged_stream.scheduler.output import (
     CopyBlock,
     DropParked,
@@ -28,6 +27,7 @@ from paged_stream.scheduler.output import (
 )
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.scheduler.scheduler import Scheduler
+from paged_stream.scheduler.scheduler_config import SchedulerConfig
 from paged_stream.scheduler.sequence import SequenceStatus
 from paged_stream.scheduler.sink_window import SinkWindow, cdiv
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from paged_stream.models.config import LayerConfig, ModelConfig
 from paged_stream.models.families.llama import LlamaLike
 from paged_stream.models.family import Source, plus_one
 from paged_stream.models.hf_config import local_windows, refuse, rotary_config, standard_config
+from paged_stream.models.model_config import LayerConfig, ModelConfig
 
 
 class Gemma2(LlamaLike):

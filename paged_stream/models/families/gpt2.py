@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from paged_stream.models.config import LayerConfig, ModelConfig
 from paged_stream.models.family import Family, Source, transposed
 from paged_stream.models.hf_config import refuse, standard_config
+from paged_stream.models.model_config import LayerConfig, ModelConfig
 
 
 class GPT2(Family):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from paged_stream.models.config import LayerConfig, ModelConfig, RotaryConfig
 from paged_stream.models.family import Family, Source
 from paged_stream.models.hf_config import default_frequencies, standard_config
+from paged_stream.models.model_config import LayerConfig, ModelConfig, RotaryConfig
 
 
 class GPTJ(Family):

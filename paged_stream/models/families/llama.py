@@ -8,9 +8,9 @@ import numpy as np
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
-from paged_stream.models.config import LayerConfig, ModelConfig
 from paged_stream.models.family import Family, Source
 from paged_stream.models.hf_config import build_config, rotary_config, standard_config
+from paged_stream.models.model_config import LayerConfig, ModelConfig
 
 
 @strict

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from paged_stream.models.config import LayerConfig, ModelConfig
 from paged_stream.models.family import Family, Source
 from paged_stream.models.hf_config import refuse, standard_config
+from paged_stream.models.model_config import LayerConfig, ModelConfig
 
 
 class MPT(Family):

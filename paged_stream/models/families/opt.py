@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from paged_stream.models.config import LayerConfig, ModelConfig
 from paged_stream.models.family import Family, Source
 from paged_stream.models.hf_config import refuse, standard_config
+from paged_stream.models.model_config import LayerConfig, ModelConfig
 
 
 class OPT(Family):

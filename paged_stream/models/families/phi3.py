@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from paged_stream.models.config import ModelConfig
 from paged_stream.models.families.mistral import Mistral
 from paged_stream.models.family import Source
+from paged_stream.models.model_config import ModelConfig
 
 
 class Phi3(Mistral):

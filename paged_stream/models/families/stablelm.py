@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from paged_stream.models.config import LayerConfig, ModelConfig
 from paged_stream.models.families.llama import LlamaLike
 from paged_stream.models.family import Source
 from paged_stream.models.hf_config import rotary_config, standard_config
+from paged_stream.models.model_config import LayerConfig, ModelConfig
 
 
 class StableLM(LlamaLike):

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from paged_stream.models.config import ModelConfig
 from paged_stream.models.decoder import Decoder
 from paged_stream.models.family import Family, Weight
 from paged_stream.models.formats.files import WEIGHT_SUFFIXES, ModelFiles
+from paged_stream.models.model_config import ModelConfig
 from paged_stream.models.sharding import WHOLE, Rank, part_of
 from paged_stream.system.progress_bar import DELAY_SECONDS, progress_bar
 

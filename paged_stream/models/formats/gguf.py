@@ -25,12 +25,12 @@ import numpy as np
 
 from paged_stream.attention.native import NativeBackend
 from paged_stream.layers.linear import BLOCK_BYTES
-from paged_stream.models.config import ModelConfig
 from paged_stream.models.decoder import Decoder
 from paged_stream.models.family import Family
 from paged_stream.models.formats.files import BLOCKS_FILE
 from paged_stream.models.formats.gguf_config import ROPE_FACTORS, config_fields
 from paged_stream.models.hf_config import read_config
+from paged_stream.models.model_config import ModelConfig
 from paged_stream.models.registry import family_of_gguf
 from paged_stream.system.progress_bar import progress_bar
 

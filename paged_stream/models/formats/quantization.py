@@ -13,10 +13,10 @@ from safetensors import safe_open
 
 from paged_stream.attention.native import NativeBackend
 from paged_stream.layers.linear import BLOCK_BYTES, BLOCK_SIZE, Linear
-from paged_stream.models.config import ModelConfig
 from paged_stream.models.decoder import Decoder
 from paged_stream.models.family import Family
 from paged_stream.models.formats.files import BLOCKS_FILE, ModelFiles
+from paged_stream.models.model_config import ModelConfig
 from paged_stream.models.sharding import WHOLE, Rank, part_of
 
 
