@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 from dataclasses import asdict
 
-from paged_stream.batch.plan import Plan, Pool
+from paged_stream.batch.plan import BatchPlan, Pool
 from paged_stream.batch.row_task import Prompter
 from paged_stream.info import describe
 
 _SHOWN = 100  # characters of a prompt
 
 
-def describe_plan(plan: Plan, pool: Pool, num_rows: int) -> str:
+def describe_plan(plan: BatchPlan, pool: Pool, num_rows: int) -> str:
     """Describe a plan and the prompts of its first rows."""
     config = plan.config
     each = f"{pool.num_gpus:g} GPU" if pool.num_gpus else f"{pool.num_threads} threads"
@@ -41,7 +41,7 @@ def describe_plan(plan: Plan, pool: Pool, num_rows: int) -> str:
     return "\n".join([*lines, "", *_prompts(plan, num_rows)])
 
 
-def _task(plan: Plan) -> str:
+def _task(plan: BatchPlan) -> str:
     task = plan.task
     prompt = "a template" if task.template is not None else f"column {task.input_column!r}"
     if task.kind == "score":
@@ -49,7 +49,7 @@ def _task(plan: Plan) -> str:
     return f"{task.kind} from {prompt}, up to {task.params.max_tokens} tokens"
 
 
-def _prompts(plan: Plan, num_rows: int) -> list[str]:
+def _prompts(plan: BatchPlan, num_rows: int) -> list[str]:
     """A line for each of the first rows: its prompt, or why it has none."""
     prompter, lines = Prompter(plan.task), []
     for shard, source in plan.sample:

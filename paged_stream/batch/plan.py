@@ -10,7 +10,7 @@ from typing import Any
 from paged_stream.batch.batch_config import BatchConfig, engine_config
 from paged_stream.batch.reading import ShardRows, parquet_schema, read_shard
 from paged_stream.batch.row_task import RowTask
-from paged_stream.batch.shards import JSONL, PARQUET, TEXT, InputFile, Shard, cut, find_files
+from paged_stream.batch.shards import JSONL, PARQUET, TEXT, InputFile, InputShard, cut, find_files
 from paged_stream.batch.tables import KEY, TableWriter, check_columns, column_types
 from paged_stream.config import EngineConfig
 from paged_stream.models.formats.resolve import resolve_model
@@ -66,7 +66,7 @@ def _largest_share(cpus: Sequence[float], num_replicas: int) -> float:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class BatchPlan:
     """A batch, ready to run."""
 
     config: BatchConfig
@@ -74,9 +74,9 @@ class Plan:
     engine: EngineConfig
     input_format: str
     files: Sequence[InputFile]
-    shards: Sequence[Shard]
+    shards: Sequence[InputShard]
     types: Mapping[str, str]
-    sample: Sequence[tuple[Shard, ShardRows]]
+    sample: Sequence[tuple[InputShard, ShardRows]]
 
     @property
     def num_bytes(self) -> int:
@@ -100,7 +100,7 @@ class Plan:
         return {**self.config.settings(), "columns": dict(self.types), "inputs": files}
 
 
-def make_plan(config: BatchConfig) -> Plan:
+def make_plan(config: BatchConfig) -> BatchPlan:
     """Look at the inputs and the model's files.
 
     Raises:
@@ -128,7 +128,7 @@ def make_plan(config: BatchConfig) -> Plan:
         types = column_types(first, added)
     elif input_format == PARQUET:
         check_columns(_common_schema(files).names, added)
-    return Plan(
+    return BatchPlan(
         config=config,
         task=task,
         engine=engine,
@@ -140,7 +140,7 @@ def make_plan(config: BatchConfig) -> Plan:
     )
 
 
-def read_sample(shards: Sequence[Shard], max_row_bytes: int) -> list[tuple[Shard, ShardRows]]:
+def read_sample(shards: Sequence[InputShard], max_row_bytes: int) -> list[tuple[InputShard, ShardRows]]:
     """The beginnings of some shards, spread over the input."""
     step, most = -(-len(shards) // _SAMPLE_FILES), _SAMPLE_ROWS // _SAMPLE_FILES
     parts = []
@@ -160,7 +160,7 @@ def read_sample(shards: Sequence[Shard], max_row_bytes: int) -> list[tuple[Shard
     return parts
 
 
-def _share(shard: Shard, part: Shard, rows: ShardRows, most: int) -> float:
+def _share(shard: InputShard, part: InputShard, rows: ShardRows, most: int) -> float:
     """How much of a shard was read, about."""
     if shard.format != JSONL:
         return (part.stop - shard.start) / (shard.stop - shard.start)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from paged_stream.batch.row_runner import Progress
+from paged_stream.batch.row_runner import BatchProgress
 from paged_stream.system.progress_bar import progress_bar
 
 _SHOW_SECONDS = 0.5
@@ -18,14 +18,14 @@ class Board:
     """Adds up what workers tell; a Ray actor in a batch."""
 
     def __init__(self) -> None:
-        self._total = Progress()
+        self._total = BatchProgress()
         self._failure: str | None = None
 
-    def add(self, progress: Progress) -> None:
+    def add(self, progress: BatchProgress) -> None:
         for name, value in asdict(progress).items():
             setattr(self._total, name, getattr(self._total, name) + value)
 
-    def total(self) -> Progress:
+    def total(self) -> BatchProgress:
         return self._total
 
     def fail(self, reason: str) -> None:
@@ -47,7 +47,7 @@ class Bar:
 
     def __init__(
         self,
-        read: Callable[[], Progress],
+        read: Callable[[], BatchProgress],
         num_bytes: int,
         num_shards: int,
         clock: Callable[[], float] = time.monotonic,
@@ -57,7 +57,7 @@ class Bar:
         self._num_shards = num_shards
         self._num_committed = 0
         self._started: float | None = None  # when the first engine was there
-        self._last = Progress()
+        self._last = BatchProgress()
         self._stopped = threading.Event()
         self._bar: Any = progress_bar(
             total=num_bytes,
@@ -91,7 +91,7 @@ class Bar:
 
     def show(self) -> None:
         total = self._read()
-        if total == Progress():
+        if total == BatchProgress():
             return  # nothing yet, or nothing any more
         if total.num_engines and self._started is None:
             self._started = self._clock()

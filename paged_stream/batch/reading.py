@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from paged_stream.batch.files import open_file, open_stream
-from paged_stream.batch.shards import JSONL, TEXT, Shard, parquet_metadata
+from paged_stream.batch.shards import JSONL, TEXT, InputShard, parquet_metadata
 
 _READ_BYTES = 1 << 20
 LINE = "line"  # the column of JSON lines
@@ -33,7 +33,7 @@ class ShardRows:
     Args:
         table: pyarrow table of its good rows. Lines are in one column, `LINE`.
         rows: their numbers in the shard.
-        positions: where they are, for `Shard.locate`.
+        positions: where they are, for `InputShard.locate`.
         bad: the others.
     """
 
@@ -75,7 +75,7 @@ class ShardRows:
         return rows
 
 
-def read_shard(shard: Shard, max_row_bytes: int, *, most: int | None = None) -> ShardRows:
+def read_shard(shard: InputShard, max_row_bytes: int, *, most: int | None = None) -> ShardRows:
     """Read a shard; rows that cannot be read, or are larger than ``max_row_bytes``, are bad.
 
     Args:
@@ -91,7 +91,7 @@ def read_shard(shard: Shard, max_row_bytes: int, *, most: int | None = None) -> 
     return _read_parquet(shard)
 
 
-def _read_lines(shard: Shard, limit: int, most: int | None) -> ShardRows:
+def _read_lines(shard: InputShard, limit: int, most: int | None) -> ShardRows:
     import pyarrow as pa
 
     lines: list[str] = []
@@ -111,7 +111,7 @@ def _read_lines(shard: Shard, limit: int, most: int | None) -> ShardRows:
     return result
 
 
-def _read_texts(shard: Shard, limit: int) -> ShardRows:
+def _read_texts(shard: InputShard, limit: int) -> ShardRows:
     import pyarrow as pa
 
     texts: list[str] = []
@@ -126,7 +126,7 @@ def _read_texts(shard: Shard, limit: int) -> ShardRows:
 
 
 def _try(
-    result: ShardRows, shard: Shard, row: int, position: int, read: Callable[[], str]
+    result: ShardRows, shard: InputShard, row: int, position: int, read: Callable[[], str]
 ) -> str | None:
     """Read one row into the good ones, or enter it among the bad ones."""
     try:
@@ -167,7 +167,7 @@ def _read_text(path: str, limit: int) -> str:
     return data.decode("utf-8-sig")
 
 
-def _read_parquet(shard: Shard) -> ShardRows:
+def _read_parquet(shard: InputShard) -> ShardRows:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -203,7 +203,7 @@ def parquet_schema(path: str) -> Any:
     return schema.remove_metadata()
 
 
-def _lines(shard: Shard, limit: int) -> Iterator[tuple[int, bytes | None]]:
+def _lines(shard: InputShard, limit: int) -> Iterator[tuple[int, bytes | None]]:
     """Offset and bytes of the lines that begin in the shard; ``None`` for one that is too long."""
     path, is_whole = shard.paths[0], shard.stop < 0
     with open_stream(path) if is_whole else open_file(path) as file:

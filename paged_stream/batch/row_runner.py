@@ -34,7 +34,7 @@ class KeyedRow:
 
 
 @dataclass(slots=True)
-class Progress:
+class BatchProgress:
     """Work done since the last report. ``num_tokens`` went through the model, in and out;
     ``num_engines`` are new ones."""
 
@@ -70,7 +70,7 @@ class RowRunner:
     """
 
     def __init__(
-        self, engine: LLMEngine, task: RowTask, report: Callable[[Progress], object] | None = None
+        self, engine: LLMEngine, task: RowTask, report: Callable[[BatchProgress], object] | None = None
     ) -> None:
         engine.check_params(task.params)
         if engine.tokenizer is None and task.kind != "score":
@@ -81,7 +81,7 @@ class RowRunner:
         self.engine = engine
         self._prompter = Prompter(task)
         self._report = report
-        self._progress = Progress(num_engines=1)
+        self._progress = BatchProgress(num_engines=1)
         self._num_computed = 0
         self._reported = time.monotonic()
         self._submitted: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -189,4 +189,4 @@ class RowRunner:
         computed = self.engine.core.counters.num_computed_tokens
         self._progress.num_tokens, self._num_computed = computed - self._num_computed, computed
         self._report(self._progress)
-        self._progress, self._reported = Progress(), time.monotonic()
+        self._progress, self._reported = BatchProgress(), time.monotonic()

@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from paged_stream.batch.batch_config import BatchConfig
-from paged_stream.batch.plan import Plan, Pool, make_plan
+from paged_stream.batch.plan import BatchPlan, Pool, make_plan
 from paged_stream.batch.progress import Bar, Board
-from paged_stream.batch.row_runner import Progress
+from paged_stream.batch.row_runner import BatchProgress
 from paged_stream.batch.run_folder import RunFolder, check_settings
 from paged_stream.batch.shard_worker import ShardWorker
-from paged_stream.batch.shards import Shard
+from paged_stream.batch.shards import InputShard
 from paged_stream.system.ray_extra import import_ray
 from paged_stream.version import __version__
 
@@ -109,7 +109,7 @@ def connect(ray: Any) -> None:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
 
-def fit_pool(ray: Any, plan: Plan) -> Pool:
+def fit_pool(ray: Any, plan: BatchPlan) -> Pool:
     """Share the cluster among engines."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     pool = Pool.fit(plan.config.replicas, nodes, str(plan.engine.device))
@@ -133,7 +133,7 @@ def _weights(records: Sequence[Mapping[str, Any]]) -> str | None:
     return records[0]["weights"] if records else None
 
 
-def _check_records(plan: Plan, records: Sequence[Mapping[str, Any]]) -> None:
+def _check_records(plan: BatchPlan, records: Sequence[Mapping[str, Any]]) -> None:
     missing = len(plan.shards) - len(records)
     if missing:
         raise RuntimeError(
@@ -144,11 +144,11 @@ def _check_records(plan: Plan, records: Sequence[Mapping[str, Any]]) -> None:
         raise RuntimeError(f"nodes have different weights under the name {plan.config.model}")
 
 
-def _run_shards(ray: Any, plan: Plan, shards: Sequence[Shard], weights: str | None) -> float:
+def _run_shards(ray: Any, plan: BatchPlan, shards: Sequence[InputShard], weights: str | None) -> float:
     """Compute and commit shards; returns the seconds it took once the first worker began."""
     board = ray.remote(num_cpus=0)(Board).remote()
     num_bytes = sum(shard.num_bytes for shard in shards)
-    bar = Bar(lambda: _ask(ray, board.total, Progress()), num_bytes, len(shards))
+    bar = Bar(lambda: _ask(ray, board.total, BatchProgress()), num_bytes, len(shards))
     with bar, _quiet_data(ray):
         try:
             for _ in _pipeline(ray, plan, shards, weights, board).iter_rows():
@@ -171,7 +171,7 @@ def _ask(ray: Any, method: Any, default: T) -> T:
 
 
 def _pipeline(
-    ray: Any, plan: Plan, shards: Sequence[Shard], weights: str | None, board: Any
+    ray: Any, plan: BatchPlan, shards: Sequence[InputShard], weights: str | None, board: Any
 ) -> Any:
     """The lazy dataset of shards committed."""
     from paged_stream.batch.shard_source import ShardSource

@@ -18,7 +18,7 @@ from typing import Any
 
 from paged_stream.batch.files import OutputFolder
 from paged_stream.batch.reading import BadRow
-from paged_stream.batch.shards import Shard
+from paged_stream.batch.shards import InputShard
 
 MANIFEST = "manifest.json"
 _VERSION = 1
@@ -38,7 +38,7 @@ class RunFolder:
     # A worker's part
 
     def commit(
-        self, shard: Shard, data: bytes, bad: Sequence[BadRow], about: Mapping[str, Any]
+        self, shard: InputShard, data: bytes, bad: Sequence[BadRow], about: Mapping[str, Any]
     ) -> None:
         """Write a shard's output.
 

@@ -10,13 +10,13 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from paged_stream.batch.reading import read_shard
-from paged_stream.batch.shards import Shard
+from paged_stream.batch.shards import InputShard
 
 
 class ShardSource(Datasource):
     """Gives a row per shard, so that Ray Data never parts it: its index, and all that it holds."""
 
-    def __init__(self, shards: Sequence[Shard], max_row_bytes: int) -> None:
+    def __init__(self, shards: Sequence[InputShard], max_row_bytes: int) -> None:
         super().__init__()
         self._shards = shards
         self._max_row_bytes = max_row_bytes
@@ -39,7 +39,7 @@ class ShardSource(Datasource):
         ]
 
 
-def _read(index: int, shard: Shard, max_row_bytes: int) -> Iterable[Any]:
+def _read(index: int, shard: InputShard, max_row_bytes: int) -> Iterable[Any]:
     import pyarrow as pa
 
     rows = read_shard(shard, max_row_bytes).to_bytes()

@@ -10,7 +10,7 @@ from paged_stream.batch.reading import BadRow, ShardRows
 from paged_stream.batch.row_runner import KeyedRow, Result, RowRunner
 from paged_stream.batch.row_task import RowTask
 from paged_stream.batch.run_folder import RunFolder
-from paged_stream.batch.shards import Shard
+from paged_stream.batch.shards import InputShard
 from paged_stream.batch.tables import TableWriter
 from paged_stream.config import EngineConfig
 from paged_stream.engine.llm_engine import LLMEngine
@@ -30,7 +30,7 @@ class ShardWorker:
 
     def __init__(
         self,
-        shards: Sequence[Shard],
+        shards: Sequence[InputShard],
         *,
         engine: EngineConfig,
         task: RowTask,
@@ -65,7 +65,7 @@ class ShardWorker:
         ]
         return pa.table({"shard": numbers})
 
-    async def _run(self, shard: Shard, data: Any) -> int:
+    async def _run(self, shard: InputShard, data: Any) -> int:
         source = await asyncio.to_thread(ShardRows.from_bytes, data)
         values = await asyncio.to_thread(source.values, shard.format)
         rows = [
@@ -75,7 +75,7 @@ class ShardWorker:
         await asyncio.to_thread(self._commit, shard, source, results)
         return shard.number
 
-    def _commit(self, shard: Shard, source: ShardRows, results: Sequence[Result]) -> None:
+    def _commit(self, shard: InputShard, source: ShardRows, results: Sequence[Result]) -> None:
         good: dict[int, Mapping[str, Any]] = {}
         bad = list(source.bad)
         for index, result in enumerate(results):

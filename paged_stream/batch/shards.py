@@ -37,7 +37,7 @@ class InputFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shard:
+class InputShard:
     """A part of the input.
 
     Args:
@@ -104,7 +104,7 @@ def _two_formats(formats: dict[str, str | None]) -> tuple[str, str]:
 # Cutting
 
 
-def cut(format: str, files: Sequence[InputFile], shard_bytes: int | None = None) -> list[Shard]:
+def cut(format: str, files: Sequence[InputFile], shard_bytes: int | None = None) -> list[InputShard]:
     """Cut files into shards of about ``shard_bytes``; ``None`` makes about a thousand of 64 KiB to
     16 MiB.
 
@@ -121,7 +121,7 @@ def cut(format: str, files: Sequence[InputFile], shard_bytes: int | None = None)
         cut_file = _cut_lines if format == JSONL else _cut_parquet
         pieces = (piece for file in files for piece in cut_file(file, shard_bytes))
     return [
-        Shard(
+        InputShard(
             number=number, format=format, paths=paths, start=start, stop=stop, num_bytes=num_bytes
         )
         for number, (paths, start, stop, num_bytes) in enumerate(pieces)

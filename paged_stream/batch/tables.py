@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paged_stream.batch.reading import ShardRows
-from paged_stream.batch.shards import JSONL, Shard
+from paged_stream.batch.shards import JSONL, InputShard
 
 EXTRA = "_extra"
 KEY = {"shard": "int64", "row": "int64"}
@@ -71,7 +71,7 @@ class TableWriter:
         return self._format
 
     def to_bytes(
-        self, shard: Shard, source: ShardRows, results: Mapping[int, Mapping[str, Any]]
+        self, shard: InputShard, source: ShardRows, results: Mapping[int, Mapping[str, Any]]
     ) -> bytes:
         """Write the rows that have results.
 
@@ -94,7 +94,7 @@ class TableWriter:
         hidden = {name: values.pop(name) for name in [*added, EXTRA] if name in values}
         return values | ({EXTRA: hidden} if hidden else {}) | added
 
-    def _to_parquet(self, shard: Shard, chosen: ShardRows, added: list[dict[str, Any]]) -> bytes:
+    def _to_parquet(self, shard: InputShard, chosen: ShardRows, added: list[dict[str, Any]]) -> bytes:
         import pyarrow as pa
         from pyarrow import parquet
 

@@ -17,7 +17,7 @@ from paged_stream import LLM, SamplingParams
 from paged_stream.batch import progress
 from paged_stream.batch.batch_config import BatchConfig
 from paged_stream.batch.plan import Pool, make_plan
-from paged_stream.batch.row_runner import KeyedRow, Progress, RowRunner
+from paged_stream.batch.row_runner import KeyedRow, BatchProgress, RowRunner
 from paged_stream.batch.row_task import RowTask, row_seed
 from paged_stream.batch.run import fit_pool
 from paged_stream.batch.tables import column_types
@@ -284,7 +284,7 @@ def test_threads_that_the_user_asks_for(folder, tmp_path):
 
 
 def test_the_bar_tells_rates_once_there_is_time_to_divide_by():
-    now, done = [0.0], Progress(num_engines=1, num_rows=6, num_tokens=90)
+    now, done = [0.0], BatchProgress(num_engines=1, num_rows=6, num_tokens=90)
     bar = progress.Bar(lambda: done, 100, 3, clock=lambda: now[0])
     bar.show()
     assert "6 rows" in bar._bar.postfix and "/s" not in bar._bar.postfix
