@@ -69,7 +69,7 @@ class Run:
         self.output = work / name
         self._arguments = [
             *("batch", "--input", str(work / "documents.jsonl"), "--output", str(self.output)),
-            *("--model", str(work / "model"), "--replicas", str(replicas), "--resume"),
+            *("--model", str(work / "model"), "--num-replicas", str(replicas), "--resume"),
             *("--max-tokens", "24", "--temperature", "1", "--seed", "7", "--ignore-eos"),
             *("--window-size", "252", "--dtype", "float32", "--shard-bytes", str(SHARD_BYTES)),
         ]
@@ -198,14 +198,14 @@ def on_ray(args: argparse.Namespace, work: Path, engine: dict[str, Any]) -> floa
     output = work / f"out-{time.monotonic_ns()}"
     summary = run_batch(
         BatchConfig(
-            inputs=[str(work / "documents.jsonl")],
+            input=[str(work / "documents.jsonl")],
             output=str(output),
             model=args.model,
             sampling_params=SamplingParams(
                 max_tokens=args.max_tokens, temperature=0.0, ignore_eos=True
             ),
             engine=engine,
-            replicas=args.replicas,
+            num_replicas=args.replicas,
             shard_bytes=8192,
         )
     )

@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks.cost import decoder
 from benchmarks.harness import alternate, parser, spread, write_results
 from paged_stream import EngineConfig, LLMEngine, SamplingParams
+from paged_stream.setting_kinds import Dtype
 
 WINDOW_SIZE = 1020  # so small that the cache holds every batch
 SAMPLING: dict[str, dict[str, Any]] = {
@@ -31,7 +32,7 @@ class Decoding:
     """An engine in the middle of generating, whose model is timed apart."""
 
     def __init__(
-        self, model: str, dtype: str, batch: int, prompt: int, sampling: str, group: int
+        self, model: str, dtype: Dtype, batch: int, prompt: int, sampling: str, group: int
     ) -> None:
         self.engine = LLMEngine(
             EngineConfig(

@@ -22,12 +22,18 @@ def unknown_setting(owner: str, name: str, known: Collection[str], hints: Mappin
     message = f"{owner} has no setting {name!r}"
     if name in hints:
         return f"{message}: {hints[name]}"
-    # Somebody who writes windowSize, window-size or windowsize means window_size.
+    if match := similar(name, known):
+        return f"{message}; did you mean {match!r}?"
+    return f"{message}; it has {', '.join(sorted(known))}"
+
+
+def similar(name: str, known: Collection[str]) -> str | None:
+    """The known name that was perhaps meant: window_size for windowSize, window-size or
+    windowsize."""
     plain = {setting.replace("_", ""): setting for setting in known}
     word = name.lower().replace("_", "").replace("-", "")
-    for match in difflib.get_close_matches(word, plain, n=1, cutoff=0.75):
-        return f"{message}; did you mean {plain[match]!r}?"
-    return f"{message}; it has {', '.join(sorted(known))}"
+    matches = difflib.get_close_matches(word, plain, n=1, cutoff=0.75)
+    return plain[matches[0]] if matches else None
 
 
 def explains_settings(hints: Mapping[str, str], *, example: str) -> Callable[[type[T]], type[T]]:

@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 
 from paged_stream import EngineConfig, SamplingParams
 from paged_stream.batch.batch_config import BatchConfig
+from paged_stream.config import EngineSettings
 from paged_stream.setting_hints import HINTS
+
+
+def test_the_typed_settings_are_the_fields_but_the_model():
+    written = {field.name: field.type for field in fields(EngineConfig) if field.name != "model"}
+    annotations = EngineSettings.__annotations__
+    assert {name: kind.__forward_arg__ for name, kind in annotations.items()} == written
+
 
 INTEGERS = {
     "block_size": 32,
@@ -107,25 +115,26 @@ def test_homes_and_paths(monkeypatch, tmp_path):
     assert config.model == str(tmp_path / "m.gguf")
     assert (config.cache_dir, config.parking_dir) == (str(tmp_path / "cache"), str(tmp_path / "p"))
     assert EngineConfig(model="org/name").model == "org/name"
-    batch = BatchConfig(inputs=["~/in", "s3://~/x"], output="~/out", model="m")
-    assert batch.inputs == (str(tmp_path / "in"), "s3://~/x")
+    batch = BatchConfig(input=["~/in", "s3://~/x"], output="~/out", model="m")
+    assert batch.input == (str(tmp_path / "in"), "s3://~/x")
     assert batch.output == str(tmp_path / "out")
 
 
 def test_batches_take_the_same_values():
     batch = BatchConfig(
-        inputs=["in"],
+        input=["in"],
         output="out",
         model="m",
-        replicas=np.int64(2),
+        num_replicas=np.int64(2),
         max_row_bytes="2MiB",
         shard_bytes="1MB",
         engine={"window_size": np.int64(8), "dtype": torch.float32},
     )
-    assert (batch.replicas, batch.row_limit, batch.shard_bytes) == (2, 2 << 20, 10**6)
-    assert json.loads(json.dumps(batch.settings()))["quantization"] is None
+    assert (batch.num_replicas, batch.row_limit, batch.shard_bytes) == (2, 2 << 20, 10**6)
+    assert (batch.engine_config.window_size, batch.engine_config.dtype) == (8, "float32")
+    assert BatchConfig(input="in", output="out", model="m").input == ("in",)
     with pytest.raises(ValueError, match="no setting 'max_model_len': "):
-        BatchConfig(inputs=["in"], output="out", model="m", engine={"max_model_len": 8})
+        BatchConfig(input=["in"], output="out", model="m", engine={"max_model_len": 8})
 
 
 @pytest.mark.parametrize("name", ["cache_dir", "parking_dir"])

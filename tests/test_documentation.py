@@ -80,7 +80,7 @@ def test_commands_have_the_options_that_are_printed(page):
     commands = [words for code in blocks(page, "sh") for words in lines(code) if COMMAND in words]
     for words in commands:
         arguments = words[words.index(COMMAND) + 1 :]
-        assert cli._parser().parse_args(arguments).command == arguments[0]
+        assert cli.make_parser().parse_args(arguments).command.name == arguments[0]
 
 
 def test_the_pages_with_commands_are_known():

@@ -16,16 +16,18 @@ ROOT = Path(__file__).parent.parent
 ALLOWED = {
     "": {"config", "engine", "scheduler.sampling_params", "version"},
     "__main__": {"cli"},
-    "cli": {"commands", "info", "version"},
-    "commands": {"batch", "config", "engine", "evaluation", "models", "scheduler", "serve"}
-    | {"system", "text"},
+    "cli": {"commands", "version"},
+    "commands": {"batch", "config", "engine", "evaluation", "info", "models", "pool.pool_options"}
+    | {"scheduler", "serve", "system", "text"},
     "info": {"config", "engine", "models", "ops", "scheduler", "system", "worker"},
     "evaluation": {"attention", "config", "engine", "models", "scheduler", "system", "text"}
-    | {"worker"},
-    "serve": {"engine", "pool", "scheduler.sampling_params"},
-    "batch": {"config", "engine", "info", "models", "scheduler.fields"}
-    | {"scheduler.sampling_params", "system", "text", "version"},
-    "pool": {"config", "engine", "scheduler.fields", "scheduler.sampling_params", "system", "text"},
+    | {"setting_kinds", "worker"},
+    "serve": {"config", "engine", "pool", "scheduler.fields", "scheduler.sampling_params"}
+    | {"scheduler.settings"},
+    "batch": {"config", "engine.async_engine", "info", "models", "scheduler.fields"}
+    | {"scheduler.sampling_params", "scheduler.settings", "system", "text", "version"},
+    "pool": {"config", "engine", "scheduler.fields", "scheduler.sampling_params"}
+    | {"scheduler.settings", "setting_kinds", "system", "text"},
     "engine": {"config", "executor", "models", "scheduler", "system", "text"},
     "text": {"scheduler.sampling_params"},
     # Below the engine, the scheduler is its messages and what they are made of.
@@ -37,8 +39,10 @@ ALLOWED = {
     "layers": {"ops"},
     "attention": {"ops"},
     "ops": {"_C"},
-    "config": {"scheduler.fields", "scheduler.hints", "setting_hints"},
+    "config": {"scheduler.fields", "scheduler.hints", "scheduler.settings", "setting_hints"}
+    | {"setting_kinds"},
     "setting_hints": {"scheduler.sampling_params"},
+    "setting_kinds": {"scheduler.fields"},
     "system": set(),
     "version": set(),
     "scheduler": set(),

@@ -5,17 +5,18 @@ from __future__ import annotations
 import itertools
 from dataclasses import asdict
 
-from paged_stream.batch.plan import BatchPlan, Pool
-from paged_stream.batch.row_task import Prompter
+from paged_stream.batch.plan import BatchPlan
+from paged_stream.batch.prompts import Prompter
+from paged_stream.batch.replicas import Replicas
 from paged_stream.info import describe
 
 _SHOWN = 100  # characters of a prompt
 
 
-def describe_plan(plan: BatchPlan, pool: Pool, num_rows: int) -> str:
+def describe_plan(plan: BatchPlan, replicas: Replicas, num_rows: int) -> str:
     """Describe a plan and the prompts of its first rows."""
     config = plan.config
-    each = f"{pool.num_gpus:g} GPU" if pool.num_gpus else f"{pool.num_threads} threads"
+    each = f"{replicas.num_gpus:g} GPU" if replicas.num_gpus else f"{replicas.num_threads} threads"
     ahead = min(plan.shards_ahead, len(plan.shards))
     rows = [
         ("task", _task(plan)),
@@ -25,13 +26,13 @@ def describe_plan(plan: BatchPlan, pool: Pool, num_rows: int) -> str:
             f"{len(plan.shards):,} shards",
         ),
         ("output", f"{config.output}, {config.format}: {', '.join(plan.task.columns)}"),
-        ("replicas", f"{pool.num_replicas} engines, {each} each"),
+        ("replicas", f"{replicas.num_replicas} engines, {each} each"),
         (
             "work per replica",
             f"{plan.engine.actual_max_num_seqs} rows at a time, from {ahead} shards",
         ),
     ]
-    if len(plan.shards) < 4 * pool.num_replicas:
+    if len(plan.shards) < 4 * replicas.num_replicas:
         rows.append(("note", "few shards for so many replicas; lower shard_bytes to even them out"))
     width = max(len(label) for label, _ in rows)
     lines = [f"{label:<{width}}  {value}" for label, value in rows]
@@ -43,10 +44,10 @@ def describe_plan(plan: BatchPlan, pool: Pool, num_rows: int) -> str:
 
 def _task(plan: BatchPlan) -> str:
     task = plan.task
-    prompt = "a template" if task.template is not None else f"column {task.input_column!r}"
-    if task.kind == "score":
+    prompt = "a template" if task.prompt_template is not None else f"column {task.input_column!r}"
+    if task.task == "score":
         return f"score {prompt}"
-    return f"{task.kind} from {prompt}, up to {task.params.max_tokens} tokens"
+    return f"{task.task} from {prompt}, up to {task.sampling_params.max_tokens} tokens"
 
 
 def _prompts(plan: BatchPlan, num_rows: int) -> list[str]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from paged_stream.batch.batch_config import BatchConfig, engine_config
+from paged_stream.batch.batch_config import BatchConfig
 from paged_stream.batch.reading import ShardRows, parquet_schema, read_shard
 from paged_stream.batch.row_task import RowTask
 from paged_stream.batch.shards import JSONL, PARQUET, TEXT, InputFile, InputShard, cut, find_files
@@ -18,51 +18,32 @@ from paged_stream.text.tokenizer import has_tokenizer, load_tokenizer
 
 _SAMPLE_FILES, _SAMPLE_ROWS = 8, 1000
 _COMPRESSION = 4  # of compressed lines, about
-# Left of a replica's processors to those who read and write.
-_READING = 0.2
 # Rows that wait in a replica per row that runs, so that there is always a next one.
 _ROWS_AHEAD = 2
+# Fields of `BatchConfig` that its output depends on.
+_OF_OUTPUT = (
+    "task",
+    "prompt_column",
+    "prompt_template",
+    "format",
+    "shard_bytes",
+    "max_row_bytes",
+)
+# Fields of `EngineConfig` that change how fast an output is there, not what it is.
+_OF_SPEED = (
+    "cache_dir",
+    "num_threads",
+    "kv_cache_memory_bytes",
+    "gpu_memory_utilization",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "num_decode_steps",
+    "parking_memory_bytes",
+    "parking_dir",
+    "park_after_seconds",
+    "seed",
+)
 _MIN_SHARDS_AHEAD, _MAX_SHARDS_AHEAD = 4, 128
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pool:
-    """The engines: how many, and what each has."""
-
-    num_replicas: int
-    num_cpus: float
-    num_gpus: float
-    num_threads: int
-
-    @staticmethod
-    def fit(replicas: int | None, nodes: Sequence[Mapping[str, float]], device: str) -> Pool:
-        """Share the nodes' processors or GPUs among replicas.
-
-        Args:
-            nodes: resources of each node.
-            device: as in `EngineConfig`.
-        """
-        gpus = 0 if device == "cpu" else int(sum(node.get("GPU", 0) for node in nodes))
-        if gpus:
-            threads = 1  # the GPU computes
-            return Pool(num_replicas=replicas or gpus, num_cpus=1, num_gpus=1, num_threads=threads)
-        cpus = [node["CPU"] for node in nodes if node.get("CPU", 0) >= 1] or [1.0]
-        num_replicas = replicas or len(cpus)
-        share = _largest_share(cpus, num_replicas)
-        return Pool(
-            num_replicas=num_replicas,
-            num_cpus=round((1 - _READING) * share, 4),
-            num_gpus=0,
-            num_threads=max(1, int(share)),
-        )
-
-
-def _largest_share(cpus: Sequence[float], num_replicas: int) -> float:
-    """Most processors that each replica can have, on one node."""
-    for share in range(int(max(cpus)), 0, -1):
-        if sum(int(count // share) for count in cpus) >= num_replicas:
-            return float(share)
-    return sum(cpus) / num_replicas  # less than one each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +78,11 @@ class BatchPlan:
     def settings(self) -> dict[str, Any]:
         """All that the output depends on, but for the weights."""
         files = [[file.path, file.size] for file in self.files]
-        return {**self.config.settings(), "columns": dict(self.types), "inputs": files}
+        engine = asdict(self.engine) | {"quantization": self.engine.actual_quantization}
+        batch = {name: getattr(self.config, name) for name in _OF_OUTPUT}
+        output = {name: value for name, value in engine.items() if name not in _OF_SPEED}
+        sampling = asdict(self.config.sampling_params)
+        return {**batch, **output, **sampling, "columns": dict(self.types), "input": files}
 
 
 def make_plan(config: BatchConfig) -> BatchPlan:
@@ -106,18 +91,20 @@ def make_plan(config: BatchConfig) -> BatchPlan:
     Raises:
         ValueError: what the user must change.
     """
-    engine = engine_config(config.model, config.engine)
+    engine = config.engine_config
     model = resolve_model(config.model, cache_dir=engine.cache_dir)
     if not has_tokenizer(model.folder) and config.task != "score":
         raise ValueError(f"task={config.task!r} needs a tokenizer, {config.model} has none")
     if config.task == "chat":
         load_tokenizer(model.folder, model.name).check_chat_template()
-    input_format, files = find_files(config.inputs)
+    input_format, files = find_files(config.input)
     assert not isinstance(config.shard_bytes, str)  # it was read
     shards = cut(input_format, files, config.shard_bytes)
     if not shards:
-        raise ValueError(f"input must have rows, {', '.join(config.inputs)} has none")
-    task = config.row_task(input_format)
+        raise ValueError(f"input must have rows, {', '.join(config.input)} has none")
+    task = config.row_task
+    if input_format == TEXT and task.prompt_column is None and task.prompt_template is None:
+        task = replace(task, prompt_column="text")
     sample = read_sample(shards, config.row_limit)
     added = [*task.columns, *KEY]
     types: dict[str, str] = {}
@@ -140,7 +127,9 @@ def make_plan(config: BatchConfig) -> BatchPlan:
     )
 
 
-def read_sample(shards: Sequence[InputShard], max_row_bytes: int) -> list[tuple[InputShard, ShardRows]]:
+def read_sample(
+    shards: Sequence[InputShard], max_row_bytes: int
+) -> list[tuple[InputShard, ShardRows]]:
     """The beginnings of some shards, spread over the input."""
     step, most = -(-len(shards) // _SAMPLE_FILES), _SAMPLE_ROWS // _SAMPLE_FILES
     parts = []

@@ -5,13 +5,31 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from paged_stream.batch.row_runner import BatchProgress
 from paged_stream.system.progress_bar import progress_bar
 
 _SHOW_SECONDS = 0.5
+
+
+@dataclass(slots=True)
+class BatchProgress:
+    """Work done since the last report.
+
+    Args:
+        num_engines: engines that have loaded.
+        num_rows: rows that have ended.
+        num_bad: those of them that have no output.
+        num_tokens: tokens that went through the model, in and out.
+        num_bytes: of the input.
+    """
+
+    num_engines: int = 0
+    num_rows: int = 0
+    num_bad: int = 0
+    num_tokens: int = 0
+    num_bytes: float = 0.0
 
 
 class Board:

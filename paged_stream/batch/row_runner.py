@@ -1,28 +1,32 @@
 """Rows of any number of shards on one engine, as one continuous batch.
 
-A thread of its own steps the engine. Whenever a row ends, the next one takes its place, of whatever
-shard: nobody waits for a shard's slowest row but the shard itself.
+As many rows are with the engine at a time as its steps can take, and some more in its queue.
+Whenever a row ends, the next one takes its place, of whatever shard: nobody waits for a shard's
+slowest row but the shard itself.
 """
 
 from __future__ import annotations
 
-import itertools
-import logging
-import queue
-import threading
+import asyncio
+import hashlib
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 from typing import Any
 
-from paged_stream.batch.row_task import Prompter, RowRequest, RowTask
-from paged_stream.engine.llm_engine import LLMEngine
-
-logger = logging.getLogger(__name__)
+from paged_stream.batch.engine import BatchEngine
+from paged_stream.batch.progress import BatchProgress
+from paged_stream.batch.prompts import Prompter, encode
+from paged_stream.batch.row_task import RowTask
 
 _REPORT_SECONDS = 1.0
+# Rows with the engine per sequence of a step, so that a step never waits for the next row.
+_ROWS_PER_SEQUENCE = 2
+
+Result = dict[str, Any] | str  # a row's new columns, or why it has none
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,160 +37,136 @@ class KeyedRow:
     values: Mapping[str, Any]
 
 
-@dataclass(slots=True)
-class BatchProgress:
-    """Work done since the last report. ``num_tokens`` went through the model, in and out;
-    ``num_engines`` are new ones."""
-
-    num_engines: int = 0
-    num_rows: int = 0
-    num_bad: int = 0
-    num_tokens: int = 0
-    num_bytes: float = 0.0
-
-
-Result = dict[str, Any] | str  # a row's new columns, or why it has none
+def row_seed(seed: int, *key: object) -> int:
+    """The seed of one row's sampling: a function of the run's and the row's key."""
+    digest = hashlib.blake2b(repr((seed, *key)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 class _Job:
-    """Rows that were submitted together."""
+    """Rows that are wanted together."""
 
     def __init__(self, rows: Sequence[KeyedRow], num_bytes: int) -> None:
         self.rows = deque(enumerate(rows))
         self.results: list[Result] = [""] * len(rows)
         self.num_left = len(rows)
         self.bytes_per_row = num_bytes / max(1, len(rows))
-        self.future: Future[list[Result]] = Future()
+        self.future: asyncio.Future[list[Result]] = asyncio.get_running_loop().create_future()
 
 
 class RowRunner:
-    """Runs rows on an engine that belongs to it from now on.
+    """Runs rows on an engine, for the coroutines of one event loop.
 
     Args:
-        report: called with what was done, about once a second.
-
-    Raises:
-        ValueError: the cache does not hold one row, or the model has no tokenizer.
+        report: called with what was done, about once a second and whenever a job has ended.
     """
 
     def __init__(
-        self, engine: LLMEngine, task: RowTask, report: Callable[[BatchProgress], object] | None = None
+        self,
+        engine: BatchEngine,
+        task: RowTask,
+        report: Callable[[BatchProgress], object] = lambda progress: None,
     ) -> None:
-        engine.check_params(task.params)
-        if engine.tokenizer is None and task.kind != "score":
-            raise ValueError(
-                f"task={task.kind!r} needs a tokenizer, {engine.config.model} has none"
-            )
-        engine.open_stream().close()  # refuses a cache that is too small for long documents
-        self.engine = engine
+        self._engine = engine
+        self._task = task
         self._prompter = Prompter(task)
         self._report = report
-        self._progress = BatchProgress(num_engines=1)
+        self._progress = BatchProgress()
         self._num_computed = 0
         self._reported = time.monotonic()
-        self._submitted: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()  # nothing is submitted once `_failure` is set
-        self._failure: BaseException | None = None
-        # Of the thread only:
-        self._ids = itertools.count()
         self._jobs: deque[_Job] = deque()
-        self._running: dict[str, tuple[_Job, int, RowRequest]] = {}
-        self._thread = threading.Thread(target=self._run, name="rows", daemon=True)
-        self._thread.start()
+        self._slots: set[asyncio.Task[None]] = set()
+        report(BatchProgress(num_engines=1))
 
-    def submit(self, rows: Sequence[KeyedRow], *, num_bytes: int = 0) -> Future[list[Result]]:
-        """Run rows; the future gives a result for each, in their order.
+    async def run(self, rows: Sequence[KeyedRow], *, num_bytes: int = 0) -> list[Result]:
+        """A result for each row, in their order.
 
         Args:
             num_bytes: what they count for in reports.
+
+        Raises:
+            EngineStoppedError: the engine has failed.
         """
+        if not rows:
+            return []
         job = _Job(rows, num_bytes)
-        with self._lock:
-            if self._failure is not None:
-                raise RuntimeError("the engine has failed") from self._failure
-            self._submitted.put(job)
-        return job.future
+        self._jobs.append(job)
+        most = _ROWS_PER_SEQUENCE * self._engine.max_num_seqs
+        for _ in range(min(len(rows), most - len(self._slots))):
+            slot = asyncio.create_task(self._run_rows())
+            self._slots.add(slot)
+            slot.add_done_callback(self._slots.discard)
+        return await job.future
 
-    def close(self) -> None:
-        """Finish what was submitted and end the thread."""
-        self._submitted.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        try:
-            while self._take_jobs():
-                self._fill()
-                for delta in self.engine.step():
-                    job, index, request = self._running[delta.request_id]
-                    request.add(delta)
-                    if delta.finished:
-                        del self._running[delta.request_id]
-                        self._finish(job, index, request.columns())
-                self._tell()
-        except BaseException as error:
-            logger.exception("the engine has failed")
-            with self._lock:
-                self._failure = error
-            self._take_jobs(wait=False)
-            jobs = {id(job): job for job, _, _ in self._running.values()}
-            for job in (*self._jobs, *jobs.values()):
-                if not job.future.done():
-                    job.future.set_exception(error)
-
-    def _take_jobs(self, *, wait: bool = True) -> bool:
-        """Take in what was submitted; wait for something if there is nothing to do.
-
-        Returns:
-            Whether to go on.
-        """
-        while wait and not self._jobs and not self._running:
-            self._tell(now=True)
-            if not self._take(self._submitted.get()):
-                return False
-        while not self._submitted.empty():
-            if not self._take(self._submitted.get()):
-                self._submitted.put(None)  # once all is done
-                break
-        return True
-
-    def _take(self, job: _Job | None) -> bool:
-        if job is None:
-            return False
-        if job.num_left:
-            self._jobs.append(job)
-        else:
-            job.future.set_result([])
-        return True
-
-    def _fill(self) -> None:
-        """Start rows, the oldest job's first, until the engine has all that a step can take."""
-        most = self.engine.config.actual_max_num_seqs
-        while self._jobs and len(self._running) < most:
+    async def _run_rows(self) -> None:
+        """Run one row after the other, the oldest job's first, until all are taken."""
+        while self._jobs:
             job = self._jobs[0]
             index, row = job.rows.popleft()
             if not job.rows:
                 self._jobs.popleft()
-            request_id, request = str(next(self._ids)), RowRequest(self._prompter)
             try:
-                request.start(self.engine, request_id, row.values, row.key)
-            except ValueError as error:
-                self._finish(job, index, str(error))
-            else:
-                self._running[request_id] = (job, index, request)
+                await self._finish(job, index, await self._result(row))
+            except Exception as error:  # of the engine, not of the row
+                self._fail(error, job)
+                return
 
-    def _finish(self, job: _Job, index: int, result: Result) -> None:
+    async def _result(self, row: KeyedRow) -> Result:
+        try:
+            return await self._columns(row)
+        except ValueError as error:
+            return str(error)
+
+    async def _columns(self, row: KeyedRow) -> dict[str, Any]:
+        """What `RowTask.columns` names; raises ValueError if the row is a bad one."""
+        prompt = self._prompter.prompt(row.values)
+        ids = await asyncio.to_thread(encode, self._engine.tokenizer, prompt)
+        if self._task.task == "score":
+            return await self._score(ids)
+        params = self._task.sampling_params
+        # Without a key, equal prompts get equal texts.
+        params = replace(params, seed=row_seed(params.seed or 0, *(row.key or (prompt,))))
+        text, reason, count = [], None, 0
+        async with aclosing(self._engine.engine.generate(ids, params)) as deltas:
+            async for delta in deltas:
+                text.append(delta.delta_text)
+                reason = delta.finish_reason
+                count += len(delta.delta_token_ids)
+        columns = {"generated_text": "".join(text), "finish_reason": reason}
+        return columns | {"prompt_tokens": len(ids), "output_tokens": count}
+
+    async def _score(self, ids: Sequence[int]) -> dict[str, Any]:
+        if len(ids) == 1:
+            raise ValueError("the text must have at least 2 tokens to score, got 1")
+        log_likelihood = sum(score or 0.0 for score in await self._engine.engine.score(ids))
+        mean = -log_likelihood / (len(ids) - 1)
+        perplexity = math.exp(mean) if mean < 700 else math.inf
+        columns = {"log_likelihood": log_likelihood, "perplexity": perplexity}
+        return columns | {"prompt_tokens": len(ids), "output_tokens": 0}
+
+    async def _finish(self, job: _Job, index: int, result: Result) -> None:
         job.results[index] = result
         job.num_left -= 1
+        is_done = not job.num_left
         self._progress.num_rows += 1
         self._progress.num_bad += isinstance(result, str)
         self._progress.num_bytes += job.bytes_per_row
-        if not job.num_left:
+        if is_done or time.monotonic() > self._reported + _REPORT_SECONDS:
+            await self._tell()
+        if is_done and not job.future.done():
             job.future.set_result(job.results)
 
-    def _tell(self, *, now: bool = False) -> None:
-        if self._report is None or not (now or time.monotonic() > self._reported + _REPORT_SECONDS):
-            return
-        computed = self.engine.core.counters.num_computed_tokens
-        self._progress.num_tokens, self._num_computed = computed - self._num_computed, computed
-        self._report(self._progress)
-        self._progress, self._reported = BatchProgress(), time.monotonic()
+    def _fail(self, error: Exception, job: _Job) -> None:
+        """Whoever waits for rows hears why the engine has failed."""
+        for each in (job, *self._jobs):
+            if not each.future.done():
+                each.future.set_exception(error)
+        self._jobs.clear()
+
+    async def _tell(self) -> None:
+        self._reported = time.monotonic()
+        progress, self._progress = self._progress, BatchProgress()
+        computed = (await self._engine.engine.stats()).num_computed_tokens
+        progress.num_tokens = max(0, computed - self._num_computed)
+        self._num_computed += progress.num_tokens
+        self._report(progress)

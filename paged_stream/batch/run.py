@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from paged_stream.batch.batch_config import BatchConfig
-from paged_stream.batch.plan import BatchPlan, Pool, make_plan
-from paged_stream.batch.progress import Bar, Board
-from paged_stream.batch.row_runner import BatchProgress
+from paged_stream.batch.plan import BatchPlan, make_plan
+from paged_stream.batch.progress import Bar, BatchProgress, Board
+from paged_stream.batch.replicas import share_cluster
 from paged_stream.batch.run_folder import RunFolder, check_settings
 from paged_stream.batch.shard_worker import ShardWorker
 from paged_stream.batch.shards import InputShard
-from paged_stream.system.ray_extra import import_ray
+from paged_stream.system.ray_extra import connect, import_ray
 from paged_stream.version import __version__
 
 T = TypeVar("T")
@@ -103,19 +103,6 @@ def run_batch(config: BatchConfig) -> BatchSummary:
     )
 
 
-def connect(ray: Any) -> None:
-    """Join a cluster or start Ray here, quietly, unless that has been done."""
-    if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-
-
-def fit_pool(ray: Any, plan: BatchPlan) -> Pool:
-    """Share the cluster among engines."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    pool = Pool.fit(plan.config.replicas, nodes, str(plan.engine.device))
-    return replace(pool, num_threads=plan.engine.num_threads or pool.num_threads)
-
-
 def _check_folder(folder: RunFolder, config: BatchConfig, settings: Mapping[str, Any]) -> None:
     manifest = folder.manifest()
     if manifest is None:
@@ -144,7 +131,9 @@ def _check_records(plan: BatchPlan, records: Sequence[Mapping[str, Any]]) -> Non
         raise RuntimeError(f"nodes have different weights under the name {plan.config.model}")
 
 
-def _run_shards(ray: Any, plan: BatchPlan, shards: Sequence[InputShard], weights: str | None) -> float:
+def _run_shards(
+    ray: Any, plan: BatchPlan, shards: Sequence[InputShard], weights: str | None
+) -> float:
     """Compute and commit shards; returns the seconds it took once the first worker began."""
     board = ray.remote(num_cpus=0)(Board).remote()
     num_bytes = sum(shard.num_bytes for shard in shards)
@@ -176,35 +165,24 @@ def _pipeline(
     """The lazy dataset of shards committed."""
     from paged_stream.batch.shard_source import ShardSource
 
-    pool = fit_pool(ray, plan)
+    replicas = share_cluster(ray, plan.engine, plan.config.num_replicas)
     # In Ray's tasks of their own; most of the processors belong to the engines.
     read = ray.data.read_datasource(
         ShardSource(shards, plan.config.row_limit),
         override_num_blocks=len(shards),
         num_cpus=_READER_CPUS,
     )
+    settings = {
+        "shards": shards,
+        "engine": replace(plan.engine, num_threads=replicas.num_threads),
+        "task": plan.task,
+        "writer": plan.writer(),
+        "output": plan.config.output,
+        "weights": weights,
+        "board": board,
+    }
     ahead = plan.shards_ahead
-    return read.map_batches(
-        ShardWorker,
-        fn_constructor_args=(shards,),
-        fn_constructor_kwargs={
-            "engine": replace(plan.engine, num_threads=pool.num_threads),
-            "task": plan.task,
-            "writer": plan.writer(),
-            "output": plan.config.output,
-            "weights": weights,
-            "board": board,
-        },
-        batch_size=1,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(
-            size=pool.num_replicas,
-            max_tasks_in_flight_per_actor=ahead,
-            max_concurrent_calls_per_actor=ahead,
-        ),
-        num_cpus=pool.num_cpus,
-        num_gpus=pool.num_gpus,
-    )
+    return replicas.map_batches(ray, read, ShardWorker, settings, batch_size=1, batches_ahead=ahead)
 
 
 @contextmanager
@@ -233,4 +211,5 @@ def describe_batch(config: BatchConfig, *, num_rows: int = 5) -> str:
     ray = import_ray("data")
     plan = make_plan(config)
     connect(ray)
-    return describe_plan(plan, fit_pool(ray, plan), num_rows)
+    replicas = share_cluster(ray, plan.engine, config.num_replicas)
+    return describe_plan(plan, replicas, num_rows)

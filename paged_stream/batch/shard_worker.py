@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from paged_stream.batch.engine import start_engine
 from paged_stream.batch.reading import BadRow, ShardRows
 from paged_stream.batch.row_runner import KeyedRow, Result, RowRunner
 from paged_stream.batch.row_task import RowTask
@@ -13,7 +14,6 @@ from paged_stream.batch.run_folder import RunFolder
 from paged_stream.batch.shards import InputShard
 from paged_stream.batch.tables import TableWriter
 from paged_stream.config import EngineConfig
-from paged_stream.engine.llm_engine import LLMEngine
 
 
 class ShardWorker:
@@ -25,13 +25,13 @@ class ShardWorker:
         board: the Ray actor that hears of progress.
 
     Raises:
-        ValueError: as `LLMEngine`, or other weights.
+        ValueError: as `start_engine`, or other weights.
     """
 
     def __init__(
         self,
-        shards: Sequence[InputShard],
         *,
+        shards: Sequence[InputShard],
         engine: EngineConfig,
         task: RowTask,
         writer: TableWriter,
@@ -45,13 +45,13 @@ class ShardWorker:
         self._writer = writer
         self._folder = RunFolder(output, writer.suffix)
         try:
-            llm = LLMEngine(engine)
-            self._weights = llm.executor.fingerprint
+            started = start_engine(engine, task)
+            self._weights = started.weights
             if weights is not None and weights != self._weights:
                 raise ValueError(
                     f"resume: {engine.model} has other weights than {output} was begun with"
                 )
-            self._runner = RowRunner(llm, task, board.add.remote)
+            self._runner = RowRunner(started, task, board.add.remote)
         except ValueError as error:
             ray.get(board.fail.remote(str(error)))
             raise
@@ -71,7 +71,7 @@ class ShardWorker:
         rows = [
             KeyedRow((shard.number, row), v) for row, v in zip(source.rows, values, strict=True)
         ]
-        results = await asyncio.wrap_future(self._runner.submit(rows, num_bytes=shard.num_bytes))
+        results = await self._runner.run(rows, num_bytes=shard.num_bytes)
         await asyncio.to_thread(self._commit, shard, source, results)
         return shard.number
 

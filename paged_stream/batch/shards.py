@@ -104,7 +104,9 @@ def _two_formats(formats: dict[str, str | None]) -> tuple[str, str]:
 # Cutting
 
 
-def cut(format: str, files: Sequence[InputFile], shard_bytes: int | None = None) -> list[InputShard]:
+def cut(
+    format: str, files: Sequence[InputFile], shard_bytes: int | None = None
+) -> list[InputShard]:
     """Cut files into shards of about ``shard_bytes``; ``None`` makes about a thousand of 64 KiB to
     16 MiB.
 

@@ -94,7 +94,9 @@ class TableWriter:
         hidden = {name: values.pop(name) for name in [*added, EXTRA] if name in values}
         return values | ({EXTRA: hidden} if hidden else {}) | added
 
-    def _to_parquet(self, shard: InputShard, chosen: ShardRows, added: list[dict[str, Any]]) -> bytes:
+    def _to_parquet(
+        self, shard: InputShard, chosen: ShardRows, added: list[dict[str, Any]]
+    ) -> bytes:
         import pyarrow as pa
         from pyarrow import parquet
 

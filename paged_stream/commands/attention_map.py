@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING, Any
 
+from paged_stream.commands.command import Command
 from paged_stream.commands.evaluation_options import (
-    add_model_options,
     add_outputs,
     check_outputs,
     check_positive,
-    engine_settings,
     shared_fields,
 )
+from paged_stream.commands.options import engine_group, settings_group
+from paged_stream.config import EngineConfig
+
+if TYPE_CHECKING:
+    import torch
+
+SINKS = settings_group("visible tokens", EngineConfig, only=("num_sink_tokens",))
+# There is no cache, and no step of an engine.
+MODEL = engine_group(only=("model", "cache_dir", "dtype", "quantization", "num_threads"))
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -26,14 +35,40 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--first-query", type=int, default=512, help="shares are averaged from this position on"
     )
-    parser.add_argument("--num-sink-tokens", type=int, default=4, metavar="S")
     add_outputs(parser)
-    add_model_options(parser, has_cache=False)
 
 
 def run(args: argparse.Namespace) -> int:
     from paged_stream.evaluation import plots, report
     from paged_stream.evaluation.attention_map import AttentionProbe
+
+    model = MODEL.read(args)
+    ids = _token_ids(args, model)
+    probe = AttentionProbe(**model, show_progress=True)
+    layers = _drawn_layers(args.layers, probe.config.num_layers)
+    _check_indices("heads", args.heads, probe.config.num_heads)
+    shares = probe.sink_shares(
+        ids[: args.share_length], num_sinks=args.num_sink_tokens, first_query=args.first_query
+    )
+    per_layer = shares.mean(dim=1)
+    print(report.columns(_table(per_layer)))
+    if args.json is not None:
+        settings = {"tokens": args.share_length, "first_query": args.first_query}
+        rows = [
+            {"layer": layer, "shares": shares[layer].tolist(), "share": float(row.sum())}
+            for layer, row in enumerate(per_layer)
+        ]
+        report.write_json(args.json, [shared_fields(model) | settings | row for row in rows])
+    if args.plot is not None:
+        length = args.length
+        samples = [ids[i * length : (i + 1) * length] for i in range(args.samples)]
+        logits = probe.average_logits(samples)[layers][:, args.heads]
+        plots.plot_attention(logits, layers, args.heads, per_layer, args.plot)
+    return 0
+
+
+def _token_ids(args: argparse.Namespace, model: dict[str, Any]) -> list[int]:
+    """The tokens of the text; raises ValueError if options are out of range or they are too few."""
     from paged_stream.evaluation.corpus import read_texts
     from paged_stream.evaluation.perplexity import tokenizer_of
 
@@ -45,45 +80,22 @@ def run(args: argparse.Namespace) -> int:
         )
     check_outputs(args)
     (text,) = read_texts([args.text])
-    ids = tokenizer_of(engine_settings(args)).encode(text)
+    ids = tokenizer_of(model).encode(text)
     needed = max(args.share_length, args.length * args.samples)
     if len(ids) < needed:
         raise ValueError(f"{args.text} must have at least {needed} tokens, it has {len(ids)}")
-    probe = AttentionProbe(
-        args.model,
-        dtype=args.dtype,
-        quantization=args.quantization,
-        cache_dir=args.cache_dir,
-        num_threads=args.num_threads,
-        show_progress=True,
-    )
-    layers = _drawn_layers(args.layers, probe.config.num_layers)
-    _check_indices("heads", args.heads, probe.config.num_heads)
-    shares = probe.sink_shares(
-        ids[: args.share_length], num_sinks=args.num_sink_tokens, first_query=args.first_query
-    )
-    per_layer = shares.mean(dim=1)
-    head = ["layer", *(f"token {i}" for i in range(args.num_sink_tokens)), "together"]
-    lines = [
-        [str(layer), *(f"{share:.3f}" for share in row.tolist()), f"{row.sum():.3f}"]
-        for layer, row in enumerate(per_layer)
+    return ids
+
+
+def _table(per_layer: torch.Tensor) -> list[list[str]]:
+    """The share of each first token, [layers, tokens], a row per layer and one for their mean."""
+    head = ["layer", *(f"token {i}" for i in range(per_layer.shape[1])), "together"]
+    names = [*map(str, range(per_layer.shape[0])), "mean"]
+    shares = [*per_layer, per_layer.mean(dim=0)]
+    return [head] + [
+        [name, *(f"{share:.3f}" for share in row.tolist()), f"{row.sum():.3f}"]
+        for name, row in zip(names, shares, strict=True)
     ]
-    mean = per_layer.mean(dim=0)
-    lines.append(["mean", *(f"{share:.3f}" for share in mean.tolist()), f"{mean.sum():.3f}"])
-    print(report.columns([head, *lines]))
-    if args.json is not None:
-        rows = [
-            {"layer": layer, "shares": shares[layer].tolist(), "share": float(row.sum())}
-            for layer, row in enumerate(per_layer)
-        ]
-        settings = {"tokens": args.share_length, "first_query": args.first_query}
-        report.write_json(args.json, [shared_fields(args) | settings | row for row in rows])
-    if args.plot is not None:
-        length = args.length
-        samples = [ids[i * length : (i + 1) * length] for i in range(args.samples)]
-        logits = probe.average_logits(samples)[layers][:, args.heads]
-        plots.plot_attention(logits, layers, args.heads, per_layer, args.plot)
-    return 0
 
 
 def _drawn_layers(asked: list[int] | None, num_layers: int) -> list[int]:
@@ -101,3 +113,17 @@ def _check_indices(name: str, indices: list[int], count: int) -> None:
     for index in indices:
         if not 0 <= index < count:
             raise ValueError(f"{name} must be in [0, {count}), got {index}")
+
+
+COMMAND = Command(
+    name="attention-map",
+    description=(
+        "How attention is spread: average logits per layer and head, and the share of the first "
+        "tokens."
+    ),
+    example="paged-stream attention-map book.txt --plot map.png",
+    arguments="TEXT",
+    groups=(SINKS, MODEL),
+    add_options=add_options,
+    run=run,
+)

@@ -10,20 +10,19 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
+from paged_stream.commands.command import Command
 from paged_stream.commands.conversations import Conversations
 from paged_stream.commands.line_reader import ReadLine, line_reader
+from paged_stream.commands.options import engine_group, sampling_group
 from paged_stream.commands.output import show
-from paged_stream.commands.settings import engine_settings, sampling_params
+from paged_stream.config import EngineConfig
 from paged_stream.scheduler.sampling_params import SamplingParams
 
-DESCRIPTION = (
-    "Talk with a model for as long as you like. The KV cache stays between turns, in constant "
-    "memory. Ctrl-C interrupts an answer, Ctrl-D or /exit leaves, /help lists the commands."
-)
-EXAMPLE = "paged-stream chat --window-size 2048"
+ENGINE = engine_group(without=("seed", "max_num_seqs"))
+SAMPLING = sampling_group(max_tokens=512, temperature=0.6, top_p=0.95, repetition_penalty=1.1)
 
 
-class Command(NamedTuple):
+class Action(NamedTuple):
     """What a line that begins with its name does.
 
     Args:
@@ -46,12 +45,11 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: options, or a model that cannot chat.
     """
-    params = sampling_params(args)
-    from paged_stream.config import EngineConfig
+    params = SamplingParams(**SAMPLING.read(args))
+    config = EngineConfig(**ENGINE.read(args), max_num_seqs=1)
     from paged_stream.engine.llm_engine import LLMEngine
 
-    settings = engine_settings(args, without=("seed", "max_num_seqs"))
-    engine = LLMEngine(EngineConfig(model=args.model, max_num_seqs=1, **settings))
+    engine = LLMEngine(config)
     with closing(engine):
         engine.chat_tokenizer()  # says what is missing before the first question
         window = engine.sink_window
@@ -193,14 +191,25 @@ def _exit(conversations: Conversations, rest: str) -> str:
 
 
 COMMANDS = {
-    "/help": Command("", "this list", _help),
-    "/save": Command("FILE", "write the conversation to a file", _save),
-    "/load": Command("FILE", "go on with a saved conversation instead of this one", _load),
-    "/fork": Command("[NAME]", "go on in a copy of the conversation", _fork),
-    "/switch": Command("[NAME]", "go to another conversation, or list them", _switch),
-    "/rewind": Command("[N]", "forget the last N turns, questions and answers (1)", _rewind),
-    "/cut": Command("START END", "take tokens out of the window, by position", _cut),
-    "/pin": Command("TEXT", "begin anew with TEXT in a system message that stays visible", _pin),
-    "/stats": Command("", "tokens, memory, conversations, and the positions of the turns", _stats),
-    "/exit": Command("", "leave", _exit),
+    "/help": Action("", "this list", _help),
+    "/save": Action("FILE", "write the conversation to a file", _save),
+    "/load": Action("FILE", "go on with a saved conversation instead of this one", _load),
+    "/fork": Action("[NAME]", "go on in a copy of the conversation", _fork),
+    "/switch": Action("[NAME]", "go to another conversation, or list them", _switch),
+    "/rewind": Action("[N]", "forget the last N turns, questions and answers (1)", _rewind),
+    "/cut": Action("START END", "take tokens out of the window, by position", _cut),
+    "/pin": Action("TEXT", "begin anew with TEXT in a system message that stays visible", _pin),
+    "/stats": Action("", "tokens, memory, conversations, and the positions of the turns", _stats),
+    "/exit": Action("", "leave", _exit),
 }
+COMMAND = Command(
+    name="chat",
+    description=(
+        "Talk with a model for as long as you like. The KV cache stays between turns, in constant "
+        "memory. Ctrl-C interrupts an answer, Ctrl-D or /exit leaves, /help lists the commands."
+    ),
+    example="paged-stream chat --window-size 2048",
+    groups=(ENGINE, SAMPLING),
+    add_options=add_options,
+    run=run,
+)

@@ -6,18 +6,23 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from paged_stream.commands.command import Command
 from paged_stream.commands.evaluation_options import (
-    add_model_options,
+    ENGINE,
     add_outputs,
     check_cache,
     check_outputs,
     check_positive,
-    engine_settings,
     shared_fields,
 )
+from paged_stream.commands.options import settings_group
+from paged_stream.config import EngineConfig
 
 _ONE_SHOT = "one-shot"
 _MODES = (_ONE_SHOT, "dense", "window", "streaming")
+
+
+SINKS = settings_group("visible tokens", EngineConfig, only=("num_sink_tokens",))
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +47,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="sinks and window together (default: 1024)",
     )
-    parser.add_argument("--num-sink-tokens", type=int, default=4, metavar="S")
     parser.add_argument("--rounds", type=int, metavar="N", help="default: all of the file")
     parser.add_argument(
         "--answer-tokens",
@@ -52,10 +56,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="that the model may say to a question (default: 16)",
     )
     add_outputs(parser)
-    add_model_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    engine = ENGINE.read(args)
     from paged_stream.evaluation import plots, report
     from paged_stream.evaluation.dialogue import longest, measure_dialogue, read_pairs
     from paged_stream.evaluation.perplexity import make_engine, tokenizer_of
@@ -71,24 +75,31 @@ def run(args: argparse.Namespace) -> int:
     }
     check_outputs(args)
     pairs = read_pairs(args.pairs)[: args.rounds]
-    encode = tokenizer_of(engine_settings(args)).encode
+    encode = tokenizer_of(engine).encode
     lengths = [longest(encode, pair, args.answer_tokens) for pair in pairs]
     rows: list[dict[str, Any]] = []
     for name, variant in variants.items():
         one_shot = name == _ONE_SHOT
         row = measure_dialogue(
-            make_engine(variant, (max if one_shot else sum)(lengths), engine_settings(args)),
+            make_engine(variant, (max if one_shot else sum)(lengths), engine),
             name if one_shot else variant.name,
             pairs,
             answer_tokens=args.answer_tokens,
             one_shot=one_shot,
             show_progress=True,
         )
-        rows.append(shared_fields(args) | {"cache": args.cache} | row)
+        rows.append(shared_fields(engine) | {"cache": args.cache} | row)
         if args.json is not None:
             report.write_json(args.json, rows)
+    print(report.columns(_table(rows)))
+    if args.plot is not None:
+        plots.plot_rounds(rows, args.plot)
+    return 0
+
+
+def _table(rows: list[dict[str, Any]]) -> list[list[str]]:
     head = ["sinks+window", "rounds", "exact match %", "second half %", "longest stream"]
-    lines = [
+    return [head] + [
         [
             row["variant"],
             str(row["rounds"]),
@@ -98,7 +109,17 @@ def run(args: argparse.Namespace) -> int:
         ]
         for row in rows
     ]
-    print(report.columns([head, *lines]))
-    if args.plot is not None:
-        plots.plot_rounds(rows, args.plot)
-    return 0
+
+
+COMMAND = Command(
+    name="dialogue",
+    description=(
+        "Questions with known answers one after the other in one stream, by exact match; one-shot "
+        "asks each in a stream of its own."
+    ),
+    example="paged-stream dialogue questions.jsonl --cache 1024 --plot dialogue.png",
+    arguments="FILE",
+    groups=(SINKS, ENGINE),
+    add_options=add_options,
+    run=run,
+)

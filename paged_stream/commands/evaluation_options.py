@@ -3,60 +3,22 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from paged_stream.commands import settings
-from paged_stream.commands.options import (
-    DEFAULT_MODEL,
-    add_general_options,
-    num_bytes,
-    quantization,
-)
+from paged_stream.commands.options import engine_group
 
-# Of the engine's settings, what an evaluation varies or must have its own way.
-_OWN = (
-    "num_sink_tokens",
-    "window_size",
-    "max_num_seqs",
-    "enable_prefix_caching",
-    "seed",
+# All but what an evaluation varies or must have its own way.
+ENGINE = engine_group(
+    without=("num_sink_tokens", "window_size", "max_num_seqs", "enable_prefix_caching", "seed")
 )
 
 
-def add_model_options(parser: argparse.ArgumentParser, *, has_cache: bool = True) -> None:
-    group = parser.add_argument_group("engine")
-    group.add_argument(
-        "--model",
-        default=DEFAULT_MODEL,
-        help="name, folder, .gguf file or hub id (default: %(default)s)",
-    )
-    group.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16")
-    group.add_argument(
-        "--quantization",
-        default="auto",
-        type=quantization,
-        help="auto (GGUF files as they are), int8, int4 or none (default: %(default)s)",
-    )
-    if has_cache:
-        group.add_argument(
-            "--kv-cache-dtype", default="auto", help="auto, which is the model's, or int8"
-        )
-        group.add_argument(
-            "--kv-cache-memory-bytes", type=num_bytes, metavar="BYTES", help="such as 4GiB"
-        )
-    add_general_options(group)
-
-
-def engine_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Fields of `EngineConfig`, ``model`` among them, beside those that the evaluation decides."""
-    return {"model": args.model, **settings.engine_settings(args, without=_OWN)}
-
-
-def shared_fields(args: argparse.Namespace) -> dict[str, Any]:
-    """What every row of a result file says about the run."""
+def shared_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What every row of a result file says about the run, of the engine's settings."""
     names = ("model", "dtype", "quantization", "kv_cache_dtype")
-    return {name: getattr(args, name) for name in names if hasattr(args, name)}
+    return {name: settings[name] for name in names if name in settings}
 
 
 def add_outputs(parser: argparse.ArgumentParser, *, curves: bool = False) -> None:

@@ -10,8 +10,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from paged_stream.commands.command import Command
+from paged_stream.commands.options import engine_group, sampling_group
 from paged_stream.commands.output import Meter, show
-from paged_stream.commands.settings import engine_settings, sampling_params
+from paged_stream.config import EngineConfig
+from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.system.progress_bar import DELAY_SECONDS, progress_bar
 from paged_stream.text.text_file import decode_text, read_text
 
@@ -19,11 +22,9 @@ if TYPE_CHECKING:
     from paged_stream.engine.outputs import RequestDelta
     from paged_stream.engine.stream import Stream
 
-DESCRIPTION = "Continue a prompt of any length, past the window as far as you like."
-EXAMPLE = (
-    'paged-stream generate "The sea was calm" --max-tokens 2000 --window-size 256\n'
-    "  paged-stream generate --file chapter.txt --json | jq .usage"
-)
+# The stream's turns have the seed, and there is one stream.
+ENGINE = engine_group(without=("seed", "max_num_seqs"))
+SAMPLING = sampling_group(max_tokens=256, temperature=0.8, top_p=0.95, repetition_penalty=1.1)
 _SHOWN = 2000  # last characters of a prompt that a terminal shows
 
 
@@ -48,20 +49,18 @@ def run(args: argparse.Namespace) -> int:
         ValueError: options, or a prompt that is empty or no UTF-8 text.
         OSError: the file cannot be read.
     """
-    params = sampling_params(args)
+    params = SamplingParams(**SAMPLING.read(args))
+    config = EngineConfig(**ENGINE.read(args), max_num_seqs=1)
     prompt = _prompt(args)
-    from paged_stream.config import EngineConfig
     from paged_stream.engine.llm_engine import LLMEngine
 
-    # The stream's turns have the seed.
-    settings = engine_settings(args, without=("seed", "max_num_seqs"))
-    engine = LLMEngine(EngineConfig(model=args.model, max_num_seqs=1, **settings))
+    engine = LLMEngine(config)
     with closing(engine), engine.open_stream() as stream:
         prompt_ids = engine.encode(prompt)
         _append(stream, prompt_ids, engine.config.max_num_batched_tokens)
         deltas = stream.generate(params)
         if args.json:
-            return _print_json(stream, deltas, args.model, len(prompt_ids))
+            return _print_json(stream, deltas, str(config.model), len(prompt_ids))
         is_long = sys.stdout.isatty() and len(prompt) > _SHOWN
         sys.stdout.write("[...]" + prompt[-_SHOWN:] if is_long else prompt)
         return 0 if show(stream, deltas) else 130
@@ -120,3 +119,17 @@ def _print_json(
     print(json.dumps(answer | {"usage": usage}))
     print(meter.summary(), file=sys.stderr)
     return 130 if reason == "abort" else 0
+
+
+COMMAND = Command(
+    name="generate",
+    description="Continue a prompt of any length, past the window as far as you like.",
+    example=(
+        'paged-stream generate "The sea was calm" --max-tokens 2000 --window-size 256\n'
+        "paged-stream generate --file chapter.txt --json | jq .usage"
+    ),
+    arguments="[PROMPT]",
+    groups=(ENGINE, SAMPLING),
+    add_options=add_options,
+    run=run,
+)

@@ -1,112 +1,147 @@
-"""Options that the commands share: of the engine, of sampling, and where settings come from."""
+"""Options that come from settings: the fields of a class become options of a command.
+
+A `SettingsGroup` is all that a command says of them: which class, without which fields, with which
+defaults of its own.
+"""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import dataclasses
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-DEFAULT_MODEL = "smollm2-135m-instruct"
-SETTINGS_HELP = """\
-settings:
-  Options of the engine and of sampling may also be set in a YAML or JSON file (--config FILE) and
-  in variables of the environment. Names are those of EngineConfig and SamplingParams, such as
-  `window_size: 1024` in the file or PAGED_STREAM_WINDOW_SIZE=1024. An option on the command line
-  goes before a variable, a variable before the file, the file before the default."""
+from paged_stream.config import EngineConfig
+from paged_stream.models.formats.resolve import EMBEDDED_MODEL
+from paged_stream.scheduler.sampling_params import SamplingParams
+from paged_stream.scheduler.settings import Setting, settings_of
 
 
-def add_general_options(
-    group: Any, *, threads_help: str = "default: what the process is given"
-) -> None:
-    """Add what every command with an engine takes."""
-    group.add_argument(
-        "--config", type=Path, metavar="FILE", help="settings in YAML or JSON, see below"
-    )
-    group.add_argument(
-        "--cache-dir",
-        metavar="FOLDER",
-        help="for models converted from .gguf files (default: $XDG_CACHE_HOME/paged_stream, or "
-        "~/.cache/paged_stream)",
-    )
-    group.add_argument(
-        "--num-threads", type=int, metavar="N", help=f"processor threads ({threads_help})"
+@dataclass(frozen=True, slots=True)
+class SettingsGroup:
+    """Fields of a class of settings that a command takes.
+
+    Args:
+        title: of the options in ``--help``.
+        cls: the class of settings.
+        settings: the fields by name; their defaults are the command's.
+        positional: the field that is an argument without a name, if there is one.
+    """
+
+    title: str
+    cls: type[Any]
+    settings: Mapping[str, Setting]
+    positional: str | None = None
+
+    def add_to(self, parser: argparse.ArgumentParser) -> None:
+        """Add an option for each field. What is not given on the command line is not in the
+        namespace; `paged_stream.commands.settings.complete` adds it."""
+        group = parser.add_argument_group(self.title)
+        for name, setting in self.settings.items():
+            how: dict[str, Any] = {"default": argparse.SUPPRESS, "help": option_help(setting)}
+            words = setting.kind.words
+            if words == "switch":
+                how |= {"action": argparse.BooleanOptionalAction}
+            else:
+                how |= {"metavar": setting.kind.metavar}
+            if words == "repeated":
+                how |= {"action": "append"}
+            elif words == "several":
+                how |= {"action": "extend", "nargs": "+"}
+            if name == self.positional:
+                parser.add_argument(name, nargs="?", **how)
+            else:
+                group.add_argument(flag(name), dest=name, **how)
+
+    def label(self, name: str) -> str:
+        """What messages call a field of the command line."""
+        return self.settings[name].kind.metavar if name == self.positional else flag(name)
+
+    def read(self, args: argparse.Namespace) -> dict[str, Any]:
+        """The values of the fields, as keyword arguments for the class."""
+        return {name: getattr(args, name) for name in self.settings}
+
+
+def settings_group(
+    title: str,
+    cls: type[Any],
+    *,
+    only: Collection[str] | None = None,
+    without: Collection[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+    positional: str | None = None,
+) -> SettingsGroup:
+    """Group the fields of a class that commands may have.
+
+    Args:
+        only: if given, these and no others.
+        without: not these: what the command itself decides.
+        defaults: those that are not the class's.
+    """
+    own = defaults or {}
+    settings = {
+        name: dataclasses.replace(setting, default=own.get(name, setting.default))
+        for name, setting in settings_of(cls).items()
+        if setting.on_command_line and name not in without and (only is None or name in only)
+    }
+    return SettingsGroup(title, cls, settings, positional)
+
+
+def engine_group(
+    *,
+    only: Collection[str] | None = None,
+    without: Collection[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+    positional: str | None = None,
+) -> SettingsGroup:
+    """The group of `EngineConfig`, with a model that needs no download."""
+    own = {"model": EMBEDDED_MODEL, **(defaults or {})}
+    return settings_group(
+        "engine", EngineConfig, only=only, without=without, defaults=own, positional=positional
     )
 
 
-def num_bytes(text: str) -> int | str:
-    """A number; EngineConfig judges anything else."""
-    return int(text) if text.isdecimal() else text
+def sampling_group(**defaults: float) -> SettingsGroup:
+    """The group of `SamplingParams`, with a command's own defaults."""
+    return settings_group("sampling", SamplingParams, defaults=defaults)
 
 
-def quantization(name: str) -> str | None:
-    return None if name == "none" else name
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
-def add_engine_options(
-    parser: argparse.ArgumentParser, *, model: bool = True, **general: str
-) -> None:
-    group = parser.add_argument_group("engine")
-    if model:
-        group.add_argument(
-            "--model",
-            default=DEFAULT_MODEL,
-            help="name, folder, .gguf file or hub id (default: %(default)s)",
-        )
-    group.add_argument("--num-sink-tokens", type=int, default=4, metavar="S")
-    group.add_argument(
-        "--window-size", type=int, metavar="W", help="default: the model's trained length less S"
-    )
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    group.add_argument(
-        "--dtype", default="auto", help="auto, float32, bfloat16, or on CUDA float16"
-    )
-    group.add_argument(
-        "--quantization",
-        default="auto",
-        type=quantization,
-        help="auto (GGUF files as they are), int8, int4 or none (default: %(default)s)",
-    )
-    group.add_argument(
-        "--kv-cache-dtype", default="auto", help="auto, which is the model's, int8, or on CUDA fp8"
-    )
-    group.add_argument("--block-size", type=int, default=16)
-    group.add_argument(
-        "--kv-cache-memory-bytes", type=num_bytes, metavar="BYTES", help="such as 4GiB"
-    )
-    group.add_argument(
-        "--gpu-memory-utilization", type=float, default=0.9, metavar="SHARE", help="0.9 by default"
-    )
-    group.add_argument("--attention-backend", default="auto", help="auto, native or xformers")
-    group.add_argument(
-        "--tensor-parallel-size",
-        type=int,
-        default=1,
-        metavar="K",
-        help="processes that share the model, placed by Ray (default: %(default)s)",
-    )
-    group.add_argument(
-        "--num-decode-steps",
-        type=int,
-        metavar="N",
-        help="steps without a look at tokens in between (default: 1; on CUDA and in batches 8)",
-    )
-    add_general_options(group, **general)
+def option_help(setting: Setting) -> str:
+    """A field's help as a terminal shows it."""
+    text = plain(setting.help, r"\1").replace("`", "").removesuffix(".")
+    if setting.kind.words == "repeated":
+        text += "; may be given several times"
+    default = default_words(setting)
+    default = default if default == "required" else f"default: {default}"
+    return f"{text} ({allowed(setting)}; {default})".lstrip().replace("%", "%%")
 
 
-def add_sampling_options(
-    parser: argparse.ArgumentParser, *, max_tokens: int, temperature: float
-) -> None:
-    group = parser.add_argument_group("sampling")
-    group.add_argument("--max-tokens", type=int, default=max_tokens)
-    group.add_argument(
-        "--endless",
-        action="store_const",
-        dest="max_tokens",
-        const=None,
-        help="no --max-tokens: go on until the model or Ctrl-C stops it",
-    )
-    group.add_argument("--temperature", type=float, default=temperature)
-    group.add_argument("--top-p", type=float, default=0.95)
-    group.add_argument("--repetition-penalty", type=float, default=1.1)
-    group.add_argument("--seed", type=int)
-    group.add_argument("--ignore-eos", action="store_true")
+def plain(text: str, literal: str) -> str:
+    """A docstring's text as a user of the command line reads it.
+
+    Args:
+        literal: what becomes of an inline literal, whose text is ``\\1``.
+    """
+    return re.sub(r"``\"?(.*?)\"?``", literal, text.replace("``None``", "``none``"))
+
+
+def allowed(setting: Setting) -> str:
+    """Which values a field takes, in words."""
+    words = setting.kind.allowed
+    return words + (("," if "," in words else "") + " or none" if setting.kind.optional else "")
+
+
+def default_words(setting: Setting) -> str:
+    """A field's default as one would write it, or that there is none."""
+    value = setting.default
+    if value is dataclasses.MISSING:
+        return "required"
+    if value is None or value == ():
+        return "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""``paged-stream serve``: options, and a Ray Serve application from its start to Ctrl-C."""
+"""``paged-stream serve``: a Ray Serve application from its start to Ctrl-C."""
 
 from __future__ import annotations
 
@@ -7,75 +7,37 @@ import logging
 import socket
 import sys
 import threading
-from collections.abc import Mapping
 from typing import Any
 
-DESCRIPTION = (
-    "Serve a model over HTTP, in the shape of OpenAI's API and with live streams, on one machine "
-    "or a Ray cluster. Ctrl-C ends it and closes the streams."
-)
-EXAMPLE = "paged-stream serve --window-size 2048 --port 8000 --replicas 2"
+from paged_stream.commands.command import Command
+from paged_stream.commands.options import engine_group, settings_group
+from paged_stream.config import EngineConfig
+from paged_stream.pool.pool_options import PoolOptions
+from paged_stream.serve.serve_options import ServeOptions
+from paged_stream.system.ray_extra import connect, import_ray
+
 _LOGGING = {"log_level": "WARNING", "enable_access_log": False}
+SERVICE = settings_group("service", ServeOptions)
+POOL = settings_group("pool", PoolOptions)
+ENGINE = engine_group()
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add what a service takes beside the options of the engine."""
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="0.0.0.0 is all of the machine's (default: %(default)s)"
-    )
-    parser.add_argument("--port", type=int, default=8000, help="default: %(default)s")
-    parser.add_argument(
-        "--replicas", type=int, default=1, metavar="N", help="engines (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--save-dir",
-        metavar="DIR",
-        help="where streams are kept for when a replica dies; on a cluster, a folder that all "
-        "machines share (default: a temporary one)",
-    )
-    parser.add_argument(
-        "--save-every-tokens",
-        type=int,
-        default=1024,
-        metavar="N",
-        help="tokens of a stream between saves (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--max-idle-seconds",
-        type=float,
-        metavar="SECONDS",
-        help="close streams that nobody has named for so long (default: keep them)",
-    )
-
-
-def run(args: argparse.Namespace, engine: Mapping[str, Any]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Serve until Ctrl-C.
 
     Raises:
         ValueError: settings that must change, or Ray Serve runs in this cluster already.
         ImportError: Ray is not installed.
     """
-    from paged_stream.system.ray_extra import import_ray
-
     ray = import_ray("serve")  # says so before anything is looked at
-    from paged_stream.batch.run import connect
-    from paged_stream.engine.windows import resolve_sink_window
-    from paged_stream.models.formats.resolve import resolve_model
-    from paged_stream.models.loader import load_config
     from paged_stream.serve.app import build_app
 
+    service, config = ServeOptions(**SERVICE.read(args)), EngineConfig(**ENGINE.read(args))
     app = build_app(
-        args.model,
-        num_replicas=args.replicas,
-        save_dir=args.save_dir,
-        save_every_tokens=args.save_every_tokens,
-        max_idle_seconds=args.max_idle_seconds,
-        **engine,
+        max_idle_seconds=service.max_idle_seconds, **POOL.read(args), **ENGINE.read(args)
     )
-    # Before processes are started that would load it.
-    model_config = load_config(resolve_model(args.model, cache_dir=engine.get("cache_dir")))
-    resolve_sink_window(model_config, args.num_sink_tokens, args.window_size)
-    _check_address(args.host, args.port)
+    _check_model(config)  # before processes are started that would load it
+    _check_address(service.host, service.port)
     connect(ray)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if ray.serve.status().proxies:
@@ -83,18 +45,27 @@ def run(args: argparse.Namespace, engine: Mapping[str, Any]) -> int:
             "Ray Serve runs in this cluster already; docs/services.md says how to add an "
             "application to it"
         )
+    address = {"host": service.host, "port": service.port}
     try:
-        print(f"loading {args.model}", file=sys.stderr)
-        ray.serve.start(
-            http_options={"host": args.host, "port": args.port}, logging_config=_LOGGING
-        )
+        print(f"loading {config.model}", file=sys.stderr)
+        ray.serve.start(http_options=address, logging_config=_LOGGING)
         _deploy(ray.serve, app)
-        host = f"[{args.host}]" if ":" in args.host else args.host
-        print(f"serving on http://{host}:{args.port}/v1, Ctrl-C ends it", flush=True)
+        host = f"[{service.host}]" if ":" in service.host else service.host
+        print(f"serving on http://{host}:{service.port}/v1, Ctrl-C ends it", flush=True)
         _wait()
     finally:
         ray.serve.shutdown()
     return 0
+
+
+def _check_model(config: EngineConfig) -> None:
+    """Raises ValueError if there is no such model, or sinks and window do not fit it."""
+    from paged_stream.engine.windows import resolve_sink_window
+    from paged_stream.models.formats.resolve import resolve_model
+    from paged_stream.models.loader import load_config
+
+    model_config = load_config(resolve_model(str(config.model), cache_dir=config.cache_dir))
+    resolve_sink_window(model_config, config.num_sink_tokens, config.window_size)
 
 
 def _deploy(serve: Any, app: Any) -> None:
@@ -111,8 +82,6 @@ def _deploy(serve: Any, app: Any) -> None:
 
 def _check_address(host: str, port: int) -> None:
     """Raises ValueError if nothing can listen there. Serve would wait and try again."""
-    if not 1 <= port <= 65535:
-        raise ValueError(f"port must be in [1, 65535], got {port}")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         socket.create_server((host, port), family=family).close()
@@ -123,3 +92,15 @@ def _check_address(host: str, port: int) -> None:
 def _wait() -> None:
     """Until Ctrl-C."""
     threading.Event().wait()
+
+
+COMMAND = Command(
+    name="serve",
+    description=(
+        "Serve a model over HTTP, in the shape of OpenAI's API and with live streams, on one "
+        "machine or a Ray cluster. Ctrl-C ends it and closes the streams."
+    ),
+    example="paged-stream serve --window-size 2048 --port 8000 --num-replicas 2",
+    groups=(SERVICE, POOL, ENGINE),
+    run=run,
+)

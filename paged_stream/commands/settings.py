@@ -1,44 +1,73 @@
-"""Settings that are no options on the command line: from a file and from the environment.
+"""Where settings come from: the command line, the environment, a file, and defaults, in this order.
 
-They become the defaults of the options, so that options go before them. The library reads neither.
+The library reads neither file nor environment.
 """
 
 from __future__ import annotations
 
 import argparse
-import difflib
+import dataclasses
 import json
 import logging
-from collections.abc import Collection, Mapping
-from dataclasses import fields
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from paged_stream.batch.batch_config import BatchConfig
+from paged_stream.commands.options import SettingsGroup, flag
 from paged_stream.config import EngineConfig
+from paged_stream.pool.pool_options import PoolOptions
+from paged_stream.scheduler.fields import Kind
+from paged_stream.scheduler.hints import similar
 from paged_stream.scheduler.sampling_params import SamplingParams
+from paged_stream.scheduler.settings import settings_of
+from paged_stream.serve.serve_options import ServeOptions
 from paged_stream.text.text_file import read_text
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "PAGED_STREAM_"
-# By name, as annotations; `seed` has the same in both.
-_TYPES = {
-    field.name: str(field.type) for kind in (SamplingParams, EngineConfig) for field in fields(kind)
-}
+CLASSES = (EngineConfig, SamplingParams, BatchConfig, PoolOptions, ServeOptions)
 
 
-def apply_settings(
-    parser: argparse.ArgumentParser, config: Path | None, environ: Mapping[str, str]
+def complete(
+    args: argparse.Namespace, groups: Collection[SettingsGroup], environ: Mapping[str, str]
 ) -> None:
-    """Make the settings of a file, and before them those of the environment, a command's defaults.
+    """Give a namespace every setting of a command, checked.
+
+    Args:
+        args: has the options that were given, as text, and ``config``, the file or ``None``.
 
     Raises:
-        ValueError: names the file or the variable, and the setting that is wrong.
+        ValueError: names the option, variable or file with a wrong value, and what is allowed; or
+            the setting that is missing.
         OSError: the file cannot be read.
     """
-    if config is not None:
-        parser.set_defaults(**read_config_file(config))
-    parser.set_defaults(**read_environment(environ))
+    file = {} if args.config is None else read_config_file(args.config)
+    variables = read_environment(environ)
+    for group in groups:
+        for name, setting in group.settings.items():
+            if hasattr(args, name):
+                label, value = group.label(name), getattr(args, name)
+            elif name in variables:
+                label, value = variables[name]
+            elif name in file:
+                label, value = f"{args.config}: {name}", file[name]
+            elif setting.default is dataclasses.MISSING:
+                raise ValueError(f"{flag(name)} must be given, {setting.kind.allowed}")
+            else:
+                label, value = name, setting.default
+            setattr(args, name, setting.kind.check(label, _parsed(setting.kind, value)))
+
+
+def _parsed(kind: Kind, value: Any) -> Any:
+    """What text stands for; an option that may be repeated has a list of texts."""
+    if isinstance(value, str):
+        return kind.parse(value)
+    if kind.words in ("repeated", "several") and isinstance(value, list):
+        parts = (kind.parse(item) if isinstance(item, str) else [item] for item in value)
+        return [item for part in parts for item in part]
+    return value
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
@@ -60,77 +89,39 @@ def read_config_file(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} must have names and values, such as `window_size: 1024`")
     settings = {str(name).replace("-", "_"): value for name, value in content.items()}
-    for name, value in settings.items():
-        if name not in _TYPES:
-            raise ValueError(f"{path}: there is no setting {name!r}{_hint(name, _TYPES)}")
-        _check_kind(f"{path}: {name}", name, value)
+    known = set(known_settings())
+    for name in settings:
+        if name not in known:
+            raise ValueError(f"{path}: there is no setting {name!r}{_hint(name, known)}")
     return settings
 
 
-def read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Read the variables that begin with `PREFIX`.
+def read_environment(environ: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Read the variables that begin with `PREFIX`; gives the variable and its text by setting.
 
-    A name that is almost a setting is warned of. Others are left alone: a cluster may set some,
-    after a service that is called paged-stream.
-
-    Raises:
-        ValueError: names the variable.
+    A name that is almost a setting is warned of. Others are left alone, and so are addresses: for a
+    service that is called paged-stream, Kubernetes sets ``PAGED_STREAM_PORT=tcp://...`` and more.
     """
-    known = {PREFIX + name.upper(): name for name in _TYPES}
+    known = {PREFIX + name.upper(): name for name in known_settings()}
     settings = {}
     for variable, text in environ.items():
         if variable in known:
-            name = known[variable]
-            settings[name] = _parse(text, _TYPES[name])
-            _check_kind(variable, name, settings[name])
+            if not text.startswith("tcp://"):
+                settings[known[variable]] = variable, text
         elif variable.startswith(PREFIX):
-            if hint := _hint(variable.removeprefix(PREFIX).lower(), _TYPES):
+            if hint := _hint(variable.removeprefix(PREFIX).lower(), known.values()):
                 logger.warning("%s is no setting%s", variable, hint)
     return settings
 
 
-def _parse(text: str, kind: str) -> Any:
-    if text.lower() == "none":
-        return None
-    if kind.startswith("str"):
-        return text
-    try:
-        return json.loads(text.lower() if text in ("True", "False") else text)
-    except ValueError:
-        return text
-
-
-def _check_kind(label: str, name: str, value: Any) -> None:
-    """Raise ValueError for text that is no number; the rest is judged where the value is used."""
-    kind = _TYPES[name]
-    if isinstance(value, str) and "str" not in kind:
-        raise ValueError(f"{label} must be {kind.replace(' | ', ' or ')}, got {value!r}")
+def known_settings() -> Iterator[str]:
+    """The names of all settings that some command takes."""
+    for cls in CLASSES:
+        for name, setting in settings_of(cls).items():
+            if setting.on_command_line:
+                yield name
 
 
 def _hint(name: str, known: Collection[str]) -> str:
-    matches = difflib.get_close_matches(name, known, n=3, cutoff=0.75)
-    return f"; did you mean {' or '.join(matches)}?" if matches else ""
-
-
-def engine_settings(args: argparse.Namespace, *, without: Collection[str] = ()) -> dict[str, Any]:
-    """Fields of `EngineConfig` that options, file and environment give, but for the model.
-
-    Args:
-        without: those that the command itself decides.
-    """
-    names = (field.name for field in fields(EngineConfig))
-    return {
-        name: getattr(args, name)
-        for name in names
-        if hasattr(args, name) and name != "model" and name not in without
-    }
-
-
-def sampling_params(args: argparse.Namespace) -> SamplingParams:
-    """`SamplingParams` as options, file and environment give them.
-
-    Raises:
-        ValueError: as `SamplingParams`.
-    """
-    names = (field.name for field in fields(SamplingParams))
-    return SamplingParams(**{name: getattr(args, name) for name in names if hasattr(args, name)})
+    match = similar(name, known)
+    return f"; did you mean {match}?" if match else ""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Number
-from typing import Any, NoReturn, cast
+from typing import NoReturn, Unpack, cast
 
 from tqdm import tqdm
 
-from paged_stream.config import EngineConfig, offline_settings
+from paged_stream.config import EngineConfig, EngineSettings, offline_settings
 from paged_stream.engine.lifetime import refuse_pickling
 from paged_stream.engine.llm_engine import LLMEngine
 from paged_stream.engine.outputs import CompletionOutput, RequestDelta, RequestOutput
@@ -27,13 +27,14 @@ class LLM:
 
     Args:
         model: ``"smollm2-135m-instruct"``, a folder, a ``.gguf`` file or a hub id.
-        settings: any other field of `EngineConfig`; see `offline_settings`.
+        settings: any other field of `EngineConfig`. ``num_decode_steps`` is 8 on every device if it
+            is not given; see `offline_settings`.
 
     Raises:
         ValueError: as `LLMEngine`.
     """
 
-    def __init__(self, model: str, **settings: Any) -> None:
+    def __init__(self, model: str, **settings: Unpack[EngineSettings]) -> None:
         self.engine = LLMEngine(EngineConfig(model=model, **offline_settings(settings)))
         self._request_ids = (f"llm-{i}" for i in itertools.count())
 

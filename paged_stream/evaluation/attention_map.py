@@ -18,6 +18,7 @@ from paged_stream.models.decoder import Decoder
 from paged_stream.models.formats.resolve import resolve_model
 from paged_stream.models.loader import load_config, load_model
 from paged_stream.models.model_config import ModelConfig
+from paged_stream.setting_kinds import Dtype, Quantization
 from paged_stream.system.progress_bar import progress_bar
 from paged_stream.worker.kv_cache import KVCache
 from paged_stream.worker.worker import resolve_dtype
@@ -97,8 +98,8 @@ class AttentionProbe:
         self,
         model: str,
         *,
-        dtype: str = "auto",
-        quantization: str | None = "auto",
+        dtype: Dtype = "auto",
+        quantization: Quantization | None = "auto",
         cache_dir: str | os.PathLike[str] | None = None,
         num_threads: int | None = None,
         show_progress: bool = False,

@@ -13,14 +13,17 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+from paged_stream.config import EngineConfig
 from paged_stream.engine.outputs import RequestDelta
-from paged_stream.pool.async_ray_llm import AsyncRayLLM
+from paged_stream.pool.pool_options import PoolOptions
 from paged_stream.pool.ray_llm import DeltaReader, PoolError, RayLLM
 from paged_stream.pool.stream import AsyncPoolStream
 from paged_stream.serve.open_streams import OpenStreams
+from paged_stream.serve.serve_options import ServeOptions
 
 try:
     from fastapi import FastAPI, Request
@@ -30,12 +33,12 @@ try:
 
     from paged_stream.serve import metrics
     from paged_stream.serve.bodies import (
-        Addition,
+        AppendBody,
         ChatCompletion,
         Completion,
         NewStream,
         Stateless,
-        Turn,
+        TurnBody,
     )
 except ImportError as error:
     raise ImportError(
@@ -253,13 +256,13 @@ class Ingress:
         }
 
     @app.post("/v1/streams/{stream_id}/append")
-    async def append(self, stream_id: str, body: Addition) -> dict[str, Any]:
+    async def append(self, stream_id: str, body: AppendBody) -> dict[str, Any]:
         stream = self._find(stream_id)
         await self._on_pool(stream.append(body.prompt))
         return {"id": stream_id, "position": stream.position}
 
     @app.post("/v1/streams/{stream_id}/generate")
-    async def generate(self, stream_id: str, body: Turn) -> Response:
+    async def generate(self, stream_id: str, body: TurnBody) -> Response:
         stream, params = self._find(stream_id), body.params()
         if body.messages is not None and body.prompt is not None:
             raise ValueError("prompt and messages are two ways to say something; pass one of them")
@@ -347,21 +350,21 @@ def build_app(
     """An application for ``serve.run`` or ``serve run``.
 
     Args:
-        model: as in `AsyncRayLLM`, and so is the rest.
-        max_idle_seconds: streams that no request named for so long are closed when another one is
-            opened; ``None`` keeps them until they are deleted.
+        model: as in `EngineConfig`.
+        num_replicas: as in `PoolOptions`.
+        save_dir: as in `PoolOptions`.
+        save_every_tokens: as in `PoolOptions`.
+        max_idle_seconds: as in `ServeOptions`.
+        settings: any other field of `EngineConfig`.
 
     Raises:
-        ValueError: ``max_idle_seconds`` is not a positive number; and as `AsyncRayLLM`.
+        ValueError: names the field, its value and what is allowed.
     """
-    if max_idle_seconds is not None and not (
-        isinstance(max_idle_seconds, int | float) and max_idle_seconds > 0
-    ):
-        raise ValueError(f"max_idle_seconds must be a positive number, got {max_idle_seconds!r}")
-    pool: dict[str, Any] = {
-        "num_replicas": num_replicas,
-        "save_dir": None if save_dir is None else str(save_dir),
-        "save_every_tokens": save_every_tokens,
-    }
-    AsyncRayLLM(model, **pool, **settings)  # refuses what is wrong, and starts nothing
-    return Ingress.bind(model, max_idle_seconds, pool | settings)  # type: ignore[attr-defined]
+    options = ServeOptions(max_idle_seconds=max_idle_seconds)
+    pool = PoolOptions(
+        num_replicas=num_replicas, save_dir=save_dir, save_every_tokens=save_every_tokens
+    )
+    EngineConfig(model=model, **settings)  # refuses what is wrong
+    return Ingress.bind(  # type: ignore[attr-defined]
+        model, options.max_idle_seconds, asdict(pool) | settings
+    )

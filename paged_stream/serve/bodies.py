@@ -5,36 +5,28 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from paged_stream.scheduler.sampling_params import SamplingParams, whole_answer
+from paged_stream.scheduler.settings import settings_of
+
+# Every field may be left out or null. Ranges are for `SamplingParams` to check.
+_FIELDS: dict[str, Any] = {
+    name: (setting.kind.json_type | None, Field(None, description=setting.help))
+    for name, setting in settings_of(SamplingParams).items()
+    if setting.in_requests
+}
+_SamplingFields = create_model("_SamplingFields", __config__=ConfigDict(extra="forbid"), **_FIELDS)
 
 
-class Sampling(BaseModel):
-    """Fields of `SamplingParams`, which checks them."""
+class Sampling(_SamplingFields):  # type: ignore[valid-type, misc]
+    """The fields of `SamplingParams` that a request may have."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    max_tokens: int | None = None
-    min_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    n: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
-    seed: int | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    ignore_eos: bool | None = None
     stream: bool = False
 
     def params(self) -> SamplingParams:
         """What is left out is as in `SamplingParams`, and in an answer as in `whole_answer`."""
-        names = Sampling.model_fields.keys() - {"stream"}  # not those of subclasses
-        values = {name: getattr(self, name) for name in names}
+        values = {name: getattr(self, name) for name in _FIELDS}
         given = {name: value for name, value in values.items() if value is not None}
         return replace(whole_answer(None), **given) if self.is_chat else SamplingParams(**given)
 
@@ -81,13 +73,13 @@ class NewStream(BaseModel):
     pin: str | list[int] | list[dict[str, Any]] | None = None
 
 
-class Addition(BaseModel):
+class AppendBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     prompt: str | list[int]
 
 
-class Turn(Sampling):
+class TurnBody(Sampling):
     """A turn of a stream: generate, after appending ``prompt`` or, in the chat template,
     ``messages``, if there are any."""
 

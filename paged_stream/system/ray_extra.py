@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import Any
 
 
@@ -20,3 +21,9 @@ def import_ray(*submodules: str) -> Any:
             f'this needs Ray, which is an extra: pip install "paged-stream[ray]" ({error})'
         ) from error
     return importlib.import_module("ray")
+
+
+def connect(ray: Any) -> None:
+    """Join a cluster or start Ray here, quietly, unless that has been done."""
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)

@@ -41,7 +41,7 @@ def config(model: Path, folder: Path, source: Path | list[Path], **settings: Any
         "shard_bytes": 600,
     }
     return BatchConfig(
-        inputs=list(map(str, inputs)),
+        input=list(map(str, inputs)),
         output=str(folder),
         model=str(model),
         **(defaults | settings),
@@ -69,7 +69,7 @@ def run_here(batch: BatchConfig, *, only: range | None = None) -> None:
     folder = RunFolder(batch.output, plan.writer().suffix)
     folder.begin({"settings": plan.settings()})
     worker = ShardWorker(
-        plan.shards,
+        shards=plan.shards,
         engine=plan.engine,
         task=plan.task,
         writer=plan.writer(),

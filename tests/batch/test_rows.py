@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import shutil
-import threading
-from concurrent.futures import Future
 from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from paged_stream import LLM, SamplingParams
+from paged_stream import LLM, EngineConfig, EngineStoppedError, SamplingParams
 from paged_stream.batch import progress
 from paged_stream.batch.batch_config import BatchConfig
-from paged_stream.batch.plan import Pool, make_plan
-from paged_stream.batch.row_runner import KeyedRow, BatchProgress, RowRunner
-from paged_stream.batch.row_task import RowTask, row_seed
-from paged_stream.batch.run import fit_pool
+from paged_stream.batch.engine import start_engine
+from paged_stream.batch.plan import make_plan
+from paged_stream.batch.progress import BatchProgress
+from paged_stream.batch.prompts import encode
+from paged_stream.batch.replicas import Replicas, share_cluster
+from paged_stream.batch.row_runner import KeyedRow, RowRunner, row_seed
+from paged_stream.batch.row_task import RowTask
 from paged_stream.batch.tables import column_types
 from tests.batch.corpora import ENGINE, config, errors, outputs, run_here, texts, write_lines
 
@@ -158,43 +160,105 @@ def test_bad_rows_are_told_and_stop_nobody(folder, tmp_path):
         assert words in reasons[row]
 
 
-def test_a_slow_row_holds_up_its_own_job_only(make_engine):
-    engine, gate = make_engine(**ENGINE), threading.Event()
-    step = engine.step
-    engine.step = lambda: step() if gate.wait() else []  # until all is submitted
-    slow = {"prompt": "a" * 20000}
-    runner = RowRunner(engine, RowTask(kind="score", column="prompt", params=SamplingParams()))
-    first = runner.submit([KeyedRow((0,), slow), KeyedRow((1,), {"prompt": "abc"})])
-    others = [
-        runner.submit([KeyedRow((i, j), {"prompt": text}) for j, text in enumerate(texts(6))])
-        for i in range(8)
-    ]
-    in_order: list[Future] = []
-    for future in (first, *others):
-        future.add_done_callback(in_order.append)
-    gate.set()
-    assert [result["prompt_tokens"] for result in first.result()] == [20000, 3]
-    for future in others:
-        assert all("perplexity" in result for result in future.result())
-    assert in_order[-1] is first, "the others were to overtake it"
-    assert runner.submit([]).result() == []
-    runner.close()
-    assert not engine.has_unfinished_requests()
+@pytest.fixture
+def start(folder):
+    """Starts engines for tasks; they are closed in the end."""
+    engines = []
+
+    def start(task, **settings):
+        config = EngineConfig(model=str(folder), **(ENGINE | settings))
+        engines.append(start_engine(config, task))
+        return engines[-1]
+
+    yield start
+    for engine in engines:
+        asyncio.run(engine.engine.close())
 
 
-def test_a_failed_engine_fails_what_it_had(make_engine):
-    engine = make_engine(**ENGINE)
-    runner = RowRunner(engine, RowTask(kind="generate", params=SamplingParams(max_tokens=5)))
+def scores(prompts, *, key=0):
+    return [KeyedRow((key, i), {"prompt": prompt}) for i, prompt in enumerate(prompts)]
+
+
+SCORE = RowTask(task="score", prompt_column="prompt", sampling_params=SamplingParams())
+GENERATE = RowTask(task="generate", sampling_params=SamplingParams(max_tokens=5))
+
+
+def test_a_slow_row_holds_up_its_own_job_only(start):
+    engine, in_order, reports = start(SCORE), [], []
+
+    async def run(runner, name, rows):
+        results = await runner.run(rows)
+        in_order.append(name)
+        return results
+
+    async def all_jobs():
+        runner = RowRunner(engine, SCORE, reports.append)
+        jobs = [run(runner, "slow", scores(["a" * 20000, "abc"]))]
+        jobs += [run(runner, i, scores(texts(6), key=i)) for i in range(8)]
+        return await asyncio.gather(*jobs, runner.run([]))
+
+    slow, *others, nothing = asyncio.run(all_jobs())
+    assert [result["prompt_tokens"] for result in slow] == [20000, 3] and nothing == []
+    assert all("perplexity" in result for results in others for result in results)
+    assert in_order[-1] == "slow", "the others were to overtake it"
+    assert sum(report.num_engines for report in reports) == 1
+    assert sum(report.num_rows for report in reports) == 50
+    assert sum(report.num_tokens for report in reports) > 20000
+
+
+def test_an_engine_has_enough_rows_and_no_more(start):
+    """So that a step never waits for the next row, and memory does not grow with the shard."""
+    engine, most = start(GENERATE), 0
+    generate = engine.engine.generate
+    running: set[int] = set()
+
+    async def counted(ids, params):
+        nonlocal most
+        running.add(params.seed)
+        most = max(most, len(running))
+        async for delta in generate(ids, params):
+            yield delta
+        running.remove(params.seed)
+
+    engine.engine.generate = counted
+    results = asyncio.run(RowRunner(engine, GENERATE).run(scores(texts(40))))
+    assert len(results) == 40 and all(isinstance(result, dict) for result in results)
+    assert most == 2 * ENGINE["max_num_seqs"]
+
+
+def test_a_failed_engine_fails_what_it_had(start):
+    engine = start(GENERATE)
 
     def fail(output):
         raise OSError("no device")
 
-    engine.executor.execute = fail
-    future = runner.submit([KeyedRow((0,), {"prompt": "abc"})])
-    with pytest.raises(OSError, match="no device"):
-        future.result()
-    with pytest.raises(RuntimeError, match="the engine has failed"):
-        runner.submit([])
+    engine.engine.engine.executor.execute = fail
+    runner = RowRunner(engine, GENERATE)
+
+    async def run():
+        jobs = [runner.run(scores(texts(20), key=i)) for i in range(3)]
+        return await asyncio.gather(*jobs, return_exceptions=True)
+
+    for _ in range(2):  # while it fails, and afterwards
+        assert [type(error) for error in asyncio.run(run())] == [EngineStoppedError] * 3
+
+
+def test_engines_that_cannot_do_the_task(bare_folder, folder):
+    settings = {"model": str(bare_folder)} | ENGINE
+    with pytest.raises(ValueError, match="task='generate' needs a tokenizer"):
+        start_engine(EngineConfig(**settings), GENERATE)
+    small = settings | {"model": str(folder), "kv_cache_memory_bytes": 5000}
+    with pytest.raises(ValueError, match="kv_cache_memory_bytes"):
+        start_engine(EngineConfig(**small), SCORE)
+
+
+@pytest.mark.parametrize("prompt", ["text", [1, 2, 3], [{"role": "user", "content": "text"}]])
+def test_token_ids_are_left_to_the_engine(start, prompt):
+    """They were checked one by one here and there; the rest is text, which has none."""
+    tokenizer = start(SCORE).tokenizer
+    ids = encode(tokenizer, prompt)
+    assert (ids is prompt) == (prompt == [1, 2, 3])
+    assert all(type(token_id) is int for token_id in ids)
 
 
 def test_column_types():
@@ -218,7 +282,7 @@ def test_column_types():
     [
         ({"task": "translate"}, "task must be one of generate, score, chat, got 'translate'"),
         ({"format": "csv"}, "format must be one of parquet, jsonl, got 'csv'"),
-        ({"replicas": 0}, "replicas must be >= 1, got 0"),
+        ({"num_replicas": 0}, "num_replicas must be >= 1, got 0"),
         ({"prompt_template": "{{ x"}, "prompt_template: "),
         ({"prompt_template": "x", "prompt_column": "y"}, "must not both be given"),
         ({"engine": {"windows": 5}}, "EngineConfig has no setting 'windows'"),
@@ -229,7 +293,7 @@ def test_column_types():
 )
 def test_settings_that_cannot_be(settings, message):
     with pytest.raises(ValueError, match=message):
-        BatchConfig(inputs=["x.jsonl"], output="out", model="m", **settings)
+        BatchConfig(input=["x.jsonl"], output="out", model="m", **settings)
 
 
 def test_inputs_that_do_not_fit(folder, bare_folder, tmp_path):
@@ -263,24 +327,24 @@ def test_small_shards_are_worked_on_together(folder, tmp_path):
 
 def test_how_machines_are_shared():
     laptop, head, node = {"CPU": 2.0}, {"CPU": 4.0}, {"CPU": 16.0, "GPU": 8.0}
-    assert Pool.fit(None, [laptop], "auto") == Pool(
+    assert Replicas.fit(None, [laptop], "auto") == Replicas(
         num_replicas=1, num_cpus=1.6, num_gpus=0, num_threads=2
     )
-    assert Pool.fit(2, [laptop], "auto").num_cpus == 0.8
-    assert Pool.fit(4, [laptop], "auto") == Pool(
+    assert Replicas.fit(2, [laptop], "auto").num_cpus == 0.8
+    assert Replicas.fit(4, [laptop], "auto") == Replicas(
         num_replicas=4, num_cpus=0.4, num_gpus=0, num_threads=1
     )
-    assert Pool.fit(None, [head, node, node], "auto").num_replicas == 16
-    assert Pool.fit(3, [head, node], "cpu").num_threads == 5
+    assert Replicas.fit(None, [head, node, node], "auto").num_replicas == 16
+    assert Replicas.fit(3, [head, node], "cpu").num_threads == 5
 
 
 def test_threads_that_the_user_asks_for(folder, tmp_path):
     source = write_lines(tmp_path / "in.jsonl", [{"prompt": "a"}])
     ray = SimpleNamespace(nodes=lambda: [{"Alive": True, "Resources": {"CPU": 4.0}}])
-    plan = make_plan(config(folder, tmp_path / "out", source))
-    assert fit_pool(ray, plan).num_threads == 4
-    plan = make_plan(config(folder, tmp_path / "out", source, engine={"num_threads": 3}))
-    assert fit_pool(ray, plan).num_threads == 3
+    batch = config(folder, tmp_path / "out", source)
+    assert share_cluster(ray, batch.engine_config, None).num_threads == 4
+    batch = config(folder, tmp_path / "out", source, engine={"num_threads": 3})
+    assert share_cluster(ray, batch.engine_config, None).num_threads == 3
 
 
 def test_the_bar_tells_rates_once_there_is_time_to_divide_by():

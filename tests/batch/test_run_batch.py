@@ -64,7 +64,7 @@ def undisturbed(folder, source, tmp_path_factory):
 def test_a_worker_is_killed(ray, folder, source, tmp_path, undisturbed, monkeypatch):
     output, mark = tmp_path / "out", tmp_path / "killed"
     kill_a_worker(monkeypatch, output, 2, mark)
-    summary = run_batch(batch(folder, output, source, replicas=2))
+    summary = run_batch(batch(folder, output, source, num_replicas=2))
     assert mark.exists()
     assert files(output) == undisturbed
     assert (summary.num_rows, summary.num_bad, summary.num_resumed) == (118, 2, 0)
@@ -146,7 +146,7 @@ def test_other_files_are_no_resumption(folder, source, tmp_path):
     copy.write_bytes(source.read_bytes())
     run_here(batch(folder, tmp_path / "out", copy), only=range(1))
     copy.write_bytes(source.read_bytes() + b"{}\n")
-    with pytest.raises(ValueError, match="resume: inputs is .*in.jsonl"):
+    with pytest.raises(ValueError, match="resume: input is .*in.jsonl"):
         run_batch(batch(folder, tmp_path / "out", copy, resume=True))
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from paged_stream import LLM, EngineConfig, LLMEngine, SamplingParams
+from paged_stream.setting_kinds import Dtype
 from tests.family_reference import (
     ABSOLUTE_POSITION_VARIANTS,
     STREAMING_VARIANTS,
@@ -35,7 +36,7 @@ def saved(tmp_path_factory):
     return get
 
 
-def make_llm(folder, *, chunk: int = 24, dtype: str = "float32", **settings) -> LLM:
+def make_llm(folder, *, chunk: int = 24, dtype: Dtype = "float32", **settings) -> LLM:
     return LLM(
         str(folder),
         max_num_batched_tokens=chunk,

@@ -7,6 +7,7 @@ import copy
 import pickle
 import threading
 import weakref
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ from paged_stream import (
 from tests.engine.coroutines import ENDLESS, GREEDY, PROMPTS, in_loop, read, take
 from tests.engine.public_uses import USES, failure, uses_of
 
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "window_size": 24,
     "block_size": 8,
     "dtype": "float32",

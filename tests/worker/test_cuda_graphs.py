@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -85,7 +86,7 @@ def model_folder(tmp_path_factory):
 
 
 def make_llm(folder, **settings) -> LLM:
-    defaults = {
+    defaults: dict[str, Any] = {
         "num_sink_tokens": 4,
         "window_size": 24,
         "block_size": 8,

@@ -1,0 +1,83 @@
+"""The prompt of a row: taken from its column or written by a template, and tokenized."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from paged_stream.batch.row_task import RowTask, compile_template
+from paged_stream.text.chat import is_messages
+
+if TYPE_CHECKING:
+    import jinja2
+
+    from paged_stream.text.tokenizer import Tokenizer
+
+
+class Prompter:
+    """Takes the prompts of one task out of rows."""
+
+    def __init__(self, task: RowTask) -> None:
+        self.task = task
+        template = task.prompt_template
+        self._template = None if template is None else compile_template(template)
+
+    def prompt(self, row: Mapping[str, Any]) -> Any:
+        """The prompt of a row: text, messages, or a list that should be token ids.
+
+        Raises:
+            ValueError: the row has none.
+        """
+        if self._template is not None:
+            value: Any = _render(self._template, row)
+        else:
+            name = self.task.input_column
+            if name not in row:
+                raise ValueError(f"no column {name!r} in {', '.join(map(repr, row)) or 'the row'}")
+            value = row[name]
+        if isinstance(value, bytes):
+            value = value.decode()  # UnicodeDecodeError is a ValueError
+        self._check(value)
+        if self.task.task == "chat" and isinstance(value, str):
+            return [{"role": "user", "content": value}]
+        return value
+
+    def _check(self, value: Any) -> None:
+        where = "prompt_template" if self._template else f"column {self.task.input_column!r}"
+        if isinstance(value, str):
+            if not value:
+                raise ValueError(f"{where} is empty")
+            if len(value) > self.task.max_row_bytes:
+                raise ValueError(f"{where} is larger than max_row_bytes={self.task.max_row_bytes}")
+        elif self.task.task == "chat":
+            if not is_messages(value):
+                raise ValueError(f"{where} must be messages or text, got {_describe(value)}")
+        elif not isinstance(value, list):
+            raise ValueError(f"{where} must be text or token ids, got {_describe(value)}")
+
+
+def encode(tokenizer: Tokenizer | None, prompt: Any) -> Sequence[int]:
+    """The tokens of what `Prompter.prompt` gives; token ids as they are, for the engine to check.
+
+    Raises:
+        ValueError: there is no tokenizer, or it or its chat template does not take the prompt.
+    """
+    if not isinstance(prompt, str) and not is_messages(prompt):
+        ids: Sequence[int] = prompt
+        return ids
+    if tokenizer is None:
+        raise ValueError("the row has text, but the model has no tokenizer; give it token ids")
+    if isinstance(prompt, str):
+        return tokenizer.encode(prompt)
+    return tokenizer.apply_chat_template(prompt)
+
+
+def _render(template: jinja2.Template, row: Mapping[str, Any]) -> str:
+    try:
+        return template.render(dict(row))
+    except Exception as error:  # whatever a template's expressions raise on this row
+        raise ValueError(f"prompt_template: {error}") from None
+
+
+def _describe(value: Any) -> str:
+    return "null" if value is None else f"{type(value).__name__} {str(value)[:80]!r}"

@@ -1,0 +1,27 @@
+"""The commands of ``paged-stream``, in the order of its help."""
+
+from __future__ import annotations
+
+from paged_stream.commands import (
+    attention_map,
+    batch,
+    chat,
+    dialogue,
+    generate,
+    info,
+    perplexity,
+    serve,
+    streameval,
+)
+
+COMMANDS = (
+    generate.COMMAND,
+    chat.COMMAND,
+    batch.COMMAND,
+    serve.COMMAND,
+    info.COMMAND,
+    perplexity.COMMAND,
+    streameval.COMMAND,
+    dialogue.COMMAND,
+    attention_map.COMMAND,
+)
