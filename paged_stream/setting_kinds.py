@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
-from paged_stream.scheduler.fields import Choice, Kind, Text
+from paged_stream.scheduler.fields import Kind
+from paged_stream.scheduler.word_fields import Choice, Text
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["auto", "int8", "int4"]

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
-from .fields import LARGEST_INT, Integer, Integers, Number, Switch, Texts
+from .fields import LARGEST_INT, Integer, Number, Switch
 from .hints import explains_settings
 from .settings import changes_repr, check_fields, setting
+from .word_fields import Integers, Texts
 
 MAX_COMPLETIONS = 1024  # of one prompt: all of them are made in one step
 # What only Python shows: commands and HTTP answers have no place for it.

@@ -23,9 +23,10 @@ ALLOWED = {
     "evaluation": {"attention", "config", "engine", "models", "scheduler", "system", "text"}
     | {"setting_kinds", "worker"},
     "serve": {"config", "engine", "pool", "scheduler.fields", "scheduler.sampling_params"}
-    | {"scheduler.settings"},
+    | {"scheduler.settings", "scheduler.word_fields"},
     "batch": {"config", "engine.async_engine", "info", "models", "scheduler.fields"}
-    | {"scheduler.sampling_params", "scheduler.settings", "system", "text", "version"},
+    | {"scheduler.sampling_params", "scheduler.settings", "scheduler.word_fields", "system"}
+    | {"text", "version"},
     "pool": {"config", "engine", "scheduler.fields", "scheduler.sampling_params"}
     | {"scheduler.settings", "setting_kinds", "system", "text"},
     "engine": {"config", "executor", "models", "scheduler", "system", "text"},
@@ -42,7 +43,7 @@ ALLOWED = {
     "config": {"scheduler.fields", "scheduler.hints", "scheduler.settings", "setting_hints"}
     | {"setting_kinds"},
     "setting_hints": {"scheduler.sampling_params"},
-    "setting_kinds": {"scheduler.fields"},
+    "setting_kinds": {"scheduler.fields", "scheduler.word_fields"},
     "system": set(),
     "version": set(),
     "scheduler": set(),

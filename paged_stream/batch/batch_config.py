@@ -11,9 +11,10 @@ from typing import Any, ClassVar, Literal, get_args
 from paged_stream.batch.row_task import TASKS, RowTask, Task
 from paged_stream.config import EngineConfig, offline_settings
 from paged_stream.models.formats.resolve import EMBEDDED_MODEL
-from paged_stream.scheduler.fields import Bytes, Choice, Integer, Kind, Switch, Text, Texts, Words
+from paged_stream.scheduler.fields import Bytes, Integer, Kind, Switch, Words
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.scheduler.settings import check_fields, setting, takes
+from paged_stream.scheduler.word_fields import Choice, Text, Texts
 
 OutputFormat = Literal["parquet", "jsonl"]
 # A row's output must be the same bits in any company, so prompts are cut at fixed places, and

@@ -52,12 +52,15 @@ class BatchPlan:
 
     config: BatchConfig
     task: RowTask
-    engine: EngineConfig
     input_format: str
     files: Sequence[InputFile]
     shards: Sequence[InputShard]
     types: Mapping[str, str]
     sample: Sequence[tuple[InputShard, ShardRows]]
+
+    @property
+    def engine(self) -> EngineConfig:
+        return self.config.engine_config
 
     @property
     def num_bytes(self) -> int:
@@ -91,8 +94,7 @@ def make_plan(config: BatchConfig) -> BatchPlan:
     Raises:
         ValueError: what the user must change.
     """
-    engine = config.engine_config
-    model = resolve_model(config.model, cache_dir=engine.cache_dir)
+    model = resolve_model(config.model, cache_dir=config.engine_config.cache_dir)
     if not has_tokenizer(model.folder) and config.task != "score":
         raise ValueError(f"task={config.task!r} needs a tokenizer, {config.model} has none")
     if config.task == "chat":
@@ -118,7 +120,6 @@ def make_plan(config: BatchConfig) -> BatchPlan:
     return BatchPlan(
         config=config,
         task=task,
-        engine=engine,
         input_format=input_format,
         files=files,
         shards=shards,

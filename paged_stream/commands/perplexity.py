@@ -55,7 +55,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=64,
         metavar="N",
         help="recompute the window for every N-th prediction only (default: %(default)s); the "
-        "column `sampled` compares the variants at these",
+        'column "sampled" compares the variants at these',
     )
     parser.add_argument("--every", type=int, help="predictions per point of a curve")
     group = parser.add_argument_group("one long run of a single streaming variant")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from paged_stream.scheduler.fields import Integer, Number, Text
+from paged_stream.scheduler.fields import Integer, Number
 from paged_stream.scheduler.settings import check_fields, setting
+from paged_stream.scheduler.word_fields import Text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

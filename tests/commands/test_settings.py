@@ -12,9 +12,10 @@ from paged_stream.commands.all_commands import COMMANDS
 from paged_stream.commands.options import flag, settings_group
 from paged_stream.commands.settings import CLASSES, complete, known_settings, read_environment
 from paged_stream.config import EngineConfig
-from paged_stream.scheduler.fields import Bytes, Choice, Integer, Integers, Number, Switch
+from paged_stream.scheduler.fields import Bytes, Integer, Number, Switch
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.scheduler.settings import settings_of
+from paged_stream.scheduler.word_fields import Choice, Integers
 
 PARSER = make_parser()
 # What each command leaves out of its classes because it decides it itself.

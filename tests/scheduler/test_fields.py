@@ -12,17 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paged_stream.scheduler.fields import (
-    Bytes,
-    Choice,
-    Integer,
-    Integers,
-    Number,
-    Switch,
-    Text,
-    Texts,
-    as_int,
-)
+from paged_stream.scheduler.fields import Bytes, Integer, Number, Switch, as_int
+from paged_stream.scheduler.word_fields import Choice, Integers, Text, Texts
 
 UNITS = {
     "": 1,

@@ -12,9 +12,10 @@ import pytest
 from paged_stream.batch.batch_config import BatchConfig
 from paged_stream.config import EngineConfig
 from paged_stream.pool.pool_options import PoolOptions
-from paged_stream.scheduler.fields import Integer, Text
+from paged_stream.scheduler.fields import Integer
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.scheduler.settings import argument_help, check_fields, setting, settings_of, takes
+from paged_stream.scheduler.word_fields import Text
 from paged_stream.serve.serve_options import ServeOptions
 
 CLASSES = [EngineConfig, SamplingParams, BatchConfig, PoolOptions, ServeOptions]

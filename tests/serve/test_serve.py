@@ -59,7 +59,7 @@ def client(ray, folder, tmp_path_factory):
         raise KeyboardInterrupt
 
     port, save_dir = free_port(), tmp_path_factory.mktemp("streams")
-    options = {"port": port, "replicas": 2, "model": folder, "save_dir": save_dir} | SETTINGS
+    options = {"port": port, "num_replicas": 2, "model": folder, "save_dir": save_dir} | SETTINGS
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor() as threads:
         patch.setattr(serve_command, "_wait", wait)
         command = threads.submit(main, arguments(options))
@@ -291,20 +291,20 @@ def test_one_service_per_cluster(client, folder, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"port": 0}, "port must be in [1, 65535], got 0"),
-        ({"port": 65536}, "port must be in [1, 65535], got 65536"),
+        ({"port": 0}, "--port must be >= 1, got 0"),
+        ({"port": 65536}, "--port must be <= 65535, got 65536"),
         ({"host": "192.0.2.77"}, "cannot listen: "),
-        ({"replicas": 0}, "num_replicas must be >= 1, got 0"),
-        ({"save_every_tokens": 0}, "save_every_tokens must be >= 1, got 0"),
-        ({"max_idle_seconds": -1}, "max_idle_seconds must be a positive number, got -1.0"),
+        ({"num_replicas": 0}, "--num-replicas must be >= 1, got 0"),
+        ({"save_every_tokens": 0}, "--save-every-tokens must be >= 1, got 0"),
+        ({"max_idle_seconds": -1}, "--max-idle-seconds must be in (0, inf), got -1.0"),
         ({"model": "nowhere"}, "model='nowhere' is no folder"),
-        ({"window_size": 0}, "window_size must be >= 1, got 0"),
-        ({"dtype": "float8"}, "dtype must be one of"),
+        ({"window_size": 0}, "--window-size must be >= 1, got 0"),
+        ({"dtype": "float8"}, "--dtype must be one of"),
     ],
 )
 def test_bad_options_start_nothing(monkeypatch, capsys, folder, options, message):
     pytest.importorskip("ray")
-    monkeypatch.setattr("paged_stream.batch.run.connect", lambda ray: pytest.fail("Ray"))
+    monkeypatch.setattr("paged_stream.commands.serve.connect", lambda ray: pytest.fail("Ray"))
     assert main(arguments({"model": folder} | options)) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and message in err and err.count("\n") == 1
@@ -312,7 +312,7 @@ def test_bad_options_start_nothing(monkeypatch, capsys, folder, options, message
 
 def test_a_port_in_use_is_named(monkeypatch, capsys, folder):
     pytest.importorskip("ray")
-    monkeypatch.setattr("paged_stream.batch.run.connect", lambda ray: pytest.fail("Ray"))
+    monkeypatch.setattr("paged_stream.commands.serve.connect", lambda ray: pytest.fail("Ray"))
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         assert main(arguments({"model": folder, "port": port})) == 2
