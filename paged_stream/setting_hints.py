@@ -13,12 +13,7 @@ _LENGTH = (
 _STAY = "weights stay on the device; quantization='int8' or 'int4' makes them smaller"
 _ADAPTERS = "there are no adapters here; merge them into the model's weights"
 
-HINTS = {
-    **{
-        field.name: "it belongs to SamplingParams, which generate and chat take"
-        for field in fields(SamplingParams)
-        if field.name != "seed"
-    },
+OTHER_ENGINES = {
     "max_model_len": _LENGTH,
     "max_seq_len": _LENGTH,
     "max_length": _LENGTH,
@@ -58,4 +53,9 @@ HINTS = {
     "max_loras": _ADAPTERS,
     "speculative_config": "there is no speculative decoding here",
     "speculative_model": "there is no speculative decoding here",
+}
+HINTS = OTHER_ENGINES | {
+    field.name: "it belongs to SamplingParams, which generate and chat take"
+    for field in fields(SamplingParams)
+    if field.name != "seed"
 }

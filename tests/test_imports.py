@@ -18,7 +18,7 @@ ALLOWED = {
     "__main__": {"cli"},
     "cli": {"commands", "version"},
     "commands": {"batch", "config", "engine", "evaluation", "info", "models", "pool.pool_options"}
-    | {"scheduler", "serve", "system", "text"},
+    | {"scheduler", "serve", "setting_hints", "system", "text"},
     "info": {"config", "engine", "models", "ops", "scheduler", "system", "worker"},
     "evaluation": {"attention", "config", "engine", "models", "scheduler", "system", "text"}
     | {"setting_kinds", "worker"},

@@ -22,6 +22,7 @@ from paged_stream.scheduler.hints import similar
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.scheduler.settings import settings_of
 from paged_stream.serve.serve_options import ServeOptions
+from paged_stream.setting_hints import OTHER_ENGINES
 from paged_stream.text.text_file import read_text
 
 logger = logging.getLogger(__name__)
@@ -123,5 +124,7 @@ def known_settings() -> Iterator[str]:
 
 
 def _hint(name: str, known: Collection[str]) -> str:
+    if name in OTHER_ENGINES:
+        return f": {OTHER_ENGINES[name]}"
     match = similar(name, known)
     return f"; did you mean {match}?" if match else ""

@@ -230,6 +230,8 @@ def test_a_variable_that_is_almost_a_setting_is_warned_of(caplog):
     [
         ("windowsize: 3", "there is no setting 'windowsize'; did you mean window_size?"),
         ("colour: red", "there is no setting 'colour'\n"),
+        ("max_model_len: 8", "there is no setting 'max_model_len': texts may be of any length"),
+        ("n: 3", "there is no setting 'n'\n"),
         ("window_size: wide", "settings.yaml: window_size must be an int or None, got 'wide'"),
         ("window_size: 0", "settings.yaml: window_size must be >= 1, got 0"),
         ("- window_size", "must have names and values"),
