@@ -115,7 +115,7 @@ def matrix_rate() -> float:
 
 
 def machine() -> dict[str, Any]:
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # from torch 2.11 on
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # from torch 2.11 on
     return {
         "cpu": capabilities.get("cpu_name", platform.processor()),
         "threads": torch.get_num_threads(),
