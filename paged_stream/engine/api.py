@@ -1,0 +1,578 @@
+"""The contract of engines and streams: what users may call, and what it means, wherever it runs.
+
+`LLM`, `LLMEngine` and `RayLLM` are an `EngineApi`, their streams a `StreamApi`; `AsyncLLMEngine`
+and `AsyncRayLLM` are an `AsyncEngineApi`, their streams an `AsyncStreamApi`. An implementation adds
+nothing to a method described here and leaves nothing out. The same holds for all four:
+
+- **Wrong use changes nothing.** A value that is not allowed raises ValueError, which names the
+  argument, its value and what is allowed; the object is as it was before the call.
+- **After close**, every use of an engine and of its streams raises `EngineStoppedError`; every use
+  of a closed stream raises ``ValueError: the stream is closed``. Two things work at any time:
+  ``repr`` and ``close``, which is harmless the second time.
+- **In a forked child**, every use raises RuntimeError, and ``close`` does nothing.
+- **A failed engine** raises RuntimeError in whoever uses it or waits for it; in asynchronous
+  engines this is an `EngineStoppedError`. A pool replaces a worker that fails and raises
+  `PoolError`, which is a RuntimeError, for work that no worker can do.
+- **Nothing is pickled or copied**: that raises TypeError.
+- **A generator of deltas begins with its first item**: nothing is appended or queued before. It
+  raises what is wrong at the latest with that item. Closing it ends its request or turn.
+
+Token ids are ints in ``[0, vocab_size)``, positions and counts are numbers of tokens, and
+log-probabilities are natural logarithms.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from typing import Protocol, Self, TypeAlias
+
+from paged_stream.engine.inputs import Prompt
+from paged_stream.engine.outputs import EngineStats, RequestDelta, RequestOutput, StreamStats
+from paged_stream.scheduler.sampling_params import SamplingParams
+from paged_stream.text.chat import Messages
+
+__all__ = [
+    "AsyncDeltas",
+    "AsyncEngineApi",
+    "AsyncStreamApi",
+    "Deltas",
+    "EngineApi",
+    "OnEvict",
+    "FilePath",
+    "StreamApi",
+]
+
+Deltas: TypeAlias = Generator[RequestDelta, None, None]
+"""What a turn adds, step by step. ``close()``, or leaving a ``with contextlib.closing(...)`` block,
+ends the turn where it is. So does a ``break``, once Python collects the generator."""
+
+AsyncDeltas: TypeAlias = AsyncGenerator[RequestDelta, None]
+"""As `Deltas`, for ``async for``. ``await aclose()``, leaving an ``async with
+contextlib.aclosing(...)`` block, or cancelling the task that reads it, ends the request or turn."""
+
+OnEvict: TypeAlias = Callable[[int, int], object]
+"""Called with the first position that left a stream's window and the one behind the last. Calls
+come in the order of the positions, and every position is told once. The engine makes them between
+two steps, in the thread that computes or, in a pool, in the pool's own; the function must not use
+the engine or its streams, except `abort`. What it raises is logged."""
+
+FilePath: TypeAlias = str | os.PathLike[str]
+"""Where a file is; ``~`` is the user's home."""
+
+
+class StreamApi(Protocol):
+    """One endless sequence of tokens whose K and V stay between turns.
+
+    Append to it and generate from it, in any order, for ever: only new tokens are computed, and
+    memory stays the same. A turn is one call of `generate`, `complete`, `chat` or `score`, and a
+    stream has at most one at a time. While it runs, `append`, `end_turn`, `stats`, `position`,
+    `is_generating` and `close` may be used; everything else raises ``ValueError: the stream is
+    generating``. Use the stream as a context manager, or call `close`.
+
+    A stream of `LLM` or `LLMEngine` computes in the thread that calls it, and one thread at a time
+    may use the engine and its streams. A stream of `RayLLM` may be used from any number of threads.
+    """
+
+    @property
+    def position(self) -> int:
+        """Where the next token will stand: how many tokens the stream has had.
+
+        Counts what was appended and read. Tokens that were generated and not read yet may be in it;
+        tokens that queue behind a turn are not. It never decreases, but for `rewind`.
+        """
+        ...
+
+    @property
+    def is_generating(self) -> bool:
+        """Whether a turn that generates has begun and not ended."""
+        ...
+
+    def append(self, prompt: Prompt) -> None:
+        """Add text or token ids of any length, at any time.
+
+        Text that begins a stream gets the tokenizer's special tokens, text that goes on does not.
+        While the stream generates, the tokens queue behind the turn. Otherwise the call returns
+        once no more of them than ``max_num_batched_tokens`` are left to compute; the next turn
+        computes these.
+
+        Args:
+            prompt: text, or token ids in a list, an array or a tensor of one dimension; not empty.
+
+        Raises:
+            ValueError: the prompt is empty or not one of these, an id is out of range, more than
+                262,144 tokens would queue behind the turn, or the stream would grow beyond the
+                trained length of a model that cannot have a window.
+        """
+        ...
+
+    def generate(self, sampling_params: SamplingParams | None = None) -> Deltas:
+        """Generate until something stops it, yielding what each step adds.
+
+        The tokens become part of the stream, the stop token included. The last delta has
+        ``finished`` and a ``finish_reason``, ``"stop"`` or ``"length"``. The generator ends without
+        such a delta if the stream is closed or `end_turn` is called meanwhile. Closing the
+        generator ends the turn where it is; what was generated and not read stays in the stream.
+
+        Args:
+            sampling_params: by default ``SamplingParams()``, which generates 16 tokens at most.
+                ``n`` must be 1. Without a ``seed``, each turn draws from one of its own.
+
+        Raises:
+            ValueError: the parameters are wrong; the stream is empty, is generating, or was rewound
+                to where its window begins; or, without a window, it has reached the trained length.
+        """
+        ...
+
+    def complete(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Deltas:
+        """Append a prompt and generate what follows it; neither, if either is refused.
+
+        Args:
+            prompt: as in `append`.
+            sampling_params: as in `generate`.
+
+        Raises:
+            ValueError: as `append` and `generate`.
+        """
+        ...
+
+    def chat(
+        self, messages: str | Messages, sampling_params: SamplingParams | None = None
+    ) -> Deltas:
+        """Append the next messages of a conversation and generate the answer; neither, if either is
+        refused.
+
+        The messages are written in the model's chat template. What was said before is neither
+        tokenized nor computed again.
+
+        Args:
+            messages: only the new ones; text is one message of the user.
+            sampling_params: as in `generate`. By default the answer ends where the model ends its
+                turn; a model that never does goes on for ever with a window, and up to the trained
+                length without.
+
+        Raises:
+            ValueError: as `generate`, or the model has no chat template that can go on turn by
+            turn.
+        """
+        ...
+
+    def score(self, prompt: Prompt) -> list[float | None]:
+        """Append a prompt and tell how likely each of its tokens was where it stands.
+
+        Args:
+            prompt: as in `append`.
+
+        Returns:
+            One log-probability per token of the prompt. ``None`` for a token that nothing predicts:
+            the first of a stream, and the first after a `rewind`.
+
+        Raises:
+            ValueError: as `append`, or the stream is generating.
+        """
+        ...
+
+    def end_turn(self) -> None:
+        """Stop generating where it is, if the stream is generating.
+
+        The turn's generator still gives what was generated before, and then ends without a
+        ``finished`` delta. What was queued behind the turn is appended.
+        """
+        ...
+
+    def fork(self, *, on_evict: OnEvict | None = None) -> Self:
+        """Open another stream that goes on from here on its own.
+
+        Both share their K and V until one of them overwrites it. The new stream has a seed of its
+        own.
+
+        Args:
+            on_evict: as in `EngineApi.open_stream`, for the new stream; this stream's own is not
+                inherited.
+
+        Raises:
+            ValueError: the stream is generating.
+            RuntimeError: the stream is parked, and what runs leaves no room to bring it back.
+        """
+        ...
+
+    def cut(self, start: int, end: int) -> None:
+        """Remove the tokens at positions ``[start, end)``, all of which are still in the window.
+
+        Older tokens of the window move up to close the gap, so `position` stays. K and V of later
+        tokens stay as they are: these tokens have read what is removed.
+
+        Raises:
+            ValueError: the span is empty or not within the window, the stream is generating, or the
+                model has learned absolute positions.
+            RuntimeError: as `fork`.
+        """
+        ...
+
+    def rewind(self, position: int) -> None:
+        """Go back to a position that is still in the window: later tokens are forgotten.
+
+        What was evicted does not come back, so the window is shorter until it is full again. To
+        generate without appending first, the last remaining token is read once more.
+
+        Args:
+            position: the new `position`, no less than where the window begins behind the sinks.
+
+        Raises:
+            ValueError: the position is out of the window or beyond the end, or the stream is
+                generating.
+            RuntimeError: as `fork`.
+        """
+        ...
+
+    def park(self) -> None:
+        """Move the stream out of the cache, to host memory or to disk, until it is used again.
+
+        Raises:
+            ValueError: the stream is generating.
+        """
+        ...
+
+    def save(self, path: FilePath) -> None:
+        """Write the stream to a file, from which `EngineApi.load_stream` makes a stream like it.
+
+        The file appears whole or not at all. A pool's path must mean the same on each machine of
+        the cluster.
+
+        Raises:
+            ValueError: the stream is generating.
+            OSError: the file cannot be written; a file that was there before is unharmed.
+        """
+        ...
+
+    def save_bytes(self) -> bytes:
+        """Return what `save` would write.
+
+        Raises:
+            ValueError: the stream is generating.
+        """
+        ...
+
+    def stats(self) -> StreamStats:
+        """Describe the stream: tokens seen, visible and evicted; what it holds, and where."""
+        ...
+
+    def close(self) -> None:
+        """Free the stream and end its turn. Harmless twice, after the engine, and in a forked
+        child."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc_info: object) -> None: ...
+
+
+class AsyncStreamApi(Protocol):
+    """A `StreamApi` for coroutines: each method means what its namesake there does.
+
+    Two things differ. Where a `StreamApi` raises because too many tokens would queue behind a turn,
+    `append` here waits until the turn is over, so do not await it in the coroutine that reads the
+    turn. And a coroutine may be cancelled: what it asked for has then been done as a whole or not
+    at all, and a stream that it would have got is closed.
+    """
+
+    @property
+    def position(self) -> int:
+        """As `StreamApi.position`."""
+        ...
+
+    @property
+    def is_generating(self) -> bool:
+        """As `StreamApi.is_generating`."""
+        ...
+
+    async def append(self, prompt: Prompt) -> None:
+        """As `StreamApi.append`, but when more than 262,144 tokens would queue behind a turn, this
+        waits until it has ended. Calls that wait at the same time append in any order."""
+        ...
+
+    def generate(self, sampling_params: SamplingParams | None = None) -> AsyncDeltas:
+        """As `StreamApi.generate`."""
+        ...
+
+    def complete(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None
+    ) -> AsyncDeltas:
+        """As `StreamApi.complete`."""
+        ...
+
+    def chat(
+        self, messages: str | Messages, sampling_params: SamplingParams | None = None
+    ) -> AsyncDeltas:
+        """As `StreamApi.chat`."""
+        ...
+
+    async def score(self, prompt: Prompt) -> list[float | None]:
+        """As `StreamApi.score`. Cancelling it ends the turn; the prompt may have been appended."""
+        ...
+
+    async def end_turn(self) -> None:
+        """As `StreamApi.end_turn`."""
+        ...
+
+    async def fork(self, *, on_evict: OnEvict | None = None) -> Self:
+        """As `StreamApi.fork`."""
+        ...
+
+    async def cut(self, start: int, end: int) -> None:
+        """As `StreamApi.cut`."""
+        ...
+
+    async def rewind(self, position: int) -> None:
+        """As `StreamApi.rewind`."""
+        ...
+
+    async def park(self) -> None:
+        """As `StreamApi.park`."""
+        ...
+
+    async def save(self, path: FilePath) -> None:
+        """As `StreamApi.save`."""
+        ...
+
+    async def save_bytes(self) -> bytes:
+        """As `StreamApi.save_bytes`."""
+        ...
+
+    async def stats(self) -> StreamStats:
+        """As `StreamApi.stats`."""
+        ...
+
+    async def close(self) -> None:
+        """As `StreamApi.close`."""
+        ...
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(self, *exc_info: object) -> None: ...
+
+
+class EngineApi(Protocol):
+    """A model, or a pool of engines with the same model: whole answers to prompts, and live
+    streams.
+
+    `LLM` and `LLMEngine` compute in the thread that calls them, and one thread at a time may use
+    them; a second one gets RuntimeError. Any number of threads may use `RayLLM`. `abort` may be
+    called in any thread, at any moment. Use the engine as a context manager, or call `close`.
+    """
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        request_ids: str | Sequence[str] | None = None,
+        priority: int = 0,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Complete one prompt or a list of them. If one is refused, nothing is computed.
+
+        Args:
+            prompts: text or token ids, of any length; or a list of such prompts.
+            sampling_params: one for all prompts, or one per prompt. By default
+                ``SamplingParams()``, which generates 16 tokens at most.
+            request_ids: a name for each prompt, for `abort`: one string for one prompt, a list of
+                different ones for a list. By default the engine names them.
+            priority: smaller runs first.
+            use_tqdm: show a progress bar.
+
+        Returns:
+            One output per prompt, in their order, under its ``request_id``.
+
+        Raises:
+            ValueError: a prompt or a parameter is wrong, there are not as many parameters or names
+                as prompts, or a name belongs to an unfinished request.
+        """
+        ...
+
+    def chat(
+        self,
+        messages: Messages | Sequence[Messages],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        request_ids: str | Sequence[str] | None = None,
+        priority: int = 0,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Answer one conversation or a list of them, written in the model's chat template.
+
+        Args:
+            messages: ``[{"role": "user", "content": "..."}, ...]``, or a list of such lists.
+            sampling_params: one for all conversations, or one per conversation. By default an
+                answer ends where the model ends its turn; a model that never does goes on for ever
+                with a window, and up to the trained length without.
+            request_ids: as in `generate`.
+            priority: as in `generate`.
+            use_tqdm: as in `generate`.
+
+        Raises:
+            ValueError: as `generate`, or the model has no chat template.
+        """
+        ...
+
+    def score(self, prompt: Prompt, *, use_tqdm: bool = True) -> list[float | None]:
+        """Tell how likely each token of a prompt of any length is, given what it sees.
+
+        Returns:
+            One log-probability per token; ``None`` for the first, which nothing predicts.
+
+        Raises:
+            ValueError: the prompt is wrong, as in `generate`.
+        """
+        ...
+
+    def open_stream(
+        self,
+        *,
+        num_sink_tokens: int | None = None,
+        window_size: int | None = None,
+        pin: Prompt | Messages | None = None,
+        on_evict: OnEvict | None = None,
+    ) -> StreamApi:
+        """Open a live stream.
+
+        Args:
+            num_sink_tokens: how many of its first tokens stay visible for ever; by default as many
+                as the engine's setting says.
+            window_size: how many of its most recent tokens are visible; by default the engine's.
+            pin: text, token ids or messages that the stream begins with and sees for ever, such as
+                a system prompt: these tokens are its sink tokens. Streams with the same pin share
+                its blocks.
+            on_evict: called when tokens leave the window; see `OnEvict`.
+
+        Raises:
+            ValueError: sinks or window are out of range or do not fit the cache, or ``pin`` and
+                ``num_sink_tokens`` are both given.
+        """
+        ...
+
+    def load_stream(
+        self, source: FilePath | bytes, *, on_evict: OnEvict | None = None
+    ) -> StreamApi:
+        """Open a stream that `StreamApi.save` or `StreamApi.save_bytes` wrote, here or elsewhere.
+
+        Args:
+            source: the file, or its content.
+            on_evict: as in `open_stream`.
+
+        Raises:
+            ValueError: there is no such file; it is truncated, damaged or no saved stream; it was
+                written by a newer version, or with other weights, another ``dtype`` or
+                ``kv_cache_dtype``; or its sinks and window do not fit this engine.
+        """
+        ...
+
+    def abort(self, request_id: str) -> None:
+        """End a request before its next step; an unknown or finished one is ignored.
+
+        Each of its unfinished completions keeps what it has, with the ``finish_reason``
+        ``"abort"``. Any thread may call this at any moment, also from `OnEvict` and from a signal
+        handler.
+        """
+        ...
+
+    def stats(self) -> EngineStats:
+        """Describe the engine at this moment. The figures of a pool are sums over its replicas."""
+        ...
+
+    def close(self) -> None:
+        """Free the memory of weights, K and V, remove what was parked, end threads and processes.
+
+        Streams are closed with it. Harmless twice, and in a forked child.
+
+        Raises:
+            RuntimeError: another thread is within a step of an `LLM` or `LLMEngine`, which goes on.
+        """
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc_info: object) -> None: ...
+
+
+class AsyncEngineApi(Protocol):
+    """An `EngineApi` for coroutines: each method means what its namesake there does.
+
+    `generate` and `chat` take one prompt or conversation and yield deltas as they come; to run
+    several, run several coroutines. A reader that is slow holds up its own request or stream only.
+    Cancelling a coroutine ends what it asked for, as described in `AsyncStreamApi`.
+
+    Any number of threads and event loops may use an `AsyncLLMEngine`, whose constructor returns
+    once the model is loaded. An `AsyncRayLLM` belongs to the event loop in which it was entered.
+    Use the engine as an asynchronous context manager.
+    """
+
+    def generate(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+    ) -> AsyncDeltas:
+        """Complete a prompt, yielding what each step adds to each of its ``n`` completions.
+
+        Args:
+            prompt: text or token ids, of any length.
+            sampling_params: by default ``SamplingParams()``, which generates 16 tokens at most.
+            request_id: a name for `abort`, which no unfinished request has; it is on every delta.
+                By default the engine names the request.
+            priority: smaller runs first.
+
+        Raises:
+            ValueError: as `EngineApi.generate`.
+        """
+        ...
+
+    def chat(
+        self,
+        messages: Messages,
+        sampling_params: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+    ) -> AsyncDeltas:
+        """Answer one conversation, as `EngineApi.chat`, yielding deltas as `generate` does."""
+        ...
+
+    async def score(self, prompt: Prompt) -> list[float | None]:
+        """As `EngineApi.score`."""
+        ...
+
+    async def open_stream(
+        self,
+        *,
+        num_sink_tokens: int | None = None,
+        window_size: int | None = None,
+        pin: Prompt | Messages | None = None,
+        on_evict: OnEvict | None = None,
+    ) -> AsyncStreamApi:
+        """As `EngineApi.open_stream`."""
+        ...
+
+    async def load_stream(
+        self, source: FilePath | bytes, *, on_evict: OnEvict | None = None
+    ) -> AsyncStreamApi:
+        """As `EngineApi.load_stream`."""
+        ...
+
+    async def abort(self, request_id: str) -> None:
+        """As `EngineApi.abort`. The readers' last deltas have the ``finish_reason`` ``"abort"``."""
+        ...
+
+    async def stats(self) -> EngineStats:
+        """As `EngineApi.stats`."""
+        ...
+
+    async def close(self) -> None:
+        """As `EngineApi.close`. Whoever waits for the engine gets `EngineStoppedError`."""
+        ...
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(self, *exc_info: object) -> None: ...
