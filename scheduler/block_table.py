@@ -42,11 +42,12 @@ class BlockTable:
     """One sequence's row and its bound.
 
     ``row`` has the pinned sink columns first, then ``ring_blocks`` columns that logical blocks
-    take in turn; -1 is a column without a block. The first ``num_pure_sink_blocks`` hold nothing
-    but sinks and are never overwritten. ``max_blocks`` is the number of blocks the sequence can
-    ever touch, or ``None`` for an endless one. The first ``num_hashed_blocks`` logical blocks are
-    in the chain that ends with ``last_hash``; ``None`` once the content is no longer what the
-    tokens alone say.
+    take in turn; -1 is a column without a block. A row that was handed out never changes: `put`
+    goes on with a copy, so that steps which change nothing copy nothing. The first
+    ``num_pure_sink_blocks`` hold nothing but sinks and are never overwritten. ``max_blocks`` is the
+    number of blocks the sequence can ever touch, or ``None`` for an endless one. The first
+    ``num_hashed_blocks`` logical blocks are in the chain that ends with ``last_hash``; ``None``
+    once the content is no longer what the tokens alone say.
     """
 
     sink_window: SinkWindow
@@ -55,9 +56,26 @@ class BlockTable:
     ring_blocks: int
     max_blocks: int | None
     row: array[int]
+    is_handed_out: bool = False
     num_logical_blocks: int = 0
     num_hashed_blocks: int | None = 0
     last_hash: bytes = b""
+
+    def hand_out(self) -> array[int]:
+        """The row as it is now, which stays as it is."""
+        self.is_handed_out = True
+        return self.row
+
+    def put(self, column: int, block_id: int) -> None:
+        """Set a column; -1 takes its block away."""
+        if self.is_handed_out:
+            self.row, self.is_handed_out = self.row[:], False
+        self.row[column] = block_id
+
+    def resize(self, ring: array[int]) -> None:
+        """Give the row another ring."""
+        self.row, self.is_handed_out = self.row[: self.num_sink_blocks] + ring, False
+        self.ring_blocks = len(ring)
 
     @property
     def held(self) -> list[int]:

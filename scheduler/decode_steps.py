@@ -1,7 +1,7 @@
 """How many steps a batch that decodes computes before anybody looks at its tokens.
 
-The invariant: the rows of the block table that were given out stay as they are until then, and
-whatever a sequence has computed beyond its turn's end overwrites nothing that it still sees.
+The invariant: no row of the block table has to change until then, and whatever a sequence has
+computed beyond its turn's end overwrites nothing that it still sees.
 """
 
 from __future__ import annotations
@@ -18,17 +18,16 @@ _UNKNOWN = array("i", [-1])
 
 def give_steps(
     kv: KVCacheManager, sequences: Sequence[ScheduledSequence], limit: int, *, anybody_waits: bool
-) -> int:
-    """How many steps, up to ``limit``, all that is scheduled can decode for, with blocks for them.
+) -> SchedulerOutput:
+    """As many steps of what is scheduled, up to ``limit``, as all can decode for, with blocks.
 
     Whoever ends first may make room for another; if nobody waits, the others go on.
     """
     if limit == 1 or not sequences or not all(s.decodes_alone for s in sequences):
-        return 1
+        return SchedulerOutput(tuple(sequences))
     longest = (min if anybody_waits else max)(s.max_new_tokens for s in sequences)
     num_steps = _fitting(kv, sequences, 0, min(limit, longest))
-    _allocate(kv, sequences, num_steps)
-    return num_steps
+    return SchedulerOutput(_allocate(kv, sequences, num_steps), num_steps)
 
 
 def give_more_steps(kv: KVCacheManager, output: SchedulerOutput) -> SchedulerOutput | None:
@@ -38,7 +37,6 @@ def give_more_steps(kv: KVCacheManager, output: SchedulerOutput) -> SchedulerOut
     wanted = min(done, max(s.max_new_tokens for s in output.sequences) - done)
     if wanted < 1 or _fitting(kv, output.sequences, done, wanted) < wanted:
         return None
-    _allocate(kv, output.sequences, done + wanted)
     following = (
         replace(
             s,
@@ -46,7 +44,7 @@ def give_more_steps(kv: KVCacheManager, output: SchedulerOutput) -> SchedulerOut
             num_computed_tokens=s.num_computed_tokens + done,
             max_new_tokens=max(0, s.max_new_tokens - done),
         )
-        for s in output.sequences
+        for s in _allocate(kv, output.sequences, done + wanted)
     )
     return SchedulerOutput(tuple(following), wanted, follows=True)
 
@@ -63,9 +61,16 @@ def _fitting(
     return wanted
 
 
-def _allocate(kv: KVCacheManager, sequences: Sequence[ScheduledSequence], num_steps: int) -> None:
+def _allocate(
+    kv: KVCacheManager, sequences: Sequence[ScheduledSequence], num_steps: int
+) -> tuple[ScheduledSequence, ...]:
     """Give all of them the blocks for so many steps, and for the one after if the row stays as it
-    is: that one's slot is worked out by the last step."""
+    is: that one's slot is worked out by the last step.
+
+    Returns:
+        The sequences with their rows as they are then.
+    """
+    given = []
     for s in sequences:
         own = min(num_steps + 1, s.max_new_tokens)
         end = s.num_computed_tokens + own
@@ -75,3 +80,6 @@ def _allocate(kv: KVCacheManager, sequences: Sequence[ScheduledSequence], num_st
             kv.allocate(s.seq_id, end)
         else:
             kv.allocate(s.seq_id, s.num_computed_tokens + fits)
+        row = kv[s.seq_id].hand_out()
+        given.append(s if row is s.block_row else replace(s, block_row=row))
+    return tuple(given)

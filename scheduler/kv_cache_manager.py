@@ -351,7 +351,7 @@ class KVCacheManager:
 
     def _put(self, table: BlockTable, column: int, block_id: int) -> None:
         assert table.row[column] < 0, "the column is taken"
-        table.row[column] = block_id
+        table.put(column, block_id)
         self._num_missing -= 1
 
     def _allocate(self, table: BlockTable, column: int) -> None:
@@ -359,7 +359,7 @@ class KVCacheManager:
 
     def _release(self, table: BlockTable, column: int) -> None:
         self.pool.release(table.row[column], overwrites=table.overwrites(column))
-        table.row[column] = -1
+        table.put(column, -1)
         self._num_missing += 1
 
     def _make_private(self, table: BlockTable, column: int) -> None:
@@ -391,6 +391,7 @@ class KVCacheManager:
         sinks = table.num_sink_blocks
         missing = table.row[sinks:].count(-1)
         ring = array("i", [-1]) * ring_blocks
+        kept: set[int] = set()
         computed = cdiv(num_computed, self.block_size)
         for logical_block in table.live_blocks(num_computed, self.block_size):
             if logical_block < sinks:
@@ -399,11 +400,12 @@ class KVCacheManager:
             new_column = table.sink_window.column(logical_block, ring_blocks, self.block_size)
             assert ring[new_column - sinks] < 0, "the ring is too small for its live blocks"
             ring[new_column - sinks] = table.row[column]
-            table.row[column] = -1
-        for block_id in reversed(table.row[sinks:]):
-            if block_id >= 0:
+            kept.add(column)
+        for column in reversed(range(sinks, len(table.row))):
+            block_id = table.row[column]
+            if block_id >= 0 and column not in kept:
                 self.pool.release(block_id, overwrites=True)
         self._num_missing += ring.count(-1) - missing
-        table.row, table.ring_blocks = table.row[:sinks] + ring, ring_blocks
+        table.resize(ring)
         # Sink blocks stay, computed or not.
         table.num_logical_blocks = max(computed, min(table.num_logical_blocks, sinks))

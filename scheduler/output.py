@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from .sampling_params import SamplingParams
 from .sink_window import SinkWindow
+
+# Why a turn is over: a stop token or string; its limit; somebody aborted it, which is not the
+# scheduler's to tell.
+FinishReason: TypeAlias = Literal["stop", "length", "abort"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +25,7 @@ class ScheduledSequence:
         num_prompt_tokens: positions from here on were generated, not given.
         next_token_id: the known token that follows the chunk, -1 when it is to be sampled.
         block_row: the sequence's row of the block table, int32: sink columns, then the ring.
-            -1 marks a column that no token has reached. Stays as it is until the step's update.
+            -1 marks a column that no token has reached. Never changes.
         ring_blocks: columns of the ring, ``len(block_row)`` less the sink columns.
         sink_window: what its queries see.
         sampling_params: the request's parameters.
@@ -186,6 +191,6 @@ class SequenceUpdate:
     seq_id: int
     token_ids: list[int]
     num_computed_tokens: int
-    finish_reason: str | None
+    finish_reason: FinishReason | None
     logprob: TokenLogprob | None
     prompt_logprobs: list[TokenLogprob]

@@ -305,13 +305,12 @@ class Scheduler:
         while budget > 0 and (admitted := self._admit(budget, paused)) is not None:
             scheduled.append(self._take(admitted, budget, may_grow=self._may_grow(paused)))
             budget -= len(scheduled[-1].token_ids)
-        num_steps = give_steps(
+        return give_steps(
             self.kv,
             scheduled,
             self.config.num_decode_steps,
             anybody_waits=self._anybody_waits(len(scheduled), paused),
         )
-        return SchedulerOutput(tuple(scheduled), num_steps)
 
     def schedule_following(
         self, output: SchedulerOutput, paused: Set[int] = frozenset()
@@ -421,7 +420,7 @@ class Scheduler:
             num_computed_tokens=start,
             num_prompt_tokens=sequence.num_prompt_tokens,
             next_token_id=-1 if samples else sequence.token_ids(end, end + 1)[0],
-            block_row=table.row,
+            block_row=table.hand_out(),
             ring_blocks=table.ring_blocks,
             sink_window=sequence.sink_window,
             sampling_params=params,

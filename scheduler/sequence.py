@@ -51,6 +51,7 @@ class Sequence:
         "max_tokens",
         "priority",
         "status",
+        "num_tokens",
         "num_computed_tokens",
         "num_prompt_tokens",
         "generates",
@@ -83,6 +84,8 @@ class Sequence:
         self.max_tokens = max_tokens
         self.priority = priority
         self.status = SequenceStatus.IDLE
+        # Counted, so that any thread may look; the tail is cut while it grows.
+        self.num_tokens = 0
         self.num_computed_tokens = 0
         self.num_prompt_tokens = 0
         self.generates = False
@@ -100,10 +103,6 @@ class Sequence:
         self._tail_start = 0
 
     @property
-    def num_tokens(self) -> int:
-        return self._tail_start + len(self._tail)
-
-    @property
     def num_output_tokens(self) -> int:
         return max(0, self.num_tokens - self.num_prompt_tokens)
 
@@ -117,6 +116,7 @@ class Sequence:
         """Add known tokens at the end."""
         before = len(self._tail)
         self._tail.extend(token_ids)
+        self.num_tokens += len(self._tail) - before
         missing = self.sink_window.num_sink_tokens - len(self._sink_ids)
         if missing > 0:
             self._sink_ids.extend(self._tail[before : before + missing])
@@ -188,6 +188,7 @@ class Sequence:
             max_tokens=self.max_tokens,
             priority=self.priority,
         )
+        child.num_tokens = self.num_tokens
         child.num_computed_tokens = self.num_computed_tokens
         child.num_prompt_tokens = self.num_prompt_tokens
         child.is_loaded = self.is_loaded
@@ -220,6 +221,7 @@ class Sequence:
         if first > sinks:  # what was evicted does not come back
             self.sink_window = replace(self.sink_window, window_floor=first)
         del self._tail[num_tokens - self._tail_start :]
+        self.num_tokens = num_tokens
         self.num_computed_tokens = min(self.num_computed_tokens, num_tokens)
         self.num_prompt_tokens = min(self.num_prompt_tokens, num_tokens)
 
@@ -256,6 +258,7 @@ class Sequence:
     def restore(cls, seq_id: int, state: SequenceState, *, max_tokens: int | None) -> Sequence:
         """A parked stream in the given state."""
         sequence = cls(seq_id, state.sink_window, is_stream=True, max_tokens=max_tokens)
+        sequence.num_tokens = state.tail_start + len(state.tail_ids)
         sequence.num_computed_tokens = state.num_computed_tokens
         sequence.num_prompt_tokens = state.num_prompt_tokens
         sequence._sink_ids = array("i", state.sink_ids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from .output import FinishReason
 from .sequence import Sequence
 
 _ENDLESS = 1 << 62
@@ -21,7 +22,7 @@ def max_new_tokens(sequence: Sequence) -> int:
 
 def gain(
     sequence: Sequence, token_ids: list[int], stops: Callable[[int, int], bool]
-) -> tuple[list[int], str | None]:
+) -> tuple[list[int], FinishReason | None]:
     """Append what was sampled, up to what ends the turn. All but the last are computed.
 
     Args:
@@ -43,7 +44,7 @@ def gain(
     return token_ids, None
 
 
-def _finish_reason(sequence: Sequence, token_id: int) -> str | None:
+def _finish_reason(sequence: Sequence, token_id: int) -> FinishReason | None:
     params = sequence.sampling_params
     num_output = sequence.num_output_tokens
     if token_id in sequence.stop_token_ids and num_output > params.min_tokens:

@@ -157,6 +157,22 @@ def test_steady_state_changes_nothing_on_the_host():
     assert scheduler.kv.pool.num_free == free
 
 
+@pytest.mark.parametrize("num_decode_steps", [1, 4])
+def test_a_row_that_was_handed_out_never_changes(num_decode_steps):
+    scheduler = make_scheduler(num_decode_steps=num_decode_steps)
+    stream(scheduler, 0, [1] * 50)
+    scheduler.fork(0, 1)
+    handed_out = []
+    for seq_id in (0, 1, 0):
+        scheduler.append(seq_id, [2] * 30)
+        generate(scheduler, seq_id, max_tokens=12)
+        while scheduler.has_unfinished():
+            output, _ = step(scheduler)
+            handed_out += [(s.block_row, list(s.block_row)) for s in output.sequences]
+    assert len({tuple(row) for row, _ in handed_out}) > 3, "no row has changed at all"
+    assert all(list(row) == as_it_was for row, as_it_was in handed_out)
+
+
 def test_prefill_ring_is_given_back_when_decoding_starts():
     scheduler = make_scheduler(max_num_batched_tokens=64)
     scheduler.open(0, SMALL)
