@@ -39,7 +39,7 @@ stage("load", start)
 start = time.perf_counter()
 llm.generate("The capital of France is", SamplingParams(max_tokens=16), use_tqdm=False)
 stage("answer", start)
-stats = llm.engine.stats()
+stats = llm.stats()
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 print(json.dumps([peak, stats.kv_reserved_bytes, stats.kv_resident_bytes]))
 """

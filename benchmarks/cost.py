@@ -11,8 +11,8 @@ from paged_stream.models.model_config import ModelConfig
 
 def decoder(engine: LLMEngine) -> Decoder:
     """The model of an engine that computes in this process."""
-    assert isinstance(engine.executor, LocalExecutor)
-    return engine.executor._worker._runner.model
+    assert isinstance(engine.core.executor, LocalExecutor)
+    return engine.core.executor._worker._runner.model
 
 
 def weight_bytes(engine: LLMEngine) -> int:

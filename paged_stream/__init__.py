@@ -9,7 +9,7 @@ from paged_stream.version import __version__ as __version__
 if TYPE_CHECKING:
     from paged_stream.config import EngineConfig as EngineConfig
     from paged_stream.engine.async_engine import AsyncLLMEngine as AsyncLLMEngine
-    from paged_stream.engine.async_engine import AsyncStream as AsyncStream
+    from paged_stream.engine.async_stream import AsyncStream as AsyncStream
     from paged_stream.engine.lifetime import EngineStoppedError as EngineStoppedError
     from paged_stream.engine.llm import LLM as LLM
     from paged_stream.engine.llm_engine import LLMEngine as LLMEngine
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "AsyncLLMEngine": "engine.async_engine",
-    "AsyncStream": "engine.async_engine",
+    "AsyncStream": "engine.async_stream",
     "EngineStoppedError": "engine.lifetime",
     "CompletionOutput": "engine.outputs",
     "EngineConfig": "config",

@@ -54,5 +54,5 @@ def test_the_engine_puts_the_sink_token_first(tmp_path, kind, first):
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     export(make_model(SIZE, 0), tokenizer, kind, tmp_path)
     llm = LLM(str(tmp_path), dtype="float32", window_size=8, kv_cache_memory_bytes=1 << 20)
-    assert llm.engine.encode("abc") == [*first, 65, 66, 67]
-    assert llm.engine.encode("abc", continues=True) == [65, 66, 67]
+    assert llm.encode("abc") == [*first, 65, 66, 67]
+    assert llm.encode("abc", continues=True) == [65, 66, 67]

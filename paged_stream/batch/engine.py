@@ -38,10 +38,9 @@ def start_engine(config: EngineConfig, task: RowTask) -> BatchEngine:
             no tokenizer.
     """
     engine = AsyncLLMEngine(config)
-    llm = engine.engine
     try:
-        llm.check_params(task.sampling_params)
-        if llm.tokenizer is None and task.task != "score":
+        engine.intake.prompts.check_params(task.sampling_params)
+        if engine.tokenizer is None and task.task != "score":
             raise ValueError(f"task={task.task!r} needs a tokenizer, {config.model} has none")
         # In a thread of its own: whoever calls may be within an event loop.
         with ThreadPoolExecutor(1) as thread:
@@ -52,9 +51,9 @@ def start_engine(config: EngineConfig, task: RowTask) -> BatchEngine:
         raise
     return BatchEngine(
         engine=engine,
-        tokenizer=llm.tokenizer,
+        tokenizer=engine.tokenizer,
         max_num_seqs=config.actual_max_num_seqs,
-        weights=llm.executor.fingerprint,
+        weights=engine.intake.fingerprint,
     )
 
 

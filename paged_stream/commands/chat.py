@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
     engine = LLMEngine(config)
     with closing(engine):
-        engine.chat_tokenizer()  # says what is missing before the first question
+        engine.intake.prompts.chat_tokenizer()  # says what is missing before the first question
         window = engine.sink_window
         print(
             f"{args.model}: {window.num_sink_tokens} sink tokens, window {window.window_size}; "

@@ -27,10 +27,10 @@ import os
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from typing import Protocol, Self, TypeAlias
 
-from paged_stream.engine.inputs import Prompt
 from paged_stream.engine.outputs import EngineStats, RequestDelta, RequestOutput, StreamStats
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.text.chat import Messages
+from paged_stream.text.inputs import Prompt
 
 __all__ = [
     "AsyncDeltas",
@@ -246,7 +246,7 @@ class StreamApi(Protocol):
         ...
 
     def save_bytes(self) -> bytes:
-        """Return what `save` would write.
+        """Return the content of a file that `save` would write.
 
         Raises:
             ValueError: the stream is generating.
@@ -287,8 +287,9 @@ class AsyncStreamApi(Protocol):
         ...
 
     async def append(self, prompt: Prompt) -> None:
-        """As `StreamApi.append`, but when more than 262,144 tokens would queue behind a turn, this
-        waits until it has ended. Calls that wait at the same time append in any order."""
+        """As `StreamApi.append`, but this waits while the stream is scored, and for the end of the
+        turn if more than 262,144 tokens would queue behind it. Calls that wait at the same time
+        append in any order."""
         ...
 
     def generate(self, sampling_params: SamplingParams | None = None) -> AsyncDeltas:

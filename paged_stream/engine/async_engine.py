@@ -1,41 +1,39 @@
-"""`LLMEngine` for asyncio services: a thread of its own computes, coroutines wait for deltas."""
+"""The engine for asyncio services: a thread of its own computes, coroutines wait for deltas."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
-from typing import NoReturn, TypeVar
-from weakref import WeakValueDictionary
+from typing import Self
 
 from paged_stream.config import EngineConfig, takes_config
-from paged_stream.engine.async_stream import AsyncStream, encode
-from paged_stream.engine.lifetime import EngineStoppedError, refuse_pickling, when_abandoned
-from paged_stream.engine.llm_engine import LLMEngine
-from paged_stream.engine.mailbox import Deltas, Mailbox
+from paged_stream.engine.api import AsyncDeltas, AsyncEngineApi, FilePath, OnEvict
+from paged_stream.engine.async_stream import AsyncStream, AsyncStreams, beside_the_loop
+from paged_stream.engine.lifetime import EngineStoppedError, when_abandoned
+from paged_stream.engine.loaded_engine import LoadedEngine
+from paged_stream.engine.mailbox import Mailbox
 from paged_stream.engine.outputs import EngineStats
-from paged_stream.engine.stream import Stream
+from paged_stream.engine.stats import engine_stats
+from paged_stream.engine.stream_file import write_stream_file
 from paged_stream.engine.thread import EngineThread
 from paged_stream.scheduler.fields import as_int
-from paged_stream.scheduler.sampling_params import SamplingParams
+from paged_stream.scheduler.sampling_params import SamplingParams, whole_answer
 from paged_stream.text.chat import Messages
 from paged_stream.text.inputs import Prompt
 
-T = TypeVar("T")
-OnEvict = Callable[[int, int], None]
 
+class AsyncLLMEngine(LoadedEngine, AsyncEngineApi):
+    """Runs requests and streams on one model, for any number of coroutines, threads and event
+    loops, also one loop after another.
 
-class AsyncLLMEngine:
-    """Runs requests and streams on one model for any number of coroutines.
-
-    A slow reader holds up its own request or stream only: once ``max_unread`` of its deltas are
-    unread, the engine passes it over. Any number of threads and event loops may use it, also one
-    loop after another. Use it as an asynchronous context manager, or call `shutdown` or `close`.
-    Afterwards every use raises `EngineStoppedError`. It belongs to the process that made it: in a
-    forked child every use raises RuntimeError.
+    Args:
+        config: the engine's settings.
+        max_unread: once so many deltas of a request or turn are unread, the engine passes it over
+            until somebody reads; at least 1.
 
     Raises:
         ValueError: as `LLMEngine`. The model is loaded before the constructor returns.
@@ -44,81 +42,94 @@ class AsyncLLMEngine:
     @takes_config
     def __init__(self, config: EngineConfig, *, max_unread: int = 16) -> None:
         max_unread = as_int("max_unread", max_unread, 1)
-        self.engine = LLMEngine(config)
+        super().__init__(config)
         try:
-            if self.engine.tokenizer is not None:
+            if self.tokenizer is not None:
                 # Takes back what the tokenizer's file may limit: not to be done in two threads.
-                self.engine.tokenizer.encode("")
-            self.thread = EngineThread(self.engine, max_unread)
+                self.tokenizer.encode("")
+            self.thread = EngineThread(self._core, max_unread)
         except BaseException:
-            self.engine.close()
+            self._core.close()
             raise
-        self._numbers = itertools.count()
-        # For the engine's thread only. It does not keep them: they may be collected unclosed.
-        self.streams: WeakValueDictionary[int, AsyncStream] = WeakValueDictionary()
+        self.streams = AsyncStreams(self.thread)
+        self._names = (f"request-{number}" for number in itertools.count())
         name = f"AsyncLLMEngine of {config.model!r}"
-        when_abandoned(self, name, self.engine.lifetime, self.thread.stop_soon)
+        when_abandoned(self.streams, name, self._core.lifetime, self.thread.stop_soon)
 
     # Requests
 
     def generate(
         self,
         prompt: Prompt,
-        params: SamplingParams | None = None,
-        request_id: str | None = None,
+        sampling_params: SamplingParams | None = None,
         *,
+        request_id: str | None = None,
         priority: int = 0,
-    ) -> Deltas:
-        """Complete a prompt, yielding what each step adds to each of its ``n`` completions.
-
-        The request starts with the first item asked for. Closing the iterator (Python does when a
-        ``break`` drops it), or cancelling the task that reads it, frees the request's blocks.
-
-        Raises:
-            ValueError: as `LLMEngine.add_request`.
-            EngineStoppedError: the engine is closed or has failed.
-        """
-        engine = self.engine
-        name = f"async-{next(self._numbers)}" if request_id is None else request_id
-
-        def start(mailbox: Mailbox, token_ids: list[int]) -> None:
-            self.engine.add_encoded_request(
-                name, token_ids, params, priority=priority, inbox=mailbox
-            )
-            mailbox.num_unfinished = 1 if params is None else params.n
-
-        return self.thread.deltas(
-            lambda: encode(self.engine.encode, prompt),
-            start,
-            lambda mailbox: engine.abort_request(name),
+    ) -> AsyncDeltas:
+        """As `AsyncEngineApi.generate`."""
+        params = SamplingParams() if sampling_params is None else sampling_params
+        return self._request(
+            lambda: beside_the_loop(self.intake.encode, prompt), params, request_id, priority
         )
 
+    def chat(
+        self,
+        messages: Messages,
+        sampling_params: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+    ) -> AsyncDeltas:
+        """As `AsyncEngineApi.chat`."""
+        return self._request(
+            lambda: asyncio.to_thread(self.intake.encode_chat, messages),
+            whole_answer(sampling_params),
+            request_id,
+            priority,
+        )
+
+    def _request(
+        self,
+        encode: Callable[[], Awaitable[list[int]]],
+        params: SamplingParams,
+        request_id: str | None,
+        priority: int,
+    ) -> AsyncDeltas:
+        intake, core = self._intake, self._core
+        name = next(self._names) if request_id is None else request_id
+
+        def start(mailbox: Mailbox, token_ids: list[int]) -> None:
+            intake.add_request(name, token_ids, params, priority=priority, inbox=mailbox)
+            mailbox.num_unfinished = params.n
+
+        return self.thread.deltas(encode, start, lambda mailbox: core.turns.drop(name))
+
     async def score(self, prompt: Prompt) -> list[float | None]:
-        """Log-probability of each token of a prompt of any length, as `LLM.score`.
-
-        Raises:
-            ValueError: as `generate`.
-        """
+        """As `EngineApi.score`."""
         self.thread.check()
-        engine = self.engine
-        token_ids = await encode(engine.encode, prompt)
+        intake, core = self._intake, self._core
+        name = next(self._names)
         scores: list[float | None] = [None]
-        if len(token_ids) == 1:
-            return scores
-        name = f"async-{next(self._numbers)}"
 
-        async def prepare() -> None:
-            pass
+        def start(mailbox: Mailbox, token_ids: list[int]) -> None:
+            if len(token_ids) == 1:
+                mailbox.end()
+            else:
+                intake.add_scoring(name, token_ids, inbox=mailbox)
 
-        def start(mailbox: Mailbox, prepared: None) -> None:
-            engine.add_score_request(name, token_ids, inbox=mailbox)
-            mailbox.num_unfinished = 1
-
-        deltas = self.thread.deltas(prepare, start, lambda mailbox: engine.abort_request(name))
+        deltas = self.thread.deltas(
+            lambda: beside_the_loop(intake.encode, prompt),
+            start,
+            lambda mailbox: core.turns.drop(name),
+        )
         async with aclosing(deltas):
             async for delta in deltas:
                 scores += [entry.logprob for entry in delta.prompt_logprobs or ()]
         return scores
+
+    async def abort(self, request_id: str) -> None:
+        """As `AsyncEngineApi.abort`."""
+        await self.thread.call(lambda: self._core.turns.abort(request_id))
 
     # Streams
 
@@ -130,67 +141,34 @@ class AsyncLLMEngine:
         pin: Prompt | Messages | None = None,
         on_evict: OnEvict | None = None,
     ) -> AsyncStream:
-        """Open a live stream, as `LLMEngine.open_stream`. ``on_evict`` is called in the engine's
-        thread."""
+        """As `EngineApi.open_stream`. ``on_evict`` is called in the engine's thread."""
         self.thread.check()
-        pinned = None if pin is None else await encode(self.engine.prompts.encode_pin, pin)
-        return await self.open_with(
-            lambda: self.engine.open_stream(
-                num_sink_tokens=num_sink_tokens,
-                window_size=window_size,
-                pin=pinned,
-                on_evict=on_evict,
-            )
+        intake = self.intake
+        opening = await beside_the_loop(
+            lambda pin: intake.prepare_stream(num_sink_tokens, window_size, pin), pin
         )
+        return await self.streams.add(lambda: intake.open_stream(opening, on_evict))
 
     async def load_stream(
-        self, path: str | Path, *, on_evict: OnEvict | None = None
+        self, source: FilePath | bytes, *, on_evict: OnEvict | None = None
     ) -> AsyncStream:
-        """Open a saved stream, as `LLMEngine.load_stream`."""
+        """As `EngineApi.load_stream`."""
         self.thread.check()
-        saved = await asyncio.to_thread(self.engine.read_stream, path)
-        return await self.open_with(lambda: self.engine.restore_stream(saved, on_evict=on_evict))
+        intake = self.intake
+        saved = await asyncio.to_thread(intake.read_stream, source)
+        return await self.streams.add(lambda: intake.restore_stream(saved, on_evict))
 
     async def stats(self) -> EngineStats:
-        """Describe the engine between two steps."""
-        return await self.call(lambda: self.engine.stats())
-
-    # What `AsyncStream` is made of
-
-    async def call(self, function: Callable[[], T], *, when: Callable[[], bool] | None = None) -> T:
-        """As `EngineThread.call`."""
-        return await self.thread.call(function, when=when)
-
-    async def open_with(
-        self, function: Callable[[], Stream], when: Callable[[], bool] | None = None
-    ) -> AsyncStream:
-        """Open a stream in the engine's thread, at once or as soon as ``when`` holds; it is closed
-        again if whoever opens it is cancelled meanwhile."""
-        opened: list[AsyncStream] = []
-
-        def run() -> AsyncStream:
-            opened.append(AsyncStream(self, function()))
-            self.streams[opened[0].inner.seq_id] = opened[0]
-            return opened[0]
-
-        def undo() -> None:
-            for stream in opened:
-                stream.close_now()
-
-        try:
-            return await self.call(run, when=when)
-        except asyncio.CancelledError:
-            self.thread.post(undo)  # it may be running just now
-            raise
+        """As `EngineApi.stats`, between two steps."""
+        return await self.thread.call(lambda: engine_stats(self._core))
 
     # The end
 
-    async def shutdown(self, save_dir: str | Path | None = None) -> dict[AsyncStream, Path]:
-        """Stop computing and free everything. Whoever waits gets `EngineStoppedError`. Calling it
-        again is harmless, and so is calling it in a forked child, where nothing runs.
+    async def shutdown(self, save_dir: FilePath | None = None) -> dict[AsyncStream, Path]:
+        """Close the engine, and save its open streams first if you say where.
 
         Args:
-            save_dir: save every open stream there first. One that is generating stops where it is.
+            save_dir: save every open stream there. One that is generating stops where it is.
 
         Returns:
             Where each stream was saved.
@@ -203,12 +181,12 @@ class AsyncLLMEngine:
         saved: dict[AsyncStream, Path] = {}
         if save_dir is not None:
             folder = Path(save_dir).expanduser()
-            saved = await self.call(lambda: self._save_streams(folder))
+            saved = await self.thread.call(lambda: self._save_streams(folder))
         await asyncio.to_thread(self.thread.stop)
         return saved
 
     async def close(self) -> None:
-        """As `shutdown`, which can save streams first."""
+        """As `AsyncEngineApi.close`."""
         await self.shutdown()
 
     def _save_streams(self, folder: Path) -> dict[AsyncStream, Path]:
@@ -217,23 +195,18 @@ class AsyncLLMEngine:
             mailbox.release()
             mailbox.end(EngineStoppedError("the engine is being shut down"))
         saved = {}
-        for stream in list(self.streams.values()):
+        for stream in list(self.streams.open):
+            while not stream.inner.is_settled:
+                self._core.advance()
             # A name of its own: streams of an earlier shutdown may lie there.
             saved[stream] = folder / f"stream-{uuid.uuid4().hex}.safetensors"
-            stream.inner.save(saved[stream])
+            write_stream_file(saved[stream], stream.inner.snapshot())
         self.thread.is_stopping = True  # before anybody can go on with a stream
         return saved
 
-    async def __aenter__(self) -> AsyncLLMEngine:
+    async def __aenter__(self) -> Self:
         self.thread.check()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        await self.shutdown()
-
-    def __repr__(self) -> str:
-        engine = getattr(self, "engine", None)
-        return f"<AsyncLLMEngine {'that was not made' if engine is None else engine.summary}>"
-
-    def __reduce__(self) -> NoReturn:
-        refuse_pickling("an engine", "make one in each process")
+        await self.close()

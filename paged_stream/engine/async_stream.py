@@ -1,120 +1,224 @@
-"""A live stream of an `AsyncLLMEngine`, whose methods are awaited."""
+"""A live stream whose methods are awaited, and the streams that one engine has open."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
+from weakref import WeakSet
 
+from paged_stream.engine.api import AsyncDeltas, AsyncStreamApi, FilePath, OnEvict
 from paged_stream.engine.lifetime import refuse_pickling
-from paged_stream.engine.mailbox import Deltas, Mailbox
+from paged_stream.engine.live_stream import Addition, LiveStream
+from paged_stream.engine.mailbox import Mailbox
 from paged_stream.engine.outputs import StreamStats
-from paged_stream.engine.stream import Addition, Stream
-from paged_stream.engine.stream_file import write_stream_file
+from paged_stream.engine.stream_file import SavedStream, stream_bytes, write_stream_file
+from paged_stream.engine.stream_rules import closed_error
+from paged_stream.engine.thread import EngineThread
 from paged_stream.scheduler.sampling_params import SamplingParams, whole_answer
 from paged_stream.text.chat import Messages, is_messages
 from paged_stream.text.inputs import Prompt
 
-if TYPE_CHECKING:
-    from paged_stream.engine.async_engine import AsyncLLMEngine
-
 T = TypeVar("T")
 
 
-class AsyncStream:
-    """A live stream of an `AsyncLLMEngine`. Its methods are those of `Stream`, to be awaited; only
-    `Stream.score` has none like it. Use it as an asynchronous context manager, or call `close`."""
+class AsyncStreams:
+    """The open streams of one engine, which live as long as its thread. It lives as long as any of
+    them, or the engine.
 
-    def __init__(self, engine: AsyncLLMEngine, stream: Stream) -> None:
-        self._engine = engine  # which lives as long
-        self.inner = stream  # for the engine's thread only
+    Attributes:
+        open: for the engine's thread only. It does not keep them: they may be collected unclosed.
+    """
+
+    def __init__(self, thread: EngineThread) -> None:
+        self.thread = thread
+        self.open: WeakSet[AsyncStream] = WeakSet()
+
+    async def add(
+        self, function: Callable[[], LiveStream], when: Callable[[], bool] | None = None
+    ) -> AsyncStream:
+        """Open a stream in the engine's thread, at once or as soon as ``when`` holds; it is closed
+        again if whoever opens it is cancelled meanwhile."""
+
+        def run() -> AsyncStream:
+            stream = AsyncStream(function(), self)
+            self.open.add(stream)
+            return stream
+
+        return await self.thread.call(run, when=when, undo=AsyncStream.close_now)
+
+
+class AsyncStream(AsyncStreamApi):
+    """A stream of an `AsyncLLMEngine`, which `open_stream` or `load_stream` makes.
+
+    Attributes:
+        inner: the stream itself, for the engine's thread only.
+    """
+
+    def __init__(self, inner: LiveStream, streams: AsyncStreams) -> None:
+        self.inner = inner
+        self._streams = streams
+        self._thread = streams.thread
         self._mailbox: Mailbox | None = None  # of the last turn
         self._is_closed = False  # or will be, by the engine's thread
 
-    async def append(self, prompt: Prompt) -> None:
-        """Add text or token ids; returns once no more than a step's worth waits.
+    @property
+    def position(self) -> int:
+        """As `StreamApi.position`."""
+        self._check_open()
+        return self.inner.position
 
-        While the stream generates, they queue behind the turn. When `stream.MAX_QUEUED_TOKENS`
-        would be exceeded, that waits for the end of the turn, which others have to read. Several
-        that wait at once are appended in any order.
-        """
-        self._engine.thread.check()
-        addition = await encode(self.inner.encode, prompt)
+    @property
+    def is_generating(self) -> bool:
+        """As `StreamApi.is_generating`."""
+        self._check_open()
+        is_left = self._mailbox is not None and self._mailbox.is_left
+        return self.inner.is_generating and not is_left  # then it is about to end
+
+    # Turns
+
+    async def append(self, prompt: Prompt) -> None:
+        """As `AsyncStreamApi.append`."""
+        self._check_open()
+        addition = await beside_the_loop(self.inner.encode, prompt)
         count = len(addition.token_ids)
-        await self._engine.call(
+        await self._thread.call(
             lambda: self.inner.queue(prompt, addition), when=lambda: self.inner.has_room_for(count)
         )
-        await self._engine.call(lambda: None, when=lambda: not self.inner.is_behind)
+        await self._thread.call(lambda: None, when=lambda: not self.inner.is_behind)
 
-    def generate(self, params: SamplingParams | None = None, *, num_generated: int = 0) -> Deltas:
-        """Generate until something stops it, yielding what each step adds. Closing the iterator,
-        or cancelling the task that reads it, ends the turn where it is; closing the stream ends
-        the iterator. ``num_generated`` is as in `Stream.start_turn`."""
+    def generate(self, sampling_params: SamplingParams | None = None) -> AsyncDeltas:
+        """As `StreamApi.generate`."""
+        return self.resume(SamplingParams() if sampling_params is None else sampling_params, 0)
+
+    def resume(self, params: SamplingParams, num_generated: int) -> AsyncDeltas:
+        """Go on with a turn that was interrupted after so many tokens, as in
+        `LiveStream.start_turn`."""
 
         async def prepare() -> None:
             pass
 
         def start(mailbox: Mailbox, prepared: None) -> None:
             self.inner.start_turn(params, mailbox, num_generated=num_generated)
-            self._mailbox = mailbox
 
-        return self._engine.thread.deltas(prepare, start, self.inner.turn_ender())
+        return self._turn(prepare, start)
 
-    def chat(self, messages: str | Messages, params: SamplingParams | None = None) -> Deltas:
-        """Append the next messages of a conversation and generate the answer, as `Stream.chat`."""
-        params = whole_answer(params)
+    def complete(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None
+    ) -> AsyncDeltas:
+        """As `StreamApi.complete`."""
+        params = SamplingParams() if sampling_params is None else sampling_params
 
         def start(mailbox: Mailbox, addition: Addition) -> None:
-            self.inner.queue_chat(messages, params, addition)
-            self.inner.start_turn(params, mailbox)
+            self.inner.start_completion(prompt, params, addition, mailbox)
+
+        return self._turn(lambda: beside_the_loop(self.inner.encode, prompt), start)
+
+    def chat(
+        self, messages: str | Messages, sampling_params: SamplingParams | None = None
+    ) -> AsyncDeltas:
+        """As `StreamApi.chat`."""
+        params = whole_answer(sampling_params)
+
+        def start(mailbox: Mailbox, addition: Addition) -> None:
+            self.inner.start_chat(messages, params, addition, mailbox)
+
+        return self._turn(lambda: asyncio.to_thread(self.inner.encode_chat, messages), start)
+
+    async def score(self, prompt: Prompt) -> list[float | None]:
+        """As `AsyncStreamApi.score`."""
+        scores: list[float | None] = []
+
+        def start(mailbox: Mailbox, addition: Addition) -> None:
+            scores.extend(self.inner.start_scoring(prompt, addition, mailbox))
+            if not self.inner.has_turn:
+                mailbox.end()
+
+        deltas = self._turn(
+            lambda: beside_the_loop(self.inner.encode, prompt), start, when=self._is_ready
+        )
+        async with aclosing(deltas):
+            async for delta in deltas:
+                scores += [entry.logprob for entry in delta.prompt_logprobs or ()]
+        self._check_open()  # otherwise some are missing
+        return scores
+
+    def _turn(
+        self,
+        prepare: Callable[[], Awaitable[T]],
+        start: Callable[[Mailbox, T], None],
+        when: Callable[[], bool] | None = None,
+    ) -> AsyncDeltas:
+        def begin(mailbox: Mailbox, prepared: T) -> None:
+            start(mailbox, prepared)
             self._mailbox = mailbox
 
-        return self._engine.thread.deltas(
-            lambda: asyncio.to_thread(self.inner.encode_chat, messages),
-            start,
-            self.inner.turn_ender(),
-        )
+        return self._thread.deltas(prepare, begin, self.inner.turn_ender(), when)
 
     async def end_turn(self) -> None:
-        """Stop generating where it is: the turn's iterator gives what is computed, and ends."""
+        """As `StreamApi.end_turn`."""
+        self._check_open()
 
         def end() -> None:
-            self.inner.end_turn(self._mailbox)
-            if self._mailbox is not None:
+            self.inner.check_open()
+            if self.inner.is_generating:
+                self.inner.end_turn()
+                assert self._mailbox is not None
                 self._mailbox.end()
 
-        await self._engine.call(end)
+        await self._thread.call(end)
 
-    async def fork(self) -> AsyncStream:
-        return await self._engine.open_with(self.inner.fork, self._is_ready)
+    # Editing, between turns
+
+    async def fork(self, *, on_evict: OnEvict | None = None) -> AsyncStream:
+        """As `StreamApi.fork`."""
+        return await self._streams.add(partial(self.inner.fork, on_evict), self._is_ready)
 
     async def cut(self, start: int, end: int) -> None:
-        await self._engine.call(lambda: self.inner.cut(start, end), when=self._is_ready)
+        """As `StreamApi.cut`."""
+        await self._at_rest(lambda: self.inner.cut(start, end))
 
     async def rewind(self, position: int) -> None:
-        await self._engine.call(lambda: self.inner.rewind(position), when=self._is_ready)
+        """As `StreamApi.rewind`."""
+        await self._at_rest(lambda: self.inner.rewind(position))
+
+    # Away and back
 
     async def park(self) -> None:
-        await self._engine.call(self.inner.park, when=self._is_ready)
+        """As `StreamApi.park`."""
+        await self._at_rest(self.inner.park)
 
-    async def save(self, path: str | Path) -> None:
-        saved = await self._engine.call(self.inner.snapshot, when=self._is_ready)
+    async def save(self, path: FilePath) -> None:
+        """As `StreamApi.save`."""
+        saved = await self.snapshot()
         await asyncio.to_thread(write_stream_file, Path(path).expanduser(), saved)
 
+    async def save_bytes(self) -> bytes:
+        """As `StreamApi.save_bytes`."""
+        return await asyncio.to_thread(stream_bytes, await self.snapshot())
+
+    async def snapshot(self, *, in_turn: bool = False) -> SavedStream:
+        """Copy all that the stream is, as `LiveStream.snapshot`."""
+        self._check_open()
+        return await self._thread.call(
+            lambda: self.inner.snapshot(in_turn=in_turn), when=None if in_turn else self._is_ready
+        )
+
     async def stats(self) -> StreamStats:
-        return await self._engine.call(self.inner.stats)
+        """As `StreamApi.stats`."""
+        self._check_open()
+        return await self._thread.call(self.inner.stats)
 
     async def close(self) -> None:
-        """Free the stream's blocks; harmless twice, when the engine has stopped, and in a forked
-        child."""
+        """As `StreamApi.close`."""
         self._is_closed = True
-        self._engine.thread.post(self.close_now)
+        self._thread.post(self.close_now)
 
-    async def __aenter__(self) -> AsyncStream:
-        self._engine.thread.check()
-        if self._is_closed:
-            raise ValueError("the stream is closed")
+    async def __aenter__(self) -> Self:
+        self._check_open()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -122,7 +226,8 @@ class AsyncStream:
 
     def close_now(self) -> None:
         """Close the stream; for the engine's thread only."""
-        self._engine.streams.pop(self.inner.seq_id, None)
+        self._is_closed = True
+        self._streams.open.discard(self)
         self.inner.close()
         if self._mailbox is not None:
             self._mailbox.end()
@@ -134,12 +239,22 @@ class AsyncStream:
     def __reduce__(self) -> NoReturn:
         refuse_pickling("a stream", "use save and load_stream, or fork")
 
+    def _check_open(self) -> None:
+        self._thread.check()
+        if self._is_closed:
+            raise closed_error()
+
+    async def _at_rest(self, function: Callable[[], T]) -> T:
+        """Do something once all that was appended is computed."""
+        self._check_open()
+        return await self._thread.call(function, when=self._is_ready)
+
     def _is_ready(self) -> bool:
-        """Whether the stream's editing methods would return, or raise, without computing."""
-        return self.inner.is_generating or self.inner.is_settled
+        """Whether what needs a stream at rest would return, or raise, without computing."""
+        return self.inner.has_turn or self.inner.is_settled
 
 
-async def encode(function: Callable[[Any], T], prompt: Any) -> T:
+async def beside_the_loop(function: Callable[[Any], T], prompt: Any) -> T:
     """Tokenize beside the event loop and the engine's thread; what has been tokenized, at once."""
     if isinstance(prompt, str) or is_messages(prompt):
         return await asyncio.to_thread(function, prompt)

@@ -63,7 +63,11 @@ class Lifetime:
         """Raise `EngineStoppedError` once it is closed, and what `check_process` does."""
         self.check_process()
         if self.is_closed:
-            raise EngineStoppedError(f"the {self._kind} is closed")
+            raise self.closed_error()
+
+    def closed_error(self) -> EngineStoppedError:
+        """For every use after the end."""
+        return EngineStoppedError(f"the {self._kind} is closed")
 
 
 class Errands(Generic[T]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
@@ -12,7 +12,6 @@ from paged_stream.engine.lifetime import EngineStoppedError
 from paged_stream.engine.outputs import RequestDelta
 
 T = TypeVar("T")
-Deltas = AsyncGenerator[RequestDelta, None]
 
 
 class Call(Generic[T]):
@@ -54,6 +53,7 @@ class Mailbox:
         self._ready = asyncio.Event()  # set by the loop only
         self.num_unfinished = 1  # completions
         self.has_ended = False
+        self.is_left = False  # by its reader
         self.release: Callable[[], None] = lambda: None
 
     @property

@@ -5,20 +5,25 @@ from __future__ import annotations
 import reprlib
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 
-from paged_stream.scheduler.output import TokenLogprob
+from paged_stream.scheduler.output import FinishReason, TokenLogprob
 
 __all__ = [
     "CompletionOutput",
     "DeltaQueue",
     "EngineStats",
+    "FinishReason",
     "Inbox",
+    "Location",
     "RequestDelta",
     "RequestOutput",
     "StreamStats",
     "TokenLogprob",
 ]
+
+# Where a stream's K and V are; nowhere before anything is computed.
+Location: TypeAlias = Literal["none", "cache", "host", "disk"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +37,8 @@ class RequestDelta:
             or of a stop string.
         delta_token_ids: new tokens, the stop token included.
         finished: whether this is the completion's last delta.
-        finish_reason: ``"stop"`` (a stop token or string) or ``"length"``; ``None`` before.
+        finish_reason: ``"stop"`` (a stop token or string), ``"length"``, or ``"abort"``; ``None``
+            before.
         logprobs: one per new token, when asked for.
         prompt_logprobs: of the prompt's tokens computed in this step, when asked for. All deltas
             together give them from the second token on (nothing predicts the first).
@@ -43,7 +49,7 @@ class RequestDelta:
     delta_text: str
     delta_token_ids: list[int]
     finished: bool
-    finish_reason: str | None
+    finish_reason: FinishReason | None
     logprobs: list[TokenLogprob] | None
     prompt_logprobs: list[TokenLogprob] | None
 
@@ -78,7 +84,7 @@ class CompletionOutput:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] | None = None
-    finish_reason: str | None = None
+    finish_reason: FinishReason | None = None
 
     def __repr__(self) -> str:
         return (
@@ -135,7 +141,7 @@ class StreamStats:
     window_start: int
     num_blocks: int
     kv_bytes: int
-    location: str
+    location: Location
     num_prefix_queries: int
     num_prefix_hits: int
     queue_seconds: float

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from paged_stream.engine.core import EngineCore
-from paged_stream.engine.outputs import EngineStats, StreamStats
+from paged_stream.engine.outputs import EngineStats, Location, StreamStats
 
 
 def stream_stats(core: EngineCore, seq_id: int) -> StreamStats:
@@ -12,7 +12,8 @@ def stream_stats(core: EngineCore, seq_id: int) -> StreamStats:
     sequence = scheduler.sequences[seq_id]
     computed, window = sequence.num_computed_tokens, sequence.sink_window
     sinks = min(window.num_sink_tokens, computed)
-    num_blocks, location = 0, "none"
+    num_blocks = 0
+    location: Location = "none"
     if seq_id in scheduler.kv:
         num_blocks, location = len(scheduler.kv[seq_id].held), "cache"
     elif sequence.is_parked:
@@ -38,8 +39,8 @@ def stream_stats(core: EngineCore, seq_id: int) -> StreamStats:
 
 def engine_stats(core: EngineCore) -> EngineStats:
     """Describe the engine."""
-    scheduler, executor, counters = core.scheduler, core.executor, core.counters
-    if not core.has_failed:
+    scheduler, executor, stepper, turns = core.scheduler, core.executor, core.stepper, core.turns
+    if not stepper.has_failed:
         core.flush()
     parked_host_bytes, parked_disk_bytes = executor.parked_bytes()
     kv_reserved_bytes, kv_resident_bytes = executor.cache_bytes()
@@ -57,13 +58,13 @@ def engine_stats(core: EngineCore) -> EngineStats:
         kv_resident_bytes=kv_resident_bytes,
         parked_host_bytes=parked_host_bytes,
         parked_disk_bytes=parked_disk_bytes,
-        num_evicted_tokens=counters.num_evicted_tokens,
-        num_computed_tokens=counters.num_computed_tokens,
-        num_generated_tokens=counters.num_generated_tokens,
+        num_evicted_tokens=core.num_evicted_tokens,
+        num_computed_tokens=stepper.num_computed_tokens,
+        num_generated_tokens=turns.num_generated_tokens,
         num_prefix_queries=scheduler.num_prefix_queries,
         num_prefix_hits=scheduler.num_prefix_hits,
-        num_steps=counters.num_steps,
-        step_seconds=counters.step_seconds,
-        queue_seconds=counters.queue_seconds,
-        num_started_turns=counters.num_started_turns,
+        num_steps=stepper.num_steps,
+        step_seconds=stepper.step_seconds,
+        queue_seconds=turns.queue_seconds,
+        num_started_turns=turns.num_started,
     )

@@ -1,4 +1,4 @@
-"""A saved stream: one safetensors file with K, V and a versioned header."""
+"""A saved stream: K, V and a versioned header in the safetensors format, as a file or as bytes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save, save_file
 
+from paged_stream.engine.api import FilePath
 from paged_stream.models.kv_tokens import KVTokens
 from paged_stream.scheduler.sequence import SequenceState
 from paged_stream.scheduler.sink_window import SinkWindow
 
-FORMAT = "paged_stream.engine.stream"
+FORMAT = "paged_stream.stream"
 VERSION = 2
 # `EngineConfig.kv_cache_dtype` by what only one of its values caches.
 _KV_CACHE_DTYPES = {torch.int8: "int8", torch.float8_e4m3fn: "fp8"}
@@ -77,8 +78,7 @@ class SavedStream:
                 )
 
 
-def write_stream_file(path: Path, saved: SavedStream) -> None:
-    """Write a stream; the file appears whole or not at all."""
+def _metadata(saved: SavedStream) -> dict[str, str]:
     header = {
         "state": asdict(saved.state),
         "seed": saved.seed,
@@ -87,7 +87,16 @@ def write_stream_file(path: Path, saved: SavedStream) -> None:
         "has_chatted": saved.has_chatted,
         "fingerprint": saved.fingerprint,
     }
-    metadata = {"format": FORMAT, "version": str(VERSION), "stream": json.dumps(header)}
+    return {"format": FORMAT, "version": str(VERSION), "stream": json.dumps(header)}
+
+
+def stream_bytes(saved: SavedStream) -> bytes:
+    """What `write_stream_file` writes."""
+    return save(saved.tokens._asdict(), _metadata(saved))
+
+
+def write_stream_file(path: Path, saved: SavedStream) -> None:
+    """Write a stream; the file appears whole or not at all."""
     try:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:  # which names the temporary file
@@ -95,7 +104,7 @@ def write_stream_file(path: Path, saved: SavedStream) -> None:
     os.close(descriptor)
     try:
         try:
-            save_file(saved.tokens._asdict(), temporary, metadata)
+            save_file(saved.tokens._asdict(), temporary, _metadata(saved))
         except SafetensorError as error:  # how it reports a full disk
             raise OSError(f"cannot write {path}: {error}") from error
         with open(temporary, "rb") as file:
@@ -106,27 +115,24 @@ def write_stream_file(path: Path, saved: SavedStream) -> None:
         raise
 
 
-def read_stream_file(path: Path) -> SavedStream:
-    """Read what `write_stream_file` wrote.
+def read_stream(source: FilePath | bytes) -> tuple[str, SavedStream]:
+    """Read what `write_stream_file` wrote, or what `stream_bytes` returned.
+
+    Returns:
+        What messages call the source, and the stream.
 
     Raises:
-        ValueError: names the file and what is wrong with it.
+        ValueError: names the source and what is wrong with it.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ValueError(f"{path} is no stream saved by paged_stream")
-            if metadata.get("version") != str(VERSION):
-                raise ValueError(
-                    f"{path} has format version {metadata.get('version')}, this is version "
-                    f"{VERSION} of paged_stream's; load it with the release that wrote it"
-                )
-            tokens = KVTokens(file.get_tensor("key"), file.get_tensor("value"))
-    except FileNotFoundError:
-        raise ValueError(f"there is no file {path}") from None
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is truncated or no stream file ({error})") from None
+    if isinstance(source, bytes):
+        name = "the stream's bytes"
+        metadata, tokens = _read_bytes(source, name)
+    elif isinstance(source, str | os.PathLike):
+        path = Path(source).expanduser()
+        name = str(path)
+        metadata, tokens = _read_file(path)
+    else:
+        raise ValueError(f"source must be a path or bytes, got {source!r}")
     try:
         header: dict[str, Any] = json.loads(metadata["stream"])
         state = header.pop("state")
@@ -137,8 +143,42 @@ def read_stream_file(path: Path) -> SavedStream:
         _check_types(saved)
         _check_counts(saved)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    return saved
+        raise ValueError(f"{name} is damaged: {error}") from error
+    return name, saved
+
+
+def _read_file(path: Path) -> tuple[dict[str, str], KVTokens]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            _check_format(metadata, str(path))
+            return metadata, KVTokens(file.get_tensor("key"), file.get_tensor("value"))
+    except FileNotFoundError:
+        raise ValueError(f"there is no file {path}") from None
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is truncated or no stream file ({error})") from None
+
+
+def _read_bytes(content: bytes, name: str) -> tuple[dict[str, str], KVTokens]:
+    try:
+        tensors = load(content)
+        # The safetensors library gives metadata of files only: behind 8 bytes of its length, JSON.
+        length = int.from_bytes(content[:8], "little")
+        metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+        _check_format(metadata, name)
+        return metadata, KVTokens(tensors["key"], tensors["value"])
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"{name} are truncated or no stream ({error})") from None
+
+
+def _check_format(metadata: dict[str, str], name: str) -> None:
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{name} is no stream saved by paged_stream")
+    if metadata.get("version") != str(VERSION):
+        raise ValueError(
+            f"{name} has format version {metadata.get('version')}, this is version "
+            f"{VERSION} of paged_stream's; load it with the release that wrote it"
+        )
 
 
 def _check_types(saved: SavedStream) -> None:

@@ -1,8 +1,9 @@
 """The thread that an engine of coroutines computes in, and the way in and out of it.
 
-Only this thread touches the engine, and only it completes what others wait for. What they want done
-is queued and done between two steps, so several threads and event loops may use one engine. It
-knows the engine, but not the `AsyncLLMEngine` in front, which may be collected while it runs.
+Only this thread touches the core, and only it completes what others wait for. What they want done
+is queued and done between two steps, as a whole, so several threads and event loops may use one
+engine. The thread knows the core, but not the `AsyncLLMEngine` in front, which may be collected
+while it runs.
 """
 
 from __future__ import annotations
@@ -16,32 +17,33 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from paged_stream.engine.api import AsyncDeltas
+from paged_stream.engine.core import EngineCore
 from paged_stream.engine.lifetime import EngineStoppedError
-from paged_stream.engine.llm_engine import LLMEngine
-from paged_stream.engine.mailbox import Call, Deltas, Mailbox
+from paged_stream.engine.mailbox import Call, Mailbox
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
 class EngineThread:
-    """Steps an engine, which belongs to it from now on, until it is stopped; then closes it.
+    """Steps a core, which belongs to it from now on, until it is stopped; then closes it.
 
     Args:
         max_unread: deltas of one reader, after which the engine waits for it.
     """
 
-    def __init__(self, engine: LLMEngine, max_unread: int) -> None:
+    def __init__(self, core: EngineCore, max_unread: int) -> None:
         self.mailboxes: set[Mailbox] = set()  # for the thread itself only
         self.is_stopping = False
-        self._engine = engine
+        self._core = core
         self._max_unread = max_unread
         self._calls: queue.SimpleQueue[Call[Any]] = queue.SimpleQueue()
         self._waiting: list[Call[Any]] = []
         self._lock = threading.Lock()  # nothing is queued once `_stopped` is set
         self._stopped: EngineStoppedError | None = None
         self._thread = threading.Thread(target=self._run, name="paged_stream", daemon=True)
-        engine.core.errands.wake = self._wake
+        core.errands.wake = self._wake
         _running.add(self)
         try:
             self._thread.start()
@@ -57,29 +59,51 @@ class EngineThread:
 
     def check(self) -> None:
         """Raise what `call` would for an engine that cannot do anything any more."""
-        self._engine.lifetime.check_process()
+        self._core.lifetime.check_process()
         if self._stopped is not None:
             raise self._stopped_error()
 
-    async def call(self, function: Callable[[], T], *, when: Callable[[], bool] | None = None) -> T:
-        """Run a function in the engine's thread between two steps, at once or as soon as ``when``
-        holds, which is tested there too.
+    async def call(
+        self,
+        function: Callable[[], T],
+        *,
+        when: Callable[[], bool] | None = None,
+        undo: Callable[[T], object] | None = None,
+    ) -> T:
+        """Run a function in the engine's thread between two steps.
+
+        Args:
+            when: run it as soon as this holds, which is tested there too; by default at once.
+            undo: takes back what the function has returned, there too, if whoever waits for it is
+                cancelled.
 
         Raises:
             EngineStoppedError: the engine is closed or has failed.
             RuntimeError: it was made in another process.
         """
-        call = Call(function, when)
-        self._engine.lifetime.check_process()
+        done: list[T] = []
+
+        def run() -> T:
+            done.append(function())
+            return done[0]
+
+        call = Call(run, when)
+        self._core.lifetime.check_process()
         with self._lock:
             if self._stopped is not None:
                 raise self._stopped_error()
             self._calls.put(call)
-        return await asyncio.wrap_future(call.future)
+        try:
+            return await asyncio.wrap_future(call.future)
+        except asyncio.CancelledError:
+            if undo is not None:
+                take_back = undo
+                self.post(lambda: [take_back(each) for each in done])  # it may run just now
+            raise
 
     def post(self, function: Callable[[], object]) -> None:
         """Have something done by the engine's thread if it is still there."""
-        if self._engine.lifetime.is_here:
+        if self._core.lifetime.is_here:
             call = Call(function)
             call.future.add_done_callback(_log_failure)
             self._calls.put(call)
@@ -89,7 +113,8 @@ class EngineThread:
         prepare: Callable[[], Awaitable[T]],
         start: Callable[[Mailbox, T], None],
         stop: Callable[[Mailbox], None],
-    ) -> Deltas:
+        when: Callable[[], bool] | None = None,
+    ) -> AsyncDeltas:
         """Yield what comes into a mailbox.
 
         Args:
@@ -97,6 +122,7 @@ class EngineThread:
             start: lets something fill the mailbox.
             stop: ends that. It is only called if ``start`` has succeeded and what it started has
                 not ended; both are in the engine's thread, which keeps ``stop`` until then.
+            when: start as soon as this holds, as in `call`.
         """
         self.check()
         mailbox = Mailbox(self._max_unread, self.post)
@@ -104,7 +130,8 @@ class EngineThread:
 
         def enter() -> None:
             start(mailbox, prepared)
-            self.mailboxes.add(mailbox)
+            if not mailbox.has_ended:
+                self.mailboxes.add(mailbox)
 
         def leave() -> None:
             if mailbox in self.mailboxes:
@@ -114,11 +141,12 @@ class EngineThread:
 
         mailbox.release = leave
         try:
-            await self.call(enter)
+            await self.call(enter, when=when)
             while (delta := await mailbox.get()) is not None:
                 yield delta
-                self._engine.lifetime.check_process()
+                self._core.lifetime.check_process()
         finally:
+            mailbox.is_left = True
             self.post(leave)  # behind `enter`, which may still be queued
 
     def stop_soon(self) -> None:
@@ -128,7 +156,7 @@ class EngineThread:
 
     def stop(self) -> None:
         """Let the thread end and wait for it; harmless twice, and in a forked child."""
-        if self._engine.lifetime.is_here:
+        if self._core.lifetime.is_here:
             self.stop_soon()
             self._thread.join()
 
@@ -145,12 +173,12 @@ class EngineThread:
     # In the thread itself
 
     def _run(self) -> None:
-        reason, is_idle = EngineStoppedError("the engine is closed"), False
+        reason, is_idle = self._core.lifetime.closed_error(), False
         try:
             while not self.is_stopping:
                 # What was called for may be what another call waits for, so look once more.
                 has_called = self._run_calls(wait=is_idle)
-                is_idle = not (self.is_stopping or self._engine.advance() or has_called)
+                is_idle = not (self.is_stopping or self._core.advance() or has_called)
         except BaseException as error:
             logger.exception("the engine has failed")
             reason = EngineStoppedError(f"the engine has failed: {error!r}")
@@ -161,7 +189,7 @@ class EngineThread:
         for mailbox in self.mailboxes:
             mailbox.end(self._stopped_error())
         self.mailboxes.clear()
-        self._engine.close()
+        self._core.close()
         _running.discard(self)
 
     def _run_calls(self, *, wait: bool) -> bool:
@@ -186,13 +214,8 @@ class EngineThread:
 
     def _seconds_to_parking(self) -> float | None:
         """How long the engine has nothing to do if nobody asks for anything; ``None``: for ever."""
-        seconds = self._engine.config.park_after_seconds
-        core = self._engine.core
-        oldest = next(iter(core.scheduler.idle_streams()), None)
-        if seconds is None or oldest is None:
-            return None
-        left = core.streams[oldest].last_used + seconds - core.clock()
-        return min(max(left, 0.0), threading.TIMEOUT_MAX)
+        seconds = self._core.enter().seconds_to_parking()
+        return None if seconds is None else min(seconds, threading.TIMEOUT_MAX)
 
 
 _running: set[EngineThread] = set()

@@ -90,7 +90,8 @@ def longest(encode: Callable[[str], Sequence[int]], pair: Pair, answer_tokens: i
 
 def answer(stream: Stream, pair: Pair, params: SamplingParams) -> str:
     """What the model says to a question; the stream goes on with the right reply instead."""
-    stream.queue_chat(pair.question, params, stream.encode_chat(pair.question))
+    inner = stream.inner
+    inner.queue_chat(pair.question, params, inner.encode_chat(pair.question))
     with stream.fork() as asked:
         text = "".join(delta.delta_text for delta in asked.generate(params))
     stream.append(pair.reply)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from paged_stream.models.kv_tokens import KVTokens
 from paged_stream.scheduler.output import KVOperation, ModelOutput, SchedulerOutput
@@ -51,7 +52,7 @@ class Executor(ABC):
         """Look at a sequence that was moved out of the cache."""
 
     @abstractmethod
-    def parked_location(self, key: int) -> str:
+    def parked_location(self, key: int) -> Literal["host", "disk"]:
         """Where it is: ``"host"`` or ``"disk"``."""
 
     @abstractmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from paged_stream.config import EngineConfig
 from paged_stream.executor.base import Executor
@@ -53,7 +54,7 @@ class LocalExecutor(Executor):
     def read_parked(self, key: int) -> KVTokens:
         return self._worker.parked.read(key)
 
-    def parked_location(self, key: int) -> str:
+    def parked_location(self, key: int) -> Literal["host", "disk"]:
         return self._worker.parked.location(key)
 
     def parked_bytes(self) -> tuple[int, int]:

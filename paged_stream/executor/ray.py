@@ -14,7 +14,7 @@ import os
 import weakref
 from array import array
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -134,7 +134,7 @@ class RayExecutor(Executor):
     def read_parked(self, key: int) -> KVTokens:
         return self._join(self._call_all("call", "read_parked", key))
 
-    def parked_location(self, key: int) -> str:
+    def parked_location(self, key: int) -> Literal["host", "disk"]:
         locations = self._call_all("call", "parked_location", key)
         return "host" if set(locations) == {"host"} else "disk"
 

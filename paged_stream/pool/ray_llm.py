@@ -14,8 +14,13 @@ from typing import Any, NoReturn, TypeVar
 from tqdm import tqdm
 
 from paged_stream.engine.lifetime import Lifetime, refuse_pickling, when_abandoned
-from paged_stream.engine.llm import conversations_of, merge_delta, params_per_prompt, prompt_list_of
 from paged_stream.engine.outputs import CompletionOutput, RequestDelta, RequestOutput, StreamStats
+from paged_stream.engine.requests import (
+    conversations_of,
+    merge_delta,
+    params_per_prompt,
+    prompt_list_of,
+)
 from paged_stream.pool.async_ray_llm import AsyncRayLLM, PoolStats
 from paged_stream.pool.replica_set import PoolError
 from paged_stream.pool.stream import AsyncPoolStream

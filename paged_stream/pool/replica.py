@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from paged_stream.config import EngineConfig
+from paged_stream.engine.api import AsyncDeltas
 from paged_stream.engine.async_engine import AsyncLLMEngine
-from paged_stream.engine.async_stream import AsyncStream, encode
-from paged_stream.engine.mailbox import Deltas
+from paged_stream.engine.async_stream import AsyncStream, beside_the_loop
 from paged_stream.engine.outputs import EngineStats, RequestDelta, StreamStats
 from paged_stream.engine.stream_file import write_stream_file
 from paged_stream.scheduler.sampling_params import SamplingParams
@@ -27,7 +27,7 @@ _MAX_UNTAKEN = 64  # deltas of one turn, after which its engine waits
 class Reader:
     """Reads the deltas of one turn as they come, for somebody to take them."""
 
-    def __init__(self, deltas: Deltas) -> None:
+    def __init__(self, deltas: AsyncDeltas) -> None:
         self._deltas = deltas
         self._items: list[RequestDelta] = []
         self._error: BaseException | None = None
@@ -113,20 +113,20 @@ class Replica:
     ) -> list[list[int]]:
         """Token ids of prompts, which are checked together with their parameters."""
         for each in params:
-            self._engine.engine.check_params(each)
+            self._engine.intake.prompts.check_params(each)
         token_ids = []
         for index, prompt in enumerate(prompts):
             with naming_item("prompts", index, len(prompts)):
-                token_ids.append(await encode(self._engine.engine.encode, prompt))
+                token_ids.append(await beside_the_loop(self._engine.encode, prompt))
         return token_ids
 
     async def render_chat(self, conversations: Sequence[Any]) -> list[list[int]]:
         """Token ids of conversations in the chat template."""
-        tokenizer = self._engine.engine.chat_tokenizer()
+        intake = self._engine.intake
         prompts = []
         for index, messages in enumerate(conversations):
             with naming_item("messages", index, len(conversations)):
-                prompts.append(await asyncio.to_thread(tokenizer.apply_chat_template, messages))
+                prompts.append(await asyncio.to_thread(intake.encode_chat, messages))
         return prompts
 
     # Requests
@@ -168,14 +168,14 @@ class Replica:
         if path is None:
             stream = await self._engine.open_stream(**options)
         else:
-            engine = self._engine.engine
-            saved = await asyncio.to_thread(engine.read_stream, path)
+            intake = self._engine.intake
+            saved = await asyncio.to_thread(intake.read_stream, path)
             saved = replace(saved, has_chatted=saved.has_chatted or has_chatted)
-            stream = await self._engine.open_with(lambda: engine.restore_stream(saved))
+            stream = await self._engine.streams.add(lambda: intake.restore_stream(saved))
         self._streams[name] = stream
         if token_ids:
             await stream.append(list(token_ids))
-        return await self._engine.call(lambda: self._revive(stream, has_chatted))
+        return await self._engine.thread.call(lambda: self._revive(stream, has_chatted))
 
     @staticmethod
     def _revive(stream: AsyncStream, has_chatted: bool) -> tuple[int, bool]:
@@ -184,7 +184,7 @@ class Replica:
 
     async def encode_next(self, name: str, prompt: Prompt) -> list[int]:
         """Token ids of what may be appended to a stream; changes nothing."""
-        addition = await encode(self._streams[name].inner.encode, prompt)
+        addition = await beside_the_loop(self._streams[name].inner.encode, prompt)
         return addition.token_ids
 
     async def append(
@@ -193,7 +193,7 @@ class Replica:
         """Append to a stream, unless a turn with ``params`` is to follow that cannot; returns the
         token ids."""
         if params is not None:
-            self._engine.engine.check_params(params)
+            self._engine.intake.prompts.check_params(params)
         token_ids = await self.encode_next(name, prompt)
         await self._streams[name].append(token_ids)
         return token_ids
@@ -202,10 +202,10 @@ class Replica:
         """Append the next messages of a conversation; returns the token ids."""
         stream = self._streams[name].inner
         addition = await asyncio.to_thread(stream.encode_chat, messages)
-        return await self._engine.call(lambda: stream.queue_chat(messages, params, addition))
+        return await self._engine.thread.call(lambda: stream.queue_chat(messages, params, addition))
 
     async def start_turn(self, name: str, params: SamplingParams, num_generated: int) -> None:
-        deltas = self._streams[name].generate(params, num_generated=num_generated)
+        deltas = self._streams[name].resume(params, num_generated)
         self._turns[name] = Reader(deltas)
         await asyncio.sleep(0)  # the turn is asked for from here on, so that it can be stopped
 
@@ -222,8 +222,7 @@ class Replica:
 
     async def save(self, name: str, path: str) -> int:
         """Save a stream as it is, also in a turn; returns its position."""
-        stream = self._streams[name].inner
-        saved = await self._engine.call(lambda: stream.snapshot(settle=False))
+        saved = await self._streams[name].snapshot(in_turn=True)
         await asyncio.to_thread(write_stream_file, Path(path), saved)
         return saved.state.tail_start + len(saved.state.tail_ids)
 

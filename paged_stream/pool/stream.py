@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paged_stream.engine.outputs import RequestDelta, StreamStats
-from paged_stream.engine.stream import MAX_QUEUED_TOKENS
+from paged_stream.engine.stream_rules import MAX_QUEUED_TOKENS
 from paged_stream.pool.journal import Journal
 from paged_stream.pool.replica_set import PoolError, ReplicaLostError
 from paged_stream.pool.resident import Resident, delete, whole

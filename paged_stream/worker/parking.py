@@ -10,6 +10,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -79,7 +80,7 @@ class ParkedStore:
         self.host_bytes = self.disk_bytes = 0
         self._remove_files()
 
-    def location(self, key: int) -> str:
+    def location(self, key: int) -> Literal["host", "disk"]:
         return "host" if key in self._host else "disk"
 
     def _spill_first(self) -> bool:

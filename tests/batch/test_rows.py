@@ -106,7 +106,7 @@ def test_chat_and_templates(folder, tmp_path, llm):
     source = write_lines(tmp_path / "in.jsonl", rows)
     run_here(config(folder, tmp_path / "chat", source, task="chat"))
     first, second = outputs(tmp_path / "chat")
-    prompt = llm.engine.chat_tokenizer().apply_chat_template(rows[0]["messages"])
+    prompt = llm.intake.encode_chat(rows[0]["messages"])
     assert [(row["generated_text"], row["finish_reason"]) for row in (first, second)] == (
         expected_texts(llm, [first, second], [prompt, prompt])
     )
@@ -232,7 +232,7 @@ def test_a_failed_engine_fails_what_it_had(start):
     def fail(output):
         raise OSError("no device")
 
-    engine.engine.engine.executor.execute = fail
+    engine.engine.core.executor.execute = fail
     runner = RowRunner(engine, GENERATE)
 
     async def run():

@@ -48,14 +48,16 @@ def continuation(engine, prompt, params=GREEDY) -> list[int]:
 
 async def until(engine, condition) -> None:
     """Return once a condition holds, which the engine's thread looks at between two steps."""
-    await engine.call(lambda: None, when=condition)
+    await engine.thread.call(lambda: None, when=condition)
 
 
 @asynccontextmanager
 async def held(engine, when=None):
     """The engine's thread does nothing meanwhile; it is caught as soon as ``when`` holds."""
     caught, gate = threading.Event(), threading.Event()
-    holding = asyncio.create_task(engine.call(lambda: (caught.set(), gate.wait()), when=when))
+    holding = asyncio.create_task(
+        engine.thread.call(lambda: (caught.set(), gate.wait()), when=when)
+    )
     await asyncio.to_thread(caught.wait)
     try:
         yield
@@ -67,7 +69,7 @@ async def held(engine, when=None):
 async def comes_to_rest(engine, monkeypatch, most=20) -> bool:
     """Whether an engine with little to do sleeps before it has looked for work ``most`` times."""
     looks, rests, is_clear = 0, [], threading.Event()
-    advance, seconds_to_parking = engine.engine.advance, engine.thread._seconds_to_parking
+    advance, seconds_to_parking = engine.core.advance, engine.thread._seconds_to_parking
 
     def counted():
         nonlocal looks
@@ -83,7 +85,7 @@ async def comes_to_rest(engine, monkeypatch, most=20) -> bool:
             is_clear.set()
         return seconds
 
-    monkeypatch.setattr(engine.engine, "advance", counted)
+    monkeypatch.setattr(engine.core, "advance", counted)
     monkeypatch.setattr(engine.thread, "_seconds_to_parking", noted)
     await engine.stats()  # wakes it
     await asyncio.to_thread(is_clear.wait)
@@ -101,11 +103,11 @@ async def settle(engine) -> None:
 async def nothing_left(engine) -> bool:
     await settle(engine)
     stats = await engine.stats()
-    engine.engine.scheduler.check_integrity()
+    engine.core.scheduler.check_integrity()
     return (
         stats.num_used_blocks == stats.num_running == stats.num_waiting == stats.num_streams == 0
-        and not engine.engine.core.turns
-        and not engine.engine.core.requests
+        and not engine.core.turns
+        and not engine.core.turns.requests
         and not engine.thread.mailboxes
-        and not engine.streams
+        and not engine.streams.open
     )

@@ -40,7 +40,7 @@ def opened(engine, prompt):
 
 
 def is_empty(engine) -> bool:
-    engine.scheduler.check_integrity()
+    engine.core.scheduler.check_integrity()
     stats = engine.stats()
     return stats.num_used_blocks == stats.num_streams == 0 and not engine.core.turns
 
@@ -94,7 +94,7 @@ def test_a_half_read_iterator_that_is_collected_within_a_step(make_engine, monke
     iterators = [stream.generate(ENDLESS) for stream in streams]
     assert all(next(iterator) for iterator in iterators)
     expected = continuation(make_engine(), PROMPTS[8])
-    schedule, update = engine.scheduler.schedule, engine.scheduler.update
+    schedule, update = engine.core.scheduler.schedule, engine.core.scheduler.update
     gone = []
 
     def scheduling(*args):
@@ -107,8 +107,8 @@ def test_a_half_read_iterator_that_is_collected_within_a_step(make_engine, monke
             gone.extend(collect([streams.pop()]))
         return update(*args)
 
-    monkeypatch.setattr(engine.scheduler, "schedule", scheduling)
-    monkeypatch.setattr(engine.scheduler, "update", updating)
+    monkeypatch.setattr(engine.core.scheduler, "schedule", scheduling)
+    monkeypatch.setattr(engine.core.scheduler, "update", updating)
     assert continuation(engine, PROMPTS[8]) == expected
     assert len(unclosed(gone)) == 3 and not streams and not iterators
     assert is_empty(engine)
@@ -118,7 +118,7 @@ def test_in_another_thread_while_the_engine_computes(make_engine, monkeypatch):
     engine = make_engine()
     things = [opened(engine, prompt) for prompt in PROMPTS[2:8]]
     expected = continuation(make_engine(), PROMPTS[8])
-    execute, seen = engine.executor.execute, []
+    execute, seen = engine.core.executor.execute, []
 
     def executing(output):
         thread = threading.Thread(target=lambda: seen.extend(collect(things)))
@@ -126,7 +126,7 @@ def test_in_another_thread_while_the_engine_computes(make_engine, monkeypatch):
         thread.join()
         return execute(output)
 
-    monkeypatch.setattr(engine.executor, "execute", executing)
+    monkeypatch.setattr(engine.core.executor, "execute", executing)
     assert continuation(engine, PROMPTS[8]) == expected
     assert len(unclosed(seen)) == 6
     assert is_empty(engine)
@@ -145,7 +145,7 @@ def test_an_engine(make_engine, tmp_path, folder):
     engine = make_engine(parking_memory_bytes=0, parking_dir=tmp_path)
     things = [engine, opened(engine, PROMPTS[5])]
     things[1].park()
-    memory = weakref.ref(engine.executor._worker._runner.kv_cache)
+    memory = weakref.ref(engine.core.executor._worker._runner.kv_cache)
     del engine
     assert list(tmp_path.iterdir())
     caught = collect(things)
@@ -156,7 +156,7 @@ def test_an_engine(make_engine, tmp_path, folder):
 
 
 def end_of(engine) -> tuple[threading.Thread, weakref.ref]:
-    return engine.thread._thread, weakref.ref(engine.engine.executor._worker._runner.kv_cache)
+    return engine.thread._thread, weakref.ref(engine.core.executor._worker._runner.kv_cache)
 
 
 def test_an_asynchronous_engine(make_engine, folder):
@@ -191,7 +191,7 @@ async def test_an_asynchronous_stream(make):
     assert (await engine.stats()).num_used_blocks > 0
     assert [text.split(" of ")[0] for text in collect(things)] == ["unclosed stream 0"]
     stats = await engine.stats()
-    assert stats.num_used_blocks == stats.num_streams == 0 and not engine.streams
+    assert stats.num_used_blocks == stats.num_streams == 0 and not engine.streams.open
 
 
 @in_loop
@@ -230,7 +230,7 @@ def test_an_engine_that_cannot_be_made(make_engine, monkeypatch, place):
     monkeypatch.setattr(
         LocalExecutor, "close", lambda self: (closed.append(weakref.ref(self)), close(self))
     )
-    monkeypatch.setattr(f"paged_stream.engine.llm_engine.{place}", breaks)
+    monkeypatch.setattr(f"paged_stream.engine.loaded_engine.{place}", breaks)
     for cls in (LLMEngine, AsyncLLMEngine):
         threads = threading.active_count()
         with pytest.raises(Broken):

@@ -66,7 +66,7 @@ async def test_several_completions(make, make_engine):
 @in_loop
 async def test_scores_are_those_of_the_engine(make, make_engine):
     alone = make_engine()
-    alone.add_score_request("r", PROMPTS[0])
+    alone.intake.add_scoring("r", PROMPTS[0])
     want: list[float | None] = [None]
     while alone.has_unfinished_requests():
         for delta in alone.step():
@@ -148,7 +148,7 @@ async def test_leaving_frees_at_once(make):
     assert await nothing_left(engine)
 
     task = asyncio.create_task(read(engine.generate(prompt, ENDLESS)))
-    await until(engine, lambda: engine.engine.stats().num_running)
+    await until(engine, lambda: engine.core.scheduler.num_running)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -181,7 +181,7 @@ async def test_cancelled_at_any_moment(make, make_engine):
         with pytest.raises(asyncio.CancelledError):
             await task
     await settle(engine)
-    assert not engine.engine.core.turns
+    assert not engine.core.turns
     saved = (await stream.stats()).num_tokens
     assert saved >= 3 and len(await read(stream.generate(GREEDY))) == 10
     await stream.close()
@@ -205,14 +205,14 @@ async def test_an_abort_comes_after_its_request(make):
 async def test_an_opened_stream_whose_opener_is_gone_is_closed(make):
     engine = make()
     opening, gate = threading.Event(), threading.Event()
-    open_stream = engine.engine.open_stream
+    open_stream = engine.core.open_stream
 
-    def slowly(**settings):
+    def slowly(*settings):
         opening.set()
         gate.wait()
-        return open_stream(**settings)
+        return open_stream(*settings)
 
-    engine.engine.open_stream = slowly
+    engine.core.open_stream = slowly
     task = asyncio.create_task(engine.open_stream())
     await asyncio.to_thread(opening.wait)
     task.cancel()
@@ -229,7 +229,7 @@ def test_a_loop_that_ends_leaves_nothing(make):
         deltas = engine.generate([5, 6], ENDLESS)
         await take(deltas, 2)
         asyncio.create_task(read(engine.generate([5, 6, 7], ENDLESS)))
-        await until(engine, lambda: len(engine.engine.core.requests) == 2)
+        await until(engine, lambda: len(engine.core.turns.requests) == 2)
         return deltas
 
     left = asyncio.run(leave_open())  # closes what is open
@@ -274,7 +274,7 @@ async def test_a_name_can_be_used_again_before_the_first_is_read(make, make_engi
     engine = make()
     first = engine.generate([5, 6, 7], GREEDY, request_id="name")
     await take(first, 1)
-    await until(engine, lambda: "name" not in engine.engine.core.requests)
+    await until(engine, lambda: "name" not in engine.core.turns.requests)
     second = engine.generate([8, 9], ENDLESS, request_id="name")
     got = await take(second, 1)
     await first.aclose()  # must not abort the second
@@ -305,7 +305,7 @@ async def test_misuse_is_explained_and_harms_nobody(make):
     assert await nothing_left(engine)
     for max_unread in (0, -1, 1.5, "2", None, True):
         with pytest.raises(ValueError, match="max_unread must be "):
-            AsyncLLMEngine(engine.engine.config, max_unread=max_unread)
+            AsyncLLMEngine(engine.config, max_unread=max_unread)
 
 
 # Slow readers
@@ -369,10 +369,8 @@ async def test_a_reader_that_keeps_up_is_never_forgotten(make, max_unread):
 @in_loop
 async def test_an_engine_with_nothing_to_do_parks(make, monkeypatch):
     engine, parked = make(park_after_seconds=0.02), threading.Event()
-    park = engine.engine.scheduler.park
-    monkeypatch.setattr(
-        engine.engine.scheduler, "park", lambda seq_id: (park(seq_id), parked.set())
-    )
+    park = engine.core.scheduler.park
+    monkeypatch.setattr(engine.core.scheduler, "park", lambda seq_id: (park(seq_id), parked.set()))
     stream = await engine.open_stream()
     await stream.append([5, 6, 7])
     await read(stream.generate(GREEDY))

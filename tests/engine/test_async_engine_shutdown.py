@@ -38,7 +38,7 @@ async def all_waiters(engine, stream, other):
     waiting = [
         read(engine.generate([5, 6], ENDLESS)),
         read(stream.generate(ENDLESS)),
-        engine.call(lambda: None, when=lambda: False),
+        engine.thread.call(lambda: None, when=lambda: False),
         other.fork(),
         other.save("/nowhere/at/all"),
     ]
@@ -79,7 +79,7 @@ async def test_a_failure_reaches_everybody(make, monkeypatch):
     def execute(output):
         raise failure
 
-    await engine.call(lambda: monkeypatch.setattr(engine.engine.executor, "execute", execute))
+    await engine.thread.call(lambda: monkeypatch.setattr(engine.core.executor, "execute", execute))
     errors = await asyncio.gather(*tasks)
     assert all(isinstance(error, EngineStoppedError) for error in errors), errors
     assert len({id(error) for error in errors}) == len(errors)
@@ -97,7 +97,7 @@ async def test_a_failure_of_an_idle_engine_is_found_by_the_next_request(make, mo
     def execute(output):
         raise failure
 
-    monkeypatch.setattr(engine.engine.executor, "execute", execute)
+    monkeypatch.setattr(engine.core.executor, "execute", execute)
     await engine.stats()
     with pytest.raises(EngineStoppedError):
         await read(engine.generate("a"))

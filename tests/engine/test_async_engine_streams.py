@@ -75,7 +75,7 @@ async def test_two_iterators_of_one_stream(make, make_engine):
     await stream.append([5, 6, 7])
     first = stream.generate(GREEDY)
     got = await take(first, 1)
-    with pytest.raises(ValueError, match="generating already"):
+    with pytest.raises(ValueError, match="the stream is generating"):
         await read(stream.generate(GREEDY))
     for edit in (stream.fork(), stream.cut(0, 1), stream.park(), read(stream.chat("a"))):
         with pytest.raises(ValueError, match="the stream is generating"):
@@ -187,20 +187,42 @@ async def test_evictions_are_told_by_the_engines_thread(make, make_engine):
 @in_loop
 async def test_a_condition_that_another_call_fulfils(make):
     engine, done = make(), []
-    waiting = asyncio.create_task(engine.call(lambda: len(done), when=lambda: done))
+    waiting = asyncio.create_task(engine.thread.call(lambda: len(done), when=lambda: done))
     await settle(engine)
-    chained = asyncio.create_task(engine.call(lambda: None, when=waiting.done))
-    await engine.call(lambda: done.append(1))  # the engine is idle
+    chained = asyncio.create_task(engine.thread.call(lambda: None, when=waiting.done))
+    await engine.thread.call(lambda: done.append(1))  # the engine is idle
     assert await waiting == 1
     await engine.stats()
     await chained
-    cancelled = asyncio.create_task(engine.call(done.clear, when=lambda: not done))
+    cancelled = asyncio.create_task(engine.thread.call(done.clear, when=lambda: not done))
     await settle(engine)
     cancelled.cancel()
     await settle(engine)
     assert not engine.thread._waiting
     with pytest.raises(ZeroDivisionError):
-        await engine.call(lambda: None, when=lambda: 1 / 0)
+        await engine.thread.call(lambda: None, when=lambda: 1 / 0)
+
+
+@in_loop
+async def test_during_scoring_there_is_no_other_turn(make, make_engine):
+    engine, prompt = make(), [i % 90 + 2 for i in range(200)]
+    stream = await engine.open_stream()
+    await stream.append([5, 6])
+    await engine.thread.call(lambda: None, when=lambda: stream.inner.is_settled)
+    async with held(engine):
+        scoring = asyncio.create_task(stream.score(prompt))
+        others = [
+            asyncio.create_task(call)
+            for call in (read(stream.generate(GREEDY)), stream.fork(), stream.park())
+        ]
+        await asyncio.sleep(0)  # all are asked for, in this order
+    for other in others:
+        with pytest.raises(ValueError, match="the stream is generating"):
+            await other
+    alone = make_engine().open_stream()
+    alone.append([5, 6])
+    assert await scoring == pytest.approx(alone.score(prompt), abs=1e-5)
+    assert len(await read(stream.generate(GREEDY))) == 10
 
 
 # Beside the engine's thread
@@ -209,18 +231,18 @@ async def test_a_condition_that_another_call_fulfils(make):
 @in_loop
 async def test_the_engines_thread_neither_tokenizes_nor_reads_files(make, monkeypatch, tmp_path):
     engine, threads = make(), []
-    encode = engine.engine.tokenizer.encode
+    encode = engine.tokenizer.encode
 
     def noted(text, **settings):
         threads.append(threading.current_thread().name)
         return encode(text, **settings)
 
-    def read_noted(path):
+    def read_noted(source):
         threads.append(threading.current_thread().name)
-        return stream_file.read_stream_file(path)
+        return stream_file.read_stream(source)
 
-    monkeypatch.setattr(engine.engine.tokenizer, "encode", noted)
-    monkeypatch.setattr("paged_stream.engine.llm_engine.read_stream_file", read_noted)
+    monkeypatch.setattr(engine.tokenizer, "encode", noted)
+    monkeypatch.setattr("paged_stream.engine.intake.read_stream", read_noted)
     await read(engine.generate("abc", GREEDY))
     stream = await engine.open_stream(pin=[{"role": "system", "content": "be brief"}])
     for text in ("hello", "again"):
@@ -236,7 +258,7 @@ async def test_the_engines_thread_neither_tokenizes_nor_reads_files(make, monkey
 async def test_what_was_tokenized_for_an_empty_stream_is_not_put_behind_another(make, monkeypatch):
     """The guess, in another thread, that the stream is empty may have become wrong."""
     engine = make()
-    tokenizer = engine.engine.tokenizer
+    tokenizer = engine.tokenizer
     encode, both = tokenizer.encode, threading.Barrier(2)
 
     def with_start(text, add_special_tokens=True):
@@ -263,7 +285,7 @@ async def test_what_was_tokenized_for_an_empty_stream_is_not_put_behind_another(
 
 @in_loop
 async def test_appending_without_end_waits_for_the_end_of_the_turn(make, make_engine, monkeypatch):
-    monkeypatch.setattr("paged_stream.engine.stream.MAX_QUEUED_TOKENS", 10)
+    monkeypatch.setattr("paged_stream.engine.stream_rules.MAX_QUEUED_TOKENS", 10)
     engine = make(max_unread=2)
     stream = await engine.open_stream()
     await stream.append([5, 6, 7])

@@ -196,22 +196,22 @@ def test_prompts_may_be_arrays(folder):
 def test_generate_leaves_other_users_of_the_engine_alone(folder):
     llm = LLM(str(folder), window_size=24, dtype="float32", kv_cache_memory_bytes=4 << 20)
     expected = llm.generate(["abc", "xyz"], GREEDY, use_tqdm=False)
-    llm.engine.add_request("mine", "xyz", GREEDY)
-    stream = llm.engine.open_stream()
+    llm.add_request("mine", "xyz", GREEDY)
+    stream = llm.open_stream()
     stream.append("endless")
     endless = stream.generate(SamplingParams(max_tokens=None, ignore_eos=True))
     next(endless)
     (output,) = llm.generate("abc", GREEDY, use_tqdm=False)
     assert output.outputs[0].token_ids == expected[0].outputs[0].token_ids
     stream.close()
-    assert tokens(drain(llm.engine)["mine"]) == expected[1].outputs[0].token_ids
+    assert tokens(drain(llm)["mine"]) == expected[1].outputs[0].token_ids
 
 
 def test_one_bad_prompt_runs_none(folder):
     llm = LLM(str(folder), window_size=24, dtype="float32", kv_cache_memory_bytes=4 << 20)
     with pytest.raises(ValueError, match="prompt must not be empty"):
         llm.generate(["good", ""], use_tqdm=False)
-    assert not llm.engine.has_unfinished_requests()
+    assert not llm.has_unfinished_requests()
     with pytest.raises(ValueError, match="params must be one or one per prompt"):
         llm.generate(["a", "b"], [GREEDY], use_tqdm=False)
 
@@ -321,14 +321,14 @@ def test_a_step_within_a_step_is_refused(make_engine, monkeypatch):
     """As two threads of one engine would do."""
     engine = make_engine()
     engine.add_request("a", [5, 6, 7], SamplingParams(max_tokens=3, ignore_eos=True))
-    submit = engine.executor.submit
+    submit = engine.core.executor.submit
 
     def meanwhile(output):
         with pytest.raises(RuntimeError, match="within a step.*AsyncLLMEngine"):
             engine.step()
         return submit(output)
 
-    monkeypatch.setattr(engine.executor, "submit", meanwhile)
+    monkeypatch.setattr(engine.core.executor, "submit", meanwhile)
     deltas = []
     while engine.has_unfinished_requests():
         deltas += engine.step()

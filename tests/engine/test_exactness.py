@@ -301,7 +301,7 @@ def test_sink_token_that_the_tokenizer_prepends(tmp_path) -> None:
     llm = LLM(str(tmp_path), num_sink_tokens=1, window_size=16, dtype="float32")
     texts = ["a stream of text", " that goes on", " far beyond its window of 16 tokens."]
     params = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
-    with llm.engine.open_stream() as stream:
+    with llm.open_stream() as stream:
         ids = [1]
         for text in texts:
             ids += tokenizer(text, add_special_tokens=False)["input_ids"]

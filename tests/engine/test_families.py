@@ -50,7 +50,7 @@ def make_llm(folder, *, chunk: int = 24, dtype: Dtype = "float32", **settings) -
 
 def run(llm: LLM, prompts: list[list[int]], max_tokens: list[int]):
     """Log-probabilities [tokens - 1, vocab] of each prompt and what follows, and all its ids."""
-    vocab_size = llm.engine.model_config.vocab_size
+    vocab_size = llm.model_config.vocab_size
     params = [
         SamplingParams(
             temperature=0.0,

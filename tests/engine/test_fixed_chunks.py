@@ -30,7 +30,7 @@ def results(engine, prompts) -> list[tuple]:
             tokens += delta.delta_token_ids
             for entries in (delta.prompt_logprobs, delta.logprobs):
                 logprobs += [entry.logprob for entry in entries or ()]
-        engine.scheduler.check_integrity()
+        engine.core.scheduler.check_integrity()
     return list(found.values())
 
 
@@ -54,14 +54,14 @@ def test_bits_do_not_depend_on_the_company(make_engine, company):
 def test_chunks_end_at_multiples_of_their_size(make_engine):
     engine = make_engine(max_num_seqs=4, max_num_batched_tokens=12, **CHUNKS)
     chunks: dict[int, list[int]] = {}
-    execute = engine.executor.execute
+    execute = engine.core.executor.execute
 
     def watch(output):
         for scheduled in output.sequences:
             chunks.setdefault(scheduled.seq_id, []).append(len(scheduled.token_ids))
         return execute(output)
 
-    engine.executor.execute = watch
+    engine.core.executor.execute = watch
     results(engine, [list(range(2, 2 + length)) for length in (5, 8, 30, 17)])
     prefills = [
         list(lengths[: -(-length // 8)])
@@ -87,4 +87,4 @@ def test_streams_keep_room_for_chunks(make_engine):
             stream.append(list(range(2, 60)))
         turns = [stream.generate(params) for stream in streams]
         assert [sum(len(delta.delta_token_ids) for delta in turn) for turn in turns] == [3, 3, 3]
-        engine.scheduler.check_integrity()
+        engine.core.scheduler.check_integrity()

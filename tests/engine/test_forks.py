@@ -143,7 +143,7 @@ NEW_ENGINE = """
             scores = stream.score(PROMPT)
             fork = stream.fork()
             stream.park()
-            stream.cut(50, 60), stream.snapshot(), fork.close()
+            stream.cut(50, 60), stream.save_bytes(), fork.close()
             params = SamplingParams(seed=1, logprobs=5, presence_penalty=1, max_tokens=5)
             list(stream.generate(params))
         assert len(scores) == len(PROMPT)

@@ -113,14 +113,14 @@ def test_what_are_no_parameters(llm, params, hint):
     with pytest.raises(ValueError, match=message):
         llm.chat([{"role": "user", "content": "a"}], params)
     with pytest.raises(ValueError, match=message):
-        llm.engine.add_request("r", "a", params)
-    with llm.engine.open_stream() as stream:
+        llm.add_request("r", "a", params)
+    with llm.open_stream() as stream:
         stream.append("a")
         with pytest.raises(ValueError, match=message):
             stream.generate(params)
         with pytest.raises(ValueError, match=message):
             stream.chat("a", params)
-    assert not llm.engine.has_unfinished_requests()
+    assert not llm.has_unfinished_requests()
 
 
 def test_the_prompt_that_is_wrong_is_named(llm):
@@ -175,7 +175,7 @@ def test_messages_that_are_wrong(llm, message, hint):
         llm.chat([message])
     with pytest.raises(ValueError, match=rf"^messages\[1\]: (?!messages).*{hint}"):
         llm.chat([right, [message]])
-    with llm.engine.open_stream() as stream, pytest.raises(ValueError, match=hint):
+    with llm.open_stream() as stream, pytest.raises(ValueError, match=hint):
         stream.chat([message])
 
 

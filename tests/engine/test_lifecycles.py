@@ -38,8 +38,8 @@ def llm(folder):
 
 def parts_of(engine) -> list[weakref.ref]:
     """What takes memory: weights, K and V, and what holds them."""
-    worker = engine.executor._worker
-    parts = engine.core, worker._model, worker._runner, worker._runner.kv_cache
+    worker = engine.core.executor._worker
+    parts = engine.core.executor, worker._model, worker._runner, worker._runner.kv_cache
     return [weakref.ref(part) for part in parts]
 
 
@@ -67,7 +67,7 @@ def test_close_frees_what_the_engine_holds(make_engine, tmp_path):
 @pytest.mark.parametrize("runs_ahead", [False, True])
 def test_with_closes(make_engine, llm, runs_ahead):
     engine = make_engine(num_decode_steps=4)
-    engine.executor.runs_ahead = runs_ahead
+    engine.core.executor.runs_ahead = runs_ahead
     with engine as same:
         assert same is engine
         engine.add_request("a", [5, 6], ENDLESS)
@@ -77,7 +77,7 @@ def test_with_closes(make_engine, llm, runs_ahead):
     with llm as same:
         assert same is llm
         llm.generate([[5, 6]], GREEDY, use_tqdm=False)
-        parts = parts_of(llm.engine)
+        parts = parts_of(llm)
     assert [part() for part in parts] == [None] * 4
 
 
@@ -94,7 +94,7 @@ def test_another_engine_may_follow(make_engine):
 async def test_the_asynchronous_engine_can_be_closed_twice(make):
     async with make() as engine:
         stream = await engine.open_stream()
-        parts = await engine.call(lambda: parts_of(engine.engine))
+        parts = await engine.thread.call(lambda: parts_of(engine))
         await engine.close()
         assert [part() for part in parts] == [None] * 4
         assert not engine.thread.is_alive
@@ -143,14 +143,18 @@ async def test_every_use_of_a_closed_stream_says_so(cls, folder, make_engine, ma
 
 def test_an_engine_within_a_step_cannot_be_closed(make_engine, monkeypatch):
     engine = make_engine()
-    execute, is_within, may_go_on = engine.executor.execute, threading.Event(), threading.Event()
+    execute, is_within, may_go_on = (
+        engine.core.executor.execute,
+        threading.Event(),
+        threading.Event(),
+    )
 
     def slow(output):
         is_within.set()
         may_go_on.wait()
         return execute(output)
 
-    monkeypatch.setattr(engine.executor, "execute", slow)
+    monkeypatch.setattr(engine.core.executor, "execute", slow)
     engine.add_request("a", [5, 6], SamplingParams(temperature=0, max_tokens=1))
     deltas: list = []
     thread = threading.Thread(target=lambda: deltas.extend(engine.step()))

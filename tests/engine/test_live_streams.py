@@ -44,7 +44,7 @@ class Live:
             return
         self.reader.close()
         self.reader = None
-        sequence = self.stream._sequence
+        sequence = self.stream.inner._sequence
         end = sequence.num_tokens - len(self.queued)
         for token_id in sequence.token_ids(self.oracle.num_tokens, end):
             self.oracle.take(token_id)
@@ -91,7 +91,7 @@ class LiveStreams(RuleBasedStateMachine):
             for block_size, tokens in ((4, 48), (3, 60))
         ]
         for engine in self.engines:
-            engine.executor.runs_ahead = ahead
+            engine.core.executor.runs_ahead = ahead
 
     def pick(self, index: int, *, idle: bool = True) -> Live | None:
         streams = [live for live in self.streams if not idle or live.reader is None]
@@ -103,7 +103,7 @@ class LiveStreams(RuleBasedStateMachine):
             edit()
         except RuntimeError as error:
             assert "no room for this stream beside what runs" in str(error)
-            scheduler, core = live.engine.scheduler, live.engine.core
+            scheduler, core = live.engine.core.scheduler, live.engine.core
             busy = (s for s in scheduler.sequences.values() if s.status.name != "IDLE")
             reading = {s.seq_id for s in busy if s.seq_id in scheduler.kv} - core.at_rest()
             assert reading
@@ -268,7 +268,7 @@ class LiveStreams(RuleBasedStateMachine):
     @invariant()
     def everything_adds_up(self):
         for engine in getattr(self, "engines", ()):
-            engine.scheduler.check_integrity()
+            engine.core.scheduler.check_integrity()
         for live in self.streams:
             unread = 0 if live.reader is None else self.max_unread
             position = live.stream.position
@@ -288,11 +288,11 @@ class LiveStreams(RuleBasedStateMachine):
             live.stream.close()
         for engine in getattr(self, "engines", ()):
             engine.core.flush()
-            engine.scheduler.check_integrity()
+            engine.core.scheduler.check_integrity()
             stats = engine.stats()
             assert (stats.num_used_blocks, stats.num_streams, stats.num_parked_streams) == (0, 0, 0)
-            assert engine.executor.parked_bytes() == (0, 0)
-            assert not engine.core.turns and not engine.core.requests
+            assert engine.core.executor.parked_bytes() == (0, 0)
+            assert not engine.core.turns and not engine.core.turns.requests
         assert not list(Path(self.scratch.name).glob("*/*.safetensors"))
         self.scratch.cleanup()
 

@@ -72,7 +72,7 @@ def test_logits_after_cuts_are_the_oracles(tmp_path, rope, sinks, window, block_
                 row, oracle.logits().log_softmax(-1).float(), atol=1e-4, rtol=0
             )
             oracle.pending = [token_id]
-        engine.scheduler.check_integrity()
+        engine.core.scheduler.check_integrity()
 
 
 ONE_LAYER = {

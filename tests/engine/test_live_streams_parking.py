@@ -35,7 +35,7 @@ def test_an_old_iterator_does_not_end_a_new_turn(make_engine):
 
 
 def test_what_queues_behind_a_turn_is_bounded(make_engine, monkeypatch):
-    monkeypatch.setattr("paged_stream.engine.stream.MAX_QUEUED_TOKENS", 10)
+    monkeypatch.setattr("paged_stream.engine.stream_rules.MAX_QUEUED_TOKENS", 10)
     stream = make_engine().open_stream()
     stream.append([5] * 50)
     reading = stream.generate(greedy(4))
@@ -139,7 +139,7 @@ def test_a_parked_stream_is_edited_while_others_wait_for_their_readers(make_engi
     streams = [engine.open_stream() for _ in range(num_reading + 1)]
     for stream in streams:
         stream.append(text_ids(60))
-        stream._settle()
+        stream._settled()
     reading = [stream.generate(greedy(9)) for stream in streams[1:]]
     seen = [[next(deltas)] for deltas in reading]
     assert streams[0].stats().location == "host"
@@ -165,7 +165,7 @@ def test_streams_that_rest_for_long_are_parked(make_engine):
         busy.append([5])
         tokens_of(busy.generate(greedy(2)))
         listening.append([6, 7])  # is computed by the steps of others
-        engine.advance()
+        engine.core.advance()
     assert [s.stats().location for s in (busy, listening, idle)] == ["cache", "cache", "host"]
     assert engine.park_idle_streams(idle_seconds=10) == 0
     assert engine.park_idle_streams() == 2

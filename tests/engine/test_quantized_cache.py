@@ -75,7 +75,7 @@ def test_scores_equal_the_oracle_over_what_is_stored(
     recorder = Recorder(monkeypatch)
     scores = llm.score([*ids, 0], use_tqdm=False)  # K and V of the last one are not computed
     scores = torch.tensor(scores[1:-1]).double()
-    window = llm.engine.sink_window.window_size
+    window = llm.sink_window.window_size
     logits = dense_logits(model, ids, sinks, window, store=recorder.store)
     torch.testing.assert_close(scores, token_logprobs(logits, ids), atol=1e-4, rtol=0)
     error = (scores - token_logprobs(dense_logits(model, ids, sinks, window), ids)).abs()
@@ -111,7 +111,7 @@ def test_forks_and_parked_streams_go_on_to_the_bit(engine):
         first = turn(stream)
         assert turn(fork) == first
         assert turn(parked) == first
-    engine.scheduler.check_integrity()
+    engine.core.scheduler.check_integrity()
 
 
 def test_shared_prefixes_go_on_to_the_bit(make_engine):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from paged_stream import SamplingParams
+from paged_stream import SamplingParams, Stream
 from paged_stream.engine.outputs import DeltaQueue
-from paged_stream.engine.stream_file import read_stream_file, write_stream_file
+from paged_stream.engine.stream_file import read_stream, write_stream_file
 
 PARAMS = {
     "greedy": SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True),
@@ -29,7 +29,7 @@ def deltas_of(engine, inbox):
             yield delta
             if delta.finished:
                 return
-        engine.advance()
+        engine.core.advance()
 
 
 def opened(engine):
@@ -46,20 +46,20 @@ def resumed(engine, params, count, tmp_path, *, replayed=0):
     """The turn, moved after ``count`` tokens to another stream, saved ``replayed`` tokens ago."""
     stream, inbox, deltas = opened(engine), DeltaQueue(), []
     saved, num_saved = None, 0
-    stream.start_turn(params, inbox)
+    stream.inner.start_turn(params, inbox)
     for delta in deltas_of(engine, inbox):
         deltas.append(delta)
         tokens = flat(deltas)[0]
         if saved is None and len(tokens) >= count - replayed:
-            write_stream_file(tmp_path / "stream", stream.snapshot(settle=False))
-            saved, num_saved = read_stream_file(tmp_path / "stream"), len(tokens)
+            write_stream_file(tmp_path / "stream", stream.inner.snapshot(in_turn=True))
+            saved, num_saved = read_stream(tmp_path / "stream")[1], len(tokens)
         if len(tokens) >= count:
             break
     stream.close()
-    other, inbox = engine.restore_stream(saved), DeltaQueue()
+    other, inbox = Stream(engine.intake.restore_stream(saved)), DeltaQueue()
     if tokens[num_saved:]:
         other.append(tokens[num_saved:])
-    other.start_turn(params, inbox, num_generated=len(tokens))
+    other.inner.start_turn(params, inbox, num_generated=len(tokens))
     return deltas + list(deltas_of(engine, inbox)), other
 
 
@@ -73,7 +73,7 @@ def flat(deltas):
 @pytest.mark.parametrize("name", list(PARAMS))
 def test_a_resumed_turn_is_the_turn(make_engine, tmp_path, name, replayed, num_decode_steps, ahead):
     engine = make_engine(num_decode_steps=num_decode_steps)
-    engine.executor.runs_ahead = ahead  # a launch may be under way when the stream is saved
+    engine.core.executor.runs_ahead = ahead  # a launch may be under way when the stream is saved
     expected = flat(whole(engine, PARAMS[name]))
     for count in (7, 23):
         result, stream = resumed(engine, PARAMS[name], count, tmp_path, replayed=replayed)

@@ -27,7 +27,7 @@ def make(make_engine):
 
     def make(num_steps: int, ahead: bool = False, **settings):
         engine = make_engine(num_decode_steps=num_steps, **settings)
-        engine.executor.runs_ahead = ahead
+        engine.core.executor.runs_ahead = ahead
         return engine
 
     return make
@@ -42,13 +42,13 @@ def expected():
 def launches_of(engine) -> list[int]:
     """Will hold the number of steps of every launch to come."""
     sizes: list[int] = []
-    submit = engine.executor.submit
+    submit = engine.core.executor.submit
 
     def spy(output):
         sizes.append(output.num_steps)
         return submit(output)
 
-    engine.executor.submit = spy
+    engine.core.executor.submit = spy
     return sizes
 
 
@@ -67,7 +67,7 @@ def drain(engine, arrivals=()) -> dict:
                 text + delta.delta_text,
                 delta.finish_reason,
             )
-        engine.scheduler.check_integrity()
+        engine.core.scheduler.check_integrity()
     return results
 
 
@@ -147,7 +147,7 @@ def test_the_longest_launch_is_what_was_asked_for_or_a_block(make_engine):
 
 def test_more_is_submitted_before_the_last_is_seen(make):
     engine, events = make(4, ahead=True, block_size=16), []
-    submit = engine.executor.submit
+    submit = engine.core.executor.submit
 
     def spy(output):
         number = len([event for event in events if event[0] == "submit"])
@@ -155,7 +155,7 @@ def test_more_is_submitted_before_the_last_is_seen(make):
         wait = submit(output)
         return lambda: (events.append(("read", number)), wait())[1]
 
-    engine.executor.submit = spy
+    engine.core.executor.submit = spy
     engine.add_request("a", text_ids(5), SamplingParams(max_tokens=15, seed=1, ignore_eos=True))
     tokens = drain(engine)["a", 0][0]
     assert len(tokens) == 15
@@ -180,7 +180,7 @@ def test_more_is_submitted_before_the_last_is_seen(make):
 def test_a_result_that_cannot_be_read_takes_what_follows_with_it(make):
     """The next step computes both again."""
     engine = make(4, ahead=True, block_size=16)
-    submit, failures = engine.executor.submit, ["once"]
+    submit, failures = engine.core.executor.submit, ["once"]
 
     def flaky(output):
         wait = submit(output)
@@ -193,13 +193,13 @@ def test_a_result_that_cannot_be_read_takes_what_follows_with_it(make):
 
         return fail
 
-    engine.executor.submit = flaky
+    engine.core.executor.submit = flaky
     params = SamplingParams(max_tokens=40, seed=1, ignore_eos=True)
     engine.add_request("a", text_ids(30), params)
     first = [delta for _ in range(1) for delta in engine.step()]
     with pytest.raises(OSError, match="lost"):
         engine.step()
-    engine.scheduler.check_integrity()
+    engine.core.scheduler.check_integrity()
     alone = make(1)
     alone.add_request("a", text_ids(30), params)
     want = drain(alone)["a", 0][0]
@@ -300,7 +300,7 @@ def live_history(engine, tmp_path, evicted: list) -> list:
             stream = engine.load_stream(
                 tmp_path / "stream", on_evict=lambda first, end: evicted.append((first, end))
             )
-        engine.scheduler.check_integrity()
+        engine.core.scheduler.check_integrity()
         stats = stream.stats()
         said.append((stats.num_tokens, stats.num_pending_tokens, stats.num_visible_tokens))
         said.append((stats.num_evicted_tokens, stats.window_start))
@@ -347,15 +347,15 @@ def test_leaving_a_turn_loses_no_token(make, make_engine, num_steps, ahead):
             list(other.generate(SamplingParams(max_tokens=30)))
         other.append(text_ids(4))  # drives the engine, so that a delta may wait unread
         turn.close()
-        engine.scheduler.check_integrity()
-        known = stream._sequence.token_ids(start, start + len(tokens)).tolist()
+        engine.core.scheduler.check_integrity()
+        known = stream.inner._sequence.token_ids(start, start + len(tokens)).tolist()
         assert known == tokens
-        assert stream._sequence.num_computed_tokens == stream.position - 1
+        assert stream.inner._sequence.num_computed_tokens == stream.position - 1
     fresh = make_engine(num_decode_steps=1).open_stream()
     assert stream.position > 60
-    sequence = stream._sequence
+    sequence = stream.inner._sequence
     fresh.append(text_ids(50) + all_after(make_engine, text_ids(50), stream.position - 50))
-    assert sequence.last_token_ids(20) == fresh._sequence.last_token_ids(20)
+    assert sequence.last_token_ids(20) == fresh.inner._sequence.last_token_ids(20)
     short = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
     assert tokens_of(stream.generate(short)) == tokens_of(fresh.generate(short))
 
@@ -420,7 +420,7 @@ def test_slow_readers(make_engine, num_steps):
                 slowly(engine, deltas) if i % 2 else read(deltas) for i, deltas in enumerate(turns)
             ]
             assert await asyncio.gather(*readers) == want
-            engine.engine.scheduler.check_integrity()
+            engine.core.scheduler.check_integrity()
 
     run()
 

@@ -24,7 +24,7 @@ def drain(engine) -> dict[str, dict[int, list[int]]]:
         for delta in engine.step():
             completions = out.setdefault(delta.request_id, {})
             completions.setdefault(delta.index, []).extend(delta.delta_token_ids)
-        engine.scheduler.check_integrity()
+        engine.core.scheduler.check_integrity()
     return out
 
 
@@ -177,7 +177,7 @@ def test_completions_that_do_not_fit_at_once(make_engine):
     engine.abort_request("aborted")
     engine.core.flush()
     assert engine.stats().num_used_blocks == 0
-    assert engine.executor.parked_bytes() == (0, 0)
+    assert engine.core.executor.parked_bytes() == (0, 0)
 
 
 def test_scores_are_computed_in_full(make_engine):
@@ -186,7 +186,7 @@ def test_scores_are_computed_in_full(make_engine):
     before = engine.stats()
 
     def score():
-        engine.add_score_request("score", prompt)
+        engine.intake.add_scoring("score", prompt)
         return [entry for d in run_all() for entry in d.prompt_logprobs or ()]
 
     def run_all():

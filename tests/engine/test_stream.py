@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from paged_stream import SamplingParams
-from paged_stream.engine import core
+from paged_stream.engine import turns
 from paged_stream.text.chat import first_turn, next_turn
 
 GREEDY = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True)
@@ -107,7 +107,7 @@ def test_misuse_is_explained(make_engine):
         stream.generate(SamplingParams(n=2))
     running = stream.generate(GREEDY)
     next(running)
-    with pytest.raises(ValueError, match="generating already"):
+    with pytest.raises(ValueError, match="the stream is generating"):
         stream.generate()
     stream.close()
     stream.close()
@@ -122,7 +122,7 @@ def test_two_iterators_of_one_stream(make_engine):
     stream.append([5, 6, 7])
     first, second = stream.generate(GREEDY), stream.generate(GREEDY)
     started = [next(first)]
-    with pytest.raises(ValueError, match="generating already"):
+    with pytest.raises(ValueError, match="the stream is generating"):
         next(second)
     assert ids([*started, *first]) == continuation(engine, [5, 6, 7])
 
@@ -153,7 +153,7 @@ def test_a_slow_reader_holds_up_its_own_stream_only(make_engine):
 
 def test_a_request_may_be_named_like_a_stream(make_engine, monkeypatch):
     """Nobody reads the request's deltas, which must not hold up the stream."""
-    monkeypatch.setattr(core, "_MAX_UNDELIVERED", 4)
+    monkeypatch.setattr(turns, "MAX_UNDELIVERED", 4)
     engine = make_engine()
     stream = engine.open_stream()
     stream.append([5, 6, 7])
@@ -167,7 +167,7 @@ def test_an_interrupted_prefill_can_be_taken_up_again(make_engine, monkeypatch):
     expected = continuation(engine, prompt)
     stream = engine.open_stream()
     stream.append(prompt)
-    execute, calls = engine.executor.execute, []
+    execute, calls = engine.core.executor.execute, []
 
     def interrupted(output):
         calls.append(output)
@@ -175,7 +175,7 @@ def test_an_interrupted_prefill_can_be_taken_up_again(make_engine, monkeypatch):
             raise KeyboardInterrupt
         return execute(output)
 
-    monkeypatch.setattr(engine.executor, "execute", interrupted)
+    monkeypatch.setattr(engine.core.executor, "execute", interrupted)
     with pytest.raises(KeyboardInterrupt):
         list(stream.generate(GREEDY))
     assert ids(stream.generate(GREEDY)) == expected

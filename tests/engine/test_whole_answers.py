@@ -60,7 +60,7 @@ def test_completions_have_16_tokens(llm):
 
 
 def test_streams(llm):
-    with llm.engine.open_stream() as stream:
+    with llm.open_stream() as stream:
         assert_whole([ids_of(stream.chat("and then")) for _ in range(CHATS)])
         assert len(ids_of(stream.generate(SamplingParams(ignore_eos=True)))) == 16
 
@@ -85,7 +85,7 @@ def test_without_a_window_the_trained_length_is_the_end(tmp_path):
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
     save_tokenizer(tmp_path)
     llm = LLM(str(tmp_path), dtype="float32", seed=1)
-    with llm.engine.open_stream() as stream:
+    with llm.open_stream() as stream:
         deltas = list(stream.chat("hi", SamplingParams(max_tokens=None, ignore_eos=True)))
         assert deltas[-1].finish_reason == "length" and stream.position == 64
     [output] = llm.chat(MESSAGES, SamplingParams(max_tokens=None, ignore_eos=True), use_tqdm=False)
@@ -103,7 +103,7 @@ def test_the_template_tells_the_end_of_a_turn(folder, bare_folder, tmp_path):
     assert end_of_turn(load_tokenizer(model, "mine")) == END
     [output] = LLM(str(model), **SETTINGS).chat(MESSAGES, use_tqdm=False)
     assert output.outputs[0].token_ids[-1] in (END, 1)
-    with LLM(str(model), **SETTINGS).engine.open_stream() as stream:
+    with LLM(str(model), **SETTINGS).open_stream() as stream:
         answers = [ids_of(stream.chat("hi")) for _ in range(CHATS)]
     assert END in {answer[-1] for answer in answers}
     assert all(END not in answer[:-1] for answer in answers)

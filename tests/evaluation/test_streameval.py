@@ -49,12 +49,12 @@ def test_only_the_whole_number_counts(text, right):
 class Parrot:
     """Answers from what is visible alone, as a model that reads perfectly would."""
 
-    def __init__(self, stream):
-        self._stream = stream
+    def __init__(self, engine):
+        self._engine = engine
 
     def __call__(self, stream):
-        engine, sequence = stream._engine, stream._sequence
-        visible = engine.tokenizer.decode(list(sequence.visible_token_ids()))
+        sequence = stream.inner._sequence
+        visible = self._engine.tokenizer.decode(list(sequence.visible_token_ids()))
         lead = visible[visible.rindex("The REGISTER") :]
         found = visible.find(lead)
         stream.append("\n")
@@ -183,7 +183,7 @@ def test_every_answer_is_what_the_conversation_with_right_replies_gets(make_engi
                 expected = "".join(delta.delta_text for delta in fresh.chat(messages, params))
             assert answer(stream, pair, params) == expected
             messages.append({"role": "assistant", "content": pair.reply})
-        seen = engine.tokenizer.decode(list(stream._sequence.visible_token_ids()))
+        seen = engine.tokenizer.decode(list(stream.inner._sequence.visible_token_ids()))
     written = engine.tokenizer.render_chat_template(messages, False)
     assert seen == written.replace("</s>", "")  # special tokens are not decoded
 

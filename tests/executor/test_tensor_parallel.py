@@ -32,7 +32,7 @@ LEFT_OUT = {"olmo2", "falcon_7b", "llama_linear", "llama_yarn", "llama_dynamic",
 
 @pytest.fixture
 def in_threads(monkeypatch):
-    monkeypatch.setattr("paged_stream.engine.llm_engine.make_executor", ThreadExecutor)
+    monkeypatch.setattr("paged_stream.engine.loaded_engine.make_executor", ThreadExecutor)
 
 
 def prompts(vocab_size: int) -> list[list[int]]:
@@ -55,9 +55,9 @@ def assert_ranks_agree(folder, sizes=(1, 2), tolerance=1e-4, **settings) -> None
     results, fingerprints = [], set()
     for size in sizes:
         llm = LLM(str(folder), **(SETTINGS | settings), tensor_parallel_size=size)
-        texts = prompts(llm.engine.model_config.vocab_size)
+        texts = prompts(llm.model_config.vocab_size)
         results.append(llm.generate(texts, params, use_tqdm=False))
-        fingerprints.add(llm.engine.executor.fingerprint)
+        fingerprints.add(llm.core.executor.fingerprint)
     assert len(fingerprints) == 1
     for others in results[1:]:
         for one, other in zip(results[0], others, strict=True):
@@ -162,7 +162,7 @@ async def _lose_a_rank(ray, folder):
         waiting = [engine.generate([3, 4, 5], endless) for _ in range(2)]
         for deltas in waiting:
             await anext(deltas)
-        ray.kill(engine.engine.executor._actors[1])
+        ray.kill(engine.core.executor._actors[1])
         for deltas in waiting:
             with pytest.raises(EngineStoppedError, match="rank 1 died"):
                 async for _ in deltas:

@@ -211,7 +211,7 @@ def test_what_clients_of_openai_send(client, llm):
 def test_streams(client, llm):
     opened = client.post("/v1/streams", json={}).json()
     path = f"/v1/streams/{opened['id']}"
-    with llm.engine.open_stream() as stream:
+    with llm.open_stream() as stream:
         stream.append("a beginning")
         expected = [
             "".join(d.delta_text for d in stream.generate(SamplingParams(**SAMPLING)))
@@ -239,7 +239,7 @@ def test_streams(client, llm):
 def test_chat_in_a_stream(client, llm):
     pin = [{"role": "system", "content": "short"}]
     stream_id = client.post("/v1/streams", json={"pin": pin}).json()["id"]
-    with llm.engine.open_stream(pin=pin) as stream:
+    with llm.open_stream(pin=pin) as stream:
         for question in ("who?", "why?"):
             deltas = stream.chat(question, SamplingParams(**SAMPLING))
             body = {"messages": [{"role": "user", "content": question}]} | SAMPLING

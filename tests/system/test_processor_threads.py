@@ -50,7 +50,7 @@ def test_engines_side_by_side(make_engine, monkeypatch):
     assert torch.get_num_threads() == 3
     seen = []
     for engine in engines.values():
-        runner = engine.executor._worker._runner
+        runner = engine.core.executor._worker._runner
         submit = runner.submit
 
         def spy(output, submit=submit):

@@ -112,8 +112,8 @@ def requests(model):
 
 
 def local_worker(llm: LLM) -> Worker:
-    assert isinstance(llm.engine.executor, LocalExecutor)
-    return llm.engine.executor._worker
+    assert isinstance(llm.core.executor, LocalExecutor)
+    return llm.core.executor._worker
 
 
 def record(llm: LLM, playback: Playback, **limits) -> None:
@@ -137,7 +137,7 @@ def test_tokens_are_those_of_steps_that_are_not_recorded(model_folder, num_steps
     expected = make_llm(folder, num_decode_steps=1).generate(prompts, params, use_tqdm=False)
     llm, playback = make_llm(folder, num_decode_steps=num_steps), Playback()
     record(llm, playback)
-    llm.engine.executor.runs_ahead = runs_ahead
+    llm.core.executor.runs_ahead = runs_ahead
     outputs = llm.generate(prompts, params, use_tqdm=False)
     assert playback.num_recorded == len(ladder(6)) and playback.num_played > 20
     for one, other in zip(outputs, expected, strict=True):
@@ -145,7 +145,7 @@ def test_tokens_are_those_of_steps_that_are_not_recorded(model_folder, num_steps
         assert one.outputs[0].finish_reason == other.outputs[0].finish_reason
     # Nobody else's block was written, nor the one that fills up.
     cache = local_worker(llm)._runner.kv_cache.tensor
-    assert not cache[:, :, llm.engine.cache_plan.num_blocks].any()
+    assert not cache[:, :, llm.cache_plan.num_blocks].any()
 
 
 def test_streams_with_wider_rows_run_unrecorded(model_folder):
@@ -156,7 +156,7 @@ def test_streams_with_wider_rows_run_unrecorded(model_folder):
         llm, playback = make_llm(folder, num_decode_steps=4), Playback()
         if table_width is not None:
             record(llm, playback, table_width=table_width)
-        with llm.engine.open_stream(num_sink_tokens=30, window_size=60) as stream:
+        with llm.open_stream(num_sink_tokens=30, window_size=60) as stream:
             stream.append(ids)
             answers.append([i for d in stream.generate(params) for i in d.delta_token_ids])
     assert answers[0] == answers[1] and playback.num_played == 0

@@ -1,0 +1,411 @@
+"""A live stream inside its engine: what may be done to it, and when. Nothing here computes a step
+or waits for one: `Stream` drives the engine, `AsyncStream` waits for the engine's thread.
+
+All methods are for the thread that uses the engine, but for those that say otherwise.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, SupportsIndex
+
+from paged_stream.engine import stream_rules
+from paged_stream.engine.api import OnEvict
+from paged_stream.engine.core import EngineCore
+from paged_stream.engine.lifetime import finish_before_exit, when_abandoned
+from paged_stream.engine.outputs import Inbox, StreamStats
+from paged_stream.engine.stats import stream_stats
+from paged_stream.engine.stream_file import SavedStream
+from paged_stream.scheduler.sampling_params import SamplingParams
+from paged_stream.scheduler.sequence import Sequence as TokenSequence
+from paged_stream.scheduler.sequence import SequenceStatus
+from paged_stream.text.chat import Messages, without_repeated_end
+from paged_stream.text.inputs import Prompt
+from paged_stream.text.prompts import PromptEncoder
+
+
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """What is to be appended, tokenized; ``continues`` says whether as what follows something."""
+
+    token_ids: list[int]
+    continues: bool
+
+
+class LiveStream:
+    """One stream of an engine.
+
+    Args:
+        seq_id: its number in the core.
+        seed: from which its turns draw theirs; ``num_turns`` have done so.
+        pinned_messages: what it was opened with, in the chat template.
+        has_chatted: whether a message was answered since.
+    """
+
+    def __init__(
+        self,
+        core: EngineCore,
+        prompts: PromptEncoder,
+        seq_id: int,
+        *,
+        seed: int,
+        num_turns: int = 0,
+        pinned_messages: Sequence[Mapping[str, Any]] = (),
+        has_chatted: bool = False,
+    ) -> None:
+        self.core = core
+        self.seq_id = seq_id
+        self.has_chatted = has_chatted
+        self.is_closed = False
+        self._prompts = prompts
+        self._seed = seed
+        self._num_turns = num_turns
+        self._pinned_messages = pinned_messages
+        errands = core.errands
+        self._finalizer = when_abandoned(
+            self,
+            f"stream {seq_id} of {core.model!r}",
+            core.lifetime,
+            lambda: errands.add(lambda core: core.close_stream(seq_id)),
+        )
+
+    # For any thread
+
+    def check_open(self) -> None:
+        """Refuse to be used after the end.
+
+        Raises:
+            EngineStoppedError: the engine is closed.
+            ValueError: the stream is.
+        """
+        self.core.lifetime.check()
+        if self.is_closed:
+            raise stream_rules.closed_error()
+
+    @property
+    def _sequence(self) -> TokenSequence:
+        self.check_open()
+        if (sequence := self.core.peek(self.seq_id)) is None:  # another thread was faster
+            raise stream_rules.closed_error()
+        return sequence
+
+    @property
+    def position(self) -> int:
+        return self._sequence.num_tokens
+
+    @property
+    def is_generating(self) -> bool:
+        return self._sequence.generates
+
+    @property
+    def summary(self) -> str:
+        """The model, the position and the state, in words, at any time."""
+        name, lifetime = f"{self.seq_id} of {self.core.model!r}", self.core.lifetime
+        sequence = self.core.peek(self.seq_id)
+        if sequence is None or not lifetime.is_here:
+            return f"{name}: {'closed' if sequence is None else lifetime.state}"
+        computed = sequence.num_computed_tokens
+        visible = sequence.sink_window.num_visible(computed - 1) if computed else 0
+        state = "generating" if sequence.generates else "parked" if sequence.is_parked else "idle"
+        return f"{name}: position {sequence.num_tokens}, {visible} tokens visible, {state}"
+
+    @finish_before_exit
+    def encode(self, prompt: Prompt) -> Addition:
+        """Tokenize what is to be appended next.
+
+        Raises:
+            ValueError: as `PromptEncoder.encode`, or the stream is closed.
+        """
+        continues = not self._is_empty
+        return Addition(self._prompts.encode(prompt, continues=continues), continues)
+
+    @finish_before_exit
+    def encode_chat(self, messages: str | Messages) -> Addition:
+        """Tokenize the next messages of a conversation.
+
+        Raises:
+            ValueError: the model has no chat template that can go on, or the stream is closed.
+        """
+        self.check_open()
+        continues = self.has_chatted
+        token_ids = self._prompts.encode_chat(messages, self._pinned_messages, continues=continues)
+        return Addition(token_ids, continues)
+
+    @property
+    def _is_empty(self) -> bool:
+        """Whether there is nothing in the stream yet; a guess in any thread but the engine's."""
+        sequence = self._sequence
+        return not sequence.num_tokens and not sequence.queued
+
+    # States
+
+    def enter(self) -> None:
+        """As `EngineCore.enter`, of a stream that is open."""
+        self.check_open()
+        self.core.enter()
+
+    @property
+    def has_turn(self) -> bool:
+        """Whether it generates or scores."""
+        self.enter()
+        return self.core.turns.has(self.seq_id)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether more appended tokens wait to be computed than one step takes."""
+        sequence = self._sequence
+        limit = self.core.scheduler.config.max_num_batched_tokens
+        return not sequence.generates and sequence.num_pending_tokens > limit
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all that was appended is computed, but for the last token."""
+        return self._sequence.status is SequenceStatus.IDLE
+
+    def has_room_for(self, num_tokens: int) -> bool:
+        """Whether so many more tokens may be appended now."""
+        sequence = self._sequence
+        if not sequence.generates:
+            return not self.has_turn  # it scores what was appended last
+        return len(sequence.queued) + num_tokens <= stream_rules.MAX_QUEUED_TOKENS
+
+    def check_at_rest(self) -> None:
+        """Refuse what cannot be done during a turn."""
+        if self.has_turn:
+            raise stream_rules.generating_error()
+
+    # Turns
+
+    def queue(self, prompt: Prompt, addition: Addition) -> None:
+        """Append what `encode` has made of the prompt, behind the turn if there is one.
+
+        Raises:
+            ValueError: as `StreamApi.append`.
+        """
+        self.enter()
+        if addition.continues == self._is_empty:  # it was another when the prompt was encoded
+            addition = self.encode(prompt)
+        self._queue(addition.token_ids)
+
+    def _queue(self, token_ids: list[int]) -> None:
+        sequence = self._sequence
+        if sequence.generates:
+            stream_rules.check_queue(len(sequence.queued), len(token_ids))
+        self._prompts.check_length(sequence.num_tokens + len(sequence.queued) + len(token_ids))
+        self.core.scheduler.append(self.seq_id, token_ids)
+
+    def queue_chat(
+        self, messages: str | Messages, params: SamplingParams, addition: Addition
+    ) -> list[int]:
+        """Append the messages that a turn with ``params`` is to answer, as `encode_chat` has
+        tokenized them; returns what was appended.
+
+        Raises:
+            ValueError: as `StreamApi.chat`.
+        """
+        self.enter()
+        self.check_at_rest()
+        self._check_params(params)
+        if addition.continues != self.has_chatted:
+            addition = self.encode_chat(messages)
+        token_ids = addition.token_ids
+        if addition.continues:
+            token_ids = without_repeated_end(token_ids, *self._sequence.last_token_ids(1))
+        self._queue(token_ids)
+        self.has_chatted = True
+        return token_ids
+
+    def check_can_generate(self, params: SamplingParams, *, appends: bool = False) -> None:
+        """Raise what `start_turn` would; with ``appends``, after something was appended."""
+        self.check_at_rest()
+        self._check_params(params)
+        sequence = self._sequence
+        if not appends:
+            stream_rules.check_can_generate(sequence.num_tokens, has_next=sequence.has_next)
+        self._prompts.check_length(sequence.num_tokens)
+
+    def start_turn(self, params: SamplingParams, inbox: Inbox, *, num_generated: int = 0) -> None:
+        """Let the stream generate by the steps that come, into ``inbox``.
+
+        Args:
+            num_generated: the last so many tokens of the stream are the beginning of this turn,
+                which was interrupted. What they count for (penalties, limits, stop strings) they
+                count for again; none of them is delivered again.
+
+        Raises:
+            ValueError: as `StreamApi.generate`.
+        """
+        self.enter()
+        self.check_can_generate(params)
+        seed = stream_rules.turn_seed(self._seed, self._num_turns)
+        self._num_turns += 1
+        if params.seed is not None:
+            seed = params.seed
+        self.core.turns.start(self.seq_id, params, seed, inbox, num_generated)
+
+    def start_completion(
+        self, prompt: Prompt, params: SamplingParams, addition: Addition, inbox: Inbox
+    ) -> None:
+        """Append what `encode` has made of a prompt, and generate; neither, if either is refused.
+
+        Raises:
+            ValueError: as `StreamApi.complete`.
+        """
+        self.enter()
+        self.check_can_generate(params, appends=True)
+        self.queue(prompt, addition)
+        self.start_turn(params, inbox)
+
+    def start_chat(
+        self, messages: str | Messages, params: SamplingParams, addition: Addition, inbox: Inbox
+    ) -> None:
+        """Append what `encode_chat` has made of messages, and answer; neither, if either is
+        refused.
+
+        Raises:
+            ValueError: as `StreamApi.chat`.
+        """
+        self.enter()
+        self.check_can_generate(params, appends=True)
+        self.queue_chat(messages, params, addition)
+        self.start_turn(params, inbox)
+
+    def start_scoring(self, prompt: Prompt, addition: Addition, inbox: Inbox) -> list[None]:
+        """Append what `encode` has made of a prompt, and let log-probabilities of it come into
+        ``inbox``. The stream is settled.
+
+        Returns:
+            What comes before these: ``None`` for a first token that nothing predicts. If that is
+            all there is, no turn has begun.
+
+        Raises:
+            ValueError: as `StreamApi.score`.
+        """
+        self.enter()
+        self.check_at_rest()
+        assert self.is_settled, "what was appended before would be scored as well"
+        sequence = self._sequence
+        predicts = sequence.num_computed_tokens < sequence.num_tokens
+        before = sequence.num_tokens
+        self.queue(prompt, addition)
+        count, unpredicted = sequence.num_tokens - before, [] if predicts else [None]
+        if count > len(unpredicted):
+            self.core.turns.start_scoring(self.seq_id, inbox)
+        return unpredicted
+
+    def end_turn(self, inbox: Inbox | None = None) -> None:
+        """Stop the turn where it is; with an inbox, only if the turn fills it."""
+        self.enter()
+        self.core.end_turn(self.seq_id, inbox)
+
+    def turn_ender(self) -> Callable[[Inbox], None]:
+        """What ends the turn that fills an inbox, and does not keep the stream."""
+        core, seq_id = self.core, self.seq_id
+        return lambda inbox: core.enter().end_turn(seq_id, inbox)
+
+    # Editing, between turns
+
+    def fork(self, on_evict: OnEvict | None = None) -> LiveStream:
+        """As `StreamApi.fork`, of a stream that is settled."""
+        self.enter()
+        self.check_at_rest()
+        seq_id = self.core.fork_stream(self.seq_id, on_evict)
+        return LiveStream(
+            self.core,
+            self._prompts,
+            seq_id,
+            seed=self.core.new_seed(),
+            pinned_messages=self._pinned_messages,
+            has_chatted=self.has_chatted,
+        )
+
+    def cut(self, start: int, end: int) -> None:
+        """As `StreamApi.cut`, of a stream that is settled."""
+        start, end = _as_position("start", start), _as_position("end", end)
+        self.enter()
+        self.check_at_rest()
+        sequence = self._sequence
+        if sequence.sink_window.window_size is None:
+            raise ValueError("a model with learned absolute positions cannot close a gap")
+        first, stop = sequence.first_kept, sequence.num_computed_tokens
+        if not first <= start < end <= stop:
+            raise ValueError(
+                f"start and end must be a span within [{first}, {stop}), where the window's "
+                f"computed tokens are, got [{start}, {end})"
+            )
+        self.core.cut_stream(self.seq_id, start, end)
+
+    def rewind(self, position: int) -> None:
+        """As `StreamApi.rewind`, of a stream that is settled."""
+        position = _as_position("position", position)
+        self.enter()
+        self.check_at_rest()
+        sequence = self._sequence
+        first = max(sequence.first_kept, sequence.sink_window.num_sink_tokens)
+        if not first <= position <= sequence.num_tokens:
+            raise ValueError(
+                f"position must be at least {first}, where the window begins behind the sinks, "
+                f"and at most {sequence.num_tokens}, got {position}"
+            )
+        self.core.rewind_stream(self.seq_id, position)
+        pinned = sequence.sink_window.num_sink_tokens if self._pinned_messages else 0
+        if position == pinned:  # the conversation begins anew
+            self.has_chatted = False
+
+    # Away and back
+
+    def park(self) -> None:
+        """As `StreamApi.park`, of a stream that is settled."""
+        self.enter()
+        self.check_at_rest()
+        self.core.park_stream(self.seq_id)
+
+    def snapshot(self, *, in_turn: bool = False) -> SavedStream:
+        """Copy all that the stream is.
+
+        Args:
+            in_turn: copy it wherever it is, also in a turn; what queues behind the turn is left
+                out.
+
+        Raises:
+            ValueError: the stream is closed, or is in a turn and must not be.
+        """
+        self.enter()
+        if not in_turn:
+            self.check_at_rest()
+        state, tokens = self.core.copy_stream(self.seq_id)
+        return SavedStream(
+            state=state,
+            seed=self._seed,
+            num_turns=self._num_turns,
+            pinned_messages=[dict(message) for message in self._pinned_messages],
+            has_chatted=self.has_chatted,
+            fingerprint=self.core.executor.fingerprint,
+            tokens=tokens,
+        )
+
+    def stats(self) -> StreamStats:
+        """As `StreamApi.stats`."""
+        self.enter()
+        return stream_stats(self.core, self.seq_id)
+
+    def close(self) -> None:
+        """As `StreamApi.close`."""
+        self._finalizer.detach()
+        if not self.is_closed:
+            self.is_closed = True
+            if not self.core.lifetime.is_over:
+                self.core.enter().close_stream(self.seq_id)
+
+    def _check_params(self, params: SamplingParams) -> None:
+        stream_rules.check_turn_params(params)
+        self._prompts.check_params(params)
+
+
+def _as_position(name: str, value: SupportsIndex) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be an int, got {value!r}") from None

@@ -1,0 +1,135 @@
+"""One step after the other: what the scheduler chooses, the executor computes, and the scheduler
+hears of. Only one thread at a time may be within a step, and after a failure there are none."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from paged_stream.engine.lifetime import finish_before_exit
+from paged_stream.executor.base import Executor
+from paged_stream.scheduler.output import ModelOutput, SchedulerOutput, SequenceUpdate
+from paged_stream.scheduler.scheduler import Scheduler
+
+Submitted = tuple[SchedulerOutput, Callable[[], ModelOutput]]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What was computed, and what it meant for each sequence; ``started`` is of
+    ``time.monotonic()``."""
+
+    output: SchedulerOutput
+    updates: list[SequenceUpdate]
+    started: float
+
+
+class Stepper:
+    """Drives a scheduler and an executor."""
+
+    def __init__(self, scheduler: Scheduler, executor: Executor) -> None:
+        self.num_computed_tokens = 0
+        self.num_steps = 0
+        self.step_seconds = 0.0
+        self._scheduler = scheduler
+        self._executor = executor
+        self._failure: BaseException | None = None
+        self._stepping = threading.Lock()
+        self._ahead: Submitted | None = None  # computed while the host is busy with what precedes
+
+    @property
+    def has_failed(self) -> bool:
+        return self._failure is not None
+
+    @property
+    def is_within(self) -> bool:
+        """Whether some thread is within a step."""
+        return self._stepping.locked()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other threads out of steps.
+
+        Raises:
+            RuntimeError: one is within a step.
+        """
+        if not self._stepping.acquire(blocking=False):
+            raise RuntimeError(
+                "the engine is within a step; let one thread at a time use it, or use "
+                "AsyncLLMEngine, which serves any number of threads"
+            )
+        try:
+            yield
+        finally:
+            self._stepping.release()
+
+    def close(self) -> None:
+        """End the workers; what they compute ahead is dropped."""
+        self._ahead = None
+        self._executor.close()
+
+    @finish_before_exit
+    def flush(self) -> None:
+        """Do to the cache now what the scheduler wants done before the next step.
+
+        Raises:
+            RuntimeError: the engine has failed before.
+        """
+        self._check()
+        operations = self._scheduler.take_operations()
+        if not operations:
+            return
+        try:
+            self._executor.apply(operations)
+        except BaseException as error:
+            self._failure = error  # some were done, and cannot be done again
+            raise
+
+    def step(
+        self, unread: Callable[[], set[int]], completes_stop: Callable[[int, int], bool]
+    ) -> Step | None:
+        """Compute one step, or as many as need no look in between; ``None`` if there was nothing
+        to compute. Within `alone`.
+
+        Args:
+            unread: tells the sequences that sit it out.
+            completes_stop: as ``stops`` of `Scheduler.update`.
+
+        Raises:
+            RuntimeError: the engine has failed before.
+        """
+        self._check()
+        started = time.monotonic()
+        submitted, self._ahead = self._ahead, None
+        if submitted is None:
+            output = self._scheduler.schedule(unread())
+            self.flush()
+            if not output.sequences:
+                return None
+            submitted = output, self._executor.submit(output)
+        output, wait = submitted
+        if self._executor.runs_ahead:
+            self._ahead = self._submit_following(output, unread())
+        try:
+            result = wait()
+        except BaseException:
+            self._ahead = None
+            raise
+        for scheduled, token_ids in zip(output.sequences, result.token_ids, strict=True):
+            # What a step samples is what the next one computes.
+            self.num_computed_tokens += len(scheduled.token_ids) + max(0, len(token_ids) - 1)
+        self.num_steps += output.num_steps
+        return Step(output, self._scheduler.update(output, result, completes_stop), started)
+
+    def _submit_following(self, output: SchedulerOutput, unread: set[int]) -> Submitted | None:
+        """Let the device go on, if that is sure to be what comes next."""
+        following = self._scheduler.schedule_following(output, unread)
+        self.flush()
+        return None if following is None else (following, self._executor.submit(following))
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise RuntimeError("the engine has failed and must be replaced") from self._failure

@@ -1,0 +1,93 @@
+"""One turn: what a sequence generates, or scores, as text and deltas for whoever reads it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from paged_stream.engine.outputs import Inbox, RequestDelta
+from paged_stream.scheduler.output import FinishReason, SequenceUpdate
+from paged_stream.scheduler.sampling_params import SamplingParams
+from paged_stream.text.detokenizer import CONTEXT_TOKENS, Detokenizer
+from paged_stream.text.tokenizer import Tokenizer
+
+# Tokens of an interrupted turn that are looked at again for text that was held back.
+_DETOKENIZED_AGAIN = 512
+
+
+@dataclass(slots=True, kw_only=True)
+class Turn:
+    """A request's turn, one of its copies', or a stream's.
+
+    ``inbox`` is where its deltas go; without one, they wait for `Turns.take_undelivered`. Once the
+    prompt of a request is computed, its sequence ``generates``, and beside it ``num_copies``
+    copies. ``new_text`` belongs to the next delta.
+    """
+
+    request_id: str
+    index: int
+    params: SamplingParams
+    seed: int = 0
+    detokenizer: Detokenizer | None = None
+    new_text: str = ""
+    inbox: Inbox | None = None
+    num_copies: int = 0
+    generates: bool = False
+    queued_at: float = field(default_factory=time.monotonic)
+    is_queued: bool = True
+
+    @staticmethod
+    def num_context_tokens(num_generated: int) -> int:
+        """How many of a sequence's last tokens `begin_text` needs."""
+        return min(num_generated, _DETOKENIZED_AGAIN) + CONTEXT_TOKENS
+
+    def begin_text(self, tokenizer: Tokenizer, last_ids: Sequence[int], num_generated: int) -> None:
+        """Detokenize what comes from here on. The last ``num_generated`` tokens are of this turn:
+        they may end within a character, or a stop string."""
+        count = min(num_generated, _DETOKENIZED_AGAIN)
+        split = max(0, len(last_ids) - count)
+        self.detokenizer = Detokenizer(tokenizer, self.params.stop or (), last_ids[:split])
+        for token_id in last_ids[split:]:
+            self.detokenizer.append(token_id)
+
+    def completes_stop(self, token_id: int) -> bool:
+        """Add a token's text; whether that completes a stop string."""
+        if self.detokenizer is None:
+            return False
+        text, stopped = self.detokenizer.append(token_id)
+        self.new_text += text
+        return stopped
+
+    def delta(self, update: SequenceUpdate, finish_reason: FinishReason | None) -> RequestDelta:
+        """What a step has added, and why the turn is over if it is."""
+        text = ""
+        if self.detokenizer is not None:
+            text, self.new_text = self.new_text, ""
+            if finish_reason is not None:
+                rest, stopped = self.detokenizer.finish()
+                text += rest
+                finish_reason = "stop" if stopped else finish_reason
+        return RequestDelta(
+            request_id=self.request_id,
+            index=self.index,
+            delta_text=text,
+            delta_token_ids=update.token_ids,
+            finished=finish_reason is not None,
+            finish_reason=finish_reason,
+            logprobs=[update.logprob] if update.logprob is not None else None,
+            prompt_logprobs=update.prompt_logprobs or None,
+        )
+
+    def aborted(self, index: int) -> RequestDelta:
+        """The end of the turn, or of a copy that it would have had."""
+        return RequestDelta(
+            request_id=self.request_id,
+            index=index,
+            delta_text="" if self.detokenizer is None else self.detokenizer.finish()[0],
+            delta_token_ids=[],
+            finished=True,
+            finish_reason="abort",
+            logprobs=None,
+            prompt_logprobs=None,
+        )

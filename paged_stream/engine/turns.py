@@ -1,0 +1,293 @@
+"""All turns of one engine, from their first step to their last delta: those of requests, which it
+opens and closes sequences for, and those of streams, whose sequences stay."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+
+from paged_stream.engine.outputs import DeltaQueue, Inbox, RequestDelta
+from paged_stream.engine.turn import Turn
+from paged_stream.scheduler.output import SequenceUpdate
+from paged_stream.scheduler.sampling_params import SamplingParams
+from paged_stream.scheduler.scheduler import Scheduler
+from paged_stream.scheduler.sink_window import SinkWindow
+from paged_stream.text.tokenizer import Tokenizer
+
+# Deltas of one request that may wait for `step` while others drive the engine.
+MAX_UNDELIVERED = 1024
+
+
+class Turns:
+    """All turns of one engine.
+
+    Args:
+        seq_ids: numbers for new sequences.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        tokenizer: Tokenizer | None,
+        eos_token_ids: tuple[int, ...],
+        seq_ids: Iterator[int],
+    ) -> None:
+        self.requests: dict[str, list[int]] = {}  # by name; its unfinished seq_ids
+        self.num_generated_tokens = 0
+        self.num_started = 0
+        self.queue_seconds = 0.0
+        self._scheduler = scheduler
+        self._tokenizer = tokenizer
+        self._eos_token_ids = eos_token_ids
+        self._seq_ids = seq_ids
+        self._turns: dict[int, Turn] = {}  # by seq_id
+        self._begun: dict[int, Turn] = {}  # those that may have delivered something
+        self._undelivered: list[RequestDelta] = []
+
+    def __len__(self) -> int:
+        return len(self._turns)
+
+    def has(self, seq_id: int, inbox: Inbox | None = None) -> bool:
+        """Whether a sequence has a turn; with an inbox, whether that turn fills it."""
+        turn = self._turns.get(seq_id)
+        return turn is not None and (inbox is None or turn.inbox is inbox)
+
+    # Requests
+
+    def is_in_use(self, request_id: str) -> bool:
+        """Whether a request of that name is unfinished, or has deltas that nobody has taken."""
+        waiting = (delta.request_id for delta in self._undelivered)
+        return request_id in self.requests or request_id in waiting
+
+    def add_request(
+        self,
+        request_id: str,
+        token_ids: Sequence[int],
+        params: SamplingParams,
+        sink_window: SinkWindow,
+        *,
+        seed: int,
+        priority: int = 0,
+        inbox: Inbox | None = None,
+    ) -> None:
+        """Open a sequence that completes a prompt, and others beside it if ``n`` says so.
+
+        Raises:
+            ValueError: the cache is too small for it.
+        """
+        limit = None if params.max_tokens is None else len(token_ids) + params.max_tokens
+        seq_id = next(self._seq_ids)
+        # Several completions share their prompt; only a stream outlives the turn that computes it.
+        fans_out = params.n > 1 and len(token_ids) > 1
+        self._scheduler.open(
+            seq_id, sink_window, is_stream=fans_out, max_tokens=limit, priority=priority
+        )
+        turn = Turn(
+            request_id=request_id,
+            index=0,
+            params=params,
+            seed=seed,
+            inbox=inbox,
+            num_copies=params.n - 1,
+        )
+        self._add(seq_id, turn, token_ids)
+        if fans_out:
+            self._scheduler.start_turn(seq_id, params, generates=False)
+        else:
+            self._fan_out(seq_id, turn)
+
+    def add_scoring(
+        self,
+        request_id: str,
+        token_ids: Sequence[int],
+        sink_window: SinkWindow,
+        *,
+        inbox: Inbox | None = None,
+    ) -> None:
+        """Open a sequence that generates nothing and reports ``prompt_logprobs`` of its tokens, of
+        which there are at least two.
+
+        Raises:
+            ValueError: as `add_request`.
+        """
+        params = SamplingParams(prompt_logprobs=0)
+        seq_id = next(self._seq_ids)
+        self._scheduler.open(seq_id, sink_window, max_tokens=len(token_ids))
+        turn = Turn(request_id=request_id, index=0, params=params, inbox=inbox)
+        self._add(seq_id, turn, token_ids)
+        self._scheduler.start_turn(seq_id, params, generates=False)
+
+    def _add(self, seq_id: int, turn: Turn, token_ids: Sequence[int]) -> None:
+        self.requests[turn.request_id] = [seq_id]
+        self._turns[seq_id] = turn
+        self._scheduler.append(seq_id, token_ids)
+
+    def abort(self, request_id: str) -> None:
+        """End a request and say so to whoever reads it; one that is unknown is left alone."""
+        for seq_id in self.requests.pop(request_id, ()):
+            turn = self._turns[seq_id]
+            self._close(seq_id)
+            to_come = 0 if turn.generates else turn.num_copies
+            for index in range(turn.index, turn.index + to_come + 1):
+                self._hand_out(turn, turn.aborted(index))
+
+    def drop(self, request_id: str) -> None:
+        """Forget a request and what nobody has taken of it; one that is unknown is left alone."""
+        for seq_id in self.requests.pop(request_id, ()):
+            self._close(seq_id)
+        self._undelivered = [d for d in self._undelivered if d.request_id != request_id]
+
+    def _close(self, seq_id: int) -> None:
+        self.end(seq_id)
+        self._scheduler.close(seq_id)
+
+    @property
+    def has_unfinished_requests(self) -> bool:
+        """Whether there is something to compute for a request, or to take of one."""
+        return bool(self.requests or self._undelivered)
+
+    def take_undelivered(self, request_ids: Collection[str] | None = None) -> list[RequestDelta]:
+        """Deltas without an inbox that came since the last call.
+
+        Args:
+            request_ids: only of these requests; the others' wait for another call.
+        """
+        deltas, self._undelivered = self._undelivered, []
+        if request_ids is not None:
+            self._undelivered = [d for d in deltas if d.request_id not in request_ids]
+            deltas = [d for d in deltas if d.request_id in request_ids]
+        return deltas
+
+    # Of streams
+
+    def start(
+        self,
+        seq_id: int,
+        params: SamplingParams,
+        seed: int,
+        inbox: Inbox,
+        num_generated: int = 0,
+    ) -> None:
+        """Let a stream generate; its deltas will appear in ``inbox``. The turn has
+        ``num_generated`` tokens already."""
+        turn = Turn(request_id=f"stream-{seq_id}", index=0, params=params, seed=seed, inbox=inbox)
+        self._turns[seq_id] = turn
+        self._generate(seq_id, turn, num_generated)
+
+    def start_scoring(self, seq_id: int, inbox: Inbox) -> None:
+        """Compute what was appended to a stream; log-probabilities will appear in ``inbox``."""
+        params = SamplingParams(prompt_logprobs=0)
+        turn = Turn(request_id=f"stream-{seq_id}", index=0, params=params, inbox=inbox)
+        self._turns[seq_id] = turn
+        self._scheduler.start_turn(seq_id, params, generates=False)
+
+    def end(self, seq_id: int) -> None:
+        """Forget a sequence's turn, if it has one."""
+        self._turns.pop(seq_id, None)
+        self._begun.pop(seq_id, None)
+
+    # Within a step
+
+    def unread(self) -> set[int]:
+        """Sequences that wait for their reader and sit out the steps until then: whoever reads
+        slowly holds up what it reads only, and deltas do not pile up."""
+        begun = self._begun.items()  # not all turns: any number may wait for their first step
+        backlog: Counter[str] = Counter()
+        if len(self._undelivered) >= MAX_UNDELIVERED:
+            backlog.update(delta.request_id for delta in self._undelivered)
+        return {
+            seq_id
+            for seq_id, turn in begun
+            if (
+                backlog[turn.request_id] >= MAX_UNDELIVERED
+                if turn.inbox is None
+                else turn.inbox.is_full
+            )
+        }
+
+    def at_rest(self) -> set[int]:
+        """Sequences that may leave the cache for an edit of another stream: those that `unread`
+        tells, and those that are read in the caller's thread, which is not reading now."""
+        turns = self._turns.items()
+        return self.unread() | {i for i, turn in turns if isinstance(turn.inbox, DeltaQueue)}
+
+    def note_start(self, seq_id: int, started: float) -> float | None:
+        """Note that a sequence was in a step. If it was its turn's first, count how long the turn
+        has waited and return it, in seconds."""
+        turn = self._turns.get(seq_id)
+        if turn is None or not turn.is_queued:
+            return None
+        turn.is_queued = False
+        self._begun[seq_id] = turn
+        waited = started - turn.queued_at
+        self.num_started += 1
+        self.queue_seconds += waited
+        return waited
+
+    def completes_stop(self, seq_id: int, token_id: int) -> bool:
+        """Add a token's text to its turn; whether that completes a stop string. A stop token has
+        no text, and does not come here."""
+        turn = self._turns.get(seq_id)
+        return turn is not None and turn.completes_stop(token_id)
+
+    def deliver(self, update: SequenceUpdate) -> None:
+        """Hand out what a step has added to a turn."""
+        turn = self._turns.get(update.seq_id)
+        if turn is None:  # tokens appended to a stream were computed
+            return
+        finish_reason = update.finish_reason
+        self.num_generated_tokens += len(update.token_ids)
+        if turn.num_copies and not turn.generates and finish_reason is not None:
+            self._fan_out(update.seq_id, turn)  # the prompt is computed
+            finish_reason = None
+        delta = turn.delta(update, finish_reason)
+        if delta.finished:
+            self._finish(update.seq_id, turn)
+        if delta.finished or delta.delta_token_ids or delta.prompt_logprobs:
+            self._hand_out(turn, delta)
+
+    def _hand_out(self, turn: Turn, delta: RequestDelta) -> None:
+        (self._undelivered if turn.inbox is None else turn.inbox).append(delta)
+
+    def _finish(self, seq_id: int, turn: Turn) -> None:
+        self.end(seq_id)
+        unfinished = self.requests.get(turn.request_id, [])
+        if seq_id in unfinished:  # it is no stream
+            unfinished.remove(seq_id)
+            if not unfinished:
+                del self.requests[turn.request_id]
+
+    def _fan_out(self, seq_id: int, leader: Turn) -> None:
+        """Let a sequence generate, and copies of it beside it, each with a seed of its own."""
+        turns = {seq_id: leader}
+        for index in range(1, leader.num_copies + 1):
+            child_id = next(self._seq_ids)
+            self._scheduler.fork(seq_id, child_id).is_stream = False
+            turns[child_id] = replace(leader, index=index, seed=leader.seed + index)
+            self.requests[leader.request_id].append(child_id)
+        self._scheduler.sequences[seq_id].is_stream = False
+        self._turns |= turns
+        if leader.num_copies:  # which have one inbox
+            self._begun |= turns
+        for turn_id, turn in turns.items():
+            self._generate(turn_id, turn)
+
+    def _generate(self, seq_id: int, turn: Turn, num_generated: int = 0) -> None:
+        """Let a sequence that has tokens generate; its last ``num_generated`` are of this turn."""
+        params = turn.params
+        stop_token_ids = tuple(params.stop_token_ids or ())
+        if not params.ignore_eos:
+            stop_token_ids += self._eos_token_ids
+        if self._tokenizer is not None:
+            count = turn.num_context_tokens(num_generated)
+            last_ids = self._scheduler.sequences[seq_id].last_token_ids(count)
+            turn.begin_text(self._tokenizer, last_ids, num_generated)
+        turn.generates = True
+        self._scheduler.start_turn(
+            seq_id,
+            params,
+            stop_token_ids=stop_token_ids,
+            seed=turn.seed,
+            num_generated=num_generated,
+        )
