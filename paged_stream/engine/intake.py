@@ -36,7 +36,12 @@ class Opening:
 
 
 class Intake:
-    """The way into one engine."""
+    """The way into one engine.
+
+    Attributes:
+        prompts: what turns text into token ids, and checks these and parameters.
+        fingerprint: of the model's weights.
+    """
 
     def __init__(
         self,
