@@ -84,23 +84,22 @@ def calls(case: Case, args: argparse.Namespace) -> tuple[Callable[[], None], int
     query, sink_query = (torch.randn(num_tokens, num_heads, head_dim).to(dtype) for _ in range(2))
     seq_len = 3 * (NUM_SINK_TOKENS + case.window_size) + case.chunk + 5
 
-    def per_sequence(value: int, dtype: torch.dtype) -> torch.Tensor:
-        return torch.full((case.batch,), value, dtype=dtype)
-
-    rest = (
-        order.view(case.batch, width).int(),
-        torch.arange(0, num_tokens + 1, case.chunk, dtype=torch.int32),
-        per_sequence(seq_len, torch.int64),
-        per_sequence(NUM_SINK_TOKENS, torch.int32),
-        per_sequence(case.window_size, torch.int32),
-        per_sequence(0, torch.int64),
-        per_sequence(ring, torch.int32),
-        head_dim**-0.5,
+    layout = ops.SequenceLayout(
+        length=case.chunk,
+        start=seq_len - case.chunk,
+        num_sink_tokens=NUM_SINK_TOKENS,
+        window_size=case.window_size,
+        window_floor=0,
+        ring_blocks=ring,
+        row_length=width,
     )
+    token_ids = torch.zeros(num_tokens, dtype=torch.int32)
+    batch, _ = ops.lay_out_batch(token_ids, order.int(), [layout] * case.batch, BLOCK_SIZE)
+    scoring = ops.Scoring(head_dim**-0.5)
 
     def run() -> None:
         for k_cache, v_cache in caches:
-            ops.paged_attention(query, sink_query, k_cache, v_cache, *rest)
+            ops.paged_attention(query, sink_query, k_cache, v_cache, batch, scoring)
 
     return run, num_layers
 

@@ -223,11 +223,10 @@ def unclamped_sinks() -> Iterator[None]:
     """Queries meet the sink tokens at their true distance, as if no position were clamped."""
     build = model_runner.build_forward_batch
 
-    def without_sink_positions(*args, **kwargs):
-        batch = build(*args, **kwargs)
-        return replace(batch, attention=replace(batch.attention, sink_positions=None))
+    def without_gap(*args, **kwargs):
+        return replace(build(*args, **kwargs), has_gap=False)
 
-    with mock.patch.object(model_runner, "build_forward_batch", without_sink_positions):
+    with mock.patch.object(model_runner, "build_forward_batch", without_gap):
         yield
 
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
 from benchmarks.gpu.models import BLOCK_SIZE, blocks_of, window_of
 from benchmarks.gpu.sections import Section
 from benchmarks.gpu.timing import copy_bandwidth, device_seconds
-from paged_stream.attention.metadata import AttentionMetadata
+from paged_stream.attention.forward_batch import ForwardBatch
 from paged_stream.attention.native import NativeBackend
+from paged_stream.ops import BatchTensors, Scoring
 
 _POSITION = 1_000_000
 
@@ -52,25 +52,22 @@ class Batch:
             torch.full((num_streams,), value, dtype=torch.int32)
             for value in (window.num_sink_tokens, window.window_size, ring)
         )
-        self.host = AttentionMetadata(
+        positions = torch.full((num_streams,), _POSITION)
+        host = BatchTensors(
+            token_ids=torch.zeros_like(positions),
+            positions=positions,
+            sink_positions=torch.full_like(positions, window.sink_position(_POSITION)),
+            slot_mapping=torch.full_like(positions, -1),
+            block_table=table.int(),
             query_start_loc=torch.arange(num_streams + 1, dtype=torch.int32),
-            seq_lens=torch.full((num_streams,), _POSITION + 1),
+            seq_lens=positions + 1,
             num_sink_tokens=sinks,
             window_size=sizes,
-            window_floor=torch.zeros(num_streams, dtype=torch.int64),
-            block_table=table.int(),
+            window_floor=torch.zeros_like(positions),
             ring_blocks=rings,
-            slot_mapping=torch.full((num_streams,), -1),
-            positions=torch.full((num_streams,), _POSITION),
-            sink_positions=torch.full((num_streams,), window.sink_position(_POSITION)),
         )
-        fields: dict[str, Any] = {
-            name: getattr(self.host, name) for name in AttentionMetadata.__slots__
-        }
-        fields["host"] = self.host
-        for name, value in fields.items():
-            fields[name] = value.to(device) if torch.is_tensor(value) else value
-        self.metadata = AttentionMetadata(**fields)
+        self.tensors = BatchTensors(*(tensor.to(device) for tensor in host))
+        self.step = ForwardBatch(tensors=self.tensors, has_gap=True, host=host)
         row = 2 * self.heads * self.head_dim
         self.num_bytes = num_streams * (2 * self.visible * row + 3 * row)
 
@@ -80,8 +77,8 @@ class Batch:
             self.sink_query,
             self.k_cache,
             self.v_cache,
-            self.metadata,
-            scale=self.head_dim**-0.5,
+            self.step,
+            Scoring(self.head_dim**-0.5),
         )
 
 
@@ -146,7 +143,7 @@ def _flashinfer(batch: Batch) -> Callable[[], torch.Tensor]:
     )
     wrapper.plan(
         torch.arange(count + 1, dtype=torch.int32, device=device) * pages,
-        batch.metadata.block_table[:, :pages].flatten().contiguous(),
+        batch.tensors.block_table[:, :pages].flatten().contiguous(),
         torch.full(
             (count,), batch.visible - (pages - 1) * BLOCK_SIZE, dtype=torch.int32, device=device
         ),

@@ -111,9 +111,7 @@ def attend(
             one.keys, one.values = (x.to(FP8).to(dtype) for x in (one.keys, one.values))
         batch.k_cache, batch.v_cache = batch.k_cache.to(FP8), batch.v_cache.to(FP8)
     expected = batch.expected()
-    arguments: list[Any] = [
-        x.to(section.device) if torch.is_tensor(x) else x for x in batch.arguments()
-    ]
+    arguments = batch.arguments_on(section.device)
     label = f"attention {name}, {short(dtype)}"
     if cache_dtype is not None:
         label += f", cache {short(cache_dtype)}"

@@ -50,19 +50,19 @@ def _compare(
 ) -> None:
     count = len(kinds)
     logits = 3 * torch.randn(count, vocab) if logits is None else logits
-    neutral = {"temperature": 0.0, "min_p": 0.0, "top_p": 1.0}
-    options = {
-        name: torch.tensor([kind.get(name, value) for kind in kinds], dtype=torch.float64)
-        for name, value in neutral.items()
-    }
-    options["top_k"] = torch.tensor([int(kind.get("top_k", 0)) for kind in kinds])
-    options["seeds"] = 7 * torch.arange(count) - 3
-    options["positions"] = 13 * torch.arange(count) + 1000
+    temperature, min_p, top_p = (
+        torch.tensor([kind.get(name, neutral) for kind in kinds], dtype=torch.float64)
+        for name, neutral in {"temperature": 0.0, "min_p": 0.0, "top_p": 1.0}.items()
+    )
+    top_k = torch.tensor([int(kind.get("top_k", 0)) for kind in kinds])
+    sampling = ops.SamplingTensors(temperature, min_p, top_k, top_p, 7 * torch.arange(count) - 3)
+    positions = 13 * torch.arange(count) + 1000
 
     def run() -> None:
-        expected = ops.sample_tokens(logits.clone(), **options)
-        moved = {name: value.to(section.device) for name, value in options.items()}
-        actual = ops.sample_tokens(logits.to(section.device), **moved).cpu()
+        expected = ops.sample_tokens(logits.clone(), sampling, positions)
+        moved = ops.SamplingTensors(*(tensor.to(section.device) for tensor in sampling))
+        on_device = logits.to(section.device), moved, positions.to(section.device)
+        actual = ops.sample_tokens(*on_device).cpu()
         wrong = int((actual != expected).sum())
         section.record(label, ok=wrong == 0, wrong=f"{wrong} of {count}")
 
@@ -93,16 +93,12 @@ def check_advance(section: Section) -> None:
 
 
 def _advance(batch: DecodeBatch, sampled: torch.Tensor) -> None:
-    attention = batch.forward.attention
-    names = ["positions", "sink_positions", "seq_lens", "slot_mapping", "block_table"]
-    names += ["num_sink_tokens", "window_size", "window_floor", "ring_blocks"]
     ops.advance_decode(
         sampled,
         batch.generated,
         batch.num_generated,
         batch.num_left,
         batch.stop_token_ids,
-        token_ids=batch.forward.token_ids,
-        **{name: getattr(attention, name) for name in names},
-        block_size=batch.block_size,
+        batch.input,
+        batch.block_size,
     )

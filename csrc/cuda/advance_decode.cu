@@ -9,15 +9,10 @@ namespace paged_stream {
 namespace {
 
 void advance_decode(Tensor sampled, Tensor generated, Tensor num_generated, Tensor num_left,
-                    Tensor stop_token_ids, Tensor token_ids, Tensor positions,
-                    Tensor sink_positions, Tensor seq_lens, Tensor slot_mapping, Tensor block_table,
-                    Tensor num_sink_tokens, Tensor window_size, Tensor window_floor,
-                    Tensor ring_blocks, int64_t block_size) {
+                    Tensor stop_token_ids, BatchTensors batch, int64_t block_size) {
   constexpr Checker check("advance_decode");
-  const DecodeRows rows =
-      checked_decode_rows(check, sampled, generated, num_generated, num_left, stop_token_ids,
-                          token_ids, positions, sink_positions, seq_lens, slot_mapping, block_table,
-                          num_sink_tokens, window_size, window_floor, ring_blocks, block_size);
+  const DecodeRows rows = checked_decode_rows(check, sampled, generated, num_generated, num_left,
+                                              stop_token_ids, batch, block_size);
   const DeviceScope device(sampled);
   run_advance_decode(rows, sampled.size(0), device.stream());
 }

@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(kAdvanceThreads)
   // The CPU's op refuses what there is no place for; here it must not be written elsewhere.
   const bool goes_on = rows.num_left[row] > 1;
   const bool has_place = rows.num_generated[row] < rows.max_generated;
-  if (has_place && (!goes_on || rows.next_column(row) < rows.width)) rows.advance(row);
+  if (has_place && (!goes_on || rows.next_column(row) < rows.batch.table_width)) rows.advance(row);
 }
 
 inline void run_advance_decode(const DecodeRows& rows, int64_t count, Stream stream) {

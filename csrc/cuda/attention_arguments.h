@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "sink_window.h"
+#include "batch_view.h"
 
 namespace paged_stream {
 
@@ -50,16 +50,8 @@ struct PagedAttentionArguments {
   int block_size;
   int row_bytes;
 
-  // See the op's documentation.
-  const int32_t* block_table;
-  int64_t table_stride;
-  const int32_t* query_start_loc;
-  const int64_t* seq_lens;
-  const int32_t* num_sink_tokens;
-  const int32_t* window_size;
-  const int64_t* window_floor;
-  const int32_t* ring_blocks;
-  int num_sequences;
+  Batch batch;
+  int num_sequences;  // of the batch
 
   float score_scale;          // 1 / sqrt(head_dim) or so
   const float* alibi_slopes;  // or null

@@ -101,7 +101,8 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
   // Last tiles see the most keys, so they come first.
   const int place = static_cast<int>(gridDim.x - 1 - blockIdx.x);
   const auto first_of = [&](int sequence) {
-    return first_place(in.query_start_loc[sequence], sequence, in.group_size, Attention::kRows);
+    return first_place(in.batch.query_start_loc[sequence], sequence, in.group_size,
+                       Attention::kRows);
   };
   int sequence = 0, end = in.num_sequences;
   while (end - sequence > 1) {

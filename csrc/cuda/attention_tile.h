@@ -99,7 +99,8 @@ struct AttentionTile {
 };
 
 PAGED_STREAM_HOST_DEVICE inline int rows_of_chunk(const PagedAttentionArguments& in, int sequence) {
-  return (in.query_start_loc[sequence + 1] - in.query_start_loc[sequence]) * in.group_size;
+  const int32_t* const starts = in.batch.query_start_loc;
+  return (starts[sequence + 1] - starts[sequence]) * in.group_size;
 }
 
 // Of a chunk's rows [first_row, first_row + max_rows), one at least.
@@ -109,10 +110,10 @@ PAGED_STREAM_HOST_DEVICE inline AttentionTile make_tile(const PagedAttentionArgu
   const int rows_left = rows_of_chunk(in, sequence) - first_row;
   const int chunk = (rows_left + first_row) / in.group_size;
   t.sequence = sequence;
-  t.window = {in.num_sink_tokens[sequence], in.window_size[sequence], in.window_floor[sequence]};
-  t.block_row = in.block_table + sequence * in.table_stride;
-  t.chunk_position = in.seq_lens[sequence] - chunk;
-  t.chunk_token = in.query_start_loc[sequence];
+  t.window = in.batch.sink_window(sequence);
+  t.block_row = in.batch.block_row(sequence);
+  t.chunk_position = in.batch.seq_lens[sequence] - chunk;
+  t.chunk_token = in.batch.query_start_loc[sequence];
   t.first_row = first_row;
   t.num_rows = rows_left < max_rows ? rows_left : max_rows;
   t.group_size = in.group_size;
@@ -129,7 +130,7 @@ PAGED_STREAM_HOST_DEVICE inline AttentionTile make_tile(const PagedAttentionArgu
   t.num_keys = t.num_sinks + static_cast<int>(end - t.window_begin);
 
   t.block_size = in.block_size;
-  t.ring_blocks = in.ring_blocks[sequence];
+  t.ring_blocks = in.batch.ring_blocks[sequence];
   t.sink_columns = static_cast<int>(t.window.num_sink_blocks(in.block_size));
   const int64_t first_block = t.window_begin / in.block_size;
   t.first_offset = static_cast<int>(t.window_begin - first_block * in.block_size);

@@ -9,12 +9,11 @@
 #include <optional>
 
 #include "attention_checks.h"
+#include "batch.h"
 #include "tensors.cuh"
 
 namespace paged_stream {
 namespace {
-
-constexpr AttentionChecker kCheck;
 
 // The kernels copy rows in so many bytes at once.
 void check_alignment(const Tensor& t, const char* name, int64_t stride, int64_t bytes) {
@@ -35,8 +34,7 @@ void check_alignments(const Tensor& query, const Tensor& sink_query, const Tenso
 }
 
 PagedAttentionArguments pack(const Tensor& query, const Tensor& sink_query, const Tensor& k_cache,
-                             const Tensor& v_cache, const AttentionBatch& batch,
-                             const AttentionLayer& layer) {
+                             const Tensor& v_cache, const Batch& batch, const Scoring& scoring) {
   PagedAttentionArguments in{};
   in.query = query.const_data_ptr();
   in.sink_query = sink_query.const_data_ptr();
@@ -53,19 +51,12 @@ PagedAttentionArguments pack(const Tensor& query, const Tensor& sink_query, cons
   in.num_blocks = static_cast<int>(k_cache.size(0));
   in.block_size = static_cast<int>(k_cache.size(2));
   in.row_bytes = static_cast<int>(k_cache.size(3) * element_size);
-  in.block_table = batch.block_table.const_data_ptr<int32_t>();
-  in.table_stride = batch.block_table.stride(0);
-  in.query_start_loc = batch.query_start_loc.const_data_ptr<int32_t>();
-  in.seq_lens = batch.seq_lens.const_data_ptr<int64_t>();
-  in.num_sink_tokens = batch.num_sink_tokens.const_data_ptr<int32_t>();
-  in.window_size = batch.window_size.const_data_ptr<int32_t>();
-  in.window_floor = batch.window_floor.const_data_ptr<int64_t>();
-  in.ring_blocks = batch.ring_blocks.const_data_ptr<int32_t>();
-  in.num_sequences = static_cast<int>(batch.block_table.size(0));
-  in.score_scale = static_cast<float>(layer.scale);
-  in.alibi_slopes = layer.alibi_slopes;
-  in.softcap = static_cast<float>(layer.softcap);
-  in.local_window = layer.local_window == 0 ? kNoLocalWindow : layer.local_window;
+  in.batch = batch;
+  in.num_sequences = static_cast<int>(batch.num_sequences);
+  in.score_scale = static_cast<float>(scoring.scale);
+  in.alibi_slopes = scoring.alibi_slopes;
+  in.softcap = static_cast<float>(scoring.softcap);
+  in.local_window = scoring.local_window;
   return in;
 }
 
@@ -78,29 +69,25 @@ void run(const Tensor& query, const Tensor& k_cache, const PagedAttentionArgumen
 }
 
 Tensor paged_attention(const Tensor& query, const std::optional<Tensor>& sink_query,
-                       const Tensor& k_cache, const Tensor& v_cache, const Tensor& block_table,
-                       const Tensor& query_start_loc, const Tensor& seq_lens,
-                       const Tensor& num_sink_tokens, const Tensor& window_size,
-                       const Tensor& window_floor, const Tensor& ring_blocks, double scale,
-                       const std::optional<Tensor>& alibi_slopes, double softcap,
+                       const Tensor& k_cache, const Tensor& v_cache, const BatchTensors& batch,
+                       double scale, const std::optional<Tensor>& alibi_slopes, double softcap,
                        int64_t local_window) {
-  const AttentionBatch batch{block_table, query_start_loc, seq_lens,   num_sink_tokens,
-                             window_size, window_floor,    ring_blocks};
-  kCheck.heads(query, sink_query, k_cache, v_cache);
-  const AttentionLayer layer =
-      kCheck.layer(scale, alibi_slopes, softcap, local_window, query.size(1), query);
-  kCheck.batch(batch, query);
+  constexpr AttentionChecker check("paged_attention");
+  check.attention_heads(query, sink_query, k_cache, v_cache);
+  const int64_t num_tokens = query.size(0), num_heads = query.size(1);
+  const Scoring scoring =
+      check.scoring(scale, alibi_slopes, softcap, local_window, num_heads, query);
+  const Batch fields = read_batch(check, batch, query, num_tokens);
   const Tensor& sinks = sink_query ? *sink_query : query;
   check_alignments(query, sinks, k_cache, v_cache);
 
-  const int64_t num_tokens = query.size(0), num_heads = query.size(1);
-  const int64_t head_dim = head_dim_of(k_cache), num_sequences = block_table.size(0);
+  const int64_t head_dim = head_dim_of(k_cache), num_sequences = fields.num_sequences;
   Tensor out = torch::stable::new_empty(query, {num_tokens, num_heads, head_dim});
   if (num_tokens == 0 || num_sequences == 0) return out;
-  PagedAttentionArguments in = pack(query, sinks, k_cache, v_cache, batch, layer);
+  PagedAttentionArguments in = pack(query, sinks, k_cache, v_cache, fields, scoring);
   in.out = out.mutable_data_ptr();
   in.split_all = num_tokens == num_sequences;
-  in.max_splits = most_splits(block_table.size(1), in.block_size, in.group_size);
+  in.max_splits = most_splits(fields.table_width, in.block_size, in.group_size);
 
   const DeviceScope device(query);
   const int64_t num_parts = in.max_splits == 1 ? 0 : num_sequences * num_heads * in.max_splits;

@@ -1,29 +1,22 @@
 // Launcher of the sampler. Parameters are not read on the host, so only their form is checked.
 
+#include <vector>
+
 #include "sample_tokens_kernel.cuh"
+#include "sampling_checks.h"
 #include "tensors.cuh"
 
 namespace paged_stream {
 namespace {
 
-Tensor sample_tokens(Tensor logits, Tensor temperature, Tensor min_p, Tensor top_k, Tensor top_p,
-                     Tensor seeds, Tensor positions) {
+Tensor sample_tokens(Tensor logits, std::vector<Tensor> sampling, Tensor positions) {
   constexpr Checker check("sample_tokens");
-  check.sampling(logits, temperature, min_p, top_k, top_p, seeds, positions);
+  const SamplingParameters parameters = read_sampling(check, logits, sampling, positions);
   const int64_t rows = logits.size(0);
   Tensor tokens = torch::stable::new_empty(logits, {rows}, ScalarType::Long);
   const SampleTokensParams params{
-      logits.const_data_ptr<float>(),
-      logits.stride(0),
-      rows,
-      static_cast<int>(logits.size(1)),
-      temperature.const_data_ptr<double>(),
-      min_p.const_data_ptr<double>(),
-      top_p.const_data_ptr<double>(),
-      top_k.const_data_ptr<int64_t>(),
-      seeds.const_data_ptr<int64_t>(),
-      positions.const_data_ptr<int64_t>(),
-      tokens.mutable_data_ptr<int64_t>(),
+      logits.const_data_ptr<float>(),   logits.stride(0), rows,
+      static_cast<int>(logits.size(1)), parameters,       tokens.mutable_data_ptr<int64_t>(),
   };
   const DeviceScope device(logits);
   run_sample_tokens(params, device.stream());

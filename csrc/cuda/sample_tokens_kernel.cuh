@@ -14,6 +14,7 @@
 #include "launch.cuh"
 #include "reduce.cuh"
 #include "sampling_hash.h"
+#include "sampling_parameters.h"
 
 namespace paged_stream {
 
@@ -22,9 +23,8 @@ struct SampleTokensParams {
   int64_t stride;       // elements between rows
   int64_t rows;
   int vocab;
-  const double *temperature, *min_p, *top_p;  // [rows]
-  const int64_t *top_k, *seeds, *positions;   // [rows]
-  int64_t* tokens;                            // [rows]
+  SamplingParameters sampling;
+  int64_t* tokens;  // [rows]
 };
 
 constexpr int kSampleThreads = 512;
@@ -98,12 +98,12 @@ class TokenPicker {
         num_tiles_((p.vocab + tile_size_ - 1) / tile_size_),
         warp_(static_cast<int>(threadIdx.x) / kWarpSize),
         lane_(static_cast<int>(threadIdx.x) % kWarpSize),
-        temperature_(p.temperature[row]),
-        min_p_(p.min_p[row]),
-        top_p_(p.top_p[row]),
-        top_k_(p.top_k[row]),
-        seed_(p.seeds[row]),
-        position_(p.positions[row]) {}
+        temperature_(p.sampling.temperature[row]),
+        min_p_(p.sampling.min_p[row]),
+        top_p_(p.sampling.top_p[row]),
+        top_k_(p.sampling.top_k[row]),
+        seed_(p.sampling.seeds[row]),
+        position_(p.sampling.positions[row]) {}
 
   // The token, in thread 0.
   __device__ int pick() {

@@ -204,22 +204,29 @@ class Checker {
     metadata(block_mapping, "block_mapping", ScalarType::Long, "[n, 2]", {kAny, 2}, kv_cache);
   }
 
-  // residual and delta: [T, dim]; weight: float32 [dim].
+  // The residual stream and what is added to it: [T, dim].
+  void residual(const Tensor& t, const std::optional<Tensor>& delta, int64_t dim = kAny) const {
+    shape(t, "residual", "[T, dim]", {kAny, dim});
+    kv_dtype(t, "residual");
+    dense(t, "residual", 0);
+    if (!delta) return;
+    shape(*delta, "delta", "of residual", {t.size(0), t.size(1)});
+    dtype(*delta, "delta", t.scalar_type());
+    dense(*delta, "delta", 0);
+    same_device(*delta, "delta", t);
+  }
+
+  // The weight of a norm, float32 [dim].
+  void norm_weight(const Tensor& t, int64_t dim = kAny) const {
+    shape(t, "weight", "[dim]", {dim});
+    dtype(t, "weight", ScalarType::Float);
+    dense(t, "weight", 0);
+  }
+
   void rms_norm(const Tensor& residual, const std::optional<Tensor>& delta,
                 const Tensor& weight) const {
-    shape(residual, "residual", "[T, dim]", {kAny, kAny});
-    kv_dtype(residual, "residual");
-    dense(residual, "residual", 0);
-    const int64_t rows = residual.size(0), dim = residual.size(1);
-    if (delta) {
-      shape(*delta, "delta", "of residual", {rows, dim});
-      dtype(*delta, "delta", residual.scalar_type());
-      dense(*delta, "delta", 0);
-      same_device(*delta, "delta", residual);
-    }
-    shape(weight, "weight", "[dim]", {dim});
-    dtype(weight, "weight", ScalarType::Float);
-    dense(weight, "weight", 0);
+    this->residual(residual, delta);
+    norm_weight(weight, residual.size(1));
     same_device(weight, "weight", residual);
   }
 
@@ -228,24 +235,6 @@ class Checker {
     kv_dtype(t, "gate_up");
     dense(t, "gate_up", 0);
     require(t.size(1) % 2 == 0, "gate_up must have an even number of columns, got ", t.size(1));
-  }
-
-  // Logits, [N, vocab] with strided rows, and what to sample each row by.
-  void sampling(const Tensor& logits, const Tensor& temperature, const Tensor& min_p,
-                const Tensor& top_k, const Tensor& top_p, const Tensor& seeds,
-                const Tensor& positions) const {
-    shape(logits, "logits", "[N, vocab]", {kAny, kAny});
-    dtype(logits, "logits", ScalarType::Float);
-    dense(logits, "logits", 1);
-    STD_TORCH_CHECK(logits.size(1) > 0 && logits.size(1) <= INT32_MAX, op_,
-                    ": vocab must be in [1, 2^31), got ", logits.size(1));
-    const int64_t rows = logits.size(0);
-    metadata(temperature, "temperature", ScalarType::Double, "[N]", {rows}, logits);
-    metadata(min_p, "min_p", ScalarType::Double, "[N]", {rows}, logits);
-    metadata(top_k, "top_k", ScalarType::Long, "[N]", {rows}, logits);
-    metadata(top_p, "top_p", ScalarType::Double, "[N]", {rows}, logits);
-    metadata(seeds, "seeds", ScalarType::Long, "[N]", {rows}, logits);
-    metadata(positions, "positions", ScalarType::Long, "[N]", {rows}, logits);
   }
 
  private:

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "sink_window.h"
+#include "batch_view.h"
 
 namespace paged_stream {
 
@@ -14,25 +14,17 @@ PAGED_STREAM_HOST_DEVICE inline int64_t slot_of(int64_t position, int32_t block_
   return block_id < 0 ? -1 : block_id * block_size + position % block_size;
 }
 
-// The arguments of advance_decode, B rows of each.
+// The arguments of advance_decode, B rows of each. The batch has one token per sequence.
 struct DecodeRows {
   const int64_t* sampled;
   int64_t* generated;  // [B, max_generated]
   int64_t* num_generated;
   int64_t* num_left;
   const int64_t* stop_token_ids;  // [B, num_stops]
-  int64_t *token_ids, *positions, *sink_positions, *seq_lens, *slot_mapping;
-  const int32_t* block_table;  // [B, width]
-  const int32_t *num_sink_tokens, *window_size;
-  const int64_t* window_floor;
-  const int32_t* ring_blocks;
-  int64_t max_generated, num_stops, width, block_size;
+  MutableBatch batch;
+  int64_t max_generated, num_stops, block_size;
 
   PAGED_STREAM_HOST_DEVICE bool is_running(int64_t row) const { return num_left[row] > 0; }
-
-  PAGED_STREAM_HOST_DEVICE SinkWindow window(int64_t row) const {
-    return {num_sink_tokens[row], window_size[row], window_floor[row]};
-  }
 
   PAGED_STREAM_HOST_DEVICE bool is_stop(int64_t row, int64_t token) const {
     const int64_t* const stops = stop_token_ids + row * num_stops;
@@ -43,7 +35,8 @@ struct DecodeRows {
 
   // Column of the next position.
   PAGED_STREAM_HOST_DEVICE int64_t next_column(int64_t row) const {
-    return window(row).column((positions[row] + 1) / block_size, ring_blocks[row], block_size);
+    const int64_t logical_block = (batch.positions[row] + 1) / block_size;
+    return batch.sink_window(row).column(logical_block, batch.ring_blocks[row], block_size);
   }
 
   // A row that is not running, or stops with this token, keeps its input but for the slot: it is
@@ -54,14 +47,14 @@ struct DecodeRows {
     generated[row * max_generated + num_generated[row]++] = token;
     num_left[row] = is_stop(row, token) ? 0 : num_left[row] - 1;
     if (!is_running(row)) {
-      slot_mapping[row] = -1;
+      batch.slot_mapping[row] = -1;
       return;
     }
-    const int64_t column = next_column(row), position = ++positions[row];
-    token_ids[row] = token;
-    sink_positions[row] = window(row).sink_position(position);
-    seq_lens[row] = position + 1;
-    slot_mapping[row] = slot_of(position, block_table[row * width + column], block_size);
+    const int64_t column = next_column(row), position = ++batch.positions[row];
+    batch.token_ids[row] = token;
+    batch.sink_positions[row] = batch.sink_window(row).sink_position(position);
+    batch.seq_lens[row] = position + 1;
+    batch.slot_mapping[row] = slot_of(position, batch.block_row(row)[column], block_size);
   }
 };
 

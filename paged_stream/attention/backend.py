@@ -6,16 +6,17 @@ from abc import ABC, abstractmethod
 
 import torch
 
-from paged_stream.attention.metadata import AttentionMetadata
+from paged_stream.attention.forward_batch import ForwardBatch
+from paged_stream.ops import Scoring
 
 
 class AttentionBackend(ABC):
     """Computes attention of a step's queries over the blocks of its sequences.
 
-    ``needs_host_metadata``: `AttentionMetadata.host` is read, so the host has to be there.
+    ``needs_host_batch``: `ForwardBatch.host` is read, so the host has to know every step's batch.
     """
 
-    needs_host_metadata = False
+    needs_host_batch = False
 
     @abstractmethod
     def forward(
@@ -24,23 +25,18 @@ class AttentionBackend(ABC):
         sink_query: torch.Tensor | None,
         k_cache: torch.Tensor,
         v_cache: torch.Tensor,
-        metadata: AttentionMetadata,
-        *,
-        scale: float,
-        alibi_slopes: torch.Tensor | None = None,
-        softcap: float | None = None,
-        local_window: int | None = None,
+        batch: ForwardBatch,
+        scoring: Scoring,
     ) -> torch.Tensor:
         """Attend to sinks and window; the step's own K and V are in the cache already.
 
         Args:
             query: [T, num_heads, head_dim], rotated at each token's position.
             sink_query: the same rotated for the sink keys, or ``None`` when both agree.
-            k_cache: [num_blocks, num_kv_heads, block_size, row_size], see `ops`; so is ``v_cache``.
-            scale: factor on the scores.
-            alibi_slopes: float32 [num_heads], or ``None``.
-            softcap: bend scores to stay below this.
-            local_window: the layer's own window, on top of the sequences' sinks and windows.
+            k_cache: [num_blocks, num_kv_heads, block_size, row_size], see `ops`.
+            v_cache: of the same shape.
+            batch: the step's batch.
+            scoring: the layer's.
 
         Returns:
             [T, num_heads, head_dim] in the dtype of ``query``.

@@ -6,7 +6,7 @@ import torch
 
 from paged_stream import ops
 from paged_stream.attention.backend import AttentionBackend
-from paged_stream.attention.metadata import AttentionMetadata
+from paged_stream.attention.forward_batch import ForwardBatch
 
 
 class NativeBackend(AttentionBackend):
@@ -16,27 +16,7 @@ class NativeBackend(AttentionBackend):
         sink_query: torch.Tensor | None,
         k_cache: torch.Tensor,
         v_cache: torch.Tensor,
-        metadata: AttentionMetadata,
-        *,
-        scale: float,
-        alibi_slopes: torch.Tensor | None = None,
-        softcap: float | None = None,
-        local_window: int | None = None,
+        batch: ForwardBatch,
+        scoring: ops.Scoring,
     ) -> torch.Tensor:
-        return ops.paged_attention(
-            query,
-            sink_query,
-            k_cache,
-            v_cache,
-            metadata.block_table,
-            metadata.query_start_loc,
-            metadata.seq_lens,
-            metadata.num_sink_tokens,
-            metadata.window_size,
-            metadata.window_floor,
-            metadata.ring_blocks,
-            scale,
-            alibi_slopes,
-            softcap,
-            local_window,
-        )
+        return ops.paged_attention(query, sink_query, k_cache, v_cache, batch.tensors, scoring)

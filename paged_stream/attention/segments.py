@@ -14,10 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from paged_stream.attention.metadata import AttentionMetadata
-
-# An int32 is what full attention has for a window.
-_FULL_ATTENTION = 2**31 - 1
+from paged_stream.ops import FULL_ATTENTION, BatchTensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +39,11 @@ class Segment:
     window: int | None = None
 
 
-def split_step(host: AttentionMetadata) -> tuple[list[Segment], list[Segment]]:
+def split_step(host: BatchTensors) -> tuple[list[Segment], list[Segment]]:
     """Cut a step into segments.
 
     Args:
-        host: metadata with its tensors on the host.
+        host: the batch on the host.
 
     Returns:
         Segments whose keys end with the tokens themselves, which together are all tokens, and
@@ -68,7 +65,7 @@ def split_step(host: AttentionMetadata) -> tuple[list[Segment], list[Segment]]:
             continue
         first, count, start = first + head, count - head, start + head
         first_key = max(num_sinks, start - window + 1, floor)
-        is_cut = window != _FULL_ATTENTION and end - window > first_key
+        is_cut = window != FULL_ATTENTION and end - window > first_key
         own.append(
             Segment(row, first, count, first_key, end - first_key, True, window if is_cut else None)
         )
@@ -82,9 +79,7 @@ def token_indices(segments: Sequence[Segment]) -> torch.Tensor:
     return _runs([s.first_token for s in segments], [s.num_tokens for s in segments])
 
 
-def key_slots(
-    segments: Sequence[Segment], host: AttentionMetadata, block_size: int
-) -> torch.Tensor:
+def key_slots(segments: Sequence[Segment], host: BatchTensors, block_size: int) -> torch.Tensor:
     """Slots of the segments' keys end to end, int64 [N]."""
     lengths = [s.num_keys for s in segments]
     positions = _runs([s.first_key for s in segments], lengths)
@@ -94,7 +89,7 @@ def key_slots(
 
 
 def block_tables(
-    segments: Sequence[Segment], host: AttentionMetadata, block_size: int
+    segments: Sequence[Segment], host: BatchTensors, block_size: int
 ) -> tuple[torch.Tensor, list[int]]:
     """The blocks of the segments' keys in the order of positions, and where in the first of them
     the keys begin.
@@ -113,7 +108,7 @@ def block_tables(
 
 
 def _blocks(
-    rows: torch.Tensor, logical: torch.Tensor, host: AttentionMetadata, block_size: int
+    rows: torch.Tensor, logical: torch.Tensor, host: BatchTensors, block_size: int
 ) -> torch.Tensor:
     """Ids of the sequences' ``logical`` blocks: sink columns, then the ring."""
     num_sinks = (host.num_sink_tokens.long() + block_size - 1) // block_size

@@ -4,7 +4,7 @@ Chunks go through copies of their keys, gathered from the blocks, and `memory_ef
 partial`; single tokens through its split-K kernel, which reads the blocks themselves. For that one
 every KV head of a sequence is a sequence of its own, since a page of it is a block of one head.
 Sinks and window are separate calls, merged by their log-sum-exp. Segments are planned on the host
-once per step, so this backend needs the metadata there too, and cannot run in a CUDA graph.
+once per step, so this backend needs the batch there too, and cannot run in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 from paged_stream import ops
 from paged_stream.attention.backend import AttentionBackend
-from paged_stream.attention.metadata import AttentionMetadata
+from paged_stream.attention.forward_batch import ForwardBatch
 from paged_stream.attention.segments import (
     Segment,
     block_tables,
@@ -97,11 +97,11 @@ class XformersBackend(AttentionBackend):
         kernels: to use instead of xformers', for tests.
     """
 
-    needs_host_metadata = True
+    needs_host_batch = True
 
     def __init__(self, kernels: Kernels | None = None) -> None:
         self._kernels = kernels or load_kernels()
-        self._planned: tuple[AttentionMetadata, Plan] | None = None
+        self._planned: tuple[ForwardBatch, Plan] | None = None
 
     @staticmethod
     def check(
@@ -140,15 +140,12 @@ class XformersBackend(AttentionBackend):
         sink_query: torch.Tensor | None,
         k_cache: torch.Tensor,
         v_cache: torch.Tensor,
-        metadata: AttentionMetadata,
-        *,
-        scale: float,
-        alibi_slopes: torch.Tensor | None = None,
-        softcap: float | None = None,
-        local_window: int | None = None,
+        batch: ForwardBatch,
+        scoring: ops.Scoring,
     ) -> torch.Tensor:
-        assert alibi_slopes is None and softcap is None and local_window is None, "see check"
-        plan = self._plan(metadata, k_cache)
+        scale = scoring.scale
+        assert scoring == ops.Scoring(scale), "see check"
+        plan = self._plan(batch, k_cache)
         num_tokens, num_heads, _ = query.shape
         # Parts are merged in float32 and rounded once.
         output = query.new_empty(query.shape, dtype=torch.float32)
@@ -217,18 +214,19 @@ class XformersBackend(AttentionBackend):
         lse = lse[0].reshape(group, -1, num_kv_heads).permute(2, 0, 1)
         return output.reshape(len(query), -1, head_dim).float(), lse.flatten(0, 1).float()
 
-    def _plan(self, metadata: AttentionMetadata, k_cache: torch.Tensor) -> Plan:
-        if self._planned is None or self._planned[0] is not metadata:
-            host = metadata if metadata.host is None else metadata.host
+    def _plan(self, batch: ForwardBatch, k_cache: torch.Tensor) -> Plan:
+        if self._planned is None or self._planned[0] is not batch:
+            host = batch.host
+            assert host is not None, "see needs_host_batch"
             own, sinks = split_step(host)
             self._planned = (
-                metadata,
+                batch,
                 Plan(*(self._calls(segments, host, k_cache) for segments in (own, sinks))),
             )
         return self._planned[1]
 
     def _calls(
-        self, segments: list[Segment], host: AttentionMetadata, k_cache: torch.Tensor
+        self, segments: list[Segment], host: ops.BatchTensors, k_cache: torch.Tensor
     ) -> list[Call]:
         """Put segments together that one call can compute: single tokens, which need no mask, and
         those whose masks have the same window."""
@@ -262,7 +260,7 @@ class XformersBackend(AttentionBackend):
         return mask.make_local_attention_from_bottomright(window)
 
     def _paged_mask(
-        self, segments: list[Segment], host: AttentionMetadata, k_cache: torch.Tensor
+        self, segments: list[Segment], host: ops.BatchTensors, k_cache: torch.Tensor
     ) -> Any:
         num_kv_heads, block_size, device = k_cache.shape[1], k_cache.shape[2], k_cache.device
         tables, offsets = block_tables(segments, host, block_size)

@@ -12,18 +12,18 @@ from collections.abc import Sequence
 import torch
 
 from paged_stream.attention.backend import AttentionBackend
-from paged_stream.attention.metadata import AttentionMetadata
+from paged_stream.attention.forward_batch import ForwardBatch
 from paged_stream.config import EngineConfig
 from paged_stream.models.decoder import Decoder
 from paged_stream.models.formats.resolve import resolve_model
 from paged_stream.models.loader import load_config, load_model
 from paged_stream.models.model_config import ModelConfig
+from paged_stream.ops import FULL_ATTENTION, Scoring, SequenceLayout, lay_out_batch
 from paged_stream.setting_kinds import Dtype, Quantization
 from paged_stream.system.progress_bar import progress_bar
 from paged_stream.worker.kv_cache import KVCache
 from paged_stream.worker.worker import resolve_dtype
 
-_FULL_ATTENTION = 2**31 - 1
 _QUERIES = 256  # attended to at a time; bounds memory, changes nothing
 
 
@@ -49,14 +49,10 @@ class RecordingBackend(AttentionBackend):
         sink_query: torch.Tensor | None,
         k_cache: torch.Tensor,
         v_cache: torch.Tensor,
-        metadata: AttentionMetadata,
-        *,
-        scale: float,
-        alibi_slopes: torch.Tensor | None = None,
-        softcap: float | None = None,
-        local_window: int | None = None,
+        batch: ForwardBatch,
+        scoring: Scoring,
     ) -> torch.Tensor:
-        assert len(metadata.seq_lens) == 1 and sink_query is None, "one text, nothing evicted"
+        assert len(batch.tensors.seq_lens) == 1 and sink_query is None, "one text, nothing evicted"
         num_tokens, num_heads, _ = query.shape
         groups = num_heads // k_cache.shape[1]
         # The text is in the only block, in order: [heads, T, head_dim].
@@ -64,18 +60,18 @@ class RecordingBackend(AttentionBackend):
             cache[0, :, :num_tokens].float().repeat_interleave(groups, dim=0)
             for cache in (k_cache, v_cache)
         )
-        positions = metadata.positions
+        positions = batch.tensors.positions
         outputs, logits, shares = [], [], []
         for part in positions.split(_QUERIES):
-            scores = query[part].float().transpose(0, 1) @ key.mT * scale
+            scores = query[part].float().transpose(0, 1) @ key.mT * scoring.scale
             distance = part[:, None] - positions
-            if alibi_slopes is not None:
-                scores -= distance * alibi_slopes[:, None, None]
-            if softcap is not None:
-                scores = softcap * (scores / softcap).tanh()
+            if scoring.alibi_slopes is not None:
+                scores -= distance * scoring.alibi_slopes[:, None, None]
+            if scoring.softcap is not None:
+                scores = scoring.softcap * (scores / scoring.softcap).tanh()
             hidden = distance < 0
-            if local_window is not None:
-                hidden |= distance >= local_window
+            if scoring.local_window is not None:
+                hidden |= distance >= scoring.local_window
             weights = scores.masked_fill(hidden, -torch.inf).softmax(dim=-1)
             outputs.append(weights @ value)
             shares.append(weights[:, :, : self.num_sinks])
@@ -160,24 +156,24 @@ class AttentionProbe:
             dtype=self._dtype,
             device=torch.device("cpu"),
         )
-        self._decoder.forward(torch.tensor(token_ids), _one_text(length), cache.layers)
+        self._decoder.forward(_one_text(token_ids), cache.layers)
         logits = torch.stack(backend.logits) if keep_logits else None
         return torch.stack(backend.shares), logits
 
 
-def _one_text(length: int) -> AttentionMetadata:
+def _one_text(token_ids: Sequence[int]) -> ForwardBatch:
     """A step that computes one text whole, in a single block as long as it is."""
-    positions = torch.arange(length)
-    one = torch.ones(1, dtype=torch.int32)
-    return AttentionMetadata(
-        query_start_loc=torch.tensor([0, length], dtype=torch.int32),
-        seq_lens=torch.tensor([length]),
-        num_sink_tokens=torch.zeros(1, dtype=torch.int32),
-        window_size=one * _FULL_ATTENTION,
-        window_floor=torch.zeros(1, dtype=torch.int64),
-        block_table=torch.zeros(1, 1, dtype=torch.int32),
-        ring_blocks=one,
-        slot_mapping=positions,
-        positions=positions,
-        sink_positions=None,
+    length = len(token_ids)
+    sequence = SequenceLayout(
+        length=length,
+        start=0,
+        num_sink_tokens=0,
+        window_size=FULL_ATTENTION,
+        window_floor=0,
+        ring_blocks=1,
+        row_length=1,
     )
+    block_row = torch.zeros(1, dtype=torch.int32)
+    ids = torch.tensor(token_ids, dtype=torch.int32)
+    tensors, has_gap = lay_out_batch(ids, block_row, [sequence], length)
+    return ForwardBatch(tensors=tensors, has_gap=has_gap, host=tensors)

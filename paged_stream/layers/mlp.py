@@ -71,13 +71,15 @@ class MLP(torch.nn.Module):
         self.up = Linear(hidden_size, up_size, bias=bias, dtype=dtype, device=device)
         self.down = Linear(intermediate_size, hidden_size, bias=bias, dtype=dtype, device=device)
 
-    def fused_with(self, norm: torch.nn.Module) -> ops.GatedMLP | None:
-        """The block after ``norm`` as a single op, if there is one for it; weights are packed."""
+    def fused_with(self, norm: torch.nn.Module, dtype: torch.dtype) -> ops.GatedMLP | None:
+        """What follows ``norm`` as a single op, if there is one for it; weights are packed."""
         if not (self.gated and self.activation is _SILU and isinstance(norm, RMSNorm)):
             return None
         up, down = self.up, self.down
-        weights = (up.packed_weight, up.bias, down.packed_weight, down.bias)
-        return ops.GatedMLP(norm.weight, norm.eps, *weights, up.out_features // 2)
+        weights = ops.MLPWeights(
+            norm.weight, up.packed_weight, up.bias, down.packed_weight, down.bias
+        )
+        return ops.GatedMLP(weights, eps=norm.eps, dtype=dtype)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         hidden = self.up.forward(hidden)

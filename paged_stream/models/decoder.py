@@ -14,7 +14,7 @@ import torch
 
 from paged_stream import ops
 from paged_stream.attention.backend import AttentionBackend
-from paged_stream.attention.metadata import AttentionMetadata
+from paged_stream.attention.forward_batch import ForwardBatch
 from paged_stream.layers.embedding import Embedding
 from paged_stream.layers.large_pages import Arena
 from paged_stream.layers.linear import Linear
@@ -103,44 +103,40 @@ class Decoder(torch.nn.Module):
         attention, mlp = [], []
         for layer in self.layers:
             assert isinstance(layer, DecoderLayer)
-            if layer.attention_block is None or layer.mlp_block is None:
+            if layer.fused_attention is None or layer.fused_mlp is None:
                 return None
             if layer.post_attention_norm is not None or layer.group is not None:
                 return None
-            attention.append(layer.attention_block)
-            mlp.append(layer.mlp_block)
-        config, dtype = self.config, self.embedding.weight.dtype
-        heads = (config.num_kv_heads, config.head_dim)
-        return ops.DecoderLayers(attention, mlp, self.layer_rotary, *heads, dtype)
+            attention.append(layer.fused_attention)
+            mlp.append(layer.fused_mlp)
+        return ops.DecoderLayers(attention, mlp, self.layer_rotary)
 
     def forward(
-        self,
-        token_ids: torch.Tensor,
-        metadata: AttentionMetadata,
-        kv_caches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+        self, batch: ForwardBatch, kv_caches: Iterable[tuple[torch.Tensor, torch.Tensor]]
     ) -> torch.Tensor:
         """Run one step.
 
         Args:
-            token_ids: int64 [T].
-            metadata: the step's batch.
-            kv_caches: K and V of each layer, written at ``metadata.slot_mapping``, then read; each
-                is asked for when its layer is next.
+            batch: the step's batch of T tokens.
+            kv_caches: K and V of each layer, written at the batch's slots, then read; each is asked
+                for when its layer is next.
 
         Returns:
             [T, hidden_size] after the final norm.
         """
-        residual, delta = self.embedding.forward(token_ids), None
+        tensors = batch.tensors
+        residual, delta = self.embedding.forward(tensors.token_ids), None
         if self.positions is not None:
-            residual += self.positions.forward(metadata.positions)
-        tables = [r.tables(metadata.positions, metadata.sink_positions) for r in self.rotaries]
+            residual += self.positions.forward(tensors.positions)
+        sink_positions = tensors.sink_positions if batch.has_gap else None
+        tables = [r.tables(tensors.positions, sink_positions) for r in self.rotaries]
         if self.fused_layers is not None:
-            delta = self._run_fused(self.fused_layers, residual, tables, metadata, kv_caches)
+            delta = self._run_fused(self.fused_layers, residual, tables, tensors, kv_caches)
             return self.norm.forward(residual, delta)
         for layer, rotary, (k_cache, v_cache) in zip(
             self.layers, self.layer_rotary, kv_caches, strict=True
         ):
-            delta = layer.forward(residual, delta, tables[rotary], metadata, k_cache, v_cache)
+            delta = layer.forward(residual, delta, tables[rotary], batch, k_cache, v_cache)
         return self.norm.forward(residual, delta)
 
     @staticmethod
@@ -148,7 +144,7 @@ class Decoder(torch.nn.Module):
         layers: ops.DecoderLayers,
         residual: torch.Tensor,
         tables: list[RotaryTables],
-        metadata: AttentionMetadata,
+        batch: ops.BatchTensors,
         kv_caches: Iterable[tuple[torch.Tensor, torch.Tensor]],
     ) -> torch.Tensor:
         k_caches, v_caches = zip(*kv_caches, strict=True)
@@ -156,22 +152,8 @@ class Decoder(torch.nn.Module):
         if any(table.sink_rotary is not None for table in tables):
             # Only a table without angles has none for the sinks then.
             sink_rotary = [t.rotary if t.sink_rotary is None else t.sink_rotary for t in tables]
-        return ops.decoder_layers(
-            residual,
-            layers,
-            [table.rotary for table in tables],
-            sink_rotary,
-            k_caches,
-            v_caches,
-            metadata.slot_mapping,
-            metadata.block_table,
-            metadata.query_start_loc,
-            metadata.seq_lens,
-            metadata.num_sink_tokens,
-            metadata.window_size,
-            metadata.window_floor,
-            metadata.ring_blocks,
-        )
+        rotary = [table.rotary for table in tables]
+        return ops.decoder_layers(residual, layers, rotary, sink_rotary, k_caches, v_caches, batch)
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return float32 [N, vocab_size] for the [N, hidden_size] rows that are sampled from."""

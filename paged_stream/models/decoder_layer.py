@@ -6,7 +6,7 @@ import torch
 
 from paged_stream import ops
 from paged_stream.attention.backend import AttentionBackend
-from paged_stream.attention.metadata import AttentionMetadata
+from paged_stream.attention.forward_batch import ForwardBatch
 from paged_stream.attention.native import NativeBackend
 from paged_stream.layers.large_pages import Arena
 from paged_stream.layers.linear import Linear
@@ -31,10 +31,7 @@ class Attention(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.backend = backend
-        self.local_window = local_window
         self.head_dim = config.head_dim
-        self.scale = config.attention_scale or config.head_dim**-0.5
-        self.softcap = config.attention_softcap
         self.clip = config.clip_qkv
         self.interleaved = config.interleaved_rotary
         self.split = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
@@ -49,39 +46,40 @@ class Attention(torch.nn.Module):
             self.query_norm = HeadNorm(*shape, eps=config.norm_eps, device=device)
             shape = (config.qk_norm, config.num_kv_heads, config.head_dim)
             self.key_norm = HeadNorm(*shape, eps=config.norm_eps, device=device)
-        self.alibi_slopes: torch.Tensor | None = None
+        slopes = None
         if config.alibi_slopes is not None:
-            self.alibi_slopes = torch.tensor(
-                config.alibi_slopes, dtype=torch.float32, device=device
-            )
+            slopes = torch.tensor(config.alibi_slopes, dtype=torch.float32, device=device)
+        self.scoring = ops.Scoring(
+            scale=config.attention_scale or config.head_dim**-0.5,
+            alibi_slopes=slopes,
+            softcap=config.attention_softcap,
+            local_window=local_window,
+        )
 
-    def fused_with(self, norm: torch.nn.Module) -> ops.AttentionBlock | None:
-        """The block after ``norm`` as a single op, if there is one for it; weights are packed."""
+    def fused_with(self, norm: torch.nn.Module, dtype: torch.dtype) -> ops.AttentionLayer | None:
+        """What follows ``norm`` as a single op, if there is one for it; weights are packed."""
         if not isinstance(norm, RMSNorm) or not isinstance(self.backend, NativeBackend):
             return None
         if self.clip is not None or self.query_norm is not None:
             return None
         qkv, output = self.qkv, self.output
-        return ops.AttentionBlock(
-            norm.weight,
-            norm.eps,
-            qkv.packed_weight,
-            qkv.bias,
-            output.packed_weight,
-            output.bias,
-            self.split[0],
-            self.interleaved,
-            self.scale,
-            self.alibi_slopes,
-            self.softcap,
-            self.local_window,
+        num_heads, num_kv_heads, _ = self.split
+        return ops.AttentionLayer(
+            ops.AttentionWeights(
+                norm.weight, qkv.packed_weight, qkv.bias, output.packed_weight, output.bias
+            ),
+            ops.HeadShape(num_heads, num_kv_heads, self.head_dim),
+            self.scoring,
+            eps=norm.eps,
+            interleaved=self.interleaved,
+            dtype=dtype,
         )
 
     def forward(
         self,
         hidden: torch.Tensor,
         tables: RotaryTables,
-        metadata: AttentionMetadata,
+        batch: ForwardBatch,
         k_cache: torch.Tensor,
         v_cache: torch.Tensor,
     ) -> torch.Tensor:
@@ -105,20 +103,10 @@ class Attention(torch.nn.Module):
             v_cache,
             tables.rotary,
             tables.sink_rotary,
-            metadata.slot_mapping,
+            batch.tensors.slot_mapping,
             interleaved=self.interleaved,
         )
-        context = self.backend.forward(
-            query,
-            sink_query,
-            k_cache,
-            v_cache,
-            metadata,
-            scale=self.scale,
-            alibi_slopes=self.alibi_slopes,
-            softcap=self.softcap,
-            local_window=self.local_window,
-        )
+        context = self.backend.forward(query, sink_query, k_cache, v_cache, batch, self.scoring)
         return self.output.forward(context.flatten(1))
 
 
@@ -141,6 +129,7 @@ class DecoderLayer(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.group = group
+        self.dtype = dtype
         self.parallel = config.parallel_residual
         self.attention_norm = self._input_norm(config, dtype, device)
         self.attention = Attention(config, local_window, backend, dtype=dtype, device=device)
@@ -156,9 +145,9 @@ class DecoderLayer(torch.nn.Module):
             dtype=dtype,
             device=device,
         )
-        # Norm and block as single ops, where there are such, once weights are packed.
-        self.attention_block: ops.AttentionBlock | None = None
-        self.mlp_block: ops.GatedMLP | None = None
+        # Each half with its norm as a single op, where there is one, once weights are packed.
+        self.fused_attention: ops.AttentionLayer | None = None
+        self.fused_mlp: ops.GatedMLP | None = None
         self.post_attention_norm: torch.nn.Module | None = None
         self.post_mlp_norm: torch.nn.Module | None = None
         if config.post_norm:
@@ -171,42 +160,35 @@ class DecoderLayer(torch.nn.Module):
             linear.pack(arena)
         if not self.parallel:
             assert self.mlp_norm is not None, "only parallel blocks share a norm"
-            self.attention_block = self.attention.fused_with(self.attention_norm)
-            self.mlp_block = self.mlp.fused_with(self.mlp_norm)
+            self.fused_attention = self.attention.fused_with(self.attention_norm, self.dtype)
+            self.fused_mlp = self.mlp.fused_with(self.mlp_norm, self.dtype)
 
     def _attend(
         self,
         residual: torch.Tensor,
         delta: torch.Tensor | None,
         tables: RotaryTables,
-        metadata: AttentionMetadata,
+        batch: ForwardBatch,
         k_cache: torch.Tensor,
         v_cache: torch.Tensor,
     ) -> torch.Tensor:
-        if self.attention_block is None:
+        if self.fused_attention is None:
             normed = self.attention_norm.forward(residual, delta)
-            return self.attention.forward(normed, tables, metadata, k_cache, v_cache)
-        return ops.attention_block(
+            return self.attention.forward(normed, tables, batch, k_cache, v_cache)
+        return ops.attention_layer(
             residual,
             delta,
-            self.attention_block,
+            self.fused_attention,
             tables.rotary,
             tables.sink_rotary,
             k_cache,
             v_cache,
-            metadata.slot_mapping,
-            metadata.block_table,
-            metadata.query_start_loc,
-            metadata.seq_lens,
-            metadata.num_sink_tokens,
-            metadata.window_size,
-            metadata.window_floor,
-            metadata.ring_blocks,
+            batch.tensors,
         )
 
     def _feed_forward(self, residual: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
-        if self.mlp_block is not None:
-            return ops.gated_mlp(residual, delta, self.mlp_block)
+        if self.fused_mlp is not None:
+            return ops.gated_mlp(residual, delta, self.fused_mlp)
         assert self.mlp_norm is not None
         return self.mlp.forward(self.mlp_norm.forward(residual, delta))
 
@@ -221,19 +203,19 @@ class DecoderLayer(torch.nn.Module):
         residual: torch.Tensor,
         delta: torch.Tensor | None,
         tables: RotaryTables,
-        metadata: AttentionMetadata,
+        batch: ForwardBatch,
         k_cache: torch.Tensor,
         v_cache: torch.Tensor,
     ) -> torch.Tensor:
         """Add the last layer's ``delta`` to ``residual`` in place; return this layer's."""
         if self.parallel:
             normed = self.attention_norm.forward(residual, delta)
-            attended = self.attention.forward(normed, tables, metadata, k_cache, v_cache)
+            attended = self.attention.forward(normed, tables, batch, k_cache, v_cache)
             if self.mlp_norm is not None:
                 normed = self.mlp_norm.forward(residual, None)
             attended.add_(self.mlp.forward(normed))
             return attended if self.group is None else self.group.sum(attended)
-        attended = self._attend(residual, delta, tables, metadata, k_cache, v_cache)
+        attended = self._attend(residual, delta, tables, batch, k_cache, v_cache)
         if self.group is not None:
             attended = self.group.sum(attended)
         if self.post_attention_norm is not None:

@@ -12,12 +12,18 @@ nothing waits for the device to look at numbers: slots and blocks that do not ex
 
 from paged_stream.ops.add_rms_norm import add_rms_norm
 from paged_stream.ops.advance_decode import advance_decode
-from paged_stream.ops.attention_block import AttentionBlock, attention_block
+from paged_stream.ops.attention_layer import (
+    AttentionLayer,
+    AttentionWeights,
+    HeadShape,
+    attention_layer,
+)
+from paged_stream.ops.batch import FULL_ATTENTION, BatchTensors
 from paged_stream.ops.copy_blocks import copy_blocks
 from paged_stream.ops.decoder_layers import DecoderLayers, decoder_layers
-from paged_stream.ops.gated_mlp import GatedMLP, gated_mlp
+from paged_stream.ops.gated_mlp import GatedMLP, MLPWeights, gated_mlp
 from paged_stream.ops.gather_blocks import gather_blocks
-from paged_stream.ops.lay_out_batch import BatchLayout, lay_out_batch
+from paged_stream.ops.lay_out_batch import SequenceLayout, lay_out_batch
 from paged_stream.ops.library import cpu_isa, has_cuda, set_cpu_isa
 from paged_stream.ops.linear import linear
 from paged_stream.ops.pack_linear_weight import pack_linear_weight
@@ -26,18 +32,26 @@ from paged_stream.ops.paged_attention import paged_attention
 from paged_stream.ops.rotary_and_cache import rotary_and_cache
 from paged_stream.ops.rotary_reindex import rotary_reindex
 from paged_stream.ops.rotary_table import rotary_table
-from paged_stream.ops.sample_tokens import sample_tokens
+from paged_stream.ops.sample_tokens import SamplingTensors, sample_tokens
 from paged_stream.ops.scatter_blocks import scatter_blocks
+from paged_stream.ops.scoring import Scoring
 from paged_stream.ops.silu_and_mul import silu_and_mul
 
 __all__ = [
-    "AttentionBlock",
-    "BatchLayout",
+    "FULL_ATTENTION",
+    "AttentionLayer",
+    "AttentionWeights",
+    "BatchTensors",
     "DecoderLayers",
     "GatedMLP",
+    "HeadShape",
+    "MLPWeights",
+    "SamplingTensors",
+    "Scoring",
+    "SequenceLayout",
     "add_rms_norm",
     "advance_decode",
-    "attention_block",
+    "attention_layer",
     "copy_blocks",
     "cpu_isa",
     "decoder_layers",

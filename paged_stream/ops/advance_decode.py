@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from paged_stream.ops.batch import BatchTensors
 from paged_stream.ops.library import ops
 
 
@@ -13,17 +14,7 @@ def advance_decode(
     num_generated: Tensor,
     num_left: Tensor,
     stop_token_ids: Tensor,
-    *,
-    token_ids: Tensor,
-    positions: Tensor,
-    sink_positions: Tensor,
-    seq_lens: Tensor,
-    slot_mapping: Tensor,
-    block_table: Tensor,
-    num_sink_tokens: Tensor,
-    window_size: Tensor,
-    window_floor: Tensor,
-    ring_blocks: Tensor,
+    batch: BatchTensors,
     block_size: int,
 ) -> None:
     """Turn the tokens that a step of B decoding sequences has sampled into the next step's input.
@@ -39,26 +30,11 @@ def advance_decode(
         num_generated: int64 [B], tokens in each row of ``generated``, changed.
         num_left: int64 [B], tokens that each row may still gain, changed.
         stop_token_ids: int64 [B, num_stops], -1 where a row has fewer.
-        token_ids: int64 [B], the step's input, changed; so are ``positions``, ``sink_positions``,
-            ``seq_lens`` and ``slot_mapping``, each as in `AttentionMetadata`.
-        block_table: as in `AttentionMetadata`, and so is what follows. A column without a block
-            gives slot -1.
+        batch: the step's input, one token per sequence. Changed are ``token_ids``, ``positions``,
+            ``sink_positions``, ``slot_mapping`` and ``seq_lens``. A column without a block gives
+            slot -1.
+        block_size: tokens per block.
     """
     ops.advance_decode.default(
-        sampled,
-        generated,
-        num_generated,
-        num_left,
-        stop_token_ids,
-        token_ids,
-        positions,
-        sink_positions,
-        seq_lens,
-        slot_mapping,
-        block_table,
-        num_sink_tokens,
-        window_size,
-        window_floor,
-        ring_blocks,
-        block_size,
+        sampled, generated, num_generated, num_left, stop_token_ids, batch, block_size
     )

@@ -6,40 +6,48 @@ import torch
 
 
 @torch.library.register_fake("paged_stream::rotary_and_cache")
-def _(
-    query,
-    sink_query,
-    key,
-    value,
-    k_cache,
-    v_cache,
-    rotary,
-    sink_rotary,
-    slot_mapping,
-    interleaved,
-):
+def _(query, *rest):
     return None
 
 
 @torch.library.register_fake("paged_stream::paged_attention")
-def _(
-    query,
-    sink_query,
-    k_cache,
-    v_cache,
-    block_table,
-    query_start_loc,
-    seq_lens,
-    num_sink_tokens,
-    window_size,
-    window_floor,
-    ring_blocks,
-    scale,
-    alibi_slopes,
-    softcap,
-    local_window,
-):
+def _(query, *rest):
     return query.new_empty(query.shape)
+
+
+@torch.library.register_fake("paged_stream::attention_layer")
+def _(residual, *rest):
+    return torch.empty_like(residual)
+
+
+@torch.library.register_fake("paged_stream::gated_mlp")
+def _(residual, *rest):
+    return torch.empty_like(residual)
+
+
+@torch.library.register_fake("paged_stream::decoder_layers")
+def _(residual, *rest):
+    return torch.empty_like(residual)
+
+
+@torch.library.register_fake("paged_stream::lay_out_batch")
+def _(token_ids, block_rows, sequences, block_size):
+    num_tokens, num_sequences = token_ids.shape[0], sequences.shape[0]
+    width = torch.library.get_ctx().new_dynamic_size()
+    per_token = [sequences.new_empty(num_tokens) for _ in range(4)]
+    return (
+        [
+            *per_token,
+            block_rows.new_empty(num_sequences, width),
+            block_rows.new_empty(num_sequences + 1),
+            sequences.new_empty(num_sequences),
+            block_rows.new_empty(num_sequences),
+            block_rows.new_empty(num_sequences),
+            sequences.new_empty(num_sequences),
+            block_rows.new_empty(num_sequences),
+        ],
+        False,
+    )
 
 
 @torch.library.register_fake("paged_stream::gather_blocks")
@@ -92,50 +100,6 @@ def _(gate_up):
     return gate_up.new_empty((gate_up.shape[0], gate_up.shape[1] // 2))
 
 
-@torch.library.register_fake("paged_stream::attention_block")
-def _(residual, *rest):
-    return torch.empty_like(residual)
-
-
-@torch.library.register_fake("paged_stream::gated_mlp")
-def _(residual, *rest):
-    return torch.empty_like(residual)
-
-
-@torch.library.register_fake("paged_stream::decoder_layers")
-def _(residual, *rest):
-    return torch.empty_like(residual)
-
-
-@torch.library.register_fake("paged_stream::lay_out_batch")
-def _(
-    token_ids,
-    block_rows,
-    block_size,
-    lengths,
-    starts,
-    num_sink_tokens,
-    window_size,
-    window_floor,
-    ring_blocks,
-    row_lengths,
-):
-    num_sequences, num_tokens = len(lengths), token_ids.shape[0]
-    shapes = (
-        *((num_tokens,), (num_sequences + 1,), (num_sequences,), (num_sequences,)),
-        *((num_sequences,), (num_sequences,), (num_sequences,)),
-        *((num_sequences, max(row_lengths)), (num_tokens,), (num_tokens,), (num_tokens,)),
-    )
-    is_wide = (True, False, True, False, False, True, False, False, True, True, True)
-    return (
-        *(
-            token_ids.new_empty(shape, dtype=torch.int64 if wide else torch.int32)
-            for shape, wide in zip(shapes, is_wide, strict=True)
-        ),
-        False,
-    )
-
-
 @torch.library.register_fake("paged_stream::rotary_table")
 def _(positions, inv_freq, scaling):
     shape = (positions.shape[0], 2 * inv_freq.shape[0])
@@ -148,5 +112,5 @@ def _(sampled, *rest):
 
 
 @torch.library.register_fake("paged_stream::sample_tokens")
-def _(logits, temperature, min_p, top_k, top_p, seeds, positions):
+def _(logits, sampling, positions):
     return logits.new_empty(logits.shape[0], dtype=torch.int64)

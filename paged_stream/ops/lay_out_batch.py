@@ -2,70 +2,55 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterable
+from itertools import chain
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from paged_stream.ops.batch import BatchTensors
 from paged_stream.ops.library import ops
 
 
-class BatchLayout(NamedTuple):
-    """Where a step's T tokens of B sequences sit and go; see `AttentionMetadata`.
+class SequenceLayout(NamedTuple):
+    """What a sequence's place in a batch follows from.
 
-    ``sink_positions`` differ from ``positions`` somewhere if ``has_gap``.
+    Args:
+        length: tokens of its chunk.
+        start: position of the chunk's first token.
+        num_sink_tokens: 0 for full attention.
+        window_size: `FULL_ATTENTION` for full attention.
+        window_floor: first position behind the sinks whose key there is, 0 for all.
+        ring_blocks: columns of the ring.
+        row_length: columns of its row of the block table.
     """
 
-    token_ids: Tensor
-    query_start_loc: Tensor
-    seq_lens: Tensor
-    num_sink_tokens: Tensor
-    window_size: Tensor
-    window_floor: Tensor
-    ring_blocks: Tensor
-    block_table: Tensor
-    slot_mapping: Tensor
-    positions: Tensor
-    sink_positions: Tensor
-    has_gap: bool
+    length: int
+    start: int
+    num_sink_tokens: int
+    window_size: int
+    window_floor: int
+    ring_blocks: int
+    row_length: int
 
 
 def lay_out_batch(
-    token_ids: Tensor,
-    block_rows: Tensor,
-    block_size: int,
-    *,
-    lengths: list[int],
-    starts: list[int],
-    num_sink_tokens: list[int],
-    window_size: list[int],
-    window_floor: list[int],
-    ring_blocks: list[int],
-    row_lengths: list[int],
-) -> BatchLayout:
-    """Work out where the tokens of a step sit and go. Lists have one number per sequence.
+    token_ids: Tensor, block_rows: Tensor, sequences: Iterable[SequenceLayout], block_size: int
+) -> tuple[BatchTensors, bool]:
+    """Work out where the tokens of a step sit and go, on the host.
 
     Args:
         token_ids: int32 [T], the sequences' chunks end to end.
         block_rows: int32, their rows of the block table end to end.
+        sequences: one at least.
         block_size: tokens per block.
-        lengths: of the chunks.
-        starts: positions of the chunks' first tokens.
-        num_sink_tokens: 0 for full attention.
-        window_size: the largest int32 for full attention.
-        window_floor: first position behind the sinks whose key there is, 0 for all.
-        ring_blocks: columns of the ring.
-        row_lengths: columns of the row.
+
+    Returns:
+        The batch, and whether any token's ``sink_positions`` differ from its ``positions``.
     """
-    layout = ops.lay_out_batch.default(
-        token_ids,
-        block_rows,
-        block_size,
-        lengths,
-        starts,
-        num_sink_tokens,
-        window_size,
-        window_floor,
-        ring_blocks,
-        row_lengths,
-    )
-    return BatchLayout(*layout)
+    numbers = array("q", chain.from_iterable(sequences))
+    table = torch.frombuffer(numbers, dtype=torch.int64).view(-1, len(SequenceLayout._fields))
+    tensors, has_gap = ops.lay_out_batch.default(token_ids, block_rows, table, block_size)
+    return BatchTensors(*tensors), has_gap

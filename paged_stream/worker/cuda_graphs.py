@@ -15,10 +15,8 @@ from typing import Protocol
 
 import torch
 
-from paged_stream.attention.metadata import AttentionMetadata
+from paged_stream.ops import BatchTensors, SamplingTensors
 from paged_stream.worker.decode_loop import DecodeBatch, join_tensors, split_tensors
-from paged_stream.worker.input_batch import ForwardBatch
-from paged_stream.worker.sampler import SamplingTensors
 from paged_stream.worker.staging import pack, unpack
 
 Play = Callable[[], None]
@@ -76,7 +74,7 @@ class GraphLimits:
     num_stops: int = 8
 
     def take(self, batch: DecodeBatch) -> bool:
-        rows, width = batch.forward.attention.block_table.shape
+        rows, width = batch.input.block_table.shape
         return (
             rows <= self.num_rows
             and width <= self.table_width
@@ -147,22 +145,21 @@ def padding_rows(count: int, limits: GraphLimits) -> DecodeBatch:
     zeros, ones = full(0, torch.int64), full(1, torch.int32)
     table = full(-1, torch.int32, limits.table_width)
     table[:, 0] = limits.padding_block
-    attention = AttentionMetadata(
+    tensors = BatchTensors(
+        token_ids=zeros,
+        positions=zeros,
+        sink_positions=zeros,
+        slot_mapping=zeros - 1,
+        block_table=table,
         query_start_loc=torch.arange(count + 1, dtype=torch.int32),
         seq_lens=zeros + 1,
         num_sink_tokens=ones - 1,
         window_size=ones,
         window_floor=zeros,
-        block_table=table,
         ring_blocks=ones,
-        slot_mapping=zeros - 1,
-        positions=zeros,
-        sink_positions=zeros,
     )
     batch = DecodeBatch(
-        forward=ForwardBatch(
-            token_ids=zeros, query_start_loc=list(range(count + 1)), attention=attention
-        ),
+        input=tensors,
         sampling=SamplingTensors(
             temperature=full(0, torch.float64),
             min_p=full(0, torch.float64),

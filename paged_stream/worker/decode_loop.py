@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
+from itertools import islice
 
 import torch
 
 from paged_stream import ops
-from paged_stream.attention.metadata import AttentionMetadata
+from paged_stream.attention.forward_batch import ForwardBatch
 from paged_stream.models.decoder import Decoder
 from paged_stream.scheduler.output import SchedulerOutput
-from paged_stream.worker.input_batch import ForwardBatch, build_forward_batch
-from paged_stream.worker.sampler import SamplingTensors, sampling_tensors
+from paged_stream.worker.input_batch import build_forward_batch
+from paged_stream.worker.sampler import sampling_tensors
 from paged_stream.worker.staging import to_device
 
 _NO_TOKEN = _NO_BLOCK = -1
@@ -28,7 +29,7 @@ class DecodeBatch:
     """B sequences that decode by themselves, one token of each per step.
 
     Args:
-        forward: the next step's input.
+        input: the next step's, one token of each sequence.
         sampling: their parameters.
         stop_token_ids: int64 [B, M], padded with -1.
         num_left: int64 [B], tokens that each may still gain; 0 once it has stopped.
@@ -37,8 +38,8 @@ class DecodeBatch:
         block_size: tokens per block.
     """
 
-    forward: ForwardBatch
-    sampling: SamplingTensors
+    input: ops.BatchTensors
+    sampling: ops.SamplingTensors
     stop_token_ids: torch.Tensor
     num_left: torch.Tensor
     generated: torch.Tensor
@@ -46,31 +47,22 @@ class DecodeBatch:
     block_size: int
 
 
-# Of `AttentionMetadata`, what a batch on the device has; all of it is there.
-_ATTENTION = tuple(field.name for field in fields(AttentionMetadata) if field.name != "host")
-
-
 def split_tensors(batch: DecodeBatch) -> list[torch.Tensor]:
     """All tensors of a batch, in one order."""
-    attention = [getattr(batch.forward.attention, name) for name in _ATTENTION]
     rest = batch.stop_token_ids, batch.num_left, batch.generated, batch.num_generated
-    return [batch.forward.token_ids, *attention, *batch.sampling, *rest]
+    return [*batch.input, *batch.sampling, *rest]
 
 
 def join_tensors(batch: DecodeBatch, tensors: Sequence[torch.Tensor]) -> DecodeBatch:
     """The batch with other tensors, in the order of `split_tensors`."""
-    token_ids, *rest = tensors
-    attention, rest = rest[: len(_ATTENTION)], rest[len(_ATTENTION) :]
-    sampling, rest = rest[: len(batch.sampling)], rest[len(batch.sampling) :]
-    metadata = AttentionMetadata(**dict(zip(_ATTENTION, attention, strict=True)), host=None)
-    stop_token_ids, num_left, generated, num_generated = rest
+    rest = iter(tensors)
     return DecodeBatch(
-        forward=replace(batch.forward, token_ids=token_ids, attention=metadata),
-        sampling=SamplingTensors(*sampling),
-        stop_token_ids=stop_token_ids,
-        num_left=num_left,
-        generated=generated,
-        num_generated=num_generated,
+        input=ops.BatchTensors(*islice(rest, len(batch.input))),
+        sampling=ops.SamplingTensors(*islice(rest, len(batch.sampling))),
+        stop_token_ids=next(rest),
+        num_left=next(rest),
+        generated=next(rest),
+        num_generated=next(rest),
         block_size=batch.block_size,
     )
 
@@ -79,14 +71,10 @@ def prepare_decode(output: SchedulerOutput, block_size: int) -> DecodeBatch:
     """Lay out on the host what ``output.num_steps`` steps need."""
     sequences = output.sequences
     count = len(sequences)
-    forward = build_forward_batch(output, block_size, torch.device("cpu"))
-    attention = forward.attention
-    if attention.sink_positions is None:  # a window may begin to move between the steps
-        attention = replace(attention, sink_positions=attention.positions.clone())
     width = max(len(sequence.stop_token_ids) for sequence in sequences)
     stops = [s.stop_token_ids + (_NO_TOKEN,) * (width - len(s.stop_token_ids)) for s in sequences]
     return DecodeBatch(
-        forward=replace(forward, attention=attention),
+        input=build_forward_batch(output, block_size, torch.device("cpu")).tensors,
         sampling=sampling_tensors(sequences),
         stop_token_ids=torch.tensor(stops, dtype=torch.int64).view(count, width),
         num_left=torch.tensor([s.max_new_tokens for s in sequences]),
@@ -103,7 +91,7 @@ def move_batch(batch: DecodeBatch, device: torch.device) -> DecodeBatch:
 
 def continue_decode(batch: DecodeBatch, output: SchedulerOutput) -> None:
     """Let the same batch go on: all but the blocks that it comes to next is on the device."""
-    table = batch.forward.attention.block_table
+    table = batch.input.block_table
     width, rows = table.shape[1], bytearray()
     for sequence in output.sequences:
         row = sequence.block_row
@@ -122,28 +110,19 @@ def run_decode_step(
     batch: DecodeBatch,
 ) -> None:
     """Compute one step of all that have not stopped, and make the next one's input of it."""
-    forward, attention = batch.forward, batch.forward.attention
-    assert attention.sink_positions is not None
-    hidden = model(forward.token_ids, attention, kv_caches)
+    # A window may begin to move between the steps.
+    hidden = model(ForwardBatch(tensors=batch.input, has_gap=True, host=None), kv_caches)
     logits = model.compute_logits(hidden)
+    # A token is drawn at its own position, which is the length of what precedes it.
+    sampled = ops.sample_tokens(logits, batch.sampling, batch.input.seq_lens)
     ops.advance_decode(
-        # A token is drawn at its own position, which is the length of what precedes it.
-        batch.sampling.draw(logits, attention.seq_lens),
+        sampled,
         batch.generated,
         batch.num_generated,
         batch.num_left,
         batch.stop_token_ids,
-        token_ids=forward.token_ids,
-        positions=attention.positions,
-        sink_positions=attention.sink_positions,
-        seq_lens=attention.seq_lens,
-        slot_mapping=attention.slot_mapping,
-        block_table=attention.block_table,
-        num_sink_tokens=attention.num_sink_tokens,
-        window_size=attention.window_size,
-        window_floor=attention.window_floor,
-        ring_blocks=attention.ring_blocks,
-        block_size=batch.block_size,
+        batch.input,
+        batch.block_size,
     )
 
 

@@ -106,13 +106,14 @@ class ModelRunner:
 
     def _step(self, output: SchedulerOutput) -> ModelOutput:
         batch = build_forward_batch(output, self.block_size, self.device)
-        bounds = batch.query_start_loc
+        assert batch.host is not None
+        bounds: list[int] = batch.host.query_start_loc.tolist()
         sampled = [i for i, sequence in enumerate(output.sequences) if sequence.samples]
         sampling = [output.sequences[i] for i in sampled]
         draw = None
         if sampled:
             draw = prepare_draw(sampling, [bounds[i + 1] - 1 for i in sampled], self.device)
-        hidden = self.model(batch.token_ids, batch.attention, self.copies.layers())
+        hidden = self.model(batch, self.copies.layers())
         prompt_logprobs = [
             []
             if sequence.sampling_params.prompt_logprobs is None

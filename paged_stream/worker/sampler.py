@@ -14,32 +14,10 @@ from paged_stream.scheduler.output import ScheduledSequence, TokenLogprob
 from paged_stream.worker.staging import to_device
 
 
-class SamplingTensors(NamedTuple):
-    """What N sequences ask of `ops.sample_tokens`, on the device of their logits."""
-
-    temperature: torch.Tensor
-    min_p: torch.Tensor
-    top_k: torch.Tensor
-    top_p: torch.Tensor
-    seeds: torch.Tensor
-
-    def draw(self, logits: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Sample int64 [N] tokens that will stand at ``positions``, int64 [N]."""
-        return ops.sample_tokens(
-            logits,
-            temperature=self.temperature,
-            min_p=self.min_p,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            seeds=self.seeds,
-            positions=positions,
-        )
-
-
-def sampling_tensors(sequences: Sequence[ScheduledSequence]) -> SamplingTensors:
+def sampling_tensors(sequences: Sequence[ScheduledSequence]) -> ops.SamplingTensors:
     """Collect on the host the parameters of sequences that sample."""
     params = [s.sampling_params for s in sequences]
-    return SamplingTensors(
+    return ops.SamplingTensors(
         temperature=_float64([0.0 if p.greedy else p.temperature for p in params]),
         min_p=_float64([p.min_p for p in params]),
         top_k=_int64([p.top_k for p in params]),
@@ -54,12 +32,12 @@ class Draw(NamedTuple):
     Args:
         rows: int64 [N], the rows of the batch's tokens that are sampled from.
         positions: int64 [N], where the sampled tokens will stand.
-        parameters: of the N sequences.
+        sampling: of the N sequences.
     """
 
     rows: torch.Tensor
     positions: torch.Tensor
-    parameters: SamplingTensors
+    sampling: ops.SamplingTensors
 
 
 def prepare_draw(
@@ -69,7 +47,7 @@ def prepare_draw(
     positions = [sequence.num_tokens for sequence in sequences]
     host = _int64(rows), _int64(positions), *sampling_tensors(sequences)
     moved = to_device(host, device)
-    return Draw(moved[0], moved[1], SamplingTensors(*moved[2:]))
+    return Draw(moved[0], moved[1], ops.SamplingTensors(*moved[2:]))
 
 
 def sample(
@@ -100,7 +78,7 @@ def sample(
             _apply_penalties(logits[row], sequence)
         if params.min_tokens > sequence.num_output_tokens:
             logits[row, list(sequence.stop_token_ids)] = -math.inf
-    tokens: list[int] = draw.parameters.draw(logits, draw.positions).tolist()
+    tokens: list[int] = ops.sample_tokens(logits, draw.sampling, draw.positions).tolist()
     logprobs: list[TokenLogprob | None] = [None] * len(sequences)
     if raw is not None:
         chosen = [tokens[row] for row in nums_top]

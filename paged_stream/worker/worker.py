@@ -113,7 +113,7 @@ class Worker:
             self._runner = self._make_runner(config, self.cache_plan.num_blocks + 1)
         # A processor that runs the kernels has nobody to wait for, and a backend that plans on the
         # host has to see every step.
-        runs_alone = self.device.type == "cuda" and not backend.needs_host_metadata
+        runs_alone = self.device.type == "cuda" and not backend.needs_host_batch
         runs_alone = runs_alone and group is None  # ranks meet in every layer
         self.default_decode_steps = 8 if runs_alone else 1
         if runs_alone and config.cuda_graphs:

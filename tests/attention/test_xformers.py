@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paged_stream.attention.metadata import AttentionMetadata
+from paged_stream.attention.forward_batch import ForwardBatch
 from paged_stream.attention.xformers import XformersBackend, load_kernels
 from tests.attention.partial_stand_in import kernels
 from tests.ops.batches import TOLERANCE, make_batch, sequence
@@ -27,29 +27,15 @@ def check(sequences, dtype=torch.float32, **settings) -> None:
     batch = make_batch(
         [sequence(*s) for s in sequences], with_sink_query=True, dtype=dtype, **settings
     )
-    (query, sink_query, k_cache, v_cache, table, starts, lens, sinks, windows, floors, rings) = (
-        batch.arguments()[:11]
-    )
-    positions = torch.cat([torch.arange(s.seq_len - s.chunk, s.seq_len) for s in batch.sequences])
-    per_token = torch.repeat_interleave(sinks, starts.diff())
+    query, sink_query, k_cache, v_cache, tensors, scoring = batch.arguments()
+    per_token = torch.repeat_interleave(tensors.num_sink_tokens, tensors.query_start_loc.diff())
     # In the engine both rotations of a token among the sinks agree.
-    among_sinks = positions < per_token
+    among_sinks = tensors.positions < per_token
     sink_query[among_sinks] = query[among_sinks]
-    metadata = AttentionMetadata(
-        query_start_loc=starts,
-        seq_lens=lens,
-        num_sink_tokens=sinks,
-        window_size=windows,
-        window_floor=floors,
-        block_table=table,
-        ring_blocks=rings,
-        slot_mapping=torch.full_like(positions, -1),
-        positions=positions,
-        sink_positions=None,
-    )
+    step = ForwardBatch(tensors=tensors, has_gap=True, host=tensors)
     backend = XformersBackend(kernels(masks))
     for _ in range(2):  # two layers
-        output = backend.forward(query, sink_query, k_cache, v_cache, metadata, scale=batch.scale)
+        output = backend.forward(query, sink_query, k_cache, v_cache, step, scoring)
         assert output.dtype == query.dtype and output.shape == query.shape
         tolerance = TOLERANCE[dtype]
         torch.testing.assert_close(

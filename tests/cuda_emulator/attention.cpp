@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "attention_launch.cuh"
+#include "batch_arguments.h"
 #include "driver.h"
 
 namespace paged_stream {
@@ -88,21 +89,14 @@ EMULATED(paged_attention) {
   in.block_size = static_cast<int>(args.integer());
   in.row_bytes = static_cast<int>(args.integer());
   in.block_stride = int64_t{in.num_kv_heads} * in.block_size * in.row_bytes;
-  in.block_table = args.buffer<int32_t>();
-  in.table_stride = args.integer();
-  in.query_start_loc = args.buffer<int32_t>();
-  in.seq_lens = args.buffer<int64_t>();
-  in.num_sink_tokens = args.buffer<int32_t>();
-  in.window_size = args.buffer<int32_t>();
-  in.window_floor = args.buffer<int64_t>();
-  in.ring_blocks = args.buffer<int32_t>();
-  in.num_sequences = static_cast<int>(args.integer());
+  in.batch = read_batch<Batch>(args);
+  in.num_sequences = static_cast<int>(in.batch.num_sequences);
   in.score_scale = static_cast<float>(args.number());
   in.alibi_slopes = args.buffer<float>();
   in.softcap = static_cast<float>(args.number());
   in.local_window = args.integer();
   in.split_all = num_tokens == in.num_sequences;
-  in.max_splits = most_splits(in.table_stride, in.block_size, in.group_size);
+  in.max_splits = most_splits(in.batch.table_width, in.block_size, in.group_size);
   Parts parts(in, in.num_sequences);
   run_kind(query_type, cache_type, in, num_tokens);
 }

@@ -78,14 +78,18 @@ EMULATED(rotary_table) {
 
 // With a block as on the device, or with a small one, which takes a fraction of the time here.
 EMULATED(sample_tokens) {
-  const SampleTokensParams params{
-      args.buffer<float>(),   args.integer(),
-      args.integer(),         small(args),
-      args.buffer<double>(),  args.buffer<double>(),
-      args.buffer<double>(),  args.buffer<int64_t>(),
-      args.buffer<int64_t>(), args.buffer<int64_t>(),
-      args.buffer<int64_t>(),
-  };
+  SampleTokensParams params{};
+  params.logits = args.buffer<float>();
+  params.stride = args.integer();
+  params.rows = args.integer();
+  params.vocab = small(args);
+  params.sampling.temperature = args.buffer<double>();
+  params.sampling.min_p = args.buffer<double>();
+  params.sampling.top_k = args.buffer<int64_t>();
+  params.sampling.top_p = args.buffer<double>();
+  params.sampling.seeds = args.buffer<int64_t>();
+  params.sampling.positions = args.buffer<int64_t>();
+  params.tokens = args.buffer<int64_t>();
   args.integer() != 0 ? run_sample_tokens(params, Stream{})
                       : run_sample_tokens<64>(params, Stream{});
 }

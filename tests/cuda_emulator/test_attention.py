@@ -35,8 +35,7 @@ MIXED = [
 
 def run(emulator, batch: Batch) -> Tensor:
     """What the op's kernels make of the batch, on buffers of no more than their size."""
-    query, sink_query, k_cache, v_cache, block_table, *rest = batch.arguments()
-    *per_sequence, scale, alibi_slopes, softcap, local_window = rest
+    query, sink_query, k_cache, v_cache, tensors, scoring = batch.arguments()
     num_tokens, num_heads, head_dim = query.shape
     num_blocks, num_kv_heads, block_size, row_size = k_cache.shape
     # Rows of queries are strided; what lies behind the last one is not there.
@@ -61,14 +60,13 @@ def run(emulator, batch: Batch) -> Tensor:
         num_blocks,
         block_size,
         row_size * k_cache.element_size(),
-        block_table,
-        block_table.shape[1],
-        *per_sequence,
-        len(block_table),
-        scale,
-        alibi_slopes,
-        float(softcap),
-        local_window or 2**63 - 1,
+        *tensors,
+        num_tokens,
+        *tensors.block_table.shape,
+        scoring.scale,
+        scoring.alibi_slopes,
+        float(scoring.softcap or 0.0),
+        scoring.local_window or 2**63 - 1,
     )
     return out
 

@@ -26,11 +26,10 @@ def sample(
 ) -> list[int]:
     """With small blocks of threads, unless ``whole`` asks for those of the device."""
     tokens = torch.full((len(rows),), -7)
-    given = columns(rows)
-    names = ("temperature", "min_p", "top_p", "top_k", "seeds", "positions")
+    sampling, positions = columns(rows)
     emulator.call(
         *("sample_tokens", logits, logits.shape[1], len(rows), vocab or logits.shape[1]),
-        *(*(given[name] for name in names), tokens, int(whole)),
+        *(*sampling, positions, tokens, int(whole)),
     )
     return tokens.tolist()
 
@@ -51,7 +50,7 @@ def logits_of_every_kind(vocab: int, shift: int) -> torch.Tensor:
 @pytest.mark.parametrize("vocab, shift", [(1, 0), (33, 1), (700, 2), (700, 0), (20_000, 1)])
 def test_draws_the_cpus_tokens(emulator, vocab, shift):
     logits = logits_of_every_kind(vocab, shift)
-    expected = ops.sample_tokens(logits, **columns(ROWS)).tolist()
+    expected = ops.sample_tokens(logits, *columns(ROWS)).tolist()
     assert sample(emulator, logits, ROWS) == expected
 
 

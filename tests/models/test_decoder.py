@@ -5,41 +5,30 @@ from __future__ import annotations
 import pytest
 import torch
 
-from paged_stream.attention.metadata import AttentionMetadata
+from paged_stream.attention.forward_batch import ForwardBatch
 from paged_stream.attention.native import NativeBackend
 from paged_stream.models.decoder import Decoder
 from paged_stream.models.formats.resolve import resolve_model
 from paged_stream.models.loader import load_config, load_model
+from paged_stream.ops import FULL_ATTENTION, SequenceLayout, lay_out_batch
 from paged_stream.worker.kv_cache import KVCache
 from tests.models.checkpoints import load_decoder
 
 BLOCK_SIZE = 4
-INT32_MAX = 2**31 - 1
 
 
-def metadata_for(tables: list[list[int]], starts: list[int], stops: list[int]) -> AttentionMetadata:
-    """Describe a step that runs positions ``start`` to ``stop`` of each sequence."""
-    batch = len(tables)
-    spans = [range(start, stop) for start, stop in zip(starts, stops, strict=True)]
-    positions = torch.tensor([position for span in spans for position in span])
-    slots = [
-        table[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
-        for table, span in zip(tables, spans, strict=True)
-        for position in span
+def batch_of(tables: list[list[int]], start: int, chunks: list[list[int]]) -> ForwardBatch:
+    """A step that runs a chunk of each sequence, all from position ``start`` on."""
+    layouts = [
+        SequenceLayout(len(chunk), start, 0, FULL_ATTENTION, 0, len(table), len(table))
+        for table, chunk in zip(tables, chunks, strict=True)
     ]
-    loc = torch.tensor([0, *(len(span) for span in spans)]).cumsum(0).to(torch.int32)
-    return AttentionMetadata(
-        query_start_loc=loc,
-        seq_lens=torch.tensor(stops),
-        num_sink_tokens=torch.zeros(batch, dtype=torch.int32),
-        window_size=torch.full((batch,), INT32_MAX, dtype=torch.int32),
-        window_floor=torch.zeros(batch, dtype=torch.int64),
-        block_table=torch.tensor(tables, dtype=torch.int32),
-        ring_blocks=torch.full((batch,), len(tables[0]), dtype=torch.int32),
-        slot_mapping=torch.tensor(slots),
-        positions=positions,
-        sink_positions=None,
+    token_ids, block_rows = (
+        torch.tensor([number for row in rows for number in row], dtype=torch.int32)
+        for rows in (chunks, tables)
     )
+    tensors, has_gap = lay_out_batch(token_ids, block_rows, layouts, BLOCK_SIZE)
+    return ForwardBatch(tensors=tensors, has_gap=has_gap, host=tensors)
 
 
 @torch.inference_mode()
@@ -61,10 +50,8 @@ def paged_logits(decoder: Decoder, prompts: list[list[int]], chunk: int) -> list
     logits: list[list[torch.Tensor]] = [[] for _ in prompts]
     for start in range(0, max(map(len, prompts)), chunk):
         live = [b for b, prompt in enumerate(prompts) if start < len(prompt)]
-        stops = [min(start + chunk, len(prompts[b])) for b in live]
-        ids = [prompts[b][start:stop] for b, stop in zip(live, stops, strict=True)]
-        metadata = metadata_for([tables[b] for b in live], [start] * len(live), stops)
-        hidden = decoder(torch.tensor(sum(ids, [])), metadata, cache.layers)
+        ids = [prompts[b][start : start + chunk] for b in live]
+        hidden = decoder(batch_of([tables[b] for b in live], start, ids), cache.layers)
         parts = decoder.compute_logits(hidden).split([len(part) for part in ids])
         for b, part in zip(live, parts, strict=True):
             logits[b].append(part)

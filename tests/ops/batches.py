@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from paged_stream import ops
+from paged_stream.ops import BatchTensors, Scoring
 from paged_stream.scheduler.sink_window import SinkWindow
 from tests.ops import ops_reference as reference
 
@@ -30,28 +32,41 @@ class Batch:
     softcap: float | None
     local_window: int | None
 
-    def arguments(self) -> tuple:
-        sinks, windows = zip(*(s.sizes() for s in self.sequences), strict=True)
+    def tensors(self) -> BatchTensors:
+        """The batch as ops take it; which tokens these are does not matter."""
         block_size = self.k_cache.shape[2]
         rings = [s.ring_blocks(block_size) for s in self.sequences]
+        positions, sink_positions, slots = [], [], []
+        for row, s, ring in zip(self.block_table.tolist(), self.sequences, rings, strict=True):
+            for position in range(s.seq_len - s.chunk, s.seq_len):
+                block, offset = divmod(position, block_size)
+                positions.append(position)
+                sink_positions.append(s.window.sink_position(position))
+                slots.append(row[s.window.column(block, ring, block_size)] * block_size + offset)
+        sinks, windows = zip(*(s.sizes() for s in self.sequences), strict=True)
         chunks = torch.tensor([0] + [s.chunk for s in self.sequences])
-        return (
-            self.query,
-            self.sink_query,
-            self.k_cache,
-            self.v_cache,
-            self.block_table,
-            chunks.cumsum(0).int(),
-            torch.tensor([s.seq_len for s in self.sequences], dtype=torch.int64),
-            torch.tensor(sinks, dtype=torch.int32),
-            torch.tensor(windows, dtype=torch.int32),
-            torch.tensor([s.window.window_floor for s in self.sequences], dtype=torch.int64),
-            torch.tensor(rings, dtype=torch.int32),
-            self.scale,
-            self.alibi_slopes,
-            self.softcap or 0.0,
-            self.local_window or 0,
+        return BatchTensors(
+            token_ids=torch.zeros(len(positions), dtype=torch.int64),
+            positions=torch.tensor(positions, dtype=torch.int64),
+            sink_positions=torch.tensor(sink_positions, dtype=torch.int64),
+            slot_mapping=torch.tensor(slots, dtype=torch.int64),
+            block_table=self.block_table,
+            query_start_loc=chunks.cumsum(0).int(),
+            seq_lens=torch.tensor([s.seq_len for s in self.sequences], dtype=torch.int64),
+            num_sink_tokens=torch.tensor(sinks, dtype=torch.int32),
+            window_size=torch.tensor(windows, dtype=torch.int32),
+            window_floor=torch.tensor(
+                [s.window.window_floor for s in self.sequences], dtype=torch.int64
+            ),
+            ring_blocks=torch.tensor(rings, dtype=torch.int32),
         )
+
+    def scoring(self) -> Scoring:
+        return Scoring(self.scale, self.alibi_slopes, self.softcap, self.local_window)
+
+    def arguments(self) -> tuple:
+        caches = self.k_cache, self.v_cache
+        return self.query, self.sink_query, *caches, self.tensors(), self.scoring()
 
     def expected(self) -> Tensor:
         sink_query = self.query if self.sink_query is None else self.sink_query
@@ -65,10 +80,12 @@ class Batch:
             self.local_window,
         )
 
-    def arguments_on(self, device: str) -> tuple:
+    def arguments_on(self, device: str | torch.device) -> tuple:
         """The arguments on another device, rows of queries strided as they are here."""
 
-        def moved(x):
+        def moved(x: Any) -> Any:
+            if isinstance(x, tuple):
+                return type(x)(*map(moved, x))
             if not isinstance(x, Tensor):
                 return x
             to = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device)

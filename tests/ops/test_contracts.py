@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from paged_stream import ops
 from tests.ops import ops_reference as reference
 from tests.ops.batches import make_batch, sequence
+from tests.ops.test_advance_decode import decode_arguments
 from tests.ops.test_cache_ops import angles, caches
-from tests.ops.test_decode_loop import decode_arguments
-
-ATTENTION_ARGUMENTS = (
-    "query sink_query k_cache v_cache block_table query_start_loc seq_lens num_sink_tokens "
-    "window_size window_floor ring_blocks scale alibi_slopes softcap local_window"
-).split()
-
 
 KINDS = [
     (torch.float32, torch.float32),
@@ -23,6 +19,17 @@ KINDS = [
     (torch.float32, torch.int8),
     (torch.bfloat16, torch.int8),
 ]
+
+
+def flattened(query, sink_query, k_cache, v_cache, batch, scoring) -> tuple:
+    """Arguments of `ops.paged_attention` as the op's schema has them."""
+    scores = (
+        scoring.scale,
+        scoring.alibi_slopes,
+        scoring.softcap or 0.0,
+        scoring.local_window or 0,
+    )
+    return (query, sink_query, k_cache, v_cache, list(batch), *scores)
 
 
 def op_arguments(dtype, cache_dtype) -> dict[str, tuple]:
@@ -46,7 +53,7 @@ def op_arguments(dtype, cache_dtype) -> dict[str, tuple]:
         "rotary_and_cache": (
             *(query, sink_query, key, value, k_cache, v_cache, rotary, rotary, slots, False),
         ),
-        "paged_attention": batch.arguments(),
+        "paged_attention": flattened(*batch.arguments()),
         "gather_blocks": (k_cache, v_cache, slots, rotary, True),
         "scatter_blocks": (
             *(key_rows.clone(), value_rows.clone(), k_cache, v_cache, slots, None, False),
@@ -56,17 +63,23 @@ def op_arguments(dtype, cache_dtype) -> dict[str, tuple]:
         "rotary_table": (slots, torch.rand(16).double(), 1.0),
         "sample_tokens": (
             torch.randn(2, 9),
-            torch.tensor([0.0, 1.0]).double(),
-            torch.tensor([0.0, 0.1]).double(),
-            torch.tensor([0, 3]),
-            torch.tensor([1.0, 0.5]).double(),
-            torch.tensor([1, 2]),
+            [
+                torch.tensor([0.0, 1.0]).double(),
+                torch.tensor([0.0, 0.1]).double(),
+                torch.tensor([0, 3]),
+                torch.tensor([1.0, 0.5]).double(),
+                torch.tensor([1, 2]),
+            ],
             torch.tensor([3, 4]),
         ),
-        "advance_decode": tuple(decode_arguments().values()),
+        "advance_decode": tuple(
+            list(x) if isinstance(x, tuple) else x for x in decode_arguments().values()
+        ),
         "lay_out_batch": (
-            *(torch.arange(3).int(), torch.arange(8).int(), 4, [1, 2], [9, 0], [4, 0]),
-            *([8, 2**31 - 1], [0, 0], [3, 4], [4, 4]),
+            torch.arange(3).int(),
+            torch.arange(8).int(),
+            torch.tensor([[1, 9, 4, 8, 0, 3, 4], [2, 0, 0, 2**31 - 1, 0, 4, 4]]),
+            4,
         ),
     }
 
@@ -83,13 +96,45 @@ def test_isa_by_unknown_name():
         ops.set_cpu_isa("mmx")
 
 
+def changed(parts: ops.BatchTensors | ops.Scoring, changes: dict) -> Any:
+    """Whichever of the fields ``changes`` names, changed."""
+    present = {name: change for name, change in changes.items() if name in parts._fields}
+    return parts._replace(
+        **{name: change(getattr(parts, name)) for name, change in present.items()}
+    )
+
+
 def attention_without(cache_dtype=None, **changes) -> None:
     sequences = [sequence(4, 20, 90, 3), sequence(4, 20, 900, 1)]
-    batch = make_batch(sequences, cache_dtype=cache_dtype)
-    arguments = dict(zip(ATTENTION_ARGUMENTS, batch.arguments(), strict=True))
+    names = ("query", "sink_query", "k_cache", "v_cache", "batch", "scoring")
+    arguments = dict(
+        zip(names, make_batch(sequences, cache_dtype=cache_dtype).arguments(), strict=True)
+    )
     for name, change in changes.items():
-        arguments[name] = change(arguments[name])
+        if name in arguments:
+            arguments[name] = change(arguments[name])
+    for name in ("batch", "scoring"):
+        arguments[name] = changed(arguments[name], changes)
     ops.paged_attention(**arguments)
+
+
+@pytest.mark.parametrize("name", ops.BatchTensors._fields)
+def test_the_fields_of_a_batch_are_in_the_order_that_kernels_read_them_in(name):
+    """Each is looked for where it is: the message names it, its dtype and its shape."""
+    for change, message in (
+        (lambda x: x.double(), "must be (Long|Int), got Double"),
+        (lambda x: x[None], r"must have shape \[.*\]"),
+    ):
+        with pytest.raises(RuntimeError, match=f"paged_attention: {name} {message}"):
+            attention_without(**{name: change})
+
+
+def test_a_batch_has_all_its_fields():
+    query, sink_query, k_cache, v_cache, batch, scoring = make_batch(
+        [sequence(4, 20, 90, 3)]
+    ).arguments()
+    with pytest.raises(RuntimeError, match="batch must have 11 tensors, got 10"):
+        ops.paged_attention(query, sink_query, k_cache, v_cache, batch[:10], scoring)
 
 
 @pytest.mark.parametrize(

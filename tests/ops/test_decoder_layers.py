@@ -1,59 +1,82 @@
-"""All layers in one op: the same bits as block by block."""
+"""All layers in one op: the same bits as half by half."""
 
 from __future__ import annotations
 
 import gc
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 from paged_stream import ops
 from tests.ops import test_gated_mlp
-from tests.ops.test_attention_block import DIM, HEAD_DIM, KV_HEADS, problem
+from tests.ops.test_attention_layer import DIM, Problem, float_caches, problem, without_tokens
 
 LAYER_ROTARY = [1, 0, 1]
 
 
-def layers_and_step(kind="plain", dtype=torch.bfloat16, cache_dtype=None, *, bias=True, **layer):
-    """Blocks of three layers, and what a step over five sequences gives them."""
-    attention, caches = [], []
-    for local_window in (None, 9, None):
-        residual, _, block, *step = problem(
-            kind, dtype, cache_dtype, bias=bias, local_window=local_window, **layer
+@dataclass
+class Layers:
+    """Three layers, and a step over five sequences."""
+
+    attention: list[Problem]
+    mlp: list[ops.MLPWeights]
+    tables: list[tuple[torch.Tensor, torch.Tensor | None]]
+
+    def __post_init__(self) -> None:
+        self.residual, self.batch = self.attention[0].residual, self.attention[0].batch
+
+    def caches(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [(layer.k_cache, layer.v_cache) for layer in self.attention]
+
+    def lay_out(self) -> ops.DecoderLayers:
+        dtype = self.residual.dtype
+        return ops.DecoderLayers(
+            [layer.layer() for layer in self.attention],
+            [test_gated_mlp.lay_out(weights, dtype) for weights in self.mlp],
+            LAYER_ROTARY,
         )
-        attention.append(block)
-        caches.append((step[2], step[3]))
-    mlp = [
-        ops.GatedMLP(*test_gated_mlp.problem(1, kind, dtype, bias=bias, dim=DIM)[2:])
-        for _ in attention
+
+    def step(self) -> tuple:
+        """What the op is given behind the layers."""
+        rotary, sink_rotary = zip(*self.tables, strict=True)
+        k_caches, v_caches = zip(*self.caches(), strict=True)
+        sinks = [table for table in sink_rotary if table is not None]
+        return list(rotary), sinks, list(k_caches), list(v_caches), self.batch
+
+    def run(self, layers: ops.DecoderLayers | None = None) -> torch.Tensor:
+        return ops.decoder_layers(self.residual, layers or self.lay_out(), *self.step())
+
+    def half_by_half(self) -> torch.Tensor:
+        delta = None
+        for attention, weights, table in zip(self.attention, self.mlp, LAYER_ROTARY, strict=True):
+            rotary, sink_rotary = self.tables[table]
+            attended = replace(
+                attention,
+                residual=self.residual,
+                delta=delta,
+                rotary=rotary,
+                sink_rotary=sink_rotary,
+            ).run()
+            mlp = test_gated_mlp.lay_out(weights, self.residual.dtype)
+            delta = ops.gated_mlp(self.residual, attended, mlp)
+        assert delta is not None
+        return delta
+
+    def copy(self) -> Layers:
+        """With a residual stream and caches of its own."""
+        return Layers([layer.copy() for layer in self.attention], self.mlp, self.tables)
+
+
+def three_layers(kind="plain", dtype=torch.bfloat16, cache_dtype=None, *, bias=True, **options):
+    attention = [
+        problem(kind, dtype, cache_dtype, bias=bias, local_window=local_window, **options)
+        for local_window in (None, 9, None)
     ]
-    rotary, sink_rotary, _, _, slots, *batch = step
-    tables = [(rotary, sink_rotary), (rotary.flip(1), sink_rotary.flip(1))]
-    return residual, attention, mlp, tables, caches, slots, batch
-
-
-def block_by_block(residual, attention, mlp, tables, caches, slots, batch):
-    delta = None
-    for attend, feed, index, cache in zip(attention, mlp, LAYER_ROTARY, caches, strict=True):
-        attended = ops.attention_block(
-            residual, delta, attend, *tables[index], *cache, slots, *batch
-        )
-        delta = ops.gated_mlp(residual, attended, feed)
-    return delta
-
-
-def run(residual, attention, mlp, tables, caches, slots, batch, layers=None):
-    layers = layers or lay_out(attention, mlp, residual.dtype)
-    rotary, sink_rotary = zip(*tables, strict=True)
-    sinks = [] if sink_rotary[0] is None else list(sink_rotary)
-    k_caches, v_caches = zip(*caches, strict=True)
-    return ops.decoder_layers(
-        residual, layers, list(rotary), sinks, k_caches, v_caches, slots, *batch
-    )
-
-
-def lay_out(attention, mlp, dtype):
-    return ops.DecoderLayers(attention, mlp, LAYER_ROTARY, KV_HEADS, HEAD_DIM, dtype)
+    mlp = [test_gated_mlp.problem(1, kind, dtype, bias=bias, dim=DIM)[2] for _ in attention]
+    rotary, sink_rotary = attention[0].rotary, attention[0].sink_rotary
+    assert sink_rotary is not None
+    return Layers(attention, mlp, [(rotary, sink_rotary), (rotary.flip(1), sink_rotary.flip(1))])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -61,77 +84,90 @@ def lay_out(attention, mlp, dtype):
 @pytest.mark.parametrize("kind", ["plain", "Q4_1"])
 @pytest.mark.parametrize("options", [{}, {"softcap": 5.0}, {"with_alibi": True}])
 @pytest.mark.parametrize("grown", [False, True])
-def test_equals_its_blocks(dtype, cache_dtype, kind, options, grown):
-    arguments = layers_and_step(kind, dtype, cache_dtype, bias=grown, **options)
-    residual, attention, mlp, tables, caches, *step = arguments
+def test_equals_its_halves(dtype, cache_dtype, kind, options, grown):
+    mine = three_layers(kind, dtype, cache_dtype, bias=grown, **options)
     if not grown:
-        tables = [(rotary, None) for rotary, _ in tables]
-    copies = [(k.clone(), v.clone()) for k, v in caches]
-    expected_residual = residual.clone()
-    expected = block_by_block(expected_residual, attention, mlp, tables, copies, *step)
-    result = run(residual, attention, mlp, tables, caches, *step)
+        mine.tables = [(rotary, None) for rotary, _ in mine.tables]
+    halves = mine.copy()
+    expected, result = halves.half_by_half(), mine.run()
     assert result.isfinite().all()
     assert torch.equal(result, expected)
-    assert torch.equal(residual, expected_residual)
-    for cache, copy in zip(caches, copies, strict=True):
+    assert torch.equal(mine.residual, halves.residual)
+    for cache, copy in zip(mine.caches(), halves.caches(), strict=True):
         for written, wanted in zip(cache, copy, strict=True):
             assert torch.equal(written.nan_to_num(7), wanted.nan_to_num(7))
 
 
 def test_no_tokens():
-    residual, attention, mlp, tables, caches, slots, batch = layers_and_step()
-    batch = [batch[0], torch.zeros_like(batch[1]), *batch[2:]]
-    tables = [(rotary[:0], sinks[:0]) for rotary, sinks in tables]
-    result = run(residual[:0], attention, mlp, tables, caches, slots[:0], batch)
-    assert result.shape == (0, DIM)
+    mine = three_layers()
+    mine.residual, mine.batch = mine.residual[:0], without_tokens(mine.batch)
+    mine.tables = [(rotary[:0], sinks[:0]) for rotary, sinks in mine.tables]
+    assert mine.run().shape == (0, DIM)
 
 
 def test_weights_live_as_long_as_their_layers():
-    residual, attention, mlp, *step = layers_and_step()
-    layers = lay_out(attention, mlp, residual.dtype)
-    expected = run(residual.clone(), attention, mlp, *step, layers=layers)
-    del attention, mlp
+    mine = three_layers()
+    layers, again = mine.lay_out(), mine.copy()
+    expected = mine.run(layers)
+    empty = ops.AttentionWeights(torch.ones(1), torch.ones(1), None, torch.ones(1), None)
+    for part in (*mine.attention, *again.attention):
+        part.weights = empty
+    mine.mlp.clear()
     gc.collect()
     noise = [torch.full((300, 300), 7.0) for _ in range(50)]  # where freed weights would have been
-    assert torch.equal(run(residual.clone(), None, None, *step, layers=layers), expected)
+    assert torch.equal(again.run(layers), expected)
     handle = layers.handle
     del layers, noise
-    with pytest.raises(RuntimeError, match="layers must be a handle from lay_out_layers"):
-        torch.ops.paged_stream.decoder_layers.default(
-            *(residual, handle, [], [], [], [], step[2], *step[3])
-        )
+    with pytest.raises(RuntimeError, match="layers must be a handle from lay_out_decoder_layers"):
+        torch.ops.paged_stream.decoder_layers.default(mine.residual, handle, *mine.step())
 
 
-def test_misuse_is_explained():
-    residual, attention, mlp, tables, caches, slots, batch = layers_and_step()
-    layers = lay_out(attention, mlp, residual.dtype)
+def test_what_a_step_brings_is_checked():
+    layers = three_layers().lay_out()
 
-    def refuses(message, *, residual=residual, tables=tables, caches=caches):
-        with pytest.raises(RuntimeError, match=message):
-            run(residual, None, None, tables, caches, slots, batch, layers)
+    def refuses(message, **changes):
+        mine = three_layers()
+        for name, value in changes.items():
+            setattr(mine, name, value(getattr(mine, name)))
+        with pytest.raises(RuntimeError, match="decoder_layers: " + message):
+            mine.run(layers)
 
-    refuses("residual must be BFloat16", residual=residual.float())
-    refuses("residual must have shape", residual=residual[:, :32])
-    refuses("rotary must have shape", residual=residual[:3])
-    refuses("k_caches and v_caches must be 3 each, got 2", caches=caches[:2])
-    refuses("rotary must have the table 1", tables=tables[:1])
-    other = [tuple(x.float() for x in pair) for pair in caches]
-    refuses("k_caches must be BFloat16", caches=other)
-    refuses("k_caches must be BFloat16, got Float", caches=[caches[0], other[1], caches[2]])
-    with pytest.raises(RuntimeError, match="norms and weights must be 3 each, got 2"):
-        lay_out(attention, mlp[:2], residual.dtype)
-    with pytest.raises(RuntimeError, match="packed_weight must have shape"):
-        lay_out([block._replace(num_heads=5) for block in attention], mlp, residual.dtype)
-    with pytest.raises(RuntimeError, match="input must be BFloat16, got Float"):
-        lay_out(attention, mlp, torch.float32)
+    refuses("residual must be BFloat16", residual=lambda x: x.float())
+    refuses("residual must have shape", residual=lambda x: x[:, :32].contiguous())
+    refuses("token_ids must have shape", residual=lambda x: x[:3])
+    refuses("rotary must have shape", tables=lambda x: [(a[:3], b[:3]) for a, b in x])
+    refuses("k_caches and v_caches must be 3 each, got 2", attention=lambda x: x[:2])
+    refuses("rotary must have the table 1", tables=lambda x: x[:1])
+    refuses("k_cache must be BFloat16, got Float", attention=in_float32(0, 1, 2))
+    refuses("k_cache must be BFloat16, got Float", attention=in_float32(1))
+
+
+def in_float32(*which: int):
+    """Layers of which some have a cache in float32."""
+    return lambda layers: [
+        replace(layer, **float_caches(layer)) if index in which else layer
+        for index, layer in enumerate(layers)
+    ]
+
+
+def test_layers_are_checked_when_they_are_put_together():
+    mine = three_layers()
+    attention = [layer.layer() for layer in mine.attention]
+    mlp = [test_gated_mlp.lay_out(weights) for weights in mine.mlp]
+    with pytest.raises(RuntimeError, match="must have as many numbers, at least 1, got 3, 2 and 3"):
+        ops.DecoderLayers(attention, mlp[:2], LAYER_ROTARY)
+    with pytest.raises(RuntimeError, match="layer_rotary must be at least 0, got -1"):
+        ops.DecoderLayers(attention, mlp, [0, -1, 0])
+    other = test_gated_mlp.lay_out(test_gated_mlp.problem(1, dim=96)[2])
+    with pytest.raises(RuntimeError, match="all layers must have inputs of one size and dtype"):
+        ops.DecoderLayers(attention, [*mlp[:2], other], LAYER_ROTARY)
 
 
 def test_opcheck():
-    residual, attention, mlp, tables, caches, slots, batch = layers_and_step(dtype=torch.float32)
-    layers = lay_out(attention, mlp, residual.dtype)
-    rotary, sink_rotary = (list(part) for part in zip(*tables, strict=True))
-    k_caches, v_caches = (list(part) for part in zip(*caches, strict=True))
+    mine = three_layers(dtype=torch.float32)
+    layers = mine.lay_out()
+    *step, batch = mine.step()
     torch.library.opcheck(
         torch.ops.paged_stream.decoder_layers.default,
-        (residual, layers.handle, rotary, sink_rotary, k_caches, v_caches, slots, *batch),
+        (mine.residual, layers.handle, *step, list(batch)),
     )

@@ -9,6 +9,7 @@ from gguf.quants import quantize
 
 from paged_stream import ops
 
+EPS, INTERMEDIATE = 1e-5, 96
 WEIGHTS = ["plain", "Q4_1", "Q8_0"]
 
 
@@ -21,23 +22,30 @@ def packed(out_features, in_features, kind, dtype, seed):
     return ops.pack_quantized_weight(torch.from_numpy(blocks), kind)
 
 
-def problem(rows, kind="plain", dtype=torch.bfloat16, *, bias=True, dim=64, intermediate=96):
+def problem(rows, kind="plain", dtype=torch.bfloat16, *, bias=True, dim=64):
     generator = torch.Generator().manual_seed(0)
 
     def values(*shape):
         return torch.randn(*shape, generator=generator).to(dtype)
 
-    return [
-        values(rows, dim),
-        values(rows, dim),
-        torch.rand(dim, generator=generator),
-        1e-5,
-        packed(2 * intermediate, dim, kind, dtype, 1),
-        values(2 * intermediate) if bias else None,
-        packed(dim, intermediate, kind, dtype, 2),
-        values(dim) if bias else None,
-        intermediate,
-    ]
+    weights = ops.MLPWeights(
+        norm=torch.rand(dim, generator=generator),
+        up=packed(2 * INTERMEDIATE, dim, kind, dtype, 1),
+        up_bias=values(2 * INTERMEDIATE) if bias else None,
+        down=packed(dim, INTERMEDIATE, kind, dtype, 2),
+        down_bias=values(dim) if bias else None,
+    )
+    return values(rows, dim), values(rows, dim), weights
+
+
+def lay_out(weights: ops.MLPWeights, dtype=torch.bfloat16) -> ops.GatedMLP:
+    return ops.GatedMLP(weights, eps=EPS, dtype=dtype)
+
+
+def op_by_op(residual, delta, weights: ops.MLPWeights):
+    normed = ops.add_rms_norm(residual, delta, weights.norm, EPS)
+    activated = ops.silu_and_mul(ops.linear(normed, weights.up, weights.up_bias, 2 * INTERMEDIATE))
+    return ops.linear(activated, weights.down, weights.down_bias, residual.shape[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -46,32 +54,44 @@ def problem(rows, kind="plain", dtype=torch.bfloat16, *, bias=True, dim=64, inte
 @pytest.mark.parametrize("rows", [0, 1, 5, 70])
 @pytest.mark.parametrize("has_delta", [False, True])
 def test_equals_its_parts(dtype, kind, bias, rows, has_delta):
-    arguments = problem(rows, kind, dtype, bias=bias)
-    residual, delta, norm_weight, eps, up, up_bias, down, down_bias, intermediate = arguments
-    delta = arguments[1] = delta if has_delta else None
+    residual, delta, weights = problem(rows, kind, dtype, bias=bias)
+    delta = delta if has_delta else None
     expected_residual = residual.clone()
-    normed = ops.add_rms_norm(expected_residual, delta, norm_weight, eps)
-    activated = ops.silu_and_mul(ops.linear(normed, up, up_bias, 2 * intermediate))
-    expected = ops.linear(activated, down, down_bias, residual.shape[1])
-    result = ops.gated_mlp(residual, delta, ops.GatedMLP(*arguments[2:]))
+    expected = op_by_op(expected_residual, delta, weights)
+    result = ops.gated_mlp(residual, delta, lay_out(weights, dtype))
     assert torch.equal(result, expected)
     assert torch.equal(residual, expected_residual)
 
 
 def test_opcheck():
-    torch.library.opcheck(torch.ops.paged_stream.gated_mlp.default, tuple(problem(3)))
+    residual, delta, weights = problem(3)
+    mlp = lay_out(weights)
+    torch.library.opcheck(torch.ops.paged_stream.gated_mlp.default, (residual, delta, mlp.handle))
+
+
+def test_a_freed_handle_is_refused():
+    residual, delta, weights = problem(3)
+    handle = lay_out(weights).handle
+    with pytest.raises(RuntimeError, match="mlp must be a handle from lay_out_gated_mlp"):
+        torch.ops.paged_stream.gated_mlp.default(residual, delta, handle)
 
 
 def test_misuse_is_explained():
-    def refuses(index, value, message):
-        arguments = problem(3)
-        arguments[index] = value
-        with pytest.raises(RuntimeError, match=message):
-            ops.gated_mlp(*arguments[:2], ops.GatedMLP(*arguments[2:]))
+    residual, delta, weights = problem(3)
 
-    refuses(1, torch.zeros(2, 64).bfloat16(), "delta must have shape of residual")
-    refuses(2, torch.zeros(64).bfloat16(), "weight must be Float")
-    refuses(4, packed(192, 32, "plain", torch.bfloat16, 1), "up_weight must take 64 inputs")
-    refuses(4, packed(192, 64, "plain", torch.float32, 1), "input must be Float, got BFloat16")
-    refuses(6, packed(32, 96, "plain", torch.bfloat16, 1), "packed_weight must have shape")
-    refuses(8, 80, "packed_weight must have shape")
+    def refuses(message, **changes):
+        with pytest.raises(RuntimeError, match=message):
+            lay_out(weights._replace(**changes))
+
+    bfloat16 = torch.bfloat16
+    refuses("weight must be Float", norm=torch.zeros(64).bfloat16())
+    refuses("up_weight must take 64 inputs", up=packed(192, 32, "plain", bfloat16, 1))
+    refuses("input must be Float, got BFloat16", up=packed(192, 64, "plain", torch.float32, 1))
+    refuses("packed_weight must have shape", down=packed(32, 96, "plain", bfloat16, 1))
+    refuses("packed_weight must have shape", down=packed(64, 80, "plain", bfloat16, 1))
+    refuses("weights must have a tensor at 3", down=None)
+    mlp = lay_out(weights)
+    with pytest.raises(RuntimeError, match="delta must have shape of residual"):
+        ops.gated_mlp(residual, torch.zeros(1, 64).bfloat16(), mlp)
+    with pytest.raises(RuntimeError, match=r"residual must have shape \[T, dim\] = \[\*, 64\]"):
+        ops.gated_mlp(residual[:, :32], None, mlp)

@@ -183,7 +183,7 @@ def test_what_lies_below_a_floor_is_nan(floor, below):
     """The other tests here would notice a read of it, in the block that the floor cuts too."""
     arguments = list(make_batch([sequence(4, 100, floor + 2, 1, 0, floor)]).arguments())
     assert ops.paged_attention(*arguments).isfinite().all()
-    arguments[9] = torch.tensor([below])
+    arguments[4] = arguments[4]._replace(window_floor=torch.tensor([below]))
     assert ops.paged_attention(*arguments).isnan().all()
 
 
@@ -217,18 +217,16 @@ def test_large_scores_do_not_overflow(isa):
 )
 def test_result_does_not_depend_on_the_rest_of_the_batch(isa, layer):
     alone = make_batch([sequence(4, 1500, 9000, 1)], dtype=torch.bfloat16, **layer)
-    arguments = alone.arguments()
-    expected = ops.paged_attention(*arguments)
-    query, sink_query, k_cache, v_cache, block_table, _, *per_sequence = arguments[:11]
+    query, sink_query, k_cache, v_cache, batch, scoring = alone.arguments()
+    expected = ops.paged_attention(query, sink_query, k_cache, v_cache, batch, scoring)
+    repeated = ops.BatchTensors(*(x.repeat(3, *[1] * (x.dim() - 1)) for x in batch))
     batched = ops.paged_attention(
-        query.expand(3, -1, -1).contiguous(),
-        sink_query.expand(3, -1, -1).contiguous(),
+        query.repeat(3, 1, 1),
+        sink_query.repeat(3, 1, 1),
         k_cache,
         v_cache,
-        block_table.expand(3, -1).contiguous(),
-        torch.arange(4, dtype=torch.int32),
-        *(x.expand(3).contiguous() for x in per_sequence),
-        *arguments[11:],
+        repeated._replace(query_start_loc=torch.arange(4, dtype=torch.int32)),
+        scoring,
     )
     assert (batched == expected).all()
 

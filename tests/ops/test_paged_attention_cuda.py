@@ -80,12 +80,10 @@ def test_the_same_bits_each_time_and_in_any_batch(dtype, cache_dtype):
     expected = ops.paged_attention(*arguments)
     for _ in range(20):
         assert torch.equal(ops.paged_attention(*arguments), expected)
-    query, sink_query, k_cache, v_cache, block_table, starts, *rest = arguments
-    alone = ops.paged_attention(
-        *(query[:1], sink_query[:1], k_cache, v_cache, block_table[:1], starts[:2]),
-        *(x[:1] for x in rest[:5]),
-        *rest[5:],
-    )
+    query, sink_query, k_cache, v_cache, tensors, scoring = arguments
+    first = ops.BatchTensors(*(x[:1] for x in tensors))
+    first = first._replace(query_start_loc=tensors.query_start_loc[:2])
+    alone = ops.paged_attention(query[:1], sink_query[:1], k_cache, v_cache, first, scoring)
     assert torch.equal(alone, expected[:1])
 
 
@@ -97,19 +95,19 @@ def test_in_a_graph_sequences_grow():
         )
         for seed, seq_len in enumerate((5000, 5016))
     )
-    arguments = now.arguments()
-    static = [x.cuda() if isinstance(x, torch.Tensor) else x for x in arguments]
+    static = now.arguments_on("cuda")
     ops.paged_attention(*static)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         out = ops.paged_attention(*static)
-    for to, x in zip(static, later.arguments(), strict=True):
-        if isinstance(to, torch.Tensor):
-            to.copy_(x)
+    *tensors, batch, _ = static
+    *later_tensors, later_batch, _ = later.arguments()
+    for to, x in zip((*tensors, *batch), (*later_tensors, *later_batch), strict=True):
+        to.copy_(x)
     graph.replay()
     tolerance = TOLERANCE[torch.bfloat16]
     torch.testing.assert_close(out.cpu().double(), later.expected(), atol=tolerance, rtol=tolerance)
     first = out[:1].clone()
-    static[5].copy_(torch.tensor([0, 1, 1, 1]))  # the other chunks are empty
+    batch.query_start_loc.copy_(torch.tensor([0, 1, 1, 1]))  # the other chunks are empty
     graph.replay()
     assert torch.equal(out[:1], first)

@@ -25,18 +25,23 @@ class Row:
 
 
 def sample(logits: torch.Tensor, rows: list[Row]) -> list[int]:
-    return ops.sample_tokens(logits, **columns(rows)).tolist()
+    return ops.sample_tokens(logits, *columns(rows)).tolist()
 
 
-def columns(rows: list[Row]) -> dict[str, torch.Tensor]:
-    """What the op takes, from one `Row` per row of logits."""
-    floats = {"temperature": "temperature", "min_p": "min_p", "top_p": "top_p"}
-    integers = {"top_k": "top_k", "seeds": "seed", "positions": "position"}
-    return {
-        name: torch.tensor([getattr(row, field) for row in rows], dtype=dtype)
-        for dtype, fields in ((torch.float64, floats), (torch.int64, integers))
-        for name, field in fields.items()
-    }
+def columns(rows: list[Row]) -> tuple[ops.SamplingTensors, torch.Tensor]:
+    """What the op takes beside logits, from one `Row` per row of them."""
+
+    def column(field: str, dtype: torch.dtype) -> torch.Tensor:
+        return torch.tensor([getattr(row, field) for row in rows], dtype=dtype)
+
+    sampling = ops.SamplingTensors(
+        temperature=column("temperature", torch.float64),
+        min_p=column("min_p", torch.float64),
+        top_k=column("top_k", torch.int64),
+        top_p=column("top_p", torch.float64),
+        seeds=column("seed", torch.int64),
+    )
+    return sampling, column("position", torch.int64)
 
 
 def mix(value: int) -> int:
@@ -155,7 +160,7 @@ def test_rows_may_be_strided(isa):
     wide = torch.randn(4, 500, generator=torch.Generator().manual_seed(0))
     rows = [Row(seed=seed) for seed in range(4)]
     assert sample(wide[:, :300], rows) == sample(wide[:, :300].contiguous(), rows)
-    assert ops.sample_tokens(wide[:0], **columns([])).shape == (0,)
+    assert ops.sample_tokens(wide[:0], *columns([])).shape == (0,)
 
 
 @pytest.mark.parametrize("temperature", [-1.0, 1e-6, 1e31, torch.nan])
@@ -172,3 +177,11 @@ def test_a_vocabulary_has_tokens():
 def test_a_parameter_per_row():
     with pytest.raises(RuntimeError, match=r"temperature must have shape \[N\] = \[2\], got \[1\]"):
         sample(torch.zeros(2, 5), [Row()])
+
+
+@pytest.mark.parametrize("name", ops.SamplingTensors._fields)
+def test_parameters_are_in_the_order_that_kernels_read_them_in(name):
+    sampling, positions = columns([Row()])
+    wrong = sampling._replace(**{name: getattr(sampling, name).float()})
+    with pytest.raises(RuntimeError, match=f"{name} must be (Double|Long), got Float"):
+        ops.sample_tokens(torch.zeros(1, 5), wrong, positions)

@@ -63,9 +63,8 @@ def test_a_step_of_filled_rows_is_told_of_no_other_block():
     DecodeGraphs(LIMITS, seen.append, Playback(), torch.device("cpu"))
     assert sorted(len(batch.num_left) for batch in seen) == [1, 2, 3]
     for batch in seen:
-        attention = batch.forward.attention
-        assert set(attention.block_table.flatten().tolist()) == {17, -1}
-        assert not batch.num_left.any() and (attention.slot_mapping == -1).all()
+        assert set(batch.input.block_table.flatten().tolist()) == {17, -1}
+        assert not batch.num_left.any() and (batch.input.slot_mapping == -1).all()
 
 
 @pytest.mark.parametrize(

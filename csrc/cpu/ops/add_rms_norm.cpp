@@ -33,13 +33,6 @@ RmsNormInput RmsNormInput::read(const Checker& check, const Tensor& residual,
   return {args, rows, dtype_of(residual)};
 }
 
-const float* norm_weight(const Checker& check, const Tensor& weight, int64_t dim) {
-  check.shape(weight, "weight", "[dim]", {dim});
-  check.dtype(weight, "weight", ScalarType::Float);
-  check.dense(weight, "weight", 0);
-  return weight.const_data_ptr<float>();
-}
-
 void run_rms_norm(const RmsNormArgs& args, int64_t rows, DType dtype) {
   const RmsNormFn run = kernels().rms_norm[static_cast<int>(dtype)];
   for_rows(rows, args.dim, [&](int64_t begin, int64_t end) { run(args, begin, end); });

@@ -2,8 +2,6 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <string>
-
 #include "decode_row_checks.h"
 
 namespace paged_stream {
@@ -15,25 +13,20 @@ void validate(const Checker& check, const DecodeRows& rows, int64_t row) {
   const int64_t count = rows.num_generated[row];
   check.require(count >= 0 && count < rows.max_generated, "row ", row, " has ", count,
                 " of at most ", rows.max_generated, " generated tokens");
-  check.require(rows.positions[row] >= 0 && rows.ring_blocks[row] >= 1, "row ", row,
+  check.require(rows.batch.positions[row] >= 0 && rows.batch.ring_blocks[row] >= 1, "row ", row,
                 " must have a position of at least 0 and at least one column");
   // The last token needs no column of its own.
   const bool goes_on = rows.num_left[row] > 1;
-  check.require(!goes_on || rows.next_column(row) < rows.width, "position ",
-                rows.positions[row] + 1, " is in column ", rows.next_column(row), " of a row of ",
-                rows.width);
+  check.require(!goes_on || rows.next_column(row) < rows.batch.table_width, "position ",
+                rows.batch.positions[row] + 1, " is in column ", rows.next_column(row),
+                " of a row of ", rows.batch.table_width);
 }
 
 void advance_decode(Tensor sampled, Tensor generated, Tensor num_generated, Tensor num_left,
-                    Tensor stop_token_ids, Tensor token_ids, Tensor positions,
-                    Tensor sink_positions, Tensor seq_lens, Tensor slot_mapping, Tensor block_table,
-                    Tensor num_sink_tokens, Tensor window_size, Tensor window_floor,
-                    Tensor ring_blocks, int64_t block_size) {
+                    Tensor stop_token_ids, BatchTensors batch, int64_t block_size) {
   constexpr Checker check("advance_decode");
-  const DecodeRows rows =
-      checked_decode_rows(check, sampled, generated, num_generated, num_left, stop_token_ids,
-                          token_ids, positions, sink_positions, seq_lens, slot_mapping, block_table,
-                          num_sink_tokens, window_size, window_floor, ring_blocks, block_size);
+  const DecodeRows rows = checked_decode_rows(check, sampled, generated, num_generated, num_left,
+                                              stop_token_ids, batch, block_size);
   for (int64_t row = 0; row < sampled.size(0); ++row) {
     validate(check, rows, row);
     rows.advance(row);

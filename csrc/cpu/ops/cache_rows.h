@@ -63,17 +63,22 @@ inline const char* const_bytes(const Tensor& t) {
   return static_cast<const char*>(t.const_data_ptr());
 }
 
-// Checks the mapping's form and every slot in it, before anything is written.
-inline const int64_t* check_slots(const Checker& check, const Tensor& slot_mapping, int64_t rows,
-                                  const Tensor& cache) {
-  check.metadata(slot_mapping, "slot_mapping", ScalarType::Long, "[T]", {rows}, cache);
-  const int64_t* slots = slot_mapping.const_data_ptr<int64_t>();
+// Checks every slot, before anything is written.
+inline void check_slots(const Checker& check, const Slots& slots, const Tensor& cache) {
   const int64_t num_slots = cache.size(0) * cache.size(2);
-  for (int64_t i = 0; i < slot_mapping.size(0); ++i) {
+  for (size_t i = 0; i < slots.size(); ++i) {
     if (slots[i] >= -1 && slots[i] < num_slots) continue;
     check.require(false, "slot_mapping must lie in [-1, ", num_slots, "), got ", slots[i], " at ",
                   i);
   }
+}
+
+// The same for a tensor, and its form.
+inline Slots read_slots(const Checker& check, const Tensor& slot_mapping, int64_t rows,
+                        const Tensor& cache) {
+  check.metadata(slot_mapping, "slot_mapping", ScalarType::Long, "[T]", {rows}, cache);
+  const Slots slots(slot_mapping.const_data_ptr<int64_t>(), slot_mapping.size(0));
+  check_slots(check, slots, cache);
   return slots;
 }
 
@@ -90,12 +95,11 @@ struct SlotWriter {
   DType dtype;          // of both
   int64_t head_stride;  // elements between their heads
   char *k_cache, *v_cache;
-  const int64_t* slots;
+  Slots slots;
   Angles angles;
 
   SlotWriter(const Heads& key, const Heads& value, DType dtype, int64_t head_stride,
-             const Tensor& k_cache, const Tensor& v_cache, const int64_t* slots,
-             const Angles& angles)
+             const Tensor& k_cache, const Tensor& v_cache, const Slots& slots, const Angles& angles)
       : shape(k_cache),
         mover(dtype, shape.dtype, shape.head_dim),
         key(key),

@@ -4,82 +4,135 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <memory>
+#include <optional>
+#include <utility>
 #include <vector>
 
-#include "ops/layer_registry.h"
+#include "batch.h"
+#include "ops/attention_layer.h"
+#include "ops/cache_rows.h"
+#include "ops/gated_mlp.h"
+#include "ops/registry.h"
 #include "threads/parallel.h"
 
 namespace paged_stream {
 namespace {
 
-constexpr Checker kCheck("decoder_layers");
+using Tensors = std::vector<Tensor>;
 
-void check_caches(const Layers& of, const Tensors& k_caches, const Tensors& v_caches) {
-  const size_t num_layers = of.layers.size();
-  kCheck.require(k_caches.size() == num_layers && v_caches.size() == num_layers,
-                 "k_caches and v_caches must be ", num_layers, " each, got ", k_caches.size(),
-                 " and ", v_caches.size());
-  const Tensor& first = k_caches[0];
-  for (size_t i = 0; i < num_layers; ++i) {
-    kCheck.cache_pair(k_caches[i], v_caches[i]);
-    kCheck.shape(k_caches[i], "k_caches", "of the first",
-                 {first.size(0), of.num_kv_heads, first.size(2), first.size(3)});
-    kCheck.dtype(k_caches[i], "k_caches", first.scalar_type());
-  }
-  kCheck.require(head_dim_of(first) == of.head_dim, "k_caches must have a head_dim of ",
-                 of.head_dim, ", got ", head_dim_of(first));
-  if (!is_quantized(first)) kCheck.dtype(first, "k_caches", of.dtype);
+struct Layer {
+  std::shared_ptr<const AttentionLayer> attention;
+  std::shared_ptr<const GatedMlp> mlp;
+  size_t rotary;  // index of its table
+};
+
+// Layers of the same sizes: what does not differ is the first one's.
+struct DecoderLayers {
+  std::vector<Layer> layers;
+
+  size_t size() const { return layers.size(); }
+  const AttentionLayer& first() const { return *layers[0].attention; }
+  const InputNorm& input() const { return first().norm; }
+};
+
+using Handles = Registry<DecoderLayers>;
+
+void check_alike(const Checker& check, const DecoderLayers& of, const Layer& layer) {
+  const AttentionLayer &a = *layer.attention, &first = of.first();
+  const auto has_input = [&](const InputNorm& norm) {
+    return norm.dim == of.input().dim && norm.dtype == of.input().dtype;
+  };
+  check.require(has_input(a.norm) && has_input(layer.mlp->norm),
+                "all layers must have inputs of one size and dtype");
+  check.require(a.num_kv_heads == first.num_kv_heads && a.head_dim == first.head_dim &&
+                    a.interleaved == first.interleaved,
+                "all layers must have the cache's heads and turn them alike");
 }
 
-std::vector<RotaryStep> read_tables(const Layers& of, const Tensors& rotary,
-                                    const Tensors& sink_rotary, const Tensor& slot_mapping,
-                                    int64_t num_tokens, const Tensor& cache) {
-  kCheck.require(sink_rotary.empty() || sink_rotary.size() == rotary.size(),
-                 "sink_rotary must be none or ", rotary.size(), ", got ", sink_rotary.size());
+// attention, mlp: handles; layer_rotary: which of a step's tables each layer takes.
+int64_t lay_out_decoder_layers(std::vector<int64_t> attention, std::vector<int64_t> mlp,
+                               std::vector<int64_t> layer_rotary) {
+  constexpr Checker check("lay_out_decoder_layers");
+  const size_t count = attention.size();
+  check.require(count > 0 && mlp.size() == count && layer_rotary.size() == count,
+                "attention, mlp and layer_rotary must have as many numbers, at least 1, got ",
+                count, ", ", mlp.size(), " and ", layer_rotary.size());
+  DecoderLayers of;
+  for (size_t i = 0; i < count; ++i) {
+    check.require(layer_rotary[i] >= 0, "layer_rotary must be at least 0, got ", layer_rotary[i]);
+    of.layers.push_back({AttentionLayer::of_handle(check, attention[i]),
+                         GatedMlp::of_handle(check, mlp[i]), static_cast<size_t>(layer_rotary[i])});
+    check_alike(check, of, of.layers.back());
+  }
+  return Handles::instance().add(std::make_shared<const DecoderLayers>(std::move(of)));
+}
+
+void free_decoder_layers(int64_t layers) { Handles::instance().remove(layers); }
+
+void check_caches(const Checker& check, const DecoderLayers& of, const Tensors& k_caches,
+                  const Tensors& v_caches) {
+  check.require(k_caches.size() == of.size() && v_caches.size() == of.size(),
+                "k_caches and v_caches must be ", of.size(), " each, got ", k_caches.size(),
+                " and ", v_caches.size());
+  const Tensor& first = k_caches[0];
+  for (size_t i = 0; i < of.size(); ++i) {
+    of.first().check_cache(check, k_caches[i], v_caches[i]);
+    check.shape(k_caches[i], "k_caches", "of the first",
+                {first.size(0), first.size(1), first.size(2), first.size(3)});
+    check.dtype(k_caches[i], "k_caches", first.scalar_type());
+  }
+}
+
+std::vector<RotaryStep> read_tables(const Checker& check, const DecoderLayers& of,
+                                    const Tensors& rotary, const Tensors& sink_rotary,
+                                    const Slots& slots, const Tensor& cache) {
+  check.require(sink_rotary.empty() || sink_rotary.size() == rotary.size(),
+                "sink_rotary must be none or ", rotary.size(), ", got ", sink_rotary.size());
+  check_slots(check, slots, cache);
   std::vector<RotaryStep> tables;
   for (size_t i = 0; i < rotary.size(); ++i) {
     std::optional<Tensor> sinks;
     if (!sink_rotary.empty()) sinks = sink_rotary[i];
-    tables.push_back(RotaryStep::read(kCheck, rotary[i], sinks, slot_mapping, of.interleaved,
-                                      num_tokens, cache));
+    tables.push_back(
+        RotaryStep::read(check, rotary[i], sinks, of.first().interleaved, slots, cache));
   }
   for (const Layer& layer : of.layers) {
-    kCheck.require(layer.rotary < tables.size(), "rotary must have the table ", layer.rotary,
-                   " that a layer takes, got ", tables.size());
+    check.require(layer.rotary < tables.size(), "rotary must have the table ", layer.rotary,
+                  " that a layer takes, got ", tables.size());
   }
   return tables;
 }
 
+RmsNormInput after(RmsNormInput input, const InputNorm& norm, const void* delta) {
+  input.args.weight = norm.weight;
+  input.args.eps = norm.eps;
+  input.args.delta = delta;
+  return input;
+}
+
 Tensor decoder_layers(Tensor residual, int64_t layers, Tensors rotary, Tensors sink_rotary,
-                      Tensors k_caches, Tensors v_caches, Tensor slot_mapping, Tensor block_table,
-                      Tensor query_start_loc, Tensor seq_lens, Tensor num_sink_tokens,
-                      Tensor window_size, Tensor window_floor, Tensor ring_blocks) {
-  const auto of = registry().get(kCheck, layers);
-  kCheck.shape(residual, "residual", "[T, dim]", {kAny, of->dim});
-  kCheck.dtype(residual, "residual", of->dtype);
-  kCheck.dense(residual, "residual", 0);
-  check_caches(*of, k_caches, v_caches);
-  const int64_t num_tokens = residual.size(0);
-  const auto tables = read_tables(*of, rotary, sink_rotary, slot_mapping, num_tokens, k_caches[0]);
-  const AttentionBatch batch{block_table, query_start_loc, seq_lens,   num_sink_tokens,
-                             window_size, window_floor,    ring_blocks};
-  AttentionStep step(batch, residual, num_tokens, k_caches[0].size(2));
+                      Tensors k_caches, Tensors v_caches, BatchTensors batch) {
+  constexpr Checker check("decoder_layers");
+  const auto of = Handles::instance().get(check, "layers", "lay_out_decoder_layers", layers);
+  const RmsNormInput input = of->input().of(check, residual, {});
+  check_caches(check, *of, k_caches, v_caches);
+  const Batch fields = read_batch(check, batch, residual, input.rows);
+  const Slots slots(fields.slot_mapping, fields.num_tokens);
+  const auto tables = read_tables(check, *of, rotary, sink_rotary, slots, k_caches[0]);
+  AttentionStep step(check, fields, input.rows, k_caches[0].size(2));
   Tensor out = torch::stable::empty_like(residual);
-  if (num_tokens == 0) return out;
+  if (input.rows == 0) return out;
 
   static thread_local GrowingBuffer<char> attended_buffer;
   void* const attended = attended_buffer.get(residual.numel() * residual.element_size());
-  RmsNormInput norm{{residual.data_ptr(), nullptr, nullptr, nullptr, of->dim, of->eps},
-                    num_tokens,
-                    dtype_of(residual)};
-  for (size_t i = 0; i < of->layers.size(); ++i) {
-    const Layer& layer = of->layers[i];
-    norm.args.weight = layer.attention_norm;
-    layer.attention.run(norm, k_caches[i], v_caches[i], tables[layer.rotary], step, attended);
-    norm.args.weight = layer.mlp_norm;
-    norm.args.delta = attended;
-    layer.mlp.run(norm, out.data_ptr());
-    norm.args.delta = out.data_ptr();
+  const void* delta = nullptr;
+  for (size_t i = 0; i < of->size(); ++i) {
+    const auto& [attention, mlp, table] = of->layers[i];
+    attention->run(after(input, attention->norm, delta), k_caches[i], v_caches[i], tables[table],
+                   step, attended);
+    mlp->run(after(input, mlp->norm, attended), out.data_ptr());
+    delta = out.data_ptr();
   }
   return out;
 }
@@ -89,4 +142,9 @@ Tensor decoder_layers(Tensor residual, int64_t layers, Tensors rotary, Tensors s
 
 STABLE_TORCH_LIBRARY_IMPL(paged_stream, CPU, m) {
   m.impl("decoder_layers", TORCH_BOX(&paged_stream::decoder_layers));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(paged_stream, CompositeExplicitAutograd, m) {
+  m.impl("lay_out_decoder_layers", TORCH_BOX(&paged_stream::lay_out_decoder_layers));
+  m.impl("free_decoder_layers", TORCH_BOX(&paged_stream::free_decoder_layers));
 }

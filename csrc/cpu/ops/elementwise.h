@@ -41,9 +41,6 @@ struct RmsNormInput {
   }
 };
 
-// A norm's checked float32 weight [dim].
-const float* norm_weight(const Checker& check, const Tensor& weight, int64_t dim);
-
 void run_rms_norm(const RmsNormArgs& args, int64_t rows, DType dtype);
 
 // gate_up: [rows, 2 * dim]; out: [rows, dim].

@@ -1,51 +1,67 @@
-// The gated feed-forward block of a layer in one op: in decoding, calls cost as much as arithmetic.
+// The gated feed-forward half of a layer in one op: in decoding, calls cost as much as arithmetic.
+
+#include "ops/gated_mlp.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "ops/blocks.h"
+#include "ops/registry.h"
 #include "threads/parallel.h"
 
 namespace paged_stream {
 namespace {
 
-Tensor gated_mlp(Tensor residual, std::optional<Tensor> delta, Tensor norm_weight, double eps,
-                 Tensor up_weight, std::optional<Tensor> up_bias, Tensor down_weight,
-                 std::optional<Tensor> down_bias, int64_t intermediate_size) {
+// weights: of the norm, of gate and up, their bias or none, of down, its bias or none.
+int64_t lay_out_gated_mlp(LayerWeights weights, double eps, bool is_bfloat16) {
+  constexpr Checker check("lay_out_gated_mlp");
+  check_weights(check, weights, 5, {2, 4});
+  const ScalarType dtype = model_dtype(is_bfloat16);
+  const InputNorm norm = InputNorm::read(check, *weights[0], eps, dtype);
+  const auto down = PackedWeight::read(check, *weights[3], weights[4], norm.dim, dtype);
+  const int64_t intermediate_size = down.in_features;
+  const auto up = PackedWeight::read(check, *weights[1], weights[2], 2 * intermediate_size, dtype);
+  check.require(up.in_features == norm.dim, "up_weight must take ", norm.dim, " inputs, got ",
+                up.in_features);
+  GatedMlp mlp{norm, up, down, intermediate_size, std::move(weights)};
+  return Registry<GatedMlp>::instance().add(std::make_shared<const GatedMlp>(std::move(mlp)));
+}
+
+void free_gated_mlp(int64_t mlp) { Registry<GatedMlp>::instance().remove(mlp); }
+
+Tensor gated_mlp(Tensor residual, std::optional<Tensor> delta, int64_t mlp) {
   constexpr Checker check("gated_mlp");
-  const RmsNormInput norm = RmsNormInput::read(check, residual, delta, norm_weight, eps);
-  const ScalarType dtype = residual.scalar_type();
-  const GatedMlp block{PackedWeight::read(check, up_weight, up_bias, 2 * intermediate_size, dtype),
-                       PackedWeight::read(check, down_weight, down_bias, norm.args.dim, dtype),
-                       intermediate_size};
-  block.check_sizes(check, norm.args.dim);
+  const auto of = GatedMlp::of_handle(check, mlp);
+  const RmsNormInput input = of->norm.of(check, residual, delta);
   Tensor out = torch::stable::empty_like(residual);
-  if (norm.rows > 0) block.run(norm, out.data_ptr());
+  if (input.rows > 0) of->run(input, out.data_ptr());
   return out;
 }
 
 }  // namespace
 
-void GatedMlp::check_sizes(const Checker& check, int64_t dim) const {
-  check.require(up.in_features == dim && down.in_features == intermediate_size,
-                "up_weight must take ", dim, " inputs and down_weight ", intermediate_size,
-                ", got ", up.in_features, " and ", down.in_features);
+std::shared_ptr<const GatedMlp> GatedMlp::of_handle(const Checker& check, int64_t handle) {
+  return Registry<GatedMlp>::instance().get(check, "mlp", "lay_out_gated_mlp", handle);
 }
 
-void GatedMlp::run(const RmsNormInput& norm, void* out) const {
-  const int64_t rows = norm.rows, dim = norm.args.dim, size = norm.element_size();
+void GatedMlp::run(const RmsNormInput& input, void* out) const {
+  const int64_t rows = input.rows, dim = norm.dim, size = input.element_size();
   static thread_local GrowingBuffer<char> normed_buffer, gate_up_buffer;
   char* normed = normed_buffer.get(rows * dim * size);
   char* gate_up = gate_up_buffer.get(rows * 3 * intermediate_size * size);
   char* activated = gate_up + rows * 2 * intermediate_size * size;
-  run_rms_norm(norm.into(normed), rows, norm.dtype);
-  run_linear({normed, rows, dim, norm.dtype}, up, gate_up, false);
-  run_silu_and_mul(gate_up, activated, rows, intermediate_size, norm.dtype);
-  run_linear({activated, rows, intermediate_size, norm.dtype}, down, out, false);
+  run_rms_norm(input.into(normed), rows, input.dtype);
+  run_linear({normed, rows, dim, input.dtype}, up, gate_up, false);
+  run_silu_and_mul(gate_up, activated, rows, intermediate_size, input.dtype);
+  run_linear({activated, rows, intermediate_size, input.dtype}, down, out, false);
 }
 
 }  // namespace paged_stream
 
 STABLE_TORCH_LIBRARY_IMPL(paged_stream, CPU, m) {
+  m.impl("lay_out_gated_mlp", TORCH_BOX(&paged_stream::lay_out_gated_mlp));
   m.impl("gated_mlp", TORCH_BOX(&paged_stream::gated_mlp));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(paged_stream, CompositeExplicitAutograd, m) {
+  m.impl("free_gated_mlp", TORCH_BOX(&paged_stream::free_gated_mlp));
 }

@@ -18,7 +18,7 @@ std::tuple<Tensor, Tensor> gather_blocks(const Tensor& k_cache, const Tensor& v_
                                          const std::optional<Tensor>& rotary, bool interleaved) {
   const Checker check("gather_blocks");
   check.cache_pair(k_cache, v_cache);
-  const int64_t* slots = check_slots(check, slot_mapping, kAny, k_cache);
+  const Slots slots = read_slots(check, slot_mapping, kAny, k_cache);
   const int64_t n = slot_mapping.size(0);
   if (rotary) check.rotary(*rotary, "rotary", n, head_dim_of(k_cache), k_cache);
   const CacheShape shape(k_cache);

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 
 #include "checks.h"
 
@@ -25,6 +26,9 @@ struct Heads {
     return {static_cast<char*>(data) + first * head_bytes, stride, count};
   }
 };
+
+// Where the rows of tokens are in the cache; -1 for nowhere.
+using Slots = std::span<const int64_t>;
 
 // Angles of every token, [T, dim], cosines then sines; none at all only copies.
 struct Angles {

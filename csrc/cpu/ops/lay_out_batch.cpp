@@ -4,114 +4,102 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <span>
 #include <tuple>
-#include <vector>
 
-#include "checks.h"
+#include "batch.h"
 #include "decode_rows.h"
-#include "sink_window.h"
 
 namespace paged_stream {
 namespace {
 
-// What lay_out_batch is told about its sequences, B of each.
-struct Sequences {
-  const std::vector<int64_t>&lengths, &starts, &num_sink_tokens, &window_size, &window_floor,
-      &ring_blocks, &row_lengths;
+// What the op is told of a sequence: a row of `sequences`, in the order of the fields of
+// SequenceLayout in paged_stream/ops/lay_out_batch.py.
+struct Sequence {
+  int64_t length, start, num_sink_tokens, window_size, window_floor, ring_blocks, row_length;
 
-  size_t size() const { return lengths.size(); }
+  SinkWindow window() const { return {num_sink_tokens, window_size, window_floor}; }
+};
+constexpr int64_t kSequenceFields = sizeof(Sequence) / sizeof(int64_t);
 
-  void validate(const Checker& check) const {
-    for (const auto* values :
-         {&starts, &num_sink_tokens, &window_size, &window_floor, &ring_blocks, &row_lengths}) {
-      check.require(values->size() == size(), "all lists must have the length of lengths");
-    }
-    for (size_t b = 0; b < size(); ++b) {
-      check.require(lengths[b] >= 0 && starts[b] >= 0 && ring_blocks[b] >= 1 && row_lengths[b] >= 1,
-                    "sequence ", b,
-                    " must have a length and a start of at least 0, and at least one column");
+std::span<const Sequence> read_sequences(const Checker& check, const Tensor& t) {
+  check.metadata(t, "sequences", ScalarType::Long, "[B, 7]", {kAny, kSequenceFields}, t);
+  const auto* first = reinterpret_cast<const Sequence*>(t.const_data_ptr<int64_t>());
+  const std::span sequences(first, t.size(0));
+  for (size_t b = 0; b < sequences.size(); ++b) {
+    const Sequence& s = sequences[b];
+    check.require(s.length >= 0 && s.start >= 0 && s.ring_blocks >= 1 && s.row_length >= 1,
+                  "sequence ", b,
+                  " must have a length and a start of at least 0, and at least one column");
+  }
+  return sequences;
+}
+
+struct Totals {
+  int64_t num_tokens = 0, num_entries = 0, width = 0;
+
+  explicit Totals(std::span<const Sequence> sequences) {
+    for (const Sequence& s : sequences) {
+      num_tokens += s.length;
+      num_entries += s.row_length;
+      width = std::max(width, s.row_length);
     }
   }
 };
 
-using Batch = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
-                         Tensor, Tensor, bool>;
-
-// Copies values into a tensor of their own.
-template <class T>
-Tensor tensor_of(const std::vector<int64_t>& values, ScalarType type, const Tensor& like) {
-  Tensor tensor = torch::stable::new_empty(like, {static_cast<int64_t>(values.size())}, type);
-  std::copy(values.begin(), values.end(), tensor.mutable_data_ptr<T>());
-  return tensor;
+void write_sequence(const MutableBatch& batch, int64_t b, const Sequence& s, const int32_t* row) {
+  batch.query_start_loc[b + 1] = static_cast<int32_t>(batch.query_start_loc[b] + s.length);
+  batch.seq_lens[b] = s.start + s.length;
+  batch.num_sink_tokens[b] = static_cast<int32_t>(s.num_sink_tokens);
+  batch.window_size[b] = static_cast<int32_t>(s.window_size);
+  batch.window_floor[b] = s.window_floor;
+  batch.ring_blocks[b] = static_cast<int32_t>(s.ring_blocks);
+  int32_t* const to = batch.block_row(b);
+  std::fill(std::copy_n(row, s.row_length, to), to + batch.table_width, -1);
 }
 
-Batch lay_out_batch(Tensor token_ids, Tensor block_rows, int64_t block_size,
-                    std::vector<int64_t> lengths, std::vector<int64_t> starts,
-                    std::vector<int64_t> num_sink_tokens, std::vector<int64_t> window_size,
-                    std::vector<int64_t> window_floor, std::vector<int64_t> ring_blocks,
-                    std::vector<int64_t> row_lengths) {
-  constexpr Checker check("lay_out_batch");
-  const Sequences of{lengths,      starts,      num_sink_tokens, window_size,
-                     window_floor, ring_blocks, row_lengths};
-  of.validate(check);
-  check.require(block_size >= 1, "block_size must be at least 1");
-  const int64_t num_sequences = static_cast<int64_t>(of.size());
-  std::vector<int64_t> begins(1, 0), seq_lens;
-  int64_t num_entries = 0, width = 0;
-  for (size_t b = 0; b < of.size(); ++b) {
-    begins.push_back(begins.back() + lengths[b]);
-    seq_lens.push_back(starts[b] + lengths[b]);
-    num_entries += row_lengths[b];
-    width = std::max(width, row_lengths[b]);
+// The sequence's tokens, whose first is the batch's token t. Returns whether the sinks are nearer
+// to any of them than its position says.
+bool write_tokens(const Checker& check, const MutableBatch& batch, int64_t t, const Sequence& s,
+                  const int32_t* row, int64_t block_size) {
+  const SinkWindow window = s.window();
+  bool has_gap = false;
+  for (int64_t position = s.start; position < s.start + s.length; ++position, ++t) {
+    const int64_t column = window.column(position / block_size, s.ring_blocks, block_size);
+    check.require(column < s.row_length, "position ", position, " is in column ", column,
+                  " of a row of ", s.row_length);
+    batch.positions[t] = position;
+    batch.sink_positions[t] = window.sink_position(position);
+    batch.slot_mapping[t] = slot_of(position, row[column], block_size);
+    has_gap |= batch.sink_positions[t] < position;
   }
-  const int64_t num_tokens = begins.back();
-  check.metadata(token_ids, "token_ids", ScalarType::Int, "[sum of lengths]", {num_tokens},
-                 token_ids);
-  check.metadata(block_rows, "block_rows", ScalarType::Int, "[sum of row_lengths]", {num_entries},
-                 token_ids);
+  return has_gap;
+}
 
-  const auto make = [&](std::initializer_list<int64_t> shape, ScalarType type) {
-    return torch::stable::new_empty(token_ids, shape, type);
-  };
-  Tensor ids = make({num_tokens}, ScalarType::Long);
-  std::copy_n(token_ids.const_data_ptr<int32_t>(), num_tokens, ids.mutable_data_ptr<int64_t>());
-  Tensor block_table = make({num_sequences, width}, ScalarType::Int);
-  Tensor slot_mapping = make({num_tokens}, ScalarType::Long);
-  Tensor positions = make({num_tokens}, ScalarType::Long);
-  Tensor sink_positions = make({num_tokens}, ScalarType::Long);
-  auto* out_row = block_table.mutable_data_ptr<int32_t>();
-  auto* slot = slot_mapping.mutable_data_ptr<int64_t>();
-  auto* position_at = positions.mutable_data_ptr<int64_t>();
-  auto* sink_position_at = sink_positions.mutable_data_ptr<int64_t>();
+std::tuple<BatchTensors, bool> lay_out_batch(Tensor token_ids, Tensor block_rows, Tensor sequences,
+                                             int64_t block_size) {
+  constexpr Checker check("lay_out_batch");
+  check.require(block_size >= 1, "block_size must be at least 1");
+  const auto rows = read_sequences(check, sequences);
+  const Totals totals(rows);
+  check.metadata(token_ids, "token_ids", ScalarType::Int, "[sum of lengths]", {totals.num_tokens},
+                 sequences);
+  check.metadata(block_rows, "block_rows", ScalarType::Int, "[sum of row lengths]",
+                 {totals.num_entries}, sequences);
+  BatchTensors tensors =
+      new_batch(sequences, totals.num_tokens, static_cast<int64_t>(rows.size()), totals.width);
+  const auto batch = read_batch<MutableBatch>(check, tensors, sequences, totals.num_tokens);
+  std::copy_n(token_ids.const_data_ptr<int32_t>(), totals.num_tokens, batch.token_ids);
+  batch.query_start_loc[0] = 0;
   const int32_t* row = block_rows.const_data_ptr<int32_t>();
   bool has_gap = false;
-  for (size_t b = 0; b < of.size(); ++b) {
-    const SinkWindow window{num_sink_tokens[b], window_size[b], window_floor[b]};
-    std::fill(std::copy_n(row, row_lengths[b], out_row), out_row + width, -1);
-    for (int64_t position = starts[b]; position < seq_lens[b]; ++position) {
-      const int64_t column = window.column(position / block_size, ring_blocks[b], block_size);
-      check.require(column < row_lengths[b], "position ", position, " is in column ", column,
-                    " of a row of ", row_lengths[b]);
-      *slot++ = slot_of(position, row[column], block_size);
-      *position_at++ = position;
-      *sink_position_at = window.sink_position(position);
-      has_gap |= *sink_position_at++ < position;
-    }
-    row += row_lengths[b];
-    out_row += width;
+  for (size_t b = 0; b < rows.size(); ++b) {
+    const int64_t first = batch.query_start_loc[b];
+    write_sequence(batch, static_cast<int64_t>(b), rows[b], row);
+    has_gap |= write_tokens(check, batch, first, rows[b], row, block_size);
+    row += rows[b].row_length;
   }
-  return {ids,
-          tensor_of<int32_t>(begins, ScalarType::Int, ids),
-          tensor_of<int64_t>(seq_lens, ScalarType::Long, ids),
-          tensor_of<int32_t>(num_sink_tokens, ScalarType::Int, ids),
-          tensor_of<int32_t>(window_size, ScalarType::Int, ids),
-          tensor_of<int64_t>(window_floor, ScalarType::Long, ids),
-          tensor_of<int32_t>(ring_blocks, ScalarType::Int, ids),
-          block_table,
-          slot_mapping,
-          positions,
-          sink_positions,
-          has_gap};
+  return {tensors, has_gap};
 }
 
 }  // namespace

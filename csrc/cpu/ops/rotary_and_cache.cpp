@@ -18,9 +18,8 @@ void rotary_and_cache(const Tensor& query, const std::optional<Tensor>& sink_que
                       bool interleaved) {
   constexpr Checker check("rotary_and_cache");
   check.rotary_and_cache(query, sink_query, key, value, k_cache, v_cache, rotary, sink_rotary);
-  const int64_t num_tokens = query.size(0);
-  const auto step =
-      RotaryStep::read(check, rotary, sink_rotary, slot_mapping, interleaved, num_tokens, k_cache);
+  const Slots slots = read_slots(check, slot_mapping, query.size(0), k_cache);
+  const auto step = RotaryStep::read(check, rotary, sink_rotary, interleaved, slots, k_cache);
   const Heads sinks = sink_query ? heads_of(*sink_query) : Heads{nullptr, 0, query.size(1)};
   rotate_and_store(heads_of(query), sinks, heads_of(key), heads_of(value), dtype_of(query), k_cache,
                    v_cache, step);
@@ -29,11 +28,10 @@ void rotary_and_cache(const Tensor& query, const std::optional<Tensor>& sink_que
 }  // namespace
 
 RotaryStep RotaryStep::read(const Checker& check, const Tensor& rotary,
-                            const std::optional<Tensor>& sink_rotary, const Tensor& slot_mapping,
-                            bool interleaved, int64_t num_tokens, const Tensor& cache) {
-  check.rotary_tables(rotary, sink_rotary, num_tokens, cache);
-  const int64_t* slots = check_slots(check, slot_mapping, num_tokens, cache);
-  return {Angles(rotary, interleaved), Angles(sink_rotary, interleaved), slots, num_tokens};
+                            const std::optional<Tensor>& sink_rotary, bool interleaved,
+                            const Slots& slots, const Tensor& cache) {
+  check.rotary_tables(rotary, sink_rotary, static_cast<int64_t>(slots.size()), cache);
+  return {Angles(rotary, interleaved), Angles(sink_rotary, interleaved), slots};
 }
 
 void rotate_and_store(const Heads& query, const Heads& sink_query, const Heads& key,
@@ -43,7 +41,7 @@ void rotate_and_store(const Heads& query, const Heads& sink_query, const Heads& 
   const SlotWriter writer(key, value, dtype, dim, k_cache, v_cache, step.slots, step.angles);
   const HeadMover mover(dtype, dtype, dim);
   const int64_t grain = writer.shape.grain(query.num_heads + 2 * k_cache.size(1));
-  for_each_range(step.num_tokens, grain, [&](int64_t begin, int64_t end) {
+  for_each_range(static_cast<int64_t>(step.slots.size()), grain, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       char* const row = query.token(t, size);
       if (sink_query.data != nullptr) {

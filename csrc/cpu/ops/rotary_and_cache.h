@@ -15,12 +15,11 @@ namespace paged_stream {
 // By what a step's T tokens are turned and where their keys and values go.
 struct RotaryStep {
   Angles angles, sink_angles;
-  const int64_t* slots;
-  int64_t num_tokens;
+  Slots slots;  // [T]
 
   static RotaryStep read(const Checker& check, const Tensor& rotary,
-                         const std::optional<Tensor>& sink_rotary, const Tensor& slot_mapping,
-                         bool interleaved, int64_t num_tokens, const Tensor& cache);
+                         const std::optional<Tensor>& sink_rotary, bool interleaved,
+                         const Slots& slots, const Tensor& cache);
 };
 
 // What the op of a similar name does; sink_query.data is null if there are no sink angles.

@@ -1,13 +1,16 @@
 // Launcher of the sampler: validation, random numbers, work sharing.
 
 #include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "checks.h"
 #include "isa/kernel_table.h"
+#include "sampling_checks.h"
 #include "sampling_hash.h"
 #include "threads/parallel.h"
 
@@ -18,22 +21,16 @@ constexpr int64_t kMinLogitsPerThread = 1 << 14;
 // Beyond these, differences of float32 logits over the temperature leave the range of float64.
 constexpr double kLeastTemperature = 1e-5, kMostTemperature = 1e30;
 
-struct Params {
-  const double *temperature, *min_p;
-  const int64_t* top_k;
-  const double* top_p;
-  const int64_t *seeds, *positions;
-
-  void validate(const Checker& check, int64_t rows) const {
-    for (int64_t i = 0; i < rows; ++i) {
-      const double value = temperature[i];
-      check.require(value == 0.0 || (value >= kLeastTemperature && value <= kMostTemperature),
-                    "temperature must be 0 or in [1e-5, 1e30], got ", value);
-    }
+void check_temperatures(const Checker& check, const double* temperature, int64_t rows) {
+  for (int64_t i = 0; i < rows; ++i) {
+    const double value = temperature[i];
+    check.require(value == 0.0 || (value >= kLeastTemperature && value <= kMostTemperature),
+                  "temperature must be 0 or in [1e-5, 1e30], got ", value);
   }
-};
+}
 
-int64_t sample_row(const Kernels& isa, SampleArgs args, const Params& params, int64_t row) {
+int64_t sample_row(const Kernels& isa, SampleArgs args, const SamplingParameters& params,
+                   int64_t row) {
   static thread_local GrowingBuffer<double> weights;
   static thread_local GrowingBuffer<VocabBlock> blocks;
   args.greedy = params.temperature[row] == 0.0;
@@ -49,17 +46,11 @@ int64_t sample_row(const Kernels& isa, SampleArgs args, const Params& params, in
   return isa.pick_token(args);
 }
 
-Tensor sample_tokens(Tensor logits, Tensor temperature, Tensor min_p, Tensor top_k, Tensor top_p,
-                     Tensor seeds, Tensor positions) {
+Tensor sample_tokens(Tensor logits, std::vector<Tensor> sampling, Tensor positions) {
   constexpr Checker check("sample_tokens");
-  check.sampling(logits, temperature, min_p, top_k, top_p, seeds, positions);
+  const SamplingParameters params = read_sampling(check, logits, sampling, positions);
   const int64_t rows = logits.size(0), vocab = logits.size(1);
-  const Params params{
-      temperature.const_data_ptr<double>(), min_p.const_data_ptr<double>(),
-      top_k.const_data_ptr<int64_t>(),      top_p.const_data_ptr<double>(),
-      seeds.const_data_ptr<int64_t>(),      positions.const_data_ptr<int64_t>(),
-  };
-  params.validate(check, rows);
+  check_temperatures(check, params.temperature, rows);
   Tensor tokens = torch::stable::new_empty(logits, {rows}, ScalarType::Long);
   if (rows == 0) return tokens;
 

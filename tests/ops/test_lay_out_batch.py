@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from paged_stream import ops
 from paged_stream.scheduler.sink_window import SinkWindow
 
-FULL = 2**31 - 1
 BLOCK_SIZE = 4
 
 
@@ -31,27 +30,29 @@ def sequences(draw):
 
 
 def lay_out(batch):
+    """The rows that the sequences have, end to end, and what the op makes of them."""
     total = sum(length for _, _, length, _, _ in batch)
     rows = torch.arange(sum(width for *_, width in batch), dtype=torch.int32)
-    windows = [window for window, *_ in batch]
-    return rows, ops.lay_out_batch(
-        torch.arange(total, dtype=torch.int32),
-        rows,
-        BLOCK_SIZE,
-        lengths=[length for _, _, length, _, _ in batch],
-        starts=[start for _, start, *_ in batch],
-        num_sink_tokens=[w.num_sink_tokens if w.window_size else 0 for w in windows],
-        window_size=[w.window_size or FULL for w in windows],
-        window_floor=[w.window_floor for w in windows],
-        ring_blocks=[ring for *_, ring, _ in batch],
-        row_lengths=[width for *_, width in batch],
-    )
+    layouts = [
+        ops.SequenceLayout(
+            length=length,
+            start=start,
+            num_sink_tokens=window.num_sink_tokens if window.window_size else 0,
+            window_size=window.window_size or ops.FULL_ATTENTION,
+            window_floor=window.window_floor,
+            ring_blocks=ring,
+            row_length=width,
+        )
+        for window, start, length, ring, width in batch
+    ]
+    token_ids = torch.arange(total, dtype=torch.int32)
+    return rows, *ops.lay_out_batch(token_ids, rows, layouts, BLOCK_SIZE)
 
 
 @settings(max_examples=200)
 @given(st.lists(sequences(), min_size=1, max_size=4))
 def test_tokens_go_where_the_scheduler_says(batch):
-    rows, layout = lay_out(batch)
+    rows, layout, has_gap = lay_out(batch)
     positions, sink_positions, slots, taken = [], [], [], 0
     for index, (window, start, length, ring, width) in enumerate(batch):
         row = rows[taken : taken + width].tolist()
@@ -67,10 +68,17 @@ def test_tokens_go_where_the_scheduler_says(batch):
     assert layout.positions.tolist() == positions
     assert layout.sink_positions.tolist() == sink_positions
     assert layout.slot_mapping.tolist() == slots
-    assert layout.has_gap == (positions != sink_positions)
+    assert has_gap == (positions != sink_positions)
     assert layout.seq_lens.tolist() == [start + length for _, start, length, _, _ in batch]
     lengths = torch.tensor([length for _, _, length, _, _ in batch])
     assert layout.query_start_loc.tolist() == [0, *lengths.cumsum(0).tolist()]
+    windows = [window for window, *_ in batch]
+    sinks = [w.num_sink_tokens if w.window_size else 0 for w in windows]
+    assert layout.num_sink_tokens.tolist() == sinks
+    sizes = [w.window_size or ops.FULL_ATTENTION for w in windows]
+    assert layout.window_size.tolist() == sizes
+    assert layout.window_floor.tolist() == [w.window_floor for w in windows]
+    assert layout.ring_blocks.tolist() == [ring for *_, ring, _ in batch]
 
 
 def test_a_row_that_is_too_short():
@@ -78,13 +86,15 @@ def test_a_row_that_is_too_short():
         lay_out([(SinkWindow(0, None), 12, 1, 9, 2)])
 
 
-def test_lists_of_different_lengths():
-    row = torch.zeros(2, dtype=torch.int32)
-    lists = dict.fromkeys(
-        ("num_sink_tokens", "window_size", "window_floor", "ring_blocks", "row_lengths"), [1, 1]
-    )
-    with pytest.raises(RuntimeError, match="all lists must have the length of lengths"):
-        ops.lay_out_batch(row, row, 4, lengths=[1, 1], starts=[0], **lists)
+def test_chunks_and_rows_of_other_lengths():
+    ids, rows = torch.zeros(2, dtype=torch.int32), torch.zeros(3, dtype=torch.int32)
+    one = ops.SequenceLayout(1, 0, 0, ops.FULL_ATTENTION, 0, 3, 3)
+    with pytest.raises(RuntimeError, match=r"token_ids must have shape \[sum of lengths\] = \[1\]"):
+        ops.lay_out_batch(ids, rows, [one], BLOCK_SIZE)
+    with pytest.raises(RuntimeError, match=r"block_rows must have shape .* = \[4\], got \[3\]"):
+        ops.lay_out_batch(ids[:1], rows, [one._replace(row_length=4)], BLOCK_SIZE)
+    with pytest.raises(RuntimeError, match="sequence 0 must have .* at least one column"):
+        ops.lay_out_batch(ids[:1], rows, [one._replace(ring_blocks=0)], BLOCK_SIZE)
 
 
 @pytest.mark.parametrize("scaling", [1.0, 1.3])

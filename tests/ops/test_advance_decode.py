@@ -2,44 +2,59 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paged_stream import ops
-from tests.ops.test_batch import BLOCK_SIZE, lay_out, sequences
+from tests.ops.test_lay_out_batch import BLOCK_SIZE, lay_out, sequences
 
 STATE = ("token_ids", "positions", "sink_positions", "seq_lens", "slot_mapping")
 
 
 def decode_arguments(**replaced) -> dict:
     """Two sequences with a sink block and a ring of three; the first has token 7 among its stop
-    tokens, the second has one token left."""
-    arguments = {
+    tokens, the second has one token left. Fields of the batch are replaced by name too."""
+    arguments: dict[str, Any] = {
         "sampled": torch.tensor([3, 8]),
         "generated": torch.full((2, 3), -1),
         "num_generated": torch.tensor([0, 1]),
         "num_left": torch.tensor([3, 1]),
         "stop_token_ids": torch.tensor([[9, 7], [-1, -1]]),
-        "token_ids": torch.tensor([5, 6]),
-        "positions": torch.tensor([19, 4]),
-        "sink_positions": torch.tensor([11, 4]),
-        "seq_lens": torch.tensor([20, 5]),
-        "slot_mapping": torch.tensor([7, 20]),
-        "block_table": torch.tensor([[0, 1, 2, 3], [4, 5, 6, -1]], dtype=torch.int32),
-        "num_sink_tokens": torch.tensor([4, 4], dtype=torch.int32),
-        "window_size": torch.tensor([8, 8], dtype=torch.int32),
-        "window_floor": torch.tensor([0, 0]),
-        "ring_blocks": torch.tensor([3, 3], dtype=torch.int32),
+        "batch": ops.BatchTensors(
+            token_ids=torch.tensor([5, 6]),
+            positions=torch.tensor([19, 4]),
+            sink_positions=torch.tensor([11, 4]),
+            slot_mapping=torch.tensor([7, 20]),
+            block_table=torch.tensor([[0, 1, 2, 3], [4, 5, 6, -1]], dtype=torch.int32),
+            query_start_loc=torch.tensor([0, 1, 2], dtype=torch.int32),
+            seq_lens=torch.tensor([20, 5]),
+            num_sink_tokens=torch.tensor([4, 4], dtype=torch.int32),
+            window_size=torch.tensor([8, 8], dtype=torch.int32),
+            window_floor=torch.tensor([0, 0]),
+            ring_blocks=torch.tensor([3, 3], dtype=torch.int32),
+        ),
         "block_size": 4,
     }
-    return arguments | replaced
+    for name, value in replaced.items():
+        if name in arguments:
+            arguments[name] = value
+        else:
+            arguments["batch"] = arguments["batch"]._replace(**{name: value})
+    return arguments
+
+
+def state_of(batch: ops.BatchTensors) -> dict[str, torch.Tensor]:
+    """Copies of what a step changes."""
+    return {name: getattr(batch, name).clone() for name in STATE}
 
 
 def test_running_and_last_token():
     arguments = decode_arguments()
-    before = {name: arguments[name].clone() for name in STATE}
+    before = state_of(arguments["batch"])
     ops.advance_decode(**arguments)
     assert arguments["generated"].tolist() == [[3, -1, -1], [-1, 8, -1]]
     assert arguments["num_generated"].tolist() == [1, 2]
@@ -48,26 +63,26 @@ def test_running_and_last_token():
     expected = {"token_ids": 3, "positions": 20, "sink_positions": 11, "seq_lens": 21}
     for name, value in (expected | {"slot_mapping": 8}).items():
         last = -1 if name == "slot_mapping" else before[name][1].item()
-        assert arguments[name].tolist() == [value, last], name
+        assert getattr(arguments["batch"], name).tolist() == [value, last], name
 
 
 def test_a_stop_token_ends_a_row_for_good():
     arguments = decode_arguments(sampled=torch.tensor([7, 7]), num_left=torch.tensor([3, 3]))
-    before = {name: arguments[name].clone() for name in STATE}
+    before = state_of(arguments["batch"])
     ops.advance_decode(**arguments)
     assert arguments["num_left"].tolist() == [0, 2]
-    assert arguments["slot_mapping"].tolist() == [-1, 21]
+    assert arguments["batch"].slot_mapping.tolist() == [-1, 21]
     ops.advance_decode(**arguments)
     assert arguments["generated"].tolist() == [[7, -1, -1], [-1, 7, 7]]
     assert arguments["num_left"].tolist() == [0, 1]
     for name in STATE[:-1]:
-        assert arguments[name][0] == before[name][0], name
+        assert getattr(arguments["batch"], name)[0] == before[name][0], name
 
 
 def test_a_column_without_a_block_writes_nothing():
     arguments = decode_arguments(positions=torch.tensor([19, 11]), num_left=torch.tensor([2, 2]))
     ops.advance_decode(**arguments)
-    assert arguments["slot_mapping"].tolist() == [8, -1]
+    assert arguments["batch"].slot_mapping.tolist() == [8, -1]
 
 
 def test_blocks_of_one_token():
@@ -78,8 +93,8 @@ def test_blocks_of_one_token():
         num_left=torch.tensor([2, 2]),
     )
     ops.advance_decode(**arguments)
-    assert arguments["positions"].tolist() == [20, 5]
-    assert arguments["slot_mapping"].tolist() == [4, 12 + 5]
+    assert arguments["batch"].positions.tolist() == [20, 5]
+    assert arguments["batch"].slot_mapping.tolist() == [4, 12 + 5]
 
 
 @settings(max_examples=200)
@@ -92,14 +107,9 @@ def test_the_next_step_is_laid_out_as_the_scheduler_would(batch):
     later = [(w, start + 1, 1, ring, width) for w, start, _, ring, width in now]
     fits = [not w.window_size and start // BLOCK_SIZE >= width for w, start, _, _, width in later]
     left = [min(n, 1) if too_far else n for n, too_far in zip(left, fits, strict=True)]
-    layout = lay_out(now)[1]
-    state = {name: getattr(layout, name) for name in STATE}
-    before = {name: tensor.clone() for name, tensor in state.items()}
+    _, layout, _ = lay_out(now)
+    before = state_of(layout)
     count = len(batch)
-    arguments = {
-        name: getattr(layout, name)
-        for name in ("block_table", "num_sink_tokens", "window_size", "window_floor", "ring_blocks")
-    }
     sampled = torch.arange(count) + 50
     num_left = torch.tensor(left)
     ops.advance_decode(
@@ -108,17 +118,17 @@ def test_the_next_step_is_laid_out_as_the_scheduler_would(batch):
         torch.zeros(count).long(),
         num_left,
         torch.empty(count, 0).long(),
-        **state,
-        **arguments,
-        block_size=BLOCK_SIZE,
+        layout,
+        BLOCK_SIZE,
     )
+    state = state_of(layout)
     assert num_left.tolist() == [max(0, n - 1) for n in left]
     for row in range(count):
         if left[row] < 2:
             before["slot_mapping"][row] = -1 if left[row] else before["slot_mapping"][row]
             assert all(state[name][row] == before[name][row] for name in STATE)
             continue
-        _, expected = lay_out([later[row]])
+        _, expected, _ = lay_out([later[row]])
         shift = int(layout.block_table[row, 0]) * BLOCK_SIZE  # rows alone are numbered from 0
         assert state["token_ids"][row] == sampled[row]
         assert state["slot_mapping"][row] == expected.slot_mapping[0] + shift
@@ -137,12 +147,13 @@ def test_the_next_step_is_laid_out_as_the_scheduler_would(batch):
         ("stop_token_ids", lambda x: x[0], r"stop_token_ids must have shape \[B, num_stops\]"),
         ("stop_token_ids", lambda x: x.t(), "stop_token_ids must be contiguous"),
         ("token_ids", lambda x: x.int(), "token_ids must be Long, got Int"),
-        ("positions", lambda x: x[:1], r"positions must have shape \[B\] = \[2\], got \[1\]"),
+        ("positions", lambda x: x[:1], r"positions must have shape \[T\] = \[2\], got \[1\]"),
         ("positions", lambda x: x - 20, "row 0 must have a position of at least 0"),
         ("sink_positions", lambda x: x.int(), "sink_positions must be Long, got Int"),
         ("seq_lens", lambda x: x[:1], "seq_lens must have shape"),
         ("slot_mapping", lambda x: x.int(), "slot_mapping must be Long, got Int"),
         ("block_table", lambda x: x.long(), "block_table must be Int, got Long"),
+        ("block_table", lambda x: x.t(), "block_table must be contiguous from dimension 1"),
         ("block_table", lambda x: x[:, :2].contiguous(), "position 20 is in column 2 of a row of"),
         ("num_sink_tokens", lambda x: x.long(), "num_sink_tokens must be Int, got Long"),
         ("window_size", lambda x: x[:1], "window_size must have shape"),
@@ -153,6 +164,14 @@ def test_the_next_step_is_laid_out_as_the_scheduler_would(batch):
 )
 def test_bad_arguments_are_named(name, change, message):
     arguments = decode_arguments()
-    arguments[name] = change(arguments[name])
+    value = arguments[name] if name in arguments else getattr(arguments["batch"], name)
     with pytest.raises(RuntimeError, match="advance_decode: " + message):
-        ops.advance_decode(**arguments)
+        ops.advance_decode(**decode_arguments(**{name: change(value)}))
+
+
+def test_a_batch_has_one_token_of_each_sequence():
+    per_sequence = ops.BatchTensors._fields[4:]
+    batch = decode_arguments()["batch"]
+    shorter = {name: getattr(batch, name)[:-1] for name in per_sequence}
+    with pytest.raises(RuntimeError, match="block_table must have a row for each of the 2 tokens"):
+        ops.advance_decode(**decode_arguments(**shorter))

@@ -1,0 +1,16 @@
+// What each of N rows of logits is sampled by, as kernels see it: plain pointers, [N] each.
+// sampling_checks.h makes it of the tensors that the op takes.
+#pragma once
+
+#include <cstdint>
+
+namespace paged_stream {
+
+struct SamplingParameters {
+  const double *temperature, *min_p;
+  const int64_t* top_k;
+  const double* top_p;
+  const int64_t *seeds, *positions;
+};
+
+}  // namespace paged_stream
