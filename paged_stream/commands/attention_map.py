@@ -63,7 +63,8 @@ def run(args: argparse.Namespace) -> int:
         length = args.length
         samples = [ids[i * length : (i + 1) * length] for i in range(args.samples)]
         logits = probe.average_logits(samples)[layers][:, args.heads]
-        plots.plot_attention(logits, layers, args.heads, per_layer, args.plot)
+        drawn = logits, layers, args.heads, per_layer
+        plots.plot_attention(*drawn, args.plot, model=str(model["model"]))
     return 0
 
 

@@ -1,23 +1,41 @@
-"""Pictures of what the evaluations found, as PNG (or whatever the file's ending says).
+"""Pictures of what the evaluations found, as PNG (or another format that the file's ending names).
 
 matplotlib is an extra, imported when the first picture is drawn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from paged_stream.evaluation.perplexity import perplexity_of
-from paged_stream.evaluation.report import Row
 
-# Predictions that a point of a curve is the mean of, at least: spans with fewer are joined.
+Row = Mapping[str, Any]  # of a result file
+
+# A point of a curve is the mean of at least this many predictions; smaller spans are joined.
 _POINT = 64
+# Told apart by people with any kind of colour vision, and on paper.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_STYLE: dict[str, Any] = {
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": "medium",
+    "figure.dpi": 110,
+    "figure.titlesize": "large",
+    "grid.alpha": 0.3,
+    "legend.fontsize": "small",
+    "legend.framealpha": 0.9,
+    "xtick.labelsize": "small",
+    "ytick.labelsize": "small",
+}
+_SIZE = (8, 4.5)  # inches
 
 
 def pyplot() -> Any:
-    """matplotlib.pyplot, which draws to files only.
+    """Return matplotlib.pyplot, set up to draw to files, in this module's style.
 
     Raises:
         ImportError: says what to install.
@@ -31,23 +49,25 @@ def pyplot() -> Any:
     matplotlib.use("Agg")
     import matplotlib.pyplot
 
+    colours: Any = {"axes.prop_cycle": matplotlib.cycler(color=_COLOURS)}
+    matplotlib.rcParams.update(_STYLE | colours)
     return matplotlib.pyplot
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write the picture and forget it.
+    """Write the picture and free its memory.
 
     Raises:
-        ValueError: a file whose ending names no format.
+        ValueError: the file's ending names no format.
     """
     try:
-        figure.savefig(path, dpi=100)
+        figure.savefig(path)
     finally:
         pyplot().close(figure)
 
 
 def curve(spans: Iterable[dict[str, Any]]) -> tuple[list[int], list[float]]:
-    """Positions, and perplexities up to there from the one before."""
+    """Return positions, and at each the perplexity since the position before."""
     positions: list[int] = []
     values: list[float] = []
     nll, count, spans = 0.0, 0, list(spans)
@@ -63,106 +83,239 @@ def curve(spans: Iterable[dict[str, Any]]) -> tuple[list[int], list[float]]:
 
 
 def plot_curves(rows: Sequence[Row], path: Path) -> None:
-    """Perplexity against position on a log scale, one line per variant: the paper's figure 3."""
-    plt = pyplot()
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    """Draw perplexity against position on a log scale, one line per variant: the paper's figure 3.
+
+    A dashed line marks where the caches are full, so that the first token leaves the window.
+    """
+    figure, axes = pyplot().subplots(figsize=_SIZE, layout="constrained")
     for row in rows:
         sampled = row["scored"] < row["tokens"] / 2  # so the line is unsteady
-        style = {"linestyle": ":", "marker": ".", "alpha": 0.7} if sampled else {}
-        axes.plot(*curve(row["spans"]), label=row["variant"], linewidth=1.2, **style)
-    axes.set(yscale="log", xlabel="tokens", ylabel="perplexity")
-    axes.grid(axis="y", which="both", alpha=0.3)
-    axes.legend(title="sinks + window")
+        style = {"linestyle": ":", "marker": ".", "alpha": 0.8} if sampled else {}
+        axes.plot(*curve(row["spans"]), label=_variant(row), linewidth=1.5, **style)
+    axes.set(
+        title=f"{_model(rows[0]['model'])}: perplexity along one text",
+        xlabel="position in the text (tokens)",
+        ylabel="perplexity since the last point (log scale)",
+        xlim=(0, None),
+    )
+    _log_scale(axes)
+    _thousands(axes.xaxis)
+    _mark_full_caches(axes, rows)
+    axes.legend(title="visible to each token")
     save(figure, path)
 
 
 def plot_ablation(rows: Sequence[Row], path: Path) -> None:
-    """Perplexity over all tokens, one bar per variant."""
-    plt = pyplot()
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    """Draw perplexity over all tokens, one bar per variant."""
+    figure, axes = pyplot().subplots(figsize=_SIZE, layout="constrained")
     values = [row["perplexity"] or 0.0 for row in rows]
-    bars = axes.bar([row["variant"] for row in rows], values)
-    axes.bar_label(bars, fmt="%.2f")
-    is_steep = max(values) > 20 * min(values)
-    axes.set(yscale="log" if is_steep else "linear", xlabel="sinks + window", ylabel="perplexity")
+    bars = axes.bar([row["variant"] for row in rows], values, width=0.6)
+    axes.bar_label(bars, fmt="%.2f", padding=2)
+    axes.set(
+        title=f"{_model(rows[0]['model'])}: perplexity over {rows[0]['tokens']:,} tokens",
+        xlabel="visible to each token (sink tokens + window)",
+        ylabel="perplexity",
+    )
+    axes.grid(visible=False, axis="x")
+    if max(values) > 20 * min(values):
+        _log_scale(axes)
+    else:
+        axes.set_ylim(0, 1.1 * max(values))
     save(figure, path)
 
 
 def plot_long(row: Row, path: Path) -> None:
-    """Perplexity, time per token and resident memory of one stream against its length."""
-    plt = pyplot()
+    """Draw perplexity, time per token and resident memory of one stream against its length."""
     spans = row["spans"]
     tokens = [span["stop"] for span in spans]
-    figure, (top, middle, bottom) = plt.subplots(
-        3, 1, sharex=True, figsize=(7, 7), layout="constrained"
+    figure, (top, middle, bottom) = pyplot().subplots(
+        3, 1, sharex=True, figsize=(8, 7.5), layout="constrained"
     )
-    top.plot(*curve(spans), linewidth=1.0)
-    top.set(yscale="log", ylabel="perplexity", title=f"One stream, {row['variant']}")
+    figure.suptitle(
+        f"{_model(row['model'])}: one stream of {row['tokens']:,} tokens, {_variant(row)}"
+    )
+    top.plot(*curve(spans), linewidth=1.0, color=_COLOURS[0])
+    top.set(ylabel="perplexity (log scale)")
+    _log_scale(top)
     speeds = [1e6 * span["seconds"] / (span["stop"] - span["start"]) for span in spans]
-    middle.plot(tokens, speeds, color="tab:green", linewidth=1.0)
-    middle.set(ylabel="µs per token", ylim=(0, 1.5 * sorted(speeds)[len(speeds) // 2]))
+    middle.plot(tokens, speeds, color=_COLOURS[1], linewidth=1.0)
+    highest = 1.5 * sorted(speeds)[len(speeds) // 2]
+    middle.set(ylabel="time per token (µs)", ylim=(0, highest))
+    if max(speeds) > highest:
+        middle.set_title("peaks beyond the frame are cut off", fontsize="x-small", loc="right")
     resident = [span["rss"] / 2**20 for span in spans]
-    bottom.plot(tokens, resident, color="tab:orange", linewidth=1.0)
-    bottom.set(ylabel="resident MiB", ylim=(0, 1.2 * max(resident)), xlabel="tokens in the stream")
+    bottom.plot(tokens, resident, color=_COLOURS[2], linewidth=1.0)
+    bottom.set(
+        ylabel="resident memory (MiB)",
+        ylim=(0, 1.2 * max(resident)),
+        xlabel="position in the stream (tokens)",
+    )
+    for axes in (middle, bottom):
+        _thousands(axes.yaxis)
+    _thousands(bottom.xaxis)
     save(figure, path)
 
 
 def plot_recall(rows: Sequence[Row], path: Path) -> None:
-    """Recall against the distance of what is asked for, one line per cache."""
-    plt = pyplot()
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for name in dict.fromkeys(row["variant"] for row in rows):
+    """Draw recall against the distance to the line that is asked for, one line per cache.
+
+    A point is hollow if no question there was about a line that was still visible. A dotted line
+    in the cache's colour shows where its window ends.
+    """
+    figure, axes = pyplot().subplots(figsize=_SIZE, layout="constrained")
+    distances = sorted({row["distance"] for row in rows})
+    names = list(dict.fromkeys(row["variant"] for row in rows))
+    for number, name in enumerate(names):
+        colour = _COLOURS[number % len(_COLOURS)]
         points = [row for row in rows if row["variant"] == name]
-        distances = [row["distance"] for row in points]
-        axes.plot(distances, [100 * row["recall"] for row in points], marker="o", label=name)
-    axes.set(xlabel="lines between an answer and its question", ylabel="recall, %", ylim=(-3, 103))
-    axes.grid(alpha=0.3)
-    axes.legend(title="sinks + window")
+        points.sort(key=lambda row: row["distance"])
+        # Distances stand evenly spaced, whatever they are.
+        x = [distances.index(row["distance"]) for row in points]
+        axes.plot(x, [100 * row["recall"] for row in points], color=colour, linewidth=1.5)
+        for at, row in zip(x, points, strict=True):
+            inside = colour if row["visible"] else "white"
+            axes.plot(at, 100 * row["recall"], "o", color=colour, markerfacecolor=inside)
+        axes.plot([], [], "o-", color=colour, label=name)
+        if (end := _window_end(points, x)) is not None:
+            axes.axvline(end, color=colour, linestyle=":", linewidth=1.5)
+    axes.plot([], [], "o", color="0.4", markerfacecolor="white", label="line no longer visible")
+    axes.plot([], [], ":", color="0.4", label="end of the window")
+    axes.set(
+        title=f"{_model(rows[0]['model'])}: asked for a line of the stream",
+        xlabel="lines that came after it",
+        ylabel="answered correctly (%)",
+        ylim=(-3, 103),
+    )
+    axes.set_xticks(range(len(distances)), [str(distance) for distance in distances])
+    axes.legend(title="sink tokens + window")
     save(figure, path)
 
 
+def _window_end(points: Sequence[Row], x: Sequence[int]) -> float | None:
+    """Where the lines that are asked for leave the window: at the first distance at which some
+    have, or right before it if all have. ``None`` if none has."""
+    for at, row in zip(x, points, strict=True):
+        if row["gone"]:
+            return at if row["visible"] else at - 0.5
+    return None
+
+
 def plot_rounds(rows: Sequence[Row], path: Path) -> None:
-    """Answers that were right so far, against the length of the dialogue."""
-    plt = pyplot()
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    """Draw the share of correct answers so far against the number of questions."""
+    figure, axes = pyplot().subplots(figsize=_SIZE, layout="constrained")
     for row in rows:
         hits = row["hits"]
         share = [100 * sum(hits[: i + 1]) / (i + 1) for i in range(len(hits))]
-        axes.plot(range(1, len(hits) + 1), share, label=row["variant"])
-    axes.set(xlabel="rounds", ylabel="exact match so far, %", ylim=(-3, 103))
-    axes.grid(alpha=0.3)
-    axes.legend(title="sinks + window")
+        axes.plot(range(1, len(hits) + 1), share, label=row["variant"], linewidth=1.5)
+    axes.set(
+        title=f"{_model(rows[0]['model'])}: questions in one stream",
+        xlabel="questions asked",
+        ylabel="answered correctly so far (%)",
+        xlim=(0, None),
+        ylim=(-3, 103),
+    )
+    axes.legend(title="sink tokens + window")
     save(figure, path)
 
 
 def plot_attention(
-    logits: Any, layers: Sequence[int], heads: Sequence[int], shares: Any, path: Path
+    logits: Any, layers: Sequence[int], heads: Sequence[int], shares: Any, path: Path, *, model: str
 ) -> None:
-    """Average attention logits of some layers and heads (the paper's figure 2), and below, how
-    much of the attention each sink token gets, layer by layer.
+    """Draw average attention logits of some layers and heads (the paper's figure 2), and below,
+    how much of the attention each sink token gets, layer by layer.
 
     Args:
         logits: [layers, heads, T, T], NaN where a query sees no key; indexed as ``layers`` and
             ``heads`` say.
-        shares: [all layers, S].
+        shares: [all layers, S], averaged over heads.
+        model: name for the title.
     """
     plt = pyplot()
-    width = max(len(layers), 2)
-    figure = plt.figure(figsize=(2.2 * width, 2.2 * len(heads) + 3), layout="constrained")
-    grid = figure.add_gridspec(len(heads) + 1, len(layers), height_ratios=[2] * len(heads) + [2.5])
+    columns, rows = len(layers), len(heads)
+    figure = plt.figure(figsize=(2.5 * max(columns, 3), 2.6 * rows + 3.2), layout="constrained")
+    figure.suptitle(f"{_model(model)}: where attention goes")
+    above, below = figure.subfigures(2, 1, height_ratios=[2.6 * rows, 3.2])
+    grid = above.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for column, layer in enumerate(layers):
         for row, head in enumerate(heads):
-            axes = figure.add_subplot(grid[row, column])
-            picture = axes.imshow(logits[column, row].numpy(), cmap="viridis")
-            axes.set(title=f"layer {layer}, head {head}", xticks=[], yticks=[])
-            axes.title.set_fontsize(8)
-            figure.colorbar(picture, ax=axes, shrink=0.7).ax.tick_params(labelsize=6)
-    axes = figure.add_subplot(grid[len(heads), :])
+            _plot_map(above, grid[row, column], logits[column, row].numpy(), layer, head)
+    above.supxlabel("position of the key (tokens)", fontsize="medium")
+    above.supylabel("position of the query", fontsize="medium")
+    _plot_shares(below.subplots(), shares)
+    save(figure, path)
+
+
+def _plot_map(figure: Any, axes: Any, values: Any, layer: int, head: int) -> None:
+    picture = axes.imshow(values, cmap="viridis")
+    axes.set_title(f"layer {layer}, head {head}", fontsize="small")
+    axes.grid(visible=False)
+    step = max(1, len(values) // 4)
+    ticks = range(0, len(values), step)
+    axes.set(xticks=ticks, yticks=ticks)
+    bar = figure.colorbar(picture, ax=axes, shrink=0.6, aspect=12)
+    bar.ax.tick_params(labelsize=7)
+    bar.ax.set_title("logit", fontsize=7)
+
+
+def _plot_shares(axes: Any, shares: Any) -> None:
     below = [0.0] * len(shares)
     for sink in range(shares.shape[1]):
-        part = shares[:, sink].tolist()
+        part = [100 * share for share in shares[:, sink].tolist()]
         axes.bar(range(len(part)), part, bottom=below, label=f"token {sink}")
         below = [a + b for a, b in zip(below, part, strict=True)]
-    axes.set(xlabel="layer", ylabel="share of attention", ylim=(0, 1))
-    axes.legend(fontsize=7, ncols=shares.shape[1])
-    save(figure, path)
+    axes.set(
+        title="Attention that the first tokens of a long text get, averaged over heads and queries",
+        xlabel="layer",
+        ylabel="share of attention (%)",
+        xlim=(-0.6, len(shares) - 0.4),
+        ylim=(0, 100),
+    )
+    axes.set_xticks(range(0, len(shares), 1 if len(shares) <= 16 else 2))
+    axes.grid(visible=False, axis="x")
+    axes.legend(ncols=min(shares.shape[1], 8))
+
+
+def _model(name: str) -> str:
+    """A model's name, or the last part of its path."""
+    return Path(name).name
+
+
+def _variant(row: Row) -> str:
+    """What a token sees, in words."""
+    if row["window_size"] is None:
+        return "everything (dense)"
+    sinks, window = row["num_sink_tokens"], row["window_size"]
+    if row["variant"].startswith("recompute"):
+        return f"window of {sinks + window:,}, computed anew"
+    return f"{sinks} sink tokens + window of {window:,}" if sinks else f"window of {window:,} alone"
+
+
+def _mark_full_caches(axes: Any, rows: Sequence[Row]) -> None:
+    sizes = {row["num_sink_tokens"] + row["window_size"] for row in rows if row["window_size"]}
+    for size in sorted(sizes):
+        axes.axvline(size, color="0.4", linestyle="--", linewidth=1.0)
+        axes.annotate(
+            f"{size:,} tokens: the window is full",
+            (size, 0.98),
+            xycoords=axes.get_xaxis_transform(),
+            xytext=(4, 0),
+            textcoords="offset points",
+            rotation=90,
+            va="top",
+            fontsize="x-small",
+            color="0.3",
+        )
+
+
+def _log_scale(axes: Any) -> None:
+    """A logarithmic y axis whose ticks are plain numbers."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _thousands(axis: Any) -> None:
+    axis.set_major_formatter("{x:,.0f}")
