@@ -48,8 +48,9 @@ def pyplot() -> Any:
         ) from None
     matplotlib.use("Agg")
     import matplotlib.pyplot
+    from matplotlib.rcsetup import cycler
 
-    colours: Any = {"axes.prop_cycle": matplotlib.cycler(color=_COLOURS)}
+    colours: Any = {"axes.prop_cycle": cycler("color", _COLOURS)}
     matplotlib.rcParams.update(_STYLE | colours)
     return matplotlib.pyplot
 
