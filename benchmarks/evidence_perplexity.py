@@ -36,7 +36,7 @@ def figures(rows: Rows) -> list[str]:
     ]
     within = sum(abs(row["difference_percent"]) <= LIMIT_PERCENT for row in rows)
     parts = [
-        f"### {model}: against an independent implementation",
+        f"## {model}: against an independent implementation",
         command(rows),
         paragraph(
             "Every figure made without this engine, by banded masks over transformers' weights in "
@@ -94,7 +94,7 @@ def modes(key: str) -> Callable[[Rows], list[str]]:
         gain = found[window]["perplexity_beyond"] / found[streaming]["perplexity_beyond"]
         beyond = rows[0]["beyond"]
         return [
-            f"### {NAMES[key]}: four kinds of attention on one text (figure 3, table 1)",
+            f"## {NAMES[key]}: four kinds of attention on one text (figure 3, table 1)",
             command(rows),
             table(
                 (
@@ -131,7 +131,7 @@ def linebreak(rows: Rows) -> list[str]:
         for row, theirs in zip(rows, paper, strict=True)
     ]
     return [
-        "### Sink tokens replaced by line breaks (table 1)",
+        "## Sink tokens replaced by line breaks (table 1)",
         command(rows),
         table(("visible", "perplexity", "paper: Llama-2-13B, 1,024 visible"), lines),
         paragraph(
@@ -160,7 +160,7 @@ def sinks(key: str) -> Callable[[Rows], list[str]]:
         none, one, *_ = [row["perplexity"] for row in rows]
         four = next(row["perplexity"] for row in rows if row["num_sink_tokens"] == 4)
         return [
-            f"### {NAMES[key]}: how many sink tokens (table 2)",
+            f"## {NAMES[key]}: how many sink tokens (table 2)",
             command(rows),
             table(head, ours + theirs),
             paragraph(
@@ -192,7 +192,7 @@ def cache(rows: Rows) -> list[str]:
     values = [row["perplexity"] for row in rows]
     falls = all(later <= earlier for earlier, later in zip(values, values[1:], strict=False))
     return [
-        "### Cache sizes (table 6)",
+        "## Cache sizes (table 6)",
         command(rows),
         table(
             ("sinks and window", *map(str, sizes)),
@@ -231,7 +231,7 @@ def long_haul(rows: Rows) -> list[str]:
     if len(passes) > 1:
         flat = holds(all(abs(value / passes[0][1] - 1) <= 0.01 for _, value in passes))
     return [
-        f"### One stream of {total:,} tokens (figure 5)",
+        f"## One stream of {total:,} tokens (figure 5)",
         command(rows),
         *([table(("tokens", "perplexity", "against the first pass"), lines)] if passes else []),
         paragraph(

@@ -50,7 +50,7 @@ def attention(key: str) -> Callable[[Rows], list[str]]:
                 f"Layers 12 to 29 differ from the independent figures by {max(gaps):.3f} at most. "
             )
         return [
-            f"### {NAMES[key]}: where attention goes (figure 2)",
+            f"## {NAMES[key]}: where attention goes (figure 2)",
             command(rows),
             paragraph(
                 text + "As in the paper, the lowest layers attend to what is near, and beyond them "
@@ -81,7 +81,7 @@ def sink_token(rows: Rows) -> list[str]:
     one, four = found["sink token", 1], found["vanilla", 4]
     head = ["model", *(f"{count}+{size['cache'] - count}" for count in counts)]
     return [
-        "### Training with a sink token (table 3)",
+        "## Training with a sink token (table 3)",
         command(rows),
         table(head, lines),
         paragraph(
@@ -111,7 +111,7 @@ def recall(key: str) -> Callable[[Rows], list[str]]:
         gone, hits = (sum(row[name] for row in rows) for name in ("gone", "gone_hits"))
         seen, right = (sum(row[name] for row in rows) for name in ("visible", "visible_hits"))
         return [
-            f"### {NAMES[key]}: StreamEval, recall against distance (table 7)",
+            f"## {NAMES[key]}: StreamEval, recall against distance (table 7)",
             command(rows),
             table(("lines back", *variants), lines),
             paragraph(
@@ -146,7 +146,7 @@ def dialogue(key: str) -> Callable[[Rows], list[str]]:
         window = next(share for name, share in found.items() if name.startswith("0+"))
         streaming = next(share for name, share in found.items() if name[0] in "123456789")
         return [
-            f"### {NAMES[key]}: {rows[0]['rounds']} questions in one stream (table 5)",
+            f"## {NAMES[key]}: {rows[0]['rounds']} questions in one stream (table 5)",
             command(rows),
             table(("visible", "longest stream", "exact match", "second half"), lines),
             paragraph(

@@ -1,4 +1,5 @@
-"""Writes what was measured into README.md, between its two markers.
+"""Writes what was measured into docs/measurements.md, and a summary into README.md, each between
+two markers.
 
     python -m benchmarks.report
 
@@ -13,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import parser, read_results
+from benchmarks.report_summary import summary_lines
 from benchmarks.texts import NOVELS
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README, MEASUREMENTS = ROOT / "README.md", ROOT / "docs" / "measurements.md"
 BEGIN = "<!-- benchmarks: begin; python -m benchmarks.report writes what follows -->"
 END = "<!-- benchmarks: end -->"
 
@@ -86,7 +89,7 @@ def perplexity(rows: Rows) -> str:
         "sink_effect",
         f" (`--model` for the others), {rows[0]['dtype']}, of each novel in each way the longest "
         "span. The independent figure comes from banded masks over transformers' weights, made "
-        "without this engine; [docs/evidence.md](docs/evidence.md) has all:",
+        "without this engine; [Evidence](evidence.md) has all of them:",
         table(
             ("model", "text", "sinks + window", "perplexity", "independent", "difference"), lines
         ),
@@ -269,7 +272,7 @@ def recompute(rows: Rows) -> str:
             ),
             lines,
         ),
-        "![time per token](benchmarks/results/recompute.png)",
+        "![time per token](../benchmarks/results/recompute.png)",
     )
 
 
@@ -295,7 +298,7 @@ def stream_positions(rows: Rows) -> str:
         f"Of two such streams that take turns, the one at position {row['far']:,} takes "
         f"{row['ratio']:.3f} times as long per token as the one at {row['near']:,} "
         f"({row['far_us_per_token']:.0f} and {row['near_us_per_token']:.0f} microseconds)."
-    ) + ("\n\n![time and memory](benchmarks/results/stream.png)")
+    ) + ("\n\n![time and memory](../benchmarks/results/stream.png)")
 
 
 def turns(rows: Rows) -> str:
@@ -431,6 +434,11 @@ def render(results: Mapping[str, Rows]) -> str:
     return "\n\n".join([paragraph(f"Measured on {'; '.join(measured)}."), *parts])
 
 
+def summary(results: Mapping[str, Rows]) -> str:
+    """The README's one table."""
+    return table(("what", "here", "beside it"), summary_lines(results))
+
+
 def insert(text: str, part: str) -> str:
     """``text`` with ``part`` between the markers.
 
@@ -444,10 +452,17 @@ def insert(text: str, part: str) -> str:
     return f"{before}{BEGIN}\n\n{part}\n\n{END}{after}"
 
 
+def pages(results: Mapping[str, Rows]) -> dict[Path, str]:
+    """Every page that figures are written into, as it should be."""
+    parts = {README: summary(results), MEASUREMENTS: render(results)}
+    return {page: insert(page.read_text(), part) for page, part in parts.items()}
+
+
 def main() -> None:
     parser(__doc__).parse_args()
-    README.write_text(insert(README.read_text(), render(read_results())))
-    print(f"wrote {README}")
+    for page, text in pages(read_results()).items():
+        page.write_text(text)
+        print(f"wrote {page}")
 
 
 if __name__ == "__main__":

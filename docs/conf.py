@@ -1,29 +1,44 @@
-"""How Sphinx builds the documentation: `make docs`."""
+"""How Sphinx builds the documentation: ``make docs``."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
+from sphinx.application import Sphinx
+
 import paged_stream
 
-sys.path.append(str(Path(__file__).parent / "_extensions"))
+sys.path.append(str(Path(__file__).parent))
+
+from command_reference import command_reference  # noqa: E402  (it lies beside this file)
 
 project = "paged_stream"
-author = copyright = "the paged_stream authors"
+author = copyright = "the authors of paged_stream"
 version = release = paged_stream.__version__
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_parser", "command_options"]
-exclude_patterns = ["_extensions"]
-default_role = "py:obj"
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_parser"]
+default_role = "py:obj"  # single backticks in docstrings
+highlight_language = "text"
 
 myst_heading_anchors = 3
 myst_enable_extensions = ["deflist"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
-autoclass_content = "class"
+autodoc_mock_imports: list[str] = []
 napoleon_numpy_docstring = False
 
 html_theme = "furo"
 html_title = f"paged_stream {version}"
+html_show_sphinx = False
+html_copy_source = False
+
+
+def insert_command_reference(app: Sphinx, name: str, source: list[str]) -> None:
+    """Put the options of every command where the page asks for them."""
+    source[0] = source[0].replace("<!-- command reference -->", "\n".join(command_reference()))
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("source-read", insert_command_reference)
