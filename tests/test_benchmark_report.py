@@ -1,11 +1,11 @@
-"""The README's figures are written from result files; here from files with made-up figures."""
+"""Figures on pages are written from result files; here from files with made-up figures."""
 
 from __future__ import annotations
 
 import pytest
 
 from benchmarks.harness import read_results, write_results
-from benchmarks.report import BEGIN, END, insert, render
+from benchmarks.report import BEGIN, END, insert, pages, render, summary
 
 DECODE = {"model": "m", "dtype": "bfloat16", "batch": 4, "prompt": 64, "new_tokens": 48}
 PEER = {
@@ -89,3 +89,18 @@ def test_only_what_is_between_the_markers_changes(results):
 def test_a_page_without_its_markers_is_left_alone(page):
     with pytest.raises(ValueError, match="must have these two lines once"):
         insert(page, "text")
+
+
+def test_the_pages_say_what_the_results_say():
+    for page, text in pages(read_results()).items():
+        assert page.read_text() == text, "run `python -m benchmarks.report`"
+
+
+def test_the_summary_has_each_peer_at_its_best(tmp_path):
+    slow = PEER | {"ours": "auto", "prompt": 64, "peer": "llama.cpp, Q4_1"}
+    fast = slow | {"peer": "llama.cpp, Q4_1, flash attention", "peer_tokens_per_second": 70.0}
+    write_results("peer_llama_cpp", [slow, fast], tmp_path)
+    lines = summary(read_results(tmp_path)).splitlines()
+    assert lines[2:] == [
+        "| decode, batch 1, weights in the file's 4 bits | 90 tokens/s | llama.cpp 70 |"
+    ]

@@ -1,8 +1,9 @@
-"""The examples in README.md and docs/ do what they say, as they are printed, with the model that
-they name."""
+"""The examples on the pages do what they say, as they are printed, with the model that they name;
+and what the pages point at is there."""
 
 from __future__ import annotations
 
+import doctest
 import os
 import re
 import shlex
@@ -13,11 +14,14 @@ from pathlib import Path
 
 import pytest
 
+import paged_stream.batch
 from paged_stream import cli
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = "paged-stream"
+# Files that a page tells to make.
+MADE = {"benchmarks/results/gpu", "paged_stream/models/families/starcoder2.py"}
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -75,6 +79,24 @@ def test_python(page, folder_of_a_user, ray, request):
         exec(compile(block, page, "exec"), namespace)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("page", pages_with("pycon"))
+def test_errors_are_those_that_are_printed(page, folder_of_a_user, request):
+    sessions = "\n".join(blocks(page, "pycon"))
+    test = doctest.DocTestParser().get_doctest(sessions, {}, page.name, str(page), 0)
+    results = doctest.DocTestRunner().run(test, clear_globs=False)
+    assert results.attempted and not results.failed
+
+
+@pytest.mark.parametrize("page", pages_with("console"))
+def test_commands_print_what_stands_below_them(page, folder_of_a_user, capfd):
+    for block in blocks(page, "console"):
+        command, *printed = block.strip().splitlines()
+        assert shlex.split(command)[:2] == ["$", COMMAND]
+        cli.main(shlex.split(command)[2:])
+        assert "".join(capfd.readouterr()).splitlines()[-len(printed) :] == printed
+
+
 @pytest.mark.parametrize("page", pages_with("sh"))
 def test_commands_have_the_options_that_are_printed(page):
     commands = [words for code in blocks(page, "sh") for words in lines(code) if COMMAND in words]
@@ -91,7 +113,7 @@ def test_the_pages_with_commands_are_known():
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.parametrize("page", ["README.md", "docs/scaling.md"])
+@pytest.mark.parametrize("page", ["docs/tutorial.md", "docs/scaling.md"])
 def test_batches(page, folder_of_a_user, ray, capfd):
     """Commands on the input that the same block has written."""
     script = [words for code in blocks(ROOT / page, "sh") for words in lines(code)]
@@ -102,3 +124,28 @@ def test_batches(page, folder_of_a_user, ray, capfd):
         assert cli.main(words[1:]) == 0
         assert capfd.readouterr().out
     assert Path("answers").exists() == any("--dry-run" not in words for words in commands)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_a_page_names_are_there(page):
+    """Links between pages, pictures, and paths in the code."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
+    folders = "|".join(path.name for path in ROOT.iterdir() if path.is_dir())
+    paths = re.findall(rf"`((?:{folders})/[\w./-]+)`", text)
+    paths = [path for path in paths if path not in MADE and not path.startswith("build/")]
+    missing = [link for link in links if not (page.parent / link).exists()]
+    missing += [path for path in paths if not (ROOT / path).exists()]
+    assert missing == []
+
+
+def test_every_public_name_is_in_the_reference():
+    reference = (ROOT / "docs" / "api.md").read_text()
+    shown = re.findall(r"auto(?:class|function|exception):: [\w.]*?(\w+)$", reference, re.MULTILINE)
+    assert not {*paged_stream.__all__, *paged_stream.batch.__all__} - set(shown)
+
+
+def test_every_page_is_in_the_table_of_contents():
+    contents = re.findall(r"^[\w-]+$", (ROOT / "docs" / "index.md").read_text(), re.MULTILINE)
+    pages = {page.stem for page in (ROOT / "docs").glob("*.md")}
+    assert pages - {"index"} == set(contents)
