@@ -39,15 +39,16 @@ SECTIONS: tuple[tuple[str, Callable[[Rows], list[str]]], ...] = (
 )
 INTRODUCTION = (
     "# Evidence",
-    "Written by `python -m benchmarks.evidence` from the files in `benchmarks/results`; not edited "
-    "by hand.",
-    "What the StreamingLLM paper ([arXiv 2309.17453](https://arxiv.org/abs/2309.17453)) claims, "
-    "the command that checks it here, and its figures beside the paper's. The paper measures "
-    "models of 7 to 70 billion parameters on PG19; here small models read Jane Austen's novels, "
-    "so what can be compared is the shape of a result, not its size. `$TEXTS` is the folder of "
-    "texts and `$QWEN` the model file that `python -m benchmarks.fetch --models` names. Sinks + "
-    "window count the tokens that a query sees, itself included: the paper's 4 + 1020 is 4 + "
-    "1021 here.",
+    "`python -m benchmarks.evidence` writes this page from the files in `benchmarks/results`. It "
+    "is not edited by hand.",
+    "For each claim of the StreamingLLM paper "
+    "([arXiv 2309.17453](https://arxiv.org/abs/2309.17453)), it has the command that checks the "
+    "claim here, and the figures beside the paper's. The paper measures models of 7 to 70 billion "
+    "parameters on PG19. Here, small models read Jane Austen's novels, so what can be compared is "
+    "the shape of a result and not its size.",
+    "`$TEXTS` is the folder of texts, and `$QWEN` the model file that `python -m benchmarks.fetch "
+    "--models` names. Sinks + window count the tokens that a query sees, itself included: the "
+    "paper's 4 + 1020 is 4 + 1021 here.",
 )
 
 

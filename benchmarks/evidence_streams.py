@@ -8,8 +8,8 @@ from benchmarks.evidence_text import (
     NAMES,
     Rows,
     by_variant,
+    claim,
     command,
-    holds,
     number,
     percent,
     picture,
@@ -33,15 +33,15 @@ def attention(key: str) -> Callable[[Rows], list[str]]:
             if row["share"] > 0.1
         ]
         text = (
-            f"Share of attention that the first 4 tokens get from queries beyond "
-            f"{rows[0]['first_query']:,} of {rows[0]['tokens']:,} tokens: {mean:.3f} on average "
-            f"over layers and heads (independent figure: {MEAN_SHARES[key]:.3f}), "
-            f"{max(per_layer):.2f} in the layer that has most. "
+            f"The text has {rows[0]['tokens']:,} tokens. Queries beyond "
+            f"{rows[0]['first_query']:,} give the first 4 tokens a share of {mean:.3f} of their "
+            f"attention, averaged over layers and heads (independent figure: "
+            f"{MEAN_SHARES[key]:.3f}). In the layer that gives most, it is {max(per_layer):.2f}. "
         )
         if first:
             text += (
-                f"In layers where it is above 0.1, at least {percent(min(first))} of it is the "
-                f"first token's alone{': the model has one sink' if min(first) > 0.9 else ''}. "
+                f"In layers where it is above 0.1, at least {percent(min(first))} of it goes to "
+                f"the first token alone{': the model has one sink' if min(first) > 0.9 else ''}. "
             )
         if key == "smollm2" and rows[0]["tokens"] == 2048:
             expected = map(float, SHARES.split())
@@ -53,9 +53,9 @@ def attention(key: str) -> Callable[[Rows], list[str]]:
             f"## {NAMES[key]}: where attention goes (figure 2)",
             command(rows),
             paragraph(
-                text + "As in the paper, the lowest layers attend to what is near, and beyond them "
-                "the first token is the bright column. In Llama-2-7B that begins with layer 2, "
-                "here later."
+                text + "As in the paper, the lowest layers attend to what is near, and above them "
+                "the first token is the bright column. That begins with layer 2 in Llama-2-7B, and "
+                "later here."
             ),
             picture(f"attention_{key}", "average attention logits, and shares of the first tokens"),
         ]
@@ -87,14 +87,18 @@ def sink_token(rows: Rows) -> list[str]:
         paragraph(
             f"Two models of one shape ({size['num_layers']} layers of {size['hidden_size']}, "
             f"{size['context']} tokens per sample, {size['steps']:,} steps of "
-            f"{size['batch_size']}), the same slices of five novels, evaluated on the first "
-            f"{size['eval_tokens']:,} tokens of the sixth. That the trained sink token alone does "
-            f"as well as four sink tokens on the vanilla model {holds(one <= 1.01 * four)}: "
-            f"{signed(one / four)}. Without any sink token, the one that was trained with it is "
-            f"{found['sink token', 0] / one:.2f} times as perplexed, the vanilla model "
+            f"{size['batch_size']}) read the same slices of five novels. They are evaluated on the "
+            f"first {size['eval_tokens']:,} tokens of the sixth. "
+            + claim(
+                "the trained sink token alone does as well as four sink tokens on the vanilla "
+                f"model ({signed(one / four)})",
+                one <= 1.01 * four,
+            )
+            + " Without any sink token, the perplexity of the model that was trained with one is "
+            f"{found['sink token', 0] / one:.2f} times as high, and that of the vanilla model "
             f"{found['vanilla', 0] / four:.2f} times. The paper's models have 160 million "
-            "parameters and were trained for 143,000 steps of 256; attention that settles on a "
-            "sink grows with training."
+            "parameters and were trained for 143,000 steps of 256. Attention settles on a sink "
+            "as training goes on."
         ),
     ]
 
@@ -116,13 +120,14 @@ def recall(key: str) -> Callable[[Rows], list[str]]:
             table(("lines back", *variants), lines),
             paragraph(
                 f"Of {gone:,} questions about a line that had left the window, {hits} were "
-                f"answered; of {seen:,} about one that was visible, {right}. That recall is zero "
-                f"past the window {holds(hits == 0)}: sink tokens are no memory. The paper has, "
-                "for Llama-2-7B-32K-Instruct with 4 + 2044, 85.8 % at 20 lines, 75.3 % at 80, 0 "
-                "from 100 on; with 4 + 8188, 62.8 % at 200 and 0 from 400 on. Its data was never "
-                "published: lines and questions here follow its description (23 tokens per line, a "
-                "question after every ten, answers stay in the stream). How much of what is "
-                "visible is found depends on the model, and this one is small."
+                f"answered. Of {seen:,} about a line that was visible, {right} were. "
+                + claim("recall is zero past the window", hits == 0)
+                + " Sink tokens are no memory. The paper has, for Llama-2-7B-32K-Instruct with "
+                "4 + 2044, 85.8 % at 20 lines, 75.3 % at 80, and 0 from 100 on. With 4 + 8188 it "
+                "has 62.8 % at 200 and 0 from 400 on. Its data was never published. Lines and "
+                "questions here follow its description: 23 tokens per line, a question after "
+                "every ten, and answers that stay in the stream. How much of what is visible is "
+                "found depends on the model, and this one is small."
             ),
             picture(f"recall_{key}", "recall against distance"),
         ]
@@ -150,19 +155,23 @@ def dialogue(key: str) -> Callable[[Rows], list[str]]:
             command(rows),
             table(("visible", "longest stream", "exact match", "second half"), lines),
             paragraph(
-                "Pairs of question and answer are concatenated to one stream; what the model says "
-                "where an answer should come is right if the answer stands in it. One-shot asks "
-                "each question in a stream of its own. Paper, ARC-Easy, Llama-2-7B-Chat, 1,024 "
-                "tokens visible: one-shot 71.3 %, dense out of memory, window 3.6 %, streaming "
-                "71.3 %. ARC is in no package that these experiments can fetch; the questions "
-                "are about capitals, from the quiz of the BSD games, and the models small. In the "
-                f"second half, streaming is right in {percent(streaming)}, one-shot in "
-                f"{percent(one_shot)}, dense in {percent(dense)}, the plain window in "
-                f"{percent(window)}. That streaming does at least as well as one-shot "
-                f"{holds(streaming >= one_shot)}: earlier answers, of which it sees as many as "
-                "its window holds, serve as examples that one-shot does not have. That the plain "
-                f"window, which sees them too, gets less than half of what streaming gets "
-                f"{holds(window < streaming / 2)}."
+                "Pairs of question and answer follow each other in one stream. What the model says "
+                "is right if the answer stands in it. One-shot asks each question in a stream of "
+                "its own. The paper has, for ARC-Easy and Llama-2-7B-Chat with 1,024 tokens "
+                "visible: one-shot 71.3 %, dense out of memory, window 3.6 %, streaming 71.3 %. "
+                "ARC is in no package that these experiments can fetch. So the questions are about "
+                "capitals, from the quiz of the BSD games, and the models are small. In the second "
+                f"half, streaming is right in {percent(streaming)}, one-shot in "
+                f"{percent(one_shot)}, dense in {percent(dense)}, and the plain window in "
+                f"{percent(window)}. "
+                + claim("streaming does at least as well as one-shot", streaming >= one_shot)
+                + " It sees as many earlier answers as its window holds, and they serve as "
+                "examples that one-shot does not have. "
+                + claim(
+                    "the plain window, which sees them too, gets less than half of what streaming "
+                    "gets",
+                    window < streaming / 2,
+                )
             ),
             picture(f"dialogue_{key}", "exact match so far, round by round"),
         ]

@@ -33,8 +33,9 @@ def signed(ratio: float) -> str:
     return f"{100 * (ratio - 1):+.1f} %"
 
 
-def holds(condition: bool) -> str:
-    return "holds" if condition else "**does not hold**"
+def claim(text: str, condition: bool) -> str:
+    """A sentence that says whether something holds."""
+    return f"The claim that {text} {'holds' if condition else '**does not hold**'}."
 
 
 def command(rows: Rows) -> str:

@@ -87,9 +87,9 @@ def perplexity(rows: Rows) -> str:
     return section(
         "Perplexity",
         "sink_effect",
-        f" (`--model` for the others), {rows[0]['dtype']}, of each novel in each way the longest "
-        "span. The independent figure comes from banded masks over transformers' weights, made "
-        "without this engine; [Evidence](evidence.md) has all of them:",
+        f" (`--model` for other models), in {rows[0]['dtype']}, over the longest span of each "
+        "novel. The independent figure comes from banded masks over transformers' weights and was made "
+        "without this engine. [Evidence](evidence.md) has all spans:",
         table(
             ("model", "text", "sinks + window", "perplexity", "independent", "difference"), lines
         ),
@@ -236,10 +236,10 @@ def overhead(rows: Rows) -> str:
         for row in rows
     ]
     return section(
-        "Of a decode step, what is not the model",
+        "The part of a decode step that is not the model",
         "bench_overhead",
-        f", {rows[0]['dtype']}, window 1,020; one step at a time, as `LLMEngine` runs them here, "
-        "and eight in a group, as `LLM` and batches do (whose texts are longer when timed):",
+        f", {rows[0]['dtype']}, window 1,020. `LLMEngine` runs one step at a time here, `LLM` and "
+        "batches run eight in a group. The texts of the groups are longer when they are timed:",
         table(("batch", "sampling", "steps", "one step", "not the model", "share"), lines),
     )
 
@@ -330,10 +330,10 @@ def open_streams(rows: Rows) -> str:
     return section(
         f"{row['streams']:,} open streams",
         "bench_open_streams",
-        " on a cache that holds about 100, tiny random model: an idle one takes its K and V "
-        f"({row['kv_bytes'] / 2**10:.1f} KiB) and {row['other_bytes'] / 2**10:.1f} KiB of host "
-        f"memory beside; {row['active']} at a time, 8 tokens in and 8 out each, take "
-        f"{1e3 * row['round_seconds']:.0f} ms a round, parking included.",
+        " on a cache that holds about 100, tiny random model. An idle stream takes its keys and "
+        f"values ({row['kv_bytes'] / 2**10:.1f} KiB) and {row['other_bytes'] / 2**10:.1f} KiB of "
+        f"host memory on top. A round of {row['active']} streams, with 8 tokens in and 8 out each, "
+        f"takes {1e3 * row['round_seconds']:.0f} ms, parking included.",
     )
 
 
@@ -355,10 +355,10 @@ def batch_crash(rows: Rows) -> str:
     return section(
         f"A batch of {row['documents']:,} documents that is killed",
         "bench_batch crash",
-        f", tiny random model, two engines: after a third of {row['shards']} shards an engine is "
+        f", tiny random model, two engines. After a third of {row['shards']} shards an engine is "
         f"killed, after {row['shards_before_the_driver_died']} the driver with all that it has "
-        f"started. Resumed, it has {row['outputs']:,} outputs: {row['missing']} missing, "
-        f"{row['twice']} twice, {row['different']} other than in an undisturbed run.",
+        f"started. The resumed run has {row['outputs']:,} outputs: {row['missing']} are missing, "
+        f"{row['twice']} are there twice, {row['different']} differ from an undisturbed run.",
     )
 
 
@@ -369,20 +369,21 @@ def batch_overhead(rows: Rows) -> str:
         "What Ray costs a batch",
         "bench_batch overhead",
         f", {ray['documents']} documents, {ray['engines']} engines of one thread: "
-        f"{ray['rate']:.2f} documents per second and engine, in as many processes with one `LLM` "
-        f"each and nothing else {alone['rate']:.2f}: {100 * ray['share']:.1f} %.",
+        f"{ray['rate']:.2f} documents per second and engine. In as many processes with one `LLM` "
+        f"each and nothing else it is {alone['rate']:.2f}, so a batch reaches "
+        f"{100 * ray['share']:.1f} %.",
     )
 
 
 def pool(rows: Rows) -> str:
     (row,) = rows
     return section(
-        f"A pool with {row['streams']} streams that loses a worker",
+        f"A pool with {row['streams']} streams that loses a replica",
         "bench_pool",
         f", two replicas, {row['turns']} turns each: {row['streams_that_went_on']} streams went "
-        f"on, {row['streams_with_a_wrong_answer']} with a wrong answer; of the "
-        f"{row['streams_on_the_killed_replica']} on the killed replica "
-        f"{row['tokens_replayed']:,} tokens were computed again (a save every "
+        f"on, {row['streams_with_a_wrong_answer']} with a wrong answer. "
+        f"{row['streams_on_the_killed_replica']} were on the killed replica, and "
+        f"{row['tokens_replayed']:,} of their tokens were computed again (with a save every "
         f"{row['save_every_tokens']}).",
     )
 

@@ -305,6 +305,7 @@ def _mark_full_caches(axes: Any, rows: Sequence[Row]) -> None:
             va="top",
             fontsize="x-small",
             color="0.3",
+            bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1},
         )
 
 
