@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 from sphinx.application import Sphinx
 
 import paged_stream
-
-sys.path.append(str(Path(__file__).parent))
-
-from command_reference import command_reference  # noqa: E402  (it lies beside this file)
+from paged_stream.commands.reference import command_reference
 
 project = "paged_stream"
 author = copyright = "the authors of paged_stream"
@@ -20,6 +14,7 @@ version = release = paged_stream.__version__
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_parser"]
 default_role = "py:obj"  # single backticks in docstrings
 highlight_language = "text"
+smartquotes = False  # names of options keep their two dashes
 
 myst_heading_anchors = 3
 myst_enable_extensions = ["deflist"]
