@@ -115,7 +115,8 @@ def matrix_rate() -> float:
 
 
 def machine() -> dict[str, Any]:
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # from torch 2.11 on
+    # What torch 2.10 does not tell yet.
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return {
         "cpu": capabilities.get("cpu_name", platform.processor()),
         "threads": torch.get_num_threads(),

@@ -88,8 +88,8 @@ def perplexity(rows: Rows) -> str:
         "Perplexity",
         "sink_effect",
         f" (`--model` for other models), in {rows[0]['dtype']}, over the longest span of each "
-        "novel. The independent figure comes from banded masks over transformers' weights and was made "
-        "without this engine. [Evidence](evidence.md) has all spans:",
+        "novel. The independent figure comes from banded masks over transformers' weights and was "
+        "made without this engine. [Evidence](evidence.md) has all spans:",
         table(
             ("model", "text", "sinks + window", "perplexity", "independent", "difference"), lines
         ),

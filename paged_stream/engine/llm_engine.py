@@ -7,8 +7,6 @@ import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Self
 
-from tqdm import tqdm
-
 from paged_stream.config import EngineConfig, takes_config
 from paged_stream.engine.api import EngineApi, FilePath, OnEvict
 from paged_stream.engine.lifetime import when_abandoned
@@ -25,6 +23,7 @@ from paged_stream.engine.requests import (
 from paged_stream.engine.stats import engine_stats
 from paged_stream.engine.stream import Stream
 from paged_stream.scheduler.sampling_params import SamplingParams, whole_answer
+from paged_stream.system.progress_bar import Bar
 from paged_stream.text.chat import Messages
 from paged_stream.text.inputs import Prompt, naming_item
 
@@ -88,7 +87,7 @@ class LLMEngine(LoadedEngine, EngineApi):
     ) -> list[RequestOutput]:
         """Run requests until all are finished."""
         completions = {request_id: len(output.outputs) for request_id, output in outputs.items()}
-        with tqdm(total=sum(completions.values()), unit="completion", disable=not use_tqdm) as bar:
+        with Bar(total=sum(completions.values()), unit="completion", disable=not use_tqdm) as bar:
             try:
                 for request_id, output in outputs.items():
                     self.intake.add_request(
@@ -139,7 +138,7 @@ class LLMEngine(LoadedEngine, EngineApi):
             return scores
         request_id = next(self._free_names())
         self.intake.add_scoring(request_id, token_ids)
-        with tqdm(total=len(token_ids), unit="tok", disable=not use_tqdm, initial=1) as bar:
+        with Bar(total=len(token_ids), unit="tok", disable=not use_tqdm, initial=1) as bar:
             try:
                 for delta in self._run({request_id: 1}):
                     logprobs = delta.prompt_logprobs or ()
