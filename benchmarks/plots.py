@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import RESULTS
-from paged_stream.evaluation.plots import pyplot, save
+from paged_stream.evaluation.plot_style import pyplot, save
 
 Rows = Sequence[Mapping[str, Any]]
 

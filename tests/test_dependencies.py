@@ -19,7 +19,7 @@ OURS = {"paged_stream", "scheduler", "benchmarks", "tests"}
 NEEDS_EXTRA = {
     "paged_stream/commands/line_reader.py": "chat",
     "paged_stream/attention/xformers.py": "cuda",
-    "paged_stream/evaluation/plots.py": "eval",
+    "paged_stream/evaluation/plot_style.py": "eval",
     "paged_stream/batch/dataset.py": "ray",
     "paged_stream/batch/files.py": "ray",
     "paged_stream/batch/reading.py": "ray",

@@ -36,7 +36,7 @@ def check_outputs(args: argparse.Namespace) -> None:
         if path is not None and not path.absolute().parent.is_dir():
             raise ValueError(f"{name}: there is no folder {path.absolute().parent}")
     if args.plot is not None:
-        from paged_stream.evaluation.plots import pyplot
+        from paged_stream.evaluation.plot_style import pyplot
 
         figure = pyplot().figure()
         endings = figure.canvas.get_supported_filetypes()

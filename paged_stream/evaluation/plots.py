@@ -1,7 +1,4 @@
-"""Pictures of what the evaluations found, as PNG (or another format that the file's ending names).
-
-matplotlib is an extra, imported when the first picture is drawn.
-"""
+"""Pictures of what the evaluations found, as PNG or in the format that the file's ending names."""
 
 from __future__ import annotations
 
@@ -10,61 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from paged_stream.evaluation.perplexity import perplexity_of
+from paged_stream.evaluation.plot_style import (
+    COLOURS,
+    log_scale,
+    model_name,
+    pyplot,
+    save,
+    thousands,
+)
 
 Row = Mapping[str, Any]  # of a result file
 
 # A point of a curve is the mean of at least this many predictions; smaller spans are joined.
 _POINT = 64
-# Told apart by people with any kind of colour vision, and on paper.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_STYLE: dict[str, Any] = {
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlesize": "medium",
-    "figure.dpi": 110,
-    "figure.titlesize": "large",
-    "grid.alpha": 0.3,
-    "legend.fontsize": "small",
-    "legend.framealpha": 0.9,
-    "xtick.labelsize": "small",
-    "ytick.labelsize": "small",
-}
 _SIZE = (8, 4.5)  # inches
-
-
-def pyplot() -> Any:
-    """Return matplotlib.pyplot, set up to draw to files, in this module's style.
-
-    Raises:
-        ImportError: says what to install.
-    """
-    try:
-        import matplotlib
-    except ImportError:
-        raise ImportError(
-            "plots need matplotlib; install it with `pip install 'paged-stream[eval]'`"
-        ) from None
-    matplotlib.use("Agg")
-    import matplotlib.pyplot
-    from matplotlib.rcsetup import cycler
-
-    colours: Any = {"axes.prop_cycle": cycler("color", _COLOURS)}
-    matplotlib.rcParams.update(_STYLE | colours)
-    return matplotlib.pyplot
-
-
-def save(figure: Any, path: Path) -> None:
-    """Write the picture and free its memory.
-
-    Raises:
-        ValueError: the file's ending names no format.
-    """
-    try:
-        figure.savefig(path)
-    finally:
-        pyplot().close(figure)
 
 
 def curve(spans: Iterable[dict[str, Any]]) -> tuple[list[int], list[float]]:
@@ -94,13 +50,13 @@ def plot_curves(rows: Sequence[Row], path: Path) -> None:
         style = {"linestyle": ":", "marker": ".", "alpha": 0.8} if sampled else {}
         axes.plot(*curve(row["spans"]), label=_variant(row), linewidth=1.5, **style)
     axes.set(
-        title=f"{_model(rows[0]['model'])}: perplexity along one text",
+        title=f"{model_name(rows[0]['model'])}: perplexity along one text",
         xlabel="position in the text (tokens)",
         ylabel="perplexity since the last point (log scale)",
         xlim=(0, None),
     )
-    _log_scale(axes)
-    _thousands(axes.xaxis)
+    log_scale(axes)
+    thousands(axes.xaxis)
     _mark_full_caches(axes, rows)
     axes.legend(title="visible to each token")
     save(figure, path)
@@ -113,13 +69,13 @@ def plot_ablation(rows: Sequence[Row], path: Path) -> None:
     bars = axes.bar([row["variant"] for row in rows], values, width=0.6)
     axes.bar_label(bars, fmt="%.2f", padding=2)
     axes.set(
-        title=f"{_model(rows[0]['model'])}: perplexity over {rows[0]['tokens']:,} tokens",
+        title=f"{model_name(rows[0]['model'])}: perplexity over {rows[0]['tokens']:,} tokens",
         xlabel="visible to each token (sink tokens + window)",
         ylabel="perplexity",
     )
     axes.grid(visible=False, axis="x")
     if max(values) > 20 * min(values):
-        _log_scale(axes)
+        log_scale(axes)
     else:
         axes.set_ylim(0, 1.1 * max(values))
     save(figure, path)
@@ -133,27 +89,27 @@ def plot_long(row: Row, path: Path) -> None:
         3, 1, sharex=True, figsize=(8, 7.5), layout="constrained"
     )
     figure.suptitle(
-        f"{_model(row['model'])}: one stream of {row['tokens']:,} tokens, {_variant(row)}"
+        f"{model_name(row['model'])}: one stream of {row['tokens']:,} tokens, {_variant(row)}"
     )
-    top.plot(*curve(spans), linewidth=1.0, color=_COLOURS[0])
+    top.plot(*curve(spans), linewidth=1.0, color=COLOURS[0])
     top.set(ylabel="perplexity (log scale)")
-    _log_scale(top)
+    log_scale(top)
     speeds = [1e6 * span["seconds"] / (span["stop"] - span["start"]) for span in spans]
-    middle.plot(tokens, speeds, color=_COLOURS[1], linewidth=1.0)
+    middle.plot(tokens, speeds, color=COLOURS[1], linewidth=1.0)
     highest = 1.5 * sorted(speeds)[len(speeds) // 2]
     middle.set(ylabel="time per token (µs)", ylim=(0, highest))
     if max(speeds) > highest:
         middle.set_title("peaks beyond the frame are cut off", fontsize="x-small", loc="right")
     resident = [span["rss"] / 2**20 for span in spans]
-    bottom.plot(tokens, resident, color=_COLOURS[2], linewidth=1.0)
+    bottom.plot(tokens, resident, color=COLOURS[2], linewidth=1.0)
     bottom.set(
         ylabel="resident memory (MiB)",
         ylim=(0, 1.2 * max(resident)),
         xlabel="position in the stream (tokens)",
     )
     for axes in (middle, bottom):
-        _thousands(axes.yaxis)
-    _thousands(bottom.xaxis)
+        thousands(axes.yaxis)
+    thousands(bottom.xaxis)
     save(figure, path)
 
 
@@ -167,7 +123,7 @@ def plot_recall(rows: Sequence[Row], path: Path) -> None:
     distances = sorted({row["distance"] for row in rows})
     names = list(dict.fromkeys(row["variant"] for row in rows))
     for number, name in enumerate(names):
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = COLOURS[number % len(COLOURS)]
         points = [row for row in rows if row["variant"] == name]
         points.sort(key=lambda row: row["distance"])
         # Distances stand evenly spaced, whatever they are.
@@ -182,7 +138,7 @@ def plot_recall(rows: Sequence[Row], path: Path) -> None:
     axes.plot([], [], "o", color="0.4", markerfacecolor="white", label="line no longer visible")
     axes.plot([], [], ":", color="0.4", label="end of the window")
     axes.set(
-        title=f"{_model(rows[0]['model'])}: asked for a line of the stream",
+        title=f"{model_name(rows[0]['model'])}: asked for a line of the stream",
         xlabel="lines that came after it",
         ylabel="answered correctly (%)",
         ylim=(-3, 103),
@@ -209,7 +165,7 @@ def plot_rounds(rows: Sequence[Row], path: Path) -> None:
         share = [100 * sum(hits[: i + 1]) / (i + 1) for i in range(len(hits))]
         axes.plot(range(1, len(hits) + 1), share, label=row["variant"], linewidth=1.5)
     axes.set(
-        title=f"{_model(rows[0]['model'])}: questions in one stream",
+        title=f"{model_name(rows[0]['model'])}: questions in one stream",
         xlabel="questions asked",
         ylabel="answered correctly so far (%)",
         xlim=(0, None),
@@ -234,7 +190,7 @@ def plot_attention(
     plt = pyplot()
     columns, rows = len(layers), len(heads)
     figure = plt.figure(figsize=(2.5 * max(columns, 3), 2.6 * rows + 3.2), layout="constrained")
-    figure.suptitle(f"{_model(model)}: where attention goes")
+    figure.suptitle(f"{model_name(model)}: where attention goes")
     above, below = figure.subfigures(2, 1, height_ratios=[2.6 * rows, 3.2])
     grid = above.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for column, layer in enumerate(layers):
@@ -276,11 +232,6 @@ def _plot_shares(axes: Any, shares: Any) -> None:
     axes.legend(ncols=min(shares.shape[1], 8))
 
 
-def _model(name: str) -> str:
-    """A model's name, or the last part of its path."""
-    return Path(name).name
-
-
 def _variant(row: Row) -> str:
     """What a token sees, in words."""
     if row["window_size"] is None:
@@ -307,17 +258,3 @@ def _mark_full_caches(axes: Any, rows: Sequence[Row]) -> None:
             color="0.3",
             bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1},
         )
-
-
-def _log_scale(axes: Any) -> None:
-    """A logarithmic y axis whose ticks are plain numbers."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _thousands(axis: Any) -> None:
-    axis.set_major_formatter("{x:,.0f}")
