@@ -16,6 +16,7 @@ import pytest
 
 import paged_stream.batch
 from paged_stream import cli
+from paged_stream.engine import api
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -143,6 +144,23 @@ def test_every_public_name_is_in_the_reference():
     reference = (ROOT / "docs" / "api.md").read_text()
     shown = re.findall(r"auto(?:class|function|exception):: [\w.]*?(\w+)$", reference, re.MULTILINE)
     assert not {*paged_stream.__all__, *paged_stream.batch.__all__} - set(shown)
+
+
+@pytest.mark.parametrize(
+    ("name", "contract"),
+    [
+        ("LLM", api.EngineApi),
+        ("LLMEngine", api.EngineApi),
+        ("Stream", api.StreamApi),
+        ("AsyncLLMEngine", api.AsyncEngineApi),
+        ("AsyncStream", api.AsyncStreamApi),
+    ],
+)
+def test_the_reference_shows_what_the_contract_promises(name, contract):
+    reference = (ROOT / "docs" / "api.md").read_text()
+    entry = reference.partition(f"autoclass:: paged_stream.{name}\n")[2].partition(".. auto")[0]
+    shown = set(re.findall(r"\w+", entry))
+    assert {method for method in dir(contract) if not method.startswith("_")} <= shown
 
 
 def test_every_page_is_in_the_table_of_contents():
