@@ -17,6 +17,8 @@ from typing import Any
 
 from paged_stream.config import EngineConfig
 from paged_stream.engine.outputs import EngineStats, RequestDelta
+from paged_stream.pool.async_stream import AsyncPoolStream
+from paged_stream.pool.home import MAX_ATTEMPTS, Resident, whole
 from paged_stream.pool.replica_set import (
     Member,
     PoolError,
@@ -24,8 +26,6 @@ from paged_stream.pool.replica_set import (
     ReplicaSet,
 )
 from paged_stream.pool.request_progress import Progress
-from paged_stream.pool.resident import MAX_ATTEMPTS, Resident, whole
-from paged_stream.pool.stream import AsyncPoolStream
 from paged_stream.scheduler.fields import as_int
 from paged_stream.scheduler.sampling_params import (
     SamplingParams,

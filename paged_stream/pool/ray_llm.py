@@ -22,8 +22,8 @@ from paged_stream.engine.requests import (
     prompt_list_of,
 )
 from paged_stream.pool.async_ray_llm import AsyncRayLLM, PoolStats
+from paged_stream.pool.async_stream import AsyncPoolStream
 from paged_stream.pool.replica_set import PoolError
-from paged_stream.pool.stream import AsyncPoolStream
 from paged_stream.scheduler.sampling_params import SamplingParams, whole_answer
 from paged_stream.text.chat import Messages
 from paged_stream.text.inputs import Prompt

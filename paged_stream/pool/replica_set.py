@@ -9,7 +9,7 @@ from typing import Any
 
 from paged_stream.config import EngineConfig
 from paged_stream.engine.lifetime import EngineStoppedError
-from paged_stream.pool.replica import Replica
+from paged_stream.pool.replica_process import Replica
 from paged_stream.system.ray_extra import import_ray
 
 ray = import_ray()

@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 
 from paged_stream.config import EngineConfig
 from paged_stream.engine.outputs import RequestDelta
+from paged_stream.pool.async_stream import AsyncPoolStream
 from paged_stream.pool.pool_options import PoolOptions
 from paged_stream.pool.ray_llm import DeltaReader, PoolError, RayLLM
-from paged_stream.pool.stream import AsyncPoolStream
 from paged_stream.serve.open_streams import OpenStreams
 from paged_stream.serve.serve_options import ServeOptions
 

@@ -7,7 +7,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable
 
-from paged_stream.pool.stream import AsyncPoolStream
+from paged_stream.pool.async_stream import AsyncPoolStream
 
 
 class OpenStreams:

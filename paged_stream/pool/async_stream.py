@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from paged_stream.engine.outputs import RequestDelta, StreamStats
 from paged_stream.engine.stream_rules import MAX_QUEUED_TOKENS
+from paged_stream.pool.home import Resident, delete, whole
 from paged_stream.pool.journal import Journal
 from paged_stream.pool.replica_set import PoolError, ReplicaLostError
-from paged_stream.pool.resident import Resident, delete, whole
 from paged_stream.scheduler.sampling_params import (
     SamplingParams,
     check_params_type,
