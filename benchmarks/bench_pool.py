@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks.bench_stream import tiny_model
 from benchmarks.harness import parser, write_results
 from paged_stream import EngineConfig, LLMEngine, SamplingParams
-from paged_stream.pool.ray_llm import AsyncRayLLM
+from paged_stream.pool.async_ray_llm import AsyncRayLLM
 
 SETTINGS: dict[str, Any] = {
     "window_size": 64,

@@ -17,26 +17,32 @@ if TYPE_CHECKING:
     from paged_stream.engine.outputs import RequestDelta as RequestDelta
     from paged_stream.engine.outputs import RequestOutput as RequestOutput
     from paged_stream.engine.stream import Stream as Stream
+    from paged_stream.pool.async_ray_llm import AsyncRayLLM as AsyncRayLLM
+    from paged_stream.pool.ray_llm import RayLLM as RayLLM
     from paged_stream.scheduler.sampling_params import SamplingParams as SamplingParams
+    from paged_stream.serve.ray_app import build_app as build_app
 
 _HOME = {
     "AsyncLLMEngine": "engine.async_engine",
     "AsyncStream": "engine.async_stream",
+    "AsyncRayLLM": "pool.async_ray_llm",
     "EngineStoppedError": "engine.lifetime",
     "CompletionOutput": "engine.outputs",
     "EngineConfig": "config",
     "LLM": "engine.llm",
     "LLMEngine": "engine.llm_engine",
+    "RayLLM": "pool.ray_llm",
     "RequestDelta": "engine.outputs",
     "RequestOutput": "engine.outputs",
     "SamplingParams": "scheduler.sampling_params",
     "Stream": "engine.stream",
+    "build_app": "serve.ray_app",
 }
 __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: ``paged_stream.scheduler`` must not pull in torch."""
+    """Import on first use: ``paged_stream.scheduler`` must not pull in torch, nor anything Ray."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib

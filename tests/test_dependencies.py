@@ -27,9 +27,15 @@ NEEDS_EXTRA = {
     "paged_stream/batch/shard_worker.py": "ray",
     "paged_stream/batch/shards.py": "ray",
     "paged_stream/batch/tables.py": "ray",
-    "paged_stream/serve/bodies.py": "serve",
-    "paged_stream/serve/metrics.py": "serve",
     "paged_stream/serve/app.py": "serve",
+    "paged_stream/serve/bodies.py": "serve",
+    "paged_stream/serve/completions.py": "serve",
+    "paged_stream/serve/events.py": "serve",
+    "paged_stream/serve/live_streams.py": "serve",
+    "paged_stream/serve/metrics.py": "serve",
+    "paged_stream/serve/pool_backend.py": "serve",
+    "paged_stream/serve/ray_app.py": "serve",
+    "paged_stream/serve/server.py": "serve",
 }
 INSTALLED = packages_distributions()
 # Other engines and kernels that benchmarks compare with where someone installed them.

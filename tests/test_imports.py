@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 # What each room may see beside itself: rooms, or single modules of them. A room is a folder or a
 # module of the root package.
 ALLOWED = {
-    "": {"config", "engine", "scheduler.sampling_params", "version"},
+    "": {"config", "engine", "pool", "scheduler.sampling_params", "serve", "version"},
     "__main__": {"cli"},
     "cli": {"commands", "version"},
     "commands": {"batch", "config", "engine", "evaluation", "info", "models", "pool.pool_options"}
@@ -23,12 +23,12 @@ ALLOWED = {
     "evaluation": {"attention", "config", "engine", "models", "scheduler", "system", "text"}
     | {"setting_kinds", "worker"},
     "serve": {"config", "engine", "pool", "scheduler.fields", "scheduler.sampling_params"}
-    | {"scheduler.settings", "scheduler.word_fields"},
+    | {"scheduler.settings", "scheduler.word_fields", "system", "text"},
     "batch": {"config", "engine.async_engine", "info", "models", "scheduler.fields"}
     | {"scheduler.sampling_params", "scheduler.settings", "scheduler.word_fields", "system"}
     | {"text", "version"},
     "pool": {"config", "engine", "scheduler.fields", "scheduler.sampling_params"}
-    | {"scheduler.settings", "setting_kinds", "system", "text"},
+    | {"scheduler.settings", "scheduler.sink_window", "setting_kinds", "system", "text"},
     "engine": {"config", "executor", "models", "scheduler", "system", "text"},
     "text": {"scheduler.sampling_params"},
     # Below the engine, the scheduler is its messages and what they are made of.
@@ -47,6 +47,15 @@ ALLOWED = {
     "system": set(),
     "version": set(),
     "scheduler": set(),
+}
+
+# What a service may see of engines and pools, and the classes that single modules of it make.
+CONTRACT = {"engine.api", "engine.lifetime", "engine.outputs"}
+MAKERS = {
+    "serve.server": {"engine.async_engine"},
+    "serve.engine_backend": {"engine.async_engine"},
+    "serve.ray_app": {"pool.async_ray_llm", "pool.pool_options"},
+    "serve.pool_backend": {"pool.async_ray_llm", "pool.stats"},
 }
 
 
@@ -93,6 +102,12 @@ def test_a_room_sees_what_the_table_says(module):
         if room(name) != room(module):
             allowed = ALLOWED[room(module)]
             assert {name, room(name)} & allowed, f"{module} must not see {name}"
+
+
+@pytest.mark.parametrize("module", sorted(m for m in modules() if room(m) == "serve"))
+def test_a_service_sees_the_contract_only(module):
+    seen = {name for name in ours(module) if room(name) in {"engine", "pool"}}
+    assert seen <= CONTRACT | MAKERS.get(module, set())
 
 
 def test_the_table_has_every_room_and_no_other():

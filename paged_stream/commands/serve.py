@@ -1,4 +1,4 @@
-"""``paged-stream serve``: a Ray Serve application from its start to Ctrl-C."""
+"""``paged-stream serve``: a service from its start to Ctrl-C."""
 
 from __future__ import annotations
 
@@ -23,21 +23,43 @@ ENGINE = engine_group()
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until Ctrl-C.
+    """Serve until Ctrl-C: one engine in this process, or a pool on Ray.
 
     Raises:
         ValueError: settings that must change, or Ray Serve runs in this cluster already.
-        ImportError: Ray is not installed.
+        ImportError: an extra is not installed.
     """
-    ray = import_ray("serve")  # says so before anything is looked at
-    from paged_stream.serve.app import build_app
-
     service, config = ServeOptions(**SERVICE.read(args)), EngineConfig(**ENGINE.read(args))
-    app = build_app(
-        max_idle_seconds=service.max_idle_seconds, **POOL.read(args), **ENGINE.read(args)
-    )
+    pool = PoolOptions(**POOL.read(args))
+    if pool.num_replicas > 1:
+        ray = import_ray("serve")  # says so before anything is looked at
+        from paged_stream.serve.ray_app import build_app
+
+        idle = service.max_idle_seconds
+        app = build_app(max_idle_seconds=idle, **POOL.read(args), **ENGINE.read(args))
+        return _run_pool(ray, app, service, config)
+    for name, setting in POOL.settings.items():
+        if getattr(pool, name) != setting.default:
+            raise ValueError(f"{POOL.label(name)} is for a pool; set --num-replicas to 2 or more")
+    return _run_engine(service, config)
+
+
+def _run_engine(service: ServeOptions, config: EngineConfig) -> int:
+    try:
+        from paged_stream.serve.server import serve_engine
+    except ImportError as error:
+        raise ImportError(
+            f'this needs an extra: pip install "paged-stream[serve]" ({error})'
+        ) from error
+    _check_model(config)
+    _check_address(service)
+    serve_engine(config, service, when_ready=lambda: _announce(service))
+    return 0
+
+
+def _run_pool(ray: Any, app: Any, service: ServeOptions, config: EngineConfig) -> int:
     _check_model(config)  # before processes are started that would load it
-    _check_address(service.host, service.port)
+    _check_address(service)
     connect(ray)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if ray.serve.status().proxies:
@@ -50,8 +72,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"loading {config.model}", file=sys.stderr)
         ray.serve.start(http_options=address, logging_config=_LOGGING)
         _deploy(ray.serve, app)
-        host = f"[{service.host}]" if ":" in service.host else service.host
-        print(f"serving on http://{host}:{service.port}/v1, Ctrl-C ends it", flush=True)
+        _announce(service)
         _wait()
     finally:
         ray.serve.shutdown()
@@ -68,6 +89,11 @@ def _check_model(config: EngineConfig) -> None:
     resolve_sink_window(model_config, config.num_sink_tokens, config.window_size)
 
 
+def _announce(service: ServeOptions) -> None:
+    host = f"[{service.host}]" if ":" in service.host else service.host
+    print(f"serving on http://{host}:{service.port}/v1, Ctrl-C ends it", flush=True)
+
+
 def _deploy(serve: Any, app: Any) -> None:
     """Raises ValueError with what the pool said, which Serve has at the end of a traceback."""
     try:
@@ -80,11 +106,12 @@ def _deploy(serve: Any, app: Any) -> None:
         raise ValueError(reason) from error
 
 
-def _check_address(host: str, port: int) -> None:
-    """Raises ValueError if nothing can listen there. Serve would wait and try again."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+def _check_address(service: ServeOptions) -> None:
+    """Raises ValueError if nothing can listen there. Ray Serve would wait and try again, and one
+    engine would load its model first."""
+    family = socket.AF_INET6 if ":" in service.host else socket.AF_INET
     try:
-        socket.create_server((host, port), family=family).close()
+        socket.create_server((service.host, service.port), family=family).close()
     except OSError as error:
         raise ValueError(f"cannot listen: {error.strerror}") from error
 

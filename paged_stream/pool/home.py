@@ -1,258 +1,245 @@
-"""Where a pool's stream lives: it stays with its worker, and is brought to another if that dies.
+"""Where a stream of a pool lives: on one replica, until that dies or ends.
 
-The pool knows every token that it has acknowledged, from the last save on (`journal`). What a
-worker has done and not acknowledged has not happened: it is done again.
+The stream is then restored on another replica from what the pool has acknowledged (`history`).
+Anything that the lost replica did beyond that has not happened, and is done again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Coroutine, Iterable, Sequence
+import contextlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from paged_stream.pool.journal import Journal
-from paged_stream.pool.replica_set import Member, PoolError, ReplicaLostError
-
-if TYPE_CHECKING:
-    from paged_stream.pool.async_ray_llm import AsyncRayLLM
-
-logger = logging.getLogger(__name__)
-
-MAX_ATTEMPTS = 4  # at one thing that every worker dies of
+from paged_stream.engine.stream_rules import closed_error
+from paged_stream.pool.history import History, delete
+from paged_stream.pool.messages import StreamFacts
+from paged_stream.pool.placement import Attempts, Placement
+from paged_stream.pool.replica import Replica, ReplicaLostError
+from paged_stream.pool.saver import Saver
+from paged_stream.pool.uninterrupted import uninterrupted
 
 
-class Resident:
-    """A stream without turns and edits, which come on top."""
+class Home:
+    """The place of one stream. Its turns and edits are built on top.
 
-    def __init__(self, pool: AsyncRayLLM, name: str, options: dict[str, Any]) -> None:
-        self._pool = pool
-        self._name = name
-        self._options = options
-        self._member: Member | None = None
-        self._journal: Journal | None = None
-        self._has_chatted = self._is_closed = False
-        self._has_turn = False  # one that the worker knows of
-        self._version = 0
-        self._saving: asyncio.Task[None] | None = None
+    Attributes:
+        replica: where the stream lives; ``None`` while it is on no replica.
+        has_turn: whether that replica is running a turn of it.
+        is_closed: whether somebody has closed it.
+    """
+
+    def __init__(self, placement: Placement, history: History) -> None:
+        self.placement = placement
+        self.history = history
+        self.replica: Replica | None = None
+        self.has_turn = self.is_closed = False
         self._attaching = asyncio.Lock()
-        self._save_lock = asyncio.Lock()  # held while the worker must not close the stream, too
+        self._saver = Saver(history, placement.save_every_tokens, lambda: self.replica)
 
-    @property
-    def position(self) -> int:
-        """Where the next token will stand."""
-        assert self._journal is not None
-        return self._journal.end
+    # Opening and closing
 
-    @property
-    def replica(self) -> int | None:
-        """Number of the replica that it lives on, ``None`` while it is on none."""
-        return None if self._member is None else self._member.number
-
-    # Between workers
-
-    async def open(self, path: str | None = None) -> None:
-        """Open it on some replica, from a file if there is one."""
-        attempts = 0
-        while self._member is None:
-            member = await self._pool.pick_for_stream(self)
-            try:
-                await self._open_on(member, path)
-            except ReplicaLostError as error:
-                attempts = self._lost(attempts, error)
-            except BaseException:
-                member.streams.discard(self)
-                self._pool.forget(self)
-                raise
-
-    async def _open_on(self, member: Member, path: str | None) -> None:
-        position, self._has_chatted = await member.call(
-            "restore", self._name, self._options, path, [], False
-        )
-        own = None
-        if path is not None:  # which may go away
-            own = self.next_path()
-            await member.call("save", self._name, str(own))
-        self._journal = Journal(position, own)
-        self._settle_on(member)
-
-    async def _do(self, method: str, *args: Any, may_move: bool = True) -> Any:
-        """Have the stream's worker do something, another one if it dies over it: it has not
-        happened then."""
-        attempts = 0
-        while True:
-            member = await self._attach(may_move)
-            try:
-                return await member.call(method, self._name, *args)
-            except ReplicaLostError as error:
-                attempts = self._lost(attempts, error)
-            except ValueError:
-                raise  # before anything was done
-            except Exception:
-                await self._leave(saves=False)  # who knows what was done
-                raise
-
-    def _lost(self, attempts: int, error: ReplicaLostError) -> int:
-        """Count what a worker died of.
+    async def open(self, source: str | bytes | None = None) -> None:
+        """Open the stream on some replica, from a file or its content if there is one.
 
         Raises:
-            PoolError: several have.
+            ValueError: as `EngineApi.open_stream` and `EngineApi.load_stream`.
+            PoolError: no replica can do it.
         """
-        self._pool.report_lost(error.member, error)
-        error.member.streams.discard(self)
-        if error.member is self._member:
-            self._turn_ended()
-            self._detach()
-        if attempts + 1 >= MAX_ATTEMPTS:
-            raise PoolError(f"{attempts + 1} workers were lost over this: {error}") from error
-        return attempts + 1
+        attempts = Attempts(self.placement.replicas)
+        while self.replica is None:
+            replica = await self.placement.replica_for_stream(self)
+            try:
+                await self._open_on(replica, source)
+            except ReplicaLostError as error:
+                self.lost(error, attempts)
+            except BaseException:
+                replica.streams.discard(self)
+                raise
 
-    async def _attach(self, may_move: bool = True) -> Member:
-        """The replica that the stream lives on, after it has been brought to one if need be.
+    async def _open_on(self, replica: Replica, source: str | bytes | None) -> None:
+        history, own = self.history, None
+        facts = await replica.call("restore", history.name, history.options, source, [], False)
+        if source is not None:  # which may be gone when the stream is to be restored
+            history.seed, history.num_turns = facts.seed, facts.num_turns
+            own = history.next_path()
+            await replica.call("save", history.name, str(own))
+        self.begin(replica, facts, own)
+
+    def begin(self, replica: Replica | None, facts: StreamFacts, path: Path | None) -> None:
+        """Note that the stream exists: on a replica, in a file, or both."""
+        self.history.begin(facts, path)
+        self.placement.open_streams.add(self)
+        if replica is not None:
+            self._settle_on(replica)
+
+    async def close(self) -> None:
+        """Free the stream on its replica, and remove its files. Harmless twice, and after the
+        pool was closed."""
+        self.is_closed = True
+        self.placement.open_streams.discard(self)
+        await self.leave(saves=False)
+        self.history.end()
+
+    @property
+    def state(self) -> str:
+        """For a ``repr``."""
+        return "closed" if self.is_closed else self.placement.lifetime.state
+
+    def check_open(self) -> None:
+        """Refuse to be used once the pool or the stream is closed.
+
+        Raises:
+            PoolError: the pool is closed.
+            ValueError: the stream is.
+        """
+        self.placement.check()
+        if self.is_closed:
+            raise closed_error()
+
+    # Between replicas
+
+    async def call(self, method: str, *args: Any, may_move: bool = True) -> Any:
+        """Call a method of the stream's replica. If the replica dies meanwhile, restore the stream
+        on another one and call it there.
 
         Args:
-            may_move: leave a worker that is about to end, if there is no turn.
+            may_move: as in `attach`.
 
         Raises:
-            ValueError: the stream is closed, perhaps while it was brought to a replica.
+            ValueError: as the method, or the stream is closed.
+            PoolError: no replica can do it.
+        """
+        attempts = Attempts(self.placement.replicas)
+        while True:
+            replica = await self.attach(may_move)
+            try:
+                return await replica.call(method, self.history.name, *args)
+            except ReplicaLostError as error:
+                self.lost(error, attempts)
+            except ValueError:
+                raise  # the replica has refused it, and changed nothing
+            except Exception:
+                await self.leave(saves=False)  # it may be half done, so it is undone
+                raise
+
+    def lost(self, error: ReplicaLostError, attempts: Attempts) -> None:
+        """Report a replica that was lost. If the stream lived there, it is on no replica now.
+
+        Raises:
+            PoolError: as `Attempts.failed`.
+        """
+        error.replica.streams.discard(self)
+        if error.replica is self.replica:
+            self._detach()
+        attempts.failed(error)
+
+    async def attach(self, may_move: bool = True) -> Replica:
+        """Return the replica that the stream lives on; restore it on one first if need be.
+
+        Args:
+            may_move: whether to leave a replica that is about to end, if there is no turn.
+
+        Raises:
+            ValueError: the stream is closed, perhaps while it was being restored.
+            PoolError: it cannot be restored on any replica.
         """
         async with self._attaching:
-            self._check_open()
-            member = self._member
-            if member is not None and not member.is_gone:
-                if not member.is_draining or not may_move or self._has_turn:
-                    return member
-                await self._leave()
-            self._turn_ended()
+            self.check_open()
+            replica = self.replica
+            if replica is not None and not replica.is_gone:
+                if not replica.is_draining or not may_move or self.has_turn:
+                    return replica
+                await self.leave()
             self._detach()
-            attempts = 0
-            while self._member is None:
-                member = await self._pool.pick_for_stream(self)
-                try:
-                    await whole(self._restore(member))
-                except ReplicaLostError as error:
-                    attempts = self._lost(attempts, error)
-                except Exception:
-                    member.streams.discard(self)
-                    self._check_open()  # then its file was deleted
-                    raise
-                finally:
-                    if self._is_closed and self._member is not None:
-                        await self._leave(saves=False)
-                self._check_open()
-            return self._member
+            return await self._restore()
 
-    async def _restore(self, member: Member) -> None:
-        journal = self._journal
-        assert journal is not None
-        path = None if journal.path is None else str(journal.path)
-        args = (self._name, self._options, path, journal.tokens, self._has_chatted)
-        position, _ = await member.call("restore", *args)
-        assert position == journal.end, f"restored to {position}, not {journal.end}"
-        self._pool.num_restored_streams += 1
-        self._pool.num_replayed_tokens += len(journal.tokens)
-        journal.num_unsaved = len(journal.tokens)
-        self._settle_on(member)
-
-    async def _leave(self, *, saves: bool = True) -> None:
-        """Go from a worker that lives, to none."""
-        async with self._save_lock:
-            member = self._member
+    async def _restore(self) -> Replica:
+        attempts = Attempts(self.placement.replicas)
+        while self.replica is None:
+            replica = await self.placement.replica_for_stream(self)
             try:
-                if saves:
-                    await self._save()
-            except ReplicaLostError:
-                pass  # then more is replayed
-            self._turn_ended()
+                await uninterrupted(self._restore_on(replica))
+            except ReplicaLostError as error:
+                self.lost(error, attempts)
+            except Exception:
+                replica.streams.discard(self)
+                self.check_open()  # if it was closed meanwhile, so were its files
+                raise
+            finally:
+                if self.is_closed and self.replica is not None:
+                    await self.leave(saves=False)
+            self.check_open()
+        return self.replica
+
+    async def _restore_on(self, replica: Replica) -> None:
+        await self.history.restore_on(replica)
+        self.placement.num_restored_streams += 1
+        self.placement.num_replayed_tokens += len(self.history.journal.tokens)
+        self._settle_on(replica)
+
+    async def leave(self, *, saves: bool = True) -> None:
+        """Close the stream on its replica. It is on none afterwards, and restored when it is used.
+
+        Args:
+            saves: save it first, so that less is computed again.
+        """
+        async with self._saver.lock:
+            replica = self.replica
+            if saves:
+                with contextlib.suppress(ReplicaLostError):
+                    await self._saver.save_locked()
             self._detach()
-            if member is not None and not member.is_gone:
-                try:
-                    await member.call("close", self._name)
-                except ReplicaLostError:
-                    pass
+            if replica is not None and not replica.is_gone:
+                with contextlib.suppress(ReplicaLostError):
+                    await replica.call("close", self.history.name)
 
-    def _check_open(self) -> None:
-        if self._is_closed:
-            raise ValueError("the stream is closed")
-
-    def _settle_on(self, member: Member | None) -> None:
-        assert member is not None
-        self._member = member
-        member.streams.add(self)
-
-    def _turn_ended(self) -> None:
-        if self._has_turn and self._member is not None:
-            self._member.load -= 1
-        self._has_turn = False
+    def _settle_on(self, replica: Replica) -> None:
+        self.replica = replica
+        replica.streams.add(self)
 
     def _detach(self) -> None:
-        if self._member is not None:
-            self._member.streams.discard(self)
-            self._member = None
-        if self._journal is not None:
-            delete(self._journal.forget_ahead())
+        self.turn_ended()
+        if self.replica is not None:
+            self.replica.streams.discard(self)
+            self.replica = None
+        self.history.forget_ahead()
+
+    # Turns
+
+    def turn_began(self, replica: Replica) -> None:
+        """Count a turn as load of the replica that was told to run it."""
+        if self.replica is replica:  # otherwise it was closed or lost meanwhile
+            replica.load += 1
+            self.has_turn = True
+
+    def turn_ended(self) -> None:
+        """Note that the replica runs no turn of this stream any more."""
+        if self.has_turn and self.replica is not None:
+            self.replica.load -= 1
+        self.has_turn = False
 
     # Saving
 
-    def _note(self, token_ids: Sequence[int]) -> None:
+    def note(self, token_ids: Sequence[int]) -> None:
         """Acknowledge tokens, and save the stream from time to time."""
-        assert self._journal is not None
-        delete(self._journal.extend(token_ids))
-        is_due = self._journal.num_unsaved >= self._pool.save_every_tokens
-        if is_due and (self._saving is None or self._saving.done()):
-            self._journal.num_unsaved = 0  # one that fails is not tried again at every token
-            self._saving = asyncio.create_task(self._save_quietly())
+        self.history.note(token_ids)
+        self._saver.save_if_due()
 
-    async def _save_quietly(self) -> None:
-        try:
-            await self.save_now()
-        except ReplicaLostError:
-            pass  # whoever uses the stream next will see to it
-        except Exception as error:
-            logger.warning("stream %s cannot be saved: %s", self._name, error)
+    async def edit(self, method: str, *args: int) -> None:
+        """Edit the stream on its replica, and save the result.
+
+        Raises:
+            ValueError: as the method, or the stream was closed meanwhile.
+        """
+        path = self.history.next_path()
+        facts = await self.call("edit", method, args, str(path))
+        if self.is_closed:
+            delete([path])
+        self.check_open()
+        self.history.note_edit(facts, path)
 
     async def save_now(self) -> None:
-        """Save the stream where it is, also in a turn."""
-        async with self._save_lock:
-            await self._save()
-
-    async def _save(self) -> None:
-        member, journal = self._member, self._journal
-        if member is None or journal is None or member.is_gone:
-            return
-        path = self.next_path()
-        try:
-            position = await member.call("save", self._name, str(path))
-        except BaseException:
-            delete([path, *path.parent.glob(f".{path.name}.*")])
-            raise
-        is_current = member is self._member and journal is self._journal
-        delete(journal.saved(position, path) if is_current else [path])
-
-    def next_path(self) -> Path:
-        self._version += 1
-        return self._pool.folder / f"{self._name}-{self._version}.safetensors"
-
-
-def delete(paths: Iterable[Path]) -> None:
-    for path in paths:
-        path.unlink(missing_ok=True)
-
-
-async def whole(coroutine: Coroutine[Any, Any, None]) -> None:
-    """Do something to the end, also if who waits for it is cancelled: a worker that does it cannot
-    be told, and the pool must know what it has done."""
-    task, is_cancelled = asyncio.ensure_future(coroutine), False
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if task.cancelled():
-                raise
-            is_cancelled = True
-        except Exception:
-            break  # raised below
-    task.result()
-    if is_cancelled:
-        raise asyncio.CancelledError
+        """As `Saver.save`."""
+        await self._saver.save()

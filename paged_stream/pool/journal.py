@@ -1,8 +1,8 @@
-"""What a pool remembers of a stream so that nothing that was acknowledged can be lost: where it was
-saved last, and the tokens since.
+"""What a pool remembers of a stream so that nothing acknowledged is ever lost: the last save, and
+the tokens since.
 
-A stream is its tokens. So it is restored by loading the save and appending the rest: what was
-given, and what was generated and handed out, is all the same then.
+A stream is its tokens. So it is restored by loading the save and appending the rest, whether these
+tokens were appended or generated at first.
 """
 
 from __future__ import annotations
@@ -15,11 +15,17 @@ from pathlib import Path
 
 @dataclass(slots=True)
 class Journal:
-    """Tokens from position ``start`` on, where ``path`` leads (``None``: the stream as opened).
+    """Tokens that come after a save.
 
-    A save may be ahead of what was acknowledged: tokens that were generated when it was made, but
-    not handed out yet. It counts once they are. If its worker dies before, it is of no use.
-    ``num_unsaved`` tokens came since the last try at a save.
+    A save may be ahead of what was acknowledged: it then holds tokens that were generated but not
+    handed out yet. It counts once they are. If its replica dies before that, it is useless.
+
+    Args:
+        start: position of the first of these tokens.
+        path: the save, with the ``start`` tokens before them; ``None`` is the stream as it was
+            opened.
+        tokens: the tokens since.
+        num_unsaved: how many of them came since the last attempt to save.
     """
 
     start: int
@@ -30,11 +36,11 @@ class Journal:
 
     @property
     def end(self) -> int:
-        """Position behind the last acknowledged token."""
+        """Position after the last acknowledged token."""
         return self.start + len(self.tokens)
 
     def extend(self, token_ids: Iterable[int]) -> list[Path]:
-        """Acknowledge tokens; returns files that are of no use any more."""
+        """Acknowledge tokens; returns the files that are not needed any more."""
         before = self.end
         self.tokens.extend(token_ids)
         self.num_unsaved += self.end - before
@@ -42,7 +48,7 @@ class Journal:
         return [path for save in ahead for path in self.saved(*save)]
 
     def saved(self, position: int, path: Path) -> list[Path]:
-        """Note a save at a position; returns files that are of no use any more."""
+        """Note a save at a position; returns the files that are not needed any more."""
         if position > self.end:
             self._ahead.append((position, path))
             return []

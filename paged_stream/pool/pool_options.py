@@ -14,14 +14,14 @@ class PoolOptions:
     """Settings of one pool.
 
     Args:
-        num_replicas: engines, each in a process of its own, with a GPU if there are any, else with
-            ``num_threads`` (one if not set) processors. With ``tensor_parallel_size``, each is as
-            many processes.
+        num_replicas: how many engines there are. Each runs in a process of its own, with a GPU if
+            the cluster has any, else with ``num_threads`` processors (one if that is not set). With
+            ``tensor_parallel_size``, each takes that many processes.
         save_dir: folder where streams are saved, on a file system that all machines share. ``None``
             is one for temporary files, which is enough for one machine.
-        save_every_tokens: save a stream when so many tokens came since the last save. When a worker
-            dies, that is about how many are computed again for each of its streams that is used
-            again: no more than these, what one ``append`` brings, and what comes during a save.
+        save_every_tokens: save a stream once this many tokens came since the last save. When a
+            replica dies, each of its streams computes at most these again when it is used next,
+            plus what one ``append`` brought and what came during a save.
 
     Raises:
         ValueError: names the field, its value and what is allowed.

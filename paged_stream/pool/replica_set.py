@@ -1,18 +1,19 @@
-"""The replicas of a pool: started, watched, replaced when they die, and chosen by load."""
+"""The replicas of a pool: starting, watching and replacing them, and choosing among them."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from paged_stream.config import EngineConfig
-from paged_stream.engine.lifetime import EngineStoppedError
-from paged_stream.pool.replica_process import Replica
-from paged_stream.system.ray_extra import import_ray
+from paged_stream.pool.cluster import check_room, replica_options
+from paged_stream.pool.errors import PoolError
+from paged_stream.pool.replica import Replica, ReplicaLostError, ray
+from paged_stream.pool.replica_process import ReplicaProcess
 
-ray = import_ray()
 logger = logging.getLogger(__name__)
 
 # Replicas that fail one after the other before any gets ready, until the pool gives up.
@@ -21,56 +22,18 @@ _CALLS_AT_ONCE = 100_000  # every turn waits in a call of its own
 _GRACE = 10.0  # seconds for an engine that is replaced to end its own processes
 
 
-class ReplicaLostError(RuntimeError):
-    """A replica died, or its engine did, before it had answered."""
-
-    def __init__(self, member: Member, reason: str) -> None:
-        super().__init__(f"replica {member.number}: {reason}")
-        self.member = member
-
-
-class PoolError(RuntimeError):
-    """The pool cannot do what it was asked for any more; says why."""
-
-
-class Member:
-    """One replica as the pool sees it.
-
-    ``load`` counts the requests and turns that run there, ``streams`` those that live there.
-    """
-
-    def __init__(self, number: int, actor: Any) -> None:
-        self.number = number
-        self.actor = actor
-        self.pid = 0
-        self.load = 0
-        self.streams: set[Any] = set()
-        self.is_ready = self.is_draining = self.is_ending = self.is_gone = False
-
-    async def call(self, method: str, *args: Any) -> Any:
-        """Call a method of the replica.
-
-        Raises:
-            ReplicaLostError: it is gone, and whatever was asked for with it.
-            ValueError: as the method.
-        """
-        try:
-            return await getattr(self.actor, method).remote(*args)
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, EngineStoppedError):
-                raise ReplicaLostError(self, str(error.cause)) from error
-            raise error.cause from None
-        except ray.exceptions.RayError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ReplicaLostError(self, reason) from error
-
-
 class ReplicaSet:
-    """Keeps as many replicas as are wanted. Belongs to one event loop."""
+    """Keeps the wanted number of replicas alive, in one event loop.
+
+    Attributes:
+        size: how many replicas are wanted.
+        num_started: how many were started so far.
+        num_lost: how many of them died.
+    """
 
     def __init__(self, config: EngineConfig, size: int) -> None:
         self._config = config
-        self._members: list[Member] = []
+        self._replicas: list[Replica] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Condition()
         self._failed_starts = 0
@@ -81,109 +44,138 @@ class ReplicaSet:
         self.num_lost = 0
 
     @property
-    def members(self) -> list[Member]:
-        return list(self._members)
+    def replicas(self) -> list[Replica]:
+        return list(self._replicas)
 
     async def start(self) -> None:
-        """Start all, and return when they are ready.
+        """Start all replicas and wait until they are ready.
 
         Raises:
             ValueError: as `LLMEngine`.
         """
         if not ray.is_initialized():
             await asyncio.to_thread(ray.init, include_dashboard=False)
-        self.resize(self.size)
+        self._want(self.size)
         await self.wait_for_size()
 
-    def resize(self, size: int) -> None:
-        """Want another number of replicas; more of them start at once, none ends.
+    async def resize(self, size: int, drain_seconds: float) -> None:
+        """Change the number of replicas, and wait until new ones are ready and others gone.
 
         Raises:
             ValueError: the cluster has no room for so many.
         """
-        self._check_room(size)
+        self._want(size)
+        by_use = sorted(self._replicas, key=lambda r: (r.is_ready, len(r.streams), r.load))
+        leaving = by_use[: max(0, len(by_use) - size)]
+        await asyncio.gather(*(self._replace(replica, drain_seconds) for replica in leaving))
+        await self.wait_for_size()
+
+    async def restart(self, drain_seconds: float) -> None:
+        """Replace one replica after the other."""
+        for replica in self.replicas:
+            await self._replace(replica, drain_seconds)
+
+    def _want(self, size: int) -> None:
+        """Start the replicas that are missing. None is ended."""
+        check_room(self._config, size)
         self.size = size
         self._fill()
 
     async def wait_for_size(self) -> None:
-        """Wait until as many replicas as are wanted are ready."""
-        await self._wait(lambda: sum(m.is_ready for m in self._members) >= self.size)
+        """Wait until the wanted number of replicas are ready.
 
-    async def pick(self, key: Callable[[Member], Any]) -> Member:
-        """The replica with the smallest key, once there is one that takes work.
+        Raises:
+            PoolError: no replica can be started any more.
+        """
+        await self._wait(lambda: sum(r.is_ready for r in self._replicas) >= self.size)
+
+    async def pick(self, key: Callable[[Replica], Any]) -> Replica:
+        """Choose the replica with the smallest key, once there is one that takes work.
 
         Raises:
             PoolError: no replica can be started any more.
         """
 
-        def candidates() -> list[Member]:
-            return [m for m in self._members if m.is_ready and not m.is_draining]
+        def candidates() -> list[Replica]:
+            return [r for r in self._replicas if r.is_ready and not r.is_draining]
 
         await self._wait(lambda: bool(candidates()))
         return min(candidates(), key=key)
 
-    def report_lost(self, member: Member, error: Exception) -> None:
-        """End a replica that did not answer, so that it does nothing any more, and replace it."""
-        if not (member.is_gone or member.is_ending or self._is_closed):
+    def report_lost(self, replica: Replica, error: Exception) -> None:
+        """Kill a replica that did not answer, so that it does nothing any more, and replace it."""
+        if not (replica.is_gone or replica.is_ending or self._is_closed):
             logger.warning("lost %s", error)
             self.num_lost += 1
-            if not member.is_ready:
+            if not replica.is_ready:
                 self._note_failed_start(error)
-        self._remove(member)
+        self._remove(replica)
 
-    def _remove(self, member: Member) -> None:
-        if member.is_gone:
+    def _remove(self, replica: Replica) -> None:
+        if replica.is_gone:
             return
-        member.is_gone = True
-        self._members.remove(member)
+        replica.is_gone = True
+        self._replicas.remove(replica)
         try:
-            ray.kill(member.actor)
+            replica.kill()
         except Exception as error:  # it may be gone, or Ray itself
             logger.debug("ray.kill: %r", error)
         if not self._is_closed:
             self._fill()
             self._notify()
 
-    async def replace(self, member: Member) -> None:
-        """End a replica that was drained, and start another unless there are enough."""
-        await self._end(member)
+    async def _replace(self, replica: Replica, drain_seconds: float) -> None:
+        """Let a replica finish its work, save its streams, end it, and start another one unless
+        there are enough."""
+        replica.is_draining = True
+        deadline = time.monotonic() + drain_seconds
+        while replica.load and not replica.is_gone and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        try:
+            await asyncio.gather(*(stream.save_now() for stream in list(replica.streams)))
+        except Exception as error:
+            logger.warning("not all streams could be saved, so more is replayed: %s", error)
+        await self._end(replica)
         await self.wait_for_size()
 
     async def close(self) -> None:
+        """End all replicas. Whoever waits for one gets a `PoolError`."""
         self._is_closed = True
-        self._failure = self._failure or PoolError("the pool was shut down")
-        await asyncio.gather(*(self._end(member) for member in self.members))
+        self._failure = self._failure or PoolError("the pool is closed")
+        await asyncio.gather(*(self._end(replica) for replica in self.replicas))
         for task in self._tasks:
             task.cancel()
         self._notify()
 
-    async def _end(self, member: Member) -> None:
-        member.is_ending = True
-        if member.is_ready:  # one that is being started has nothing to end, and answers late
+    async def _end(self, replica: Replica) -> None:
+        replica.is_ending = True
+        if replica.is_ready:  # one that is being started has nothing to end, and answers late
             try:
-                await asyncio.wait_for(member.call("close_engine"), _GRACE)
+                await asyncio.wait_for(replica.call("close_engine"), _GRACE)
             except (TimeoutError, ReplicaLostError):
                 pass
-        self._remove(member)
+        self._remove(replica)
 
     def _fill(self) -> None:
-        while self._failure is None and len(self._members) < self.size:
-            actor = ray.remote(Replica).options(max_concurrency=_CALLS_AT_ONCE, **self._needs())
-            member = Member(self.num_started, actor.remote())
+        while self._failure is None and len(self._replicas) < self.size:
+            process = ray.remote(ReplicaProcess).options(
+                max_concurrency=_CALLS_AT_ONCE, **replica_options(self._config)
+            )
+            replica = Replica(self.num_started, process.remote())
             self.num_started += 1
-            self._members.append(member)
-            self._spawn(self._watch(member))
+            self._replicas.append(replica)
+            self.spawn(self._watch(replica))
 
-    async def _watch(self, member: Member) -> None:
+    async def _watch(self, replica: Replica) -> None:
         """Load a replica's model, and notice its end."""
         try:
-            member.pid = await member.call("load", self._config)
-            member.is_ready = True
+            replica.pid = await replica.call("load", self._config)
+            replica.is_ready = True
             self._failed_starts = 0
             self._notify()
-            await member.call("live")
+            await replica.call("live")
         except Exception as error:
-            self.report_lost(member, error)
+            self.report_lost(replica, error)
 
     def _note_failed_start(self, error: Exception) -> None:
         self._failed_starts += 1
@@ -205,35 +197,10 @@ class ReplicaSet:
             async with self._changed:
                 self._changed.notify_all()
 
-        self._spawn(notify())
+        self.spawn(notify())
 
-    def _spawn(self, coroutine: Any) -> None:
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine in the background, until the set is closed."""
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)  # the loop itself does not keep it
         task.add_done_callback(self._tasks.discard)
-
-    def _needs(self) -> dict[str, float]:
-        """What Ray reserves for a replica; ranks of a model that is shared reserve theirs."""
-        config = self._config
-        if config.tensor_parallel_size > 1:
-            return {"num_cpus": 0}
-        gpus = ray.cluster_resources().get("GPU", 0)
-        if str(config.device).startswith("cuda") or (config.device == "auto" and gpus):
-            return {"num_cpus": 0, "num_gpus": 1}
-        return {"num_cpus": config.num_threads or 1}
-
-    def _check_room(self, size: int) -> None:
-        has, ranks = ray.cluster_resources(), self._config.tensor_parallel_size
-        needs = self._needs()
-        if ranks > 1:
-            if has.get("GPU", 0) and self._config.device != "cpu":
-                needs = {"num_gpus": ranks}
-            else:
-                needs = {"num_cpus": ranks * (self._config.num_threads or 1)}
-        for name, amount in needs.items():
-            kind = name.removeprefix("num_").removesuffix("s").upper()
-            if has.get(kind, 0) < amount * size:
-                raise ValueError(
-                    f"num_replicas={size} needs {amount * size:g} {kind}s, and the Ray "
-                    f"cluster has {has.get(kind, 0):g}"
-                )

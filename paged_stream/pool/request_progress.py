@@ -1,17 +1,17 @@
-"""What was yielded of a request, so that a second run goes on from there."""
+"""What was yielded of a request, so that a second run yields only the rest."""
 
 from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass, field, replace
 
-from paged_stream.engine.outputs import RequestDelta
-from paged_stream.pool.replica_set import PoolError
+from paged_stream.engine.outputs import FinishReason, RequestDelta
+from paged_stream.pool.errors import PoolError
 
 
 @dataclass(slots=True)
 class _Completion:
-    """What was yielded of one completion, and how far the present run has come."""
+    """What was yielded of one completion, and how far the current run has come."""
 
     token_ids: array[int] = field(default_factory=lambda: array("i"))
     num_chars: int = 0
@@ -25,32 +25,37 @@ class _Completion:
         self.at_token = self.at_char = self.at_prompt_logprob = 0
 
 
-class Progress:
-    """Of one request, over all its runs; each begins with `begin`. Two runs come to the same, but
-    may deliver it in other pieces."""
+class RequestProgress:
+    """The progress of one request over all its runs. Two runs generate the same, but may deliver it
+    in other pieces.
 
-    def __init__(self, request_id: str) -> None:
+    Args:
+        request_id: goes on every delta that is yielded.
+        num_completions: how many completions the request has.
+    """
+
+    def __init__(self, request_id: str, num_completions: int) -> None:
         self._request_id = request_id
-        self._completions: dict[int, _Completion] = {}
-        self._num_unfinished = 1
+        self._completions = [_Completion() for _ in range(num_completions)]
+        self._num_unfinished = num_completions
 
     @property
     def is_over(self) -> bool:
         return self._num_unfinished == 0
 
-    def begin(self, num_completions: int) -> None:
-        """A run starts from the beginning."""
-        self._num_unfinished = num_completions
-        for completion in self._completions.values():
+    def begin(self) -> None:
+        """Start a run from the beginning."""
+        self._num_unfinished = len(self._completions)
+        for completion in self._completions:
             completion.begin()
 
     def note(self, delta: RequestDelta) -> RequestDelta | None:
-        """What of a run's delta was not yielded before.
+        """Take a delta of the current run; returns what of it was not yielded before.
 
         Raises:
-            PoolError: this run comes to other tokens than were yielded.
+            PoolError: its tokens are not those that were yielded.
         """
-        done = self._completions.setdefault(delta.index, _Completion())
+        done = self._completions[delta.index]
         self._num_unfinished -= delta.finished
         token_ids = self._fresh_tokens(done, delta.delta_token_ids)
         num_known = len(delta.delta_token_ids) - len(token_ids)
@@ -76,11 +81,28 @@ class Progress:
             prompt_logprobs=prompt_logprobs,
         )
 
+    def last_deltas(self, finish_reason: FinishReason) -> list[RequestDelta]:
+        """Deltas that end the completions that no run has finished."""
+        return [
+            RequestDelta(
+                request_id=self._request_id,
+                index=index,
+                delta_text="",
+                delta_token_ids=[],
+                finished=True,
+                finish_reason=finish_reason,
+                logprobs=None,
+                prompt_logprobs=None,
+            )
+            for index, completion in enumerate(self._completions)
+            if not completion.is_finished
+        ]
+
     def _fresh_tokens(self, done: _Completion, token_ids: list[int]) -> list[int]:
         known = done.token_ids[done.at_token : done.at_token + len(token_ids)].tolist()
         if known != token_ids[: len(known)]:
             raise PoolError(
-                f"request {self._request_id}: its worker died after {len(done.token_ids)} tokens, "
+                f"request {self._request_id}: its replica died after {len(done.token_ids)} tokens, "
                 "and another one does not come to the same; send it again"
             )
         done.at_token += len(token_ids)

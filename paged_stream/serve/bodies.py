@@ -40,7 +40,7 @@ class StreamOptions(BaseModel):
 
 
 class Stateless(Sampling):
-    """What OpenAI's clients send beside; the pool has one model, and asks nobody who they are."""
+    """What OpenAI's clients send beside; a service has one model, and asks nobody who they are."""
 
     model: str | None = None
     user: str | None = None

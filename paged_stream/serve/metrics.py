@@ -1,30 +1,19 @@
-"""A pool's counts in Prometheus' text format, read anew for each request."""
+"""An engine's counts in Prometheus' text format, read anew for each request."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from paged_stream.pool.async_ray_llm import PoolStats
+from paged_stream.engine.outputs import EngineStats
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
-# Name behind "paged_stream_", field, help. A name that ends in "_total" is a counter.
-_POOL = (
-    ("wanted_replicas", "num_replicas", "Replicas that are wanted."),
-    ("open_streams", "num_streams", "Open streams, those on no replica included."),
-    ("lost_replicas_total", "num_lost_replicas", "Replicas that died."),
-    ("restored_streams_total", "num_restored_streams", "Streams brought to another replica."),
-    ("replayed_tokens_total", "num_replayed_tokens", "Tokens computed again for these streams."),
-)
-_REPLICA = (
-    ("load", "load", "Requests and turns that the pool has sent."),
-    ("streams", "num_streams", "Streams that live here."),
-)
-# The engine's own `num_streams` is the replica's, seen from the other side.
+# Name after "paged_stream_", field, help. A name that ends in "_total" is a counter.
 _ENGINE = (
     ("running_sequences", "num_running", "Sequences in the current batch."),
     ("waiting_sequences", "num_waiting", "Sequences queued for the batch."),
@@ -48,33 +37,31 @@ _ENGINE = (
 )
 
 
-def render(stats: PoolStats) -> bytes:
-    """The body of an answer to Prometheus. A replica that takes the place of another has a number
-    of its own, so no counter ever falls."""
+def render(metrics: Iterable[Metric]) -> bytes:
+    """Metrics as text."""
     registry = CollectorRegistry()
-    registry.register(_PoolCollector(stats))
+    registry.register(_Collector(metrics))
     return generate_latest(registry)
 
 
-class _PoolCollector(Collector):
-    def __init__(self, stats: PoolStats) -> None:
-        self._stats = stats
+class _Collector(Collector):
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = list(metrics)
 
     def collect(self) -> Iterator[Metric]:
-        stats = self._stats
-        yield _family("ready_replicas", "Replicas that are ready.", {None: len(stats.replicas)})
-        for name, field, text in _POOL:
-            yield _family(name, text, {None: getattr(stats, field)})
-        for name, field, text in _REPLICA:
-            yield _family(name, text, {r.number: getattr(r, field) for r in stats.replicas})
-        for name, field, text in _ENGINE:
-            yield _family(name, text, {r.number: getattr(r.engine, field) for r in stats.replicas})
+        yield from self._metrics
 
 
-def _family(name: str, text: str, values: dict[int | None, float]) -> Metric:
-    """A metric by number of replica, or with the one value that the pool has."""
+def engine_families(engines: Mapping[int, EngineStats]) -> Iterator[Metric]:
+    """What engines count, by the numbers of their replicas."""
+    for name, field, text in _ENGINE:
+        yield family(name, text, {n: getattr(stats, field) for n, stats in engines.items()})
+
+
+def family(name: str, text: str, values: Mapping[Any, float]) -> Metric:
+    """Make a metric with a value per number of a replica, or under ``None`` with a single value."""
     kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
-    family = kind(f"paged_stream_{name}", text, labels=() if None in values else ("replica",))
+    metric = kind(f"paged_stream_{name}", text, labels=() if None in values else ("replica",))
     for number, value in values.items():
-        family.add_metric([] if number is None else [str(number)], value)
-    return family
+        metric.add_metric([] if number is None else [str(number)], value)
+    return metric

@@ -1,4 +1,4 @@
-"""The streams that clients of a service have open, by id, and those that were forgotten."""
+"""The streams that clients of a service have opened, by id, and which of them were forgotten."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable
 
-from paged_stream.pool.async_stream import AsyncPoolStream
+from paged_stream.engine.api import AsyncStreamApi
 
 
 class OpenStreams:
     """Streams by the ids that clients know, least recently used first.
 
     Args:
-        max_idle_seconds: a stream that was not asked for in so long is forgotten; ``None`` forgets
-            none.
-        clock: seconds.
+        max_idle_seconds: a stream that was not asked for this long, in seconds, is forgotten.
+            ``None`` forgets none.
+        clock: returns the time in seconds.
     """
 
     def __init__(
@@ -24,30 +24,30 @@ class OpenStreams:
     ) -> None:
         self._max_idle_seconds = max_idle_seconds
         self._clock = clock
-        self._streams: OrderedDict[str, AsyncPoolStream] = OrderedDict()
+        self._streams: OrderedDict[str, AsyncStreamApi] = OrderedDict()
         self._used: dict[str, float] = {}
 
-    def add(self, stream: AsyncPoolStream) -> str:
-        """Returns the stream's id."""
+    def add(self, stream: AsyncStreamApi) -> str:
+        """Add a stream; returns its id."""
         stream_id = uuid.uuid4().hex
         self._streams[stream_id] = stream
         self._used[stream_id] = self._clock()
         return stream_id
 
-    def find(self, stream_id: str) -> AsyncPoolStream | None:
-        """The stream, which was used now, if there is one."""
+    def find(self, stream_id: str) -> AsyncStreamApi | None:
+        """Find a stream, and note that it was used now; ``None`` if there is no such stream."""
         if stream_id in self._streams:
             self._streams.move_to_end(stream_id)
             self._used[stream_id] = self._clock()
         return self._streams.get(stream_id)
 
-    def remove(self, stream_id: str) -> AsyncPoolStream | None:
+    def remove(self, stream_id: str) -> AsyncStreamApi | None:
         self._used.pop(stream_id, None)
         return self._streams.pop(stream_id, None)
 
-    def remove_forgotten(self) -> list[AsyncPoolStream]:
-        """Those not asked for in ``max_idle_seconds``. One that generates is in use."""
-        forgotten: list[AsyncPoolStream] = []
+    def remove_forgotten(self) -> list[AsyncStreamApi]:
+        """Remove the streams that were forgotten, and return them. One that generates is in use."""
+        forgotten: list[AsyncStreamApi] = []
         if self._max_idle_seconds is None:
             return forgotten
         oldest = self._clock() - self._max_idle_seconds

@@ -1,4 +1,4 @@
-"""A pool answers as one engine does, whatever happens to its workers."""
+"""A pool answers as one engine does, whatever happens to its replicas."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_a_reader_that_leaves_ends_its_turn(pool, engine, leave):
     pool.wait_until_ready()
     with pool.open_stream() as stream:
         stream.append("abc")
-        pool.run(leave(stream.inner))
+        pool._thread.run(leave(stream.inner))
         position = stream.position
         assert position == stream.stats().num_tokens >= 3 + 70 + 7
         kill(pool, stream.inner.replica)
@@ -189,7 +189,7 @@ def test_a_stream_that_is_closed_in_a_turn_is_gone(pool):
 def test_what_queues_behind_a_turn_that_never_begins(pool, is_cancelled):
     async def run(stream):
         await stream.append("abc")
-        async with stream._lock:
+        async with stream._turns._lock:
             turn = asyncio.create_task(anext(stream.complete([1000], GREEDY)))
             for _ in range(2):  # steps until it waits for the lock
                 await asyncio.sleep(0)
@@ -205,7 +205,7 @@ def test_what_queues_behind_a_turn_that_never_begins(pool, is_cancelled):
     with pool.open_stream() as stream, pool.open_stream() as expected:
         expected.append("abcdef")
         wanted = [t for d in expected.generate(GREEDY) for t in d.delta_token_ids]
-        assert pool.run(run(stream.inner)) == wanted
+        assert pool._thread.run(run(stream.inner)) == wanted
 
 
 def test_a_fork_that_nobody_waits_for_is_closed(pool):
@@ -219,7 +219,7 @@ def test_a_fork_that_nobody_waits_for_is_closed(pool):
     with pool.open_stream() as stream:
         stream.append("abc")
         before = open_streams(pool)
-        pool.run(run(stream.inner))
+        pool._thread.run(run(stream.inner))
         assert open_streams(pool) == before
 
 
@@ -229,7 +229,7 @@ def test_a_stream_that_is_closed_while_its_turn_starts(pool):
     async def run(stream):
         await stream.append("abc")
         turn = asyncio.create_task(anext(stream.generate(ENDLESS), None))
-        while not stream._lock.locked():
+        while not stream._turns._lock.locked():
             await asyncio.sleep(0)
         await stream.close()
         try:
@@ -239,14 +239,15 @@ def test_a_stream_that_is_closed_while_its_turn_starts(pool):
 
     pool.wait_until_ready()
     for _ in range(5):
-        pool.run(run(pool.open_stream().inner))
+        pool._thread.run(run(pool.open_stream().inner))
     assert [replica.load for replica in pool.stats().replicas] == [0, 0]
 
 
 def test_an_interrupted_reader_hears_of_nothing_else(pool, monkeypatch):
     """Its wait for the next delta is not over yet when the deltas are to be closed."""
     has_begun, is_left, submitted, is_closed = threading.Event(), asyncio.Event(), [], []
-    submit = pool.submit
+    thread = pool._thread
+    submit = thread.submit
 
     async def deltas():
         try:
@@ -266,12 +267,12 @@ def test_an_interrupted_reader_hears_of_nothing_else(pool, monkeypatch):
         if len(submitted) == 1:
             submitted[0].result = interrupt
         else:
-            pool._loop.call_soon_threadsafe(is_left.set)  # behind the first step of `close`
+            thread.loop.call_soon_threadsafe(is_left.set)  # behind the first step of `close`
         return submitted[-1]
 
-    monkeypatch.setattr(pool, "submit", submit_interrupted)
+    monkeypatch.setattr(thread, "submit", submit_interrupted)
     with pytest.raises(KeyboardInterrupt):
-        next(pool.iterate(deltas()))
+        next(thread.read(deltas()))
     assert is_closed == [True]
 
 
@@ -330,7 +331,7 @@ def test_requests_go_where_the_least_is_to_do_and_streams_stay(pool):
     assert [r.num_streams for r in pool.stats().replicas] == [0, 0]
 
 
-def test_a_request_goes_on_when_its_worker_is_killed(pool, folder):
+def test_a_request_goes_on_when_its_replica_is_killed(pool, folder):
     expected = LLM(str(folder), **SETTINGS).generate(
         "abc", SamplingParams(temperature=0.9, seed=1, max_tokens=400, ignore_eos=True)
     )[0]
@@ -338,12 +339,12 @@ def test_a_request_goes_on_when_its_worker_is_killed(pool, folder):
     async def run():
         params = SamplingParams(temperature=0.9, seed=1, max_tokens=400, ignore_eos=True)
         tokens, is_killed = [], False
-        async for delta in pool.pool.generate("abc", params):
+        async for delta in pool.inner.generate("abc", params):
             tokens += delta.delta_token_ids
             if len(tokens) >= 20 and not is_killed:
                 is_killed = True
-                [busy] = [r for r in (await pool.pool.stats()).replicas if r.load]
+                [busy] = [r for r in (await pool.inner.stats()).replicas if r.load]
                 os.kill(busy.pid, signal.SIGKILL)
         return tokens
 
-    assert pool.run(run()) == expected.outputs[0].token_ids
+    assert pool._thread.run(run()) == expected.outputs[0].token_ids

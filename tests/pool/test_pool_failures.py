@@ -1,4 +1,4 @@
-"""Workers of a pool are killed, replaced and taken away while streams talk."""
+"""Replicas of a pool are killed, replaced and taken away while streams talk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import pytest
 
 from benchmarks import bench_pool
 from benchmarks.bench_stream import tiny_model
-from paged_stream.pool.ray_llm import AsyncRayLLM, PoolError, RayLLM
+from paged_stream.pool.async_ray_llm import AsyncRayLLM
+from paged_stream.pool.errors import PoolError
+from paged_stream.pool.ray_llm import RayLLM
 from paged_stream.scheduler.sampling_params import SamplingParams
 
 pytestmark = pytest.mark.ray
@@ -22,7 +24,7 @@ def model(tmp_path_factory):
     return str(folder)
 
 
-def test_every_stream_goes_on_when_a_worker_is_killed(ray, model):
+def test_every_stream_goes_on_when_a_replica_is_killed(ray, model):
     """Turns are at any place then: before, in their midst, and behind."""
     counts = asyncio.run(bench_pool.measure(model, 16, 6, 40))
     assert counts["streams_on_the_killed_replica"] == 8
@@ -105,9 +107,9 @@ def test_readers_hear_that_the_pool_is_shut_down(ray, model):
         stream.append([1, 2, 3])
         thread.start()
     have_begun.wait()
-    pool.shutdown()
+    pool.close()
     for thread in threads:
         thread.join()
     assert len(raised) == 3
-    with pytest.raises(PoolError, match="the pool was shut down"):
+    with pytest.raises(PoolError, match="the pool is closed"):
         pool.open_stream()

@@ -9,7 +9,8 @@ import pytest
 pytest.importorskip("ray")
 
 from paged_stream import EngineConfig
-from paged_stream.pool.replica_set import Member, ReplicaSet
+from paged_stream.pool.replica import Replica
+from paged_stream.pool.replica_set import ReplicaSet
 
 
 @pytest.mark.parametrize("is_ready", [False, True])
@@ -21,11 +22,11 @@ def test_only_a_replica_that_is_ready_is_asked_to_close_its_engine(is_ready):
 
     async def run():
         replicas = ReplicaSet(EngineConfig(model="m"), 1)
-        member = Member(0, actor=None)
-        member.call, member.is_ready = answer, is_ready
-        replicas._members.append(member)
+        replica = Replica(0, process=None)
+        replica.call, replica.is_ready = answer, is_ready
+        replicas._replicas.append(replica)
         await replicas.close()
-        assert replicas.members == []
+        assert replicas.replicas == []
 
     asyncio.run(run())
     assert asked == ["close_engine"] * is_ready

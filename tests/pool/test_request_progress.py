@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paged_stream.engine.outputs import RequestDelta
-from paged_stream.pool.replica_set import PoolError
-from paged_stream.pool.request_progress import Progress
+from paged_stream.pool.errors import PoolError
+from paged_stream.pool.request_progress import RequestProgress
 from paged_stream.scheduler.output import TokenLogprob
 
 TOKENS = list(range(100, 112))
@@ -54,10 +54,10 @@ cuts = st.sets(st.integers(1, len(TOKENS) - 1))
 
 @given(runs=st.lists(st.tuples(cuts, st.integers(0, 9), st.integers(0, 14)), max_size=3), last=cuts)
 def test_pieces_of_any_size(runs, last):
-    progress = Progress("mine")
+    progress = RequestProgress("mine", 1)
     yielded = []
     for pieces, lag, num_read in [*runs, (last, 0, None)]:
-        progress.begin(1)
+        progress.begin()
         for delta in run_of(pieces, lag)[:num_read]:
             if (fresh := progress.note(delta)) is not None:
                 yielded.append(fresh)
@@ -71,10 +71,10 @@ def test_pieces_of_any_size(runs, last):
 
 
 def test_other_tokens_are_refused():
-    progress = Progress("mine")
-    progress.begin(1)
+    progress = RequestProgress("mine", 1)
+    progress.begin()
     progress.note(delta_of([1, 2, 3]))
-    progress.begin(1)
+    progress.begin()
     progress.note(delta_of([1]))
-    with pytest.raises(PoolError, match="mine: its worker died after 3 tokens"):
+    with pytest.raises(PoolError, match="mine: its replica died after 3 tokens"):
         progress.note(delta_of([2, 4, 5, 6]))

@@ -1,12 +1,18 @@
-"""``paged-stream serve`` over HTTP, next to one engine in this process."""
+"""``paged-stream serve`` over HTTP, with one engine and with a pool, next to an engine here."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import fields
+from tempfile import TemporaryDirectory
 
 import pytest
 import requests
@@ -17,14 +23,18 @@ from paged_stream.cli import main
 from paged_stream.commands import serve as serve_command
 from paged_stream.engine.outputs import EngineStats
 
-pytestmark = pytest.mark.ray
-
 SETTINGS = {
     "window_size": 24,
     "block_size": 8,
     "dtype": "float32",
     "kv_cache_memory_bytes": 4 << 20,
 }
+WITHOUT_RAY = """
+import sys
+sys.modules["ray"] = None
+from paged_stream.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
 SAMPLING = {"temperature": 0.0, "max_tokens": 12, "ignore_eos": True}
 
 
@@ -48,8 +58,32 @@ def free_port():
         return probe.getsockname()[1]
 
 
-@pytest.fixture(scope="module")
-def client(ray, folder, tmp_path_factory):
+@pytest.fixture(scope="module", params=["engine", pytest.param("pool", marks=pytest.mark.ray)])
+def client(request, folder):
+    if request.param == "pool":
+        request.getfixturevalue("ray")
+    with (serve_pool if request.param == "pool" else serve_engine)(folder) as base:
+        yield Client(base)
+
+
+@contextmanager
+def serve_engine(folder, end=signal.SIGINT):
+    """The command in a process without Ray, until a signal such as that of Ctrl-C."""
+    options = {"port": free_port(), "model": folder} | SETTINGS
+    command = [sys.executable, "-c", WITHOUT_RAY, *arguments(options)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as process:
+        assert process.stdout.readline() == (
+            f"serving on http://127.0.0.1:{options['port']}/v1, Ctrl-C ends it\n"
+        )
+        yield f"http://127.0.0.1:{options['port']}"
+        process.send_signal(end)
+        assert process.wait() == 130
+        assert process.stderr.read().rstrip() == f"loading {folder}"
+
+
+@contextmanager
+def serve_pool(folder):
     """The command in a thread, where an event stands for Ctrl-C."""
     answers, interrupt = threading.Event(), threading.Event()
 
@@ -58,19 +92,22 @@ def client(ray, folder, tmp_path_factory):
         interrupt.wait()
         raise KeyboardInterrupt
 
-    port, save_dir = free_port(), tmp_path_factory.mktemp("streams")
-    options = {"port": port, "num_replicas": 2, "model": folder, "save_dir": save_dir} | SETTINGS
-    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor() as threads:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        ThreadPoolExecutor() as threads,
+        TemporaryDirectory() as save_dir,
+    ):
+        options = {"port": free_port(), "num_replicas": 2, "model": folder, "save_dir": save_dir}
         patch.setattr(serve_command, "_wait", wait)
-        command = threads.submit(main, arguments(options))
+        command = threads.submit(main, arguments(options | SETTINGS))
         command.add_done_callback(lambda _: answers.set())
         answers.wait()
         assert not command.done(), f"exit status {command.result()}"
-        assert list(save_dir.iterdir())
-        yield Client(f"http://127.0.0.1:{port}")
+        assert os.listdir(save_dir)
+        yield f"http://127.0.0.1:{options['port']}"
         interrupt.set()
         assert command.result() == 130
-    assert not list(save_dir.iterdir())
+        assert not os.listdir(save_dir)
 
 
 def arguments(options):
@@ -148,13 +185,20 @@ def test_metrics(client):
     body = {"prompt": "a beginning"} | SAMPLING | {"max_tokens": 40}
     client.post(f"/v1/streams/{stream_id}/generate", json=body)
     after = samples(client)
-    assert after["ready_replicas", None] == after["wanted_replicas", None] == 2
-    assert after["open_streams", None] == after["streams"] == before["streams"] + 1
+    assert after["open_streams", None] == before["open_streams", None] + 1
     assert after["generated_tokens_total"] == before["generated_tokens_total"] + 40
     assert after["evicted_tokens_total"] > before["evicted_tokens_total"]
-    assert after["blocks", "0"] == after["blocks", "1"] > after["used_blocks"] > 0
+    assert after["blocks", "0"] > after["used_blocks"] > 0
     assert after["steps_total"] > before["steps_total"]
     client.delete(f"/v1/streams/{stream_id}")
+
+
+@pytest.mark.parametrize("client", [pytest.param("pool", marks=pytest.mark.ray)], indirect=True)
+def test_metrics_of_a_pool(client):
+    values = samples(client)
+    assert values["ready_replicas", None] == values["wanted_replicas", None] == 2
+    assert values["open_streams", None] == values["streams"]
+    assert values["blocks", "0"] == values["blocks", "1"] > 0
 
 
 def test_metrics_have_all_that_an_engine_counts():
@@ -282,40 +326,76 @@ def test_a_stream_says_what_is_wrong(client):
     assert client.delete(path).status_code == 404
 
 
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_the_end_of_a_service_ends_endless_answers(folder, end):
+    with serve_engine(folder, end) as base:
+        body = {"prompt": "a", "max_tokens": 10**9, "ignore_eos": True, "stream": True}
+        response = requests.post(f"{base}/v1/completions", json=body, stream=True)
+        lines = response.iter_lines()
+        next(lines)
+    *_, last = (line for line in lines if line)
+    assert "the engine is closed" in last.decode()
+
+
+@pytest.mark.parametrize("client", [pytest.param("pool", marks=pytest.mark.ray)], indirect=True)
 def test_one_service_per_cluster(client, folder, capsys):
-    assert main(arguments({"model": folder, "port": free_port()})) == 2
+    assert main(arguments({"model": folder, "port": free_port(), "num_replicas": 2})) == 2
     assert "Ray Serve runs in this cluster already" in capsys.readouterr().err
     assert client.get("/health").status_code == 200
 
 
+@pytest.mark.parametrize("num_replicas", [1, pytest.param(2, marks=pytest.mark.ray)])
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"port": 0}, "--port must be >= 1, got 0"),
         ({"port": 65536}, "--port must be <= 65535, got 65536"),
         ({"host": "192.0.2.77"}, "cannot listen: "),
-        ({"num_replicas": 0}, "--num-replicas must be >= 1, got 0"),
-        ({"save_every_tokens": 0}, "--save-every-tokens must be >= 1, got 0"),
         ({"max_idle_seconds": -1}, "--max-idle-seconds must be in (0, inf), got -1.0"),
         ({"model": "nowhere"}, "model='nowhere' is no folder"),
         ({"window_size": 0}, "--window-size must be >= 1, got 0"),
         ({"dtype": "float8"}, "--dtype must be one of"),
     ],
 )
-def test_bad_options_start_nothing(monkeypatch, capsys, folder, options, message):
-    pytest.importorskip("ray")
-    monkeypatch.setattr("paged_stream.commands.serve.connect", lambda ray: pytest.fail("Ray"))
-    assert main(arguments({"model": folder} | options)) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("error: ") and message in err and err.count("\n") == 1
+def test_bad_options_start_nothing(refuses, folder, num_replicas, options, message):
+    refuses({"model": folder, "num_replicas": num_replicas} | options, message)
 
 
-def test_a_port_in_use_is_named(monkeypatch, capsys, folder):
-    pytest.importorskip("ray")
-    monkeypatch.setattr("paged_stream.commands.serve.connect", lambda ray: pytest.fail("Ray"))
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_replicas": 0}, "--num-replicas must be >= 1, got 0"),
+        ({"save_every_tokens": 0}, "--save-every-tokens must be >= 1, got 0"),
+        ({"save_every_tokens": 8}, "--save-every-tokens is for a pool; set --num-replicas to 2"),
+        ({"save_dir": "streams"}, "--save-dir is for a pool; set --num-replicas to 2"),
+    ],
+)
+def test_bad_options_of_a_pool(refuses, folder, options, message):
+    refuses({"model": folder} | options, message)
+
+
+@pytest.fixture
+def refuses(monkeypatch, capsys):
+    """Checks that the command says what is wrong with options, and starts nothing."""
+
+    def check(options, message):
+        if options.get("num_replicas", 1) > 1:
+            pytest.importorskip("ray")
+            monkeypatch.setattr(
+                "paged_stream.commands.serve.connect", lambda ray: pytest.fail("Ray")
+            )
+        assert main(arguments(options)) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and message in err and err.count("\n") == 1
+
+    return check
+
+
+@pytest.mark.parametrize("num_replicas", [1, pytest.param(2, marks=pytest.mark.ray)])
+def test_a_port_in_use_is_named(refuses, folder, num_replicas):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        assert main(arguments({"model": folder, "port": port})) == 2
-    assert f"Address already in use (while attempting to bind on address ('127.0.0.1', {port})" in (
-        capsys.readouterr().err
-    )
+        refuses(
+            {"model": folder, "port": port, "num_replicas": num_replicas},
+            f"Address already in use (while attempting to bind on address ('127.0.0.1', {port})",
+        )

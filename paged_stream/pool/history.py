@@ -1,0 +1,131 @@
+"""What a pool knows of a stream: everything it has acknowledged. Any replica can go on from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from paged_stream.pool.evictions import Evictions
+from paged_stream.pool.journal import Journal
+from paged_stream.pool.messages import StreamFacts
+from paged_stream.pool.replica import Replica
+
+
+class History:
+    """The tokens of one stream, as a file and those that came since, and its other properties.
+
+    Attributes:
+        seed: 63 bits that the seeds of its turns are made from.
+        num_turns: how many turns have begun.
+        has_chatted: whether a message was answered.
+
+    Args:
+        name: the stream's name in its pool.
+        folder: where its files go.
+        options: what it was opened with, as keyword arguments of `AsyncLLMEngine.open_stream`.
+        on_evict: called when tokens leave the window.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        options: dict[str, Any],
+        on_evict: Callable[[int, int], object] | None = None,
+    ) -> None:
+        self.name = name
+        self.options = options
+        self.seed = self.num_turns = 0
+        self.has_chatted = False
+        self._folder = folder
+        self._on_evict = on_evict
+        self._evictions: Evictions | None = None
+        self._journal: Journal | None = None
+        self._version = 0
+
+    @property
+    def journal(self) -> Journal:
+        assert self._journal is not None, "the stream was not opened"
+        return self._journal
+
+    def begin(self, facts: StreamFacts, path: Path | None) -> None:
+        """Note that the stream was opened.
+
+        Args:
+            path: a file with the stream as it is now, if there is one.
+        """
+        self._journal = Journal(facts.position, path)
+        self.has_chatted = facts.has_chatted
+        if self._on_evict is not None:
+            self._evictions = Evictions(self._on_evict, facts.sink_window, facts.window_start)
+
+    def note(self, token_ids: Sequence[int]) -> None:
+        """Acknowledge tokens."""
+        delete(self.journal.extend(token_ids))
+        if self._evictions is not None:
+            self._evictions.tell(self.journal.end)
+
+    def note_edit(self, facts: StreamFacts, path: Path) -> None:
+        """Note that the stream was edited, and saved afterwards. Saves that are still under way
+        belong to the old journal.
+
+        Args:
+            path: the file with the edited stream.
+        """
+        old, self._journal = self.journal, Journal(facts.position, path)
+        self.has_chatted = facts.has_chatted
+        if self._evictions is not None:
+            self._evictions.move_to(facts.window_start)
+        delete([*old.forget_ahead(), *([] if old.path is None else [old.path])])
+
+    async def restore_on(self, replica: Replica) -> None:
+        """Restore the stream on a replica.
+
+        Raises:
+            ReplicaLostError: the replica died meanwhile.
+        """
+        journal = self.journal
+        path = None if journal.path is None else str(journal.path)
+        args = (self.name, self.options, path, journal.tokens, self.has_chatted)
+        facts = await replica.call("restore", *args)
+        assert facts.position == journal.end, f"restored to {facts.position}, not {journal.end}"
+        journal.num_unsaved = len(journal.tokens)
+
+    async def save_on(self, replica: Replica) -> None:
+        """Save the stream, which lives on this replica.
+
+        Raises:
+            ReplicaLostError: the replica died meanwhile.
+            OSError: the file cannot be written.
+        """
+        path, journal = self.next_path(), self.journal
+        try:
+            position = await replica.call("save", self.name, str(path))
+        except BaseException:
+            delete([path, *path.parent.glob(f".{path.name}.*")])
+            raise
+        is_current = journal is self._journal and not replica.is_gone
+        delete(journal.saved(position, path) if is_current else [path])
+
+    def next_path(self) -> Path:
+        """A new path for the stream's next file."""
+        self._version += 1
+        return self._folder / f"{self.name}-{self._version}.safetensors"
+
+    def forget_ahead(self) -> None:
+        """Drop saves that are ahead of what was acknowledged: their replica is gone."""
+        if self._journal is not None:
+            delete(self._journal.forget_ahead())
+
+    def end(self) -> None:
+        """Remove the stream's files."""
+        self.forget_ahead()
+        if self._journal is not None and self._journal.path is not None:
+            delete([self._journal.path])
+
+
+def delete(paths: Iterable[Path]) -> None:
+    """Remove files, if they are still there."""
+    for path in paths:
+        path.unlink(missing_ok=True)

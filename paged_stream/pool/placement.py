@@ -1,0 +1,201 @@
+"""Which replica does what: requests go where there is the least to do, streams where the fewest
+live, and whatever a replica dies of is tried on another."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from paged_stream.config import EngineConfig
+from paged_stream.engine.lifetime import Lifetime
+from paged_stream.pool.errors import PoolError
+from paged_stream.pool.pool_options import PoolOptions
+from paged_stream.pool.replica import Replica, ReplicaLostError, Resident
+from paged_stream.pool.replica_set import ReplicaSet
+from paged_stream.pool.stats import PoolStats, ReplicaStats, sum_stats
+
+MAX_ATTEMPTS = 4  # replicas that may die of one thing
+
+
+class Placement:
+    """Places the requests and streams of one pool, in one event loop.
+
+    Attributes:
+        lifetime: of the pool.
+        open_streams: all of them, wherever they live.
+        num_restored_streams: how often a stream was restored on another replica.
+        num_replayed_tokens: how many tokens were computed again for that.
+
+    Args:
+        config: settings of every replica's engine.
+        options: settings of the pool.
+    """
+
+    def __init__(self, config: EngineConfig, options: PoolOptions) -> None:
+        self.config = config
+        self.lifetime = Lifetime("pool")
+        self.replicas = ReplicaSet(config, options.num_replicas)
+        self.save_every_tokens = options.save_every_tokens
+        self.open_streams: set[Resident] = set()
+        self.num_restored_streams = 0
+        self.num_replayed_tokens = 0
+        self._save_dir = options.save_dir
+        self._folder: Path | None = None
+        self._numbers = itertools.count()
+
+    async def start(self) -> None:
+        """Start the replicas and wait until all are ready. Harmless once that is done.
+
+        Raises:
+            ValueError: as `LLMEngine`, or the cluster has no room.
+        """
+        if self._folder is not None or self.lifetime.is_over:
+            self.check()
+            return
+        save_dir = None if self._save_dir is None else Path(self._save_dir).expanduser()
+        if save_dir is not None:
+            save_dir.mkdir(parents=True, exist_ok=True)
+        self._folder = Path(tempfile.mkdtemp(prefix="streams-", dir=save_dir)).resolve()
+        try:
+            await self.replicas.start()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """End the replicas and remove the saved streams. Harmless twice, before the start, and in a
+        forked child."""
+        if not self.lifetime.is_over:
+            self.lifetime.is_closed = True
+            await self.replicas.close()
+            if self._folder is not None:
+                shutil.rmtree(self._folder, ignore_errors=True)
+
+    def check(self) -> None:
+        """Refuse to be used unless the pool is open.
+
+        Raises:
+            PoolError: it is closed, or was not started.
+            RuntimeError: it was made in another process.
+        """
+        self.lifetime.check_process()
+        if self.lifetime.is_closed:
+            raise PoolError("the pool is closed")
+        if self._folder is None:
+            raise PoolError("the pool was not started; use it in `async with`")
+
+    @property
+    def folder(self) -> Path:
+        """The folder for saved streams, an absolute path."""
+        assert self._folder is not None, "the pool was not started"
+        return self._folder
+
+    def new_name(self, kind: str) -> str:
+        """Make a name that nothing else in this pool has."""
+        return f"{kind}-{next(self._numbers)}"
+
+    @property
+    def summary(self) -> str:
+        """The model, the replicas and the state in words, at any time and in any thread."""
+        return f"of {self.config.model!r}: {self.replicas.size} replicas, {self.lifetime.state}"
+
+    async def stats(self) -> PoolStats:
+        """Ask every replica for its engine's statistics, and add them up."""
+        self.check()
+        answers = []
+        for replica in self.replicas.replicas:
+            if not replica.is_ready:
+                continue
+            try:
+                answers.append((replica, await replica.call("stats")))
+            except ReplicaLostError as error:
+                self.replicas.report_lost(replica, error)
+        sums = sum_stats([engine for _, engine in answers])
+        return PoolStats(
+            **(sums | {"num_streams": len(self.open_streams)}),
+            replicas=[
+                ReplicaStats(
+                    number=replica.number,
+                    pid=replica.pid,
+                    load=replica.load,
+                    num_streams=len(replica.streams),
+                    engine=engine,
+                )
+                for replica, engine in answers
+            ],
+            num_replicas=self.replicas.size,
+            num_lost_replicas=self.replicas.num_lost,
+            num_restored_streams=self.num_restored_streams,
+            num_replayed_tokens=self.num_replayed_tokens,
+        )
+
+    @asynccontextmanager
+    async def replica_for_request(self) -> AsyncIterator[Replica]:
+        """Pick the replica with the least to do. It counts as busy until the block ends.
+
+        Raises:
+            PoolError: there is none, and none can be started any more.
+        """
+        replica = await self.replicas.pick(lambda r: (r.load, len(r.streams)))
+        replica.load += 1
+        try:
+            yield replica
+        finally:
+            replica.load -= 1
+
+    async def replica_for_stream(self, stream: Resident) -> Replica:
+        """Pick the replica on which the fewest streams live. This one counts there from now on.
+
+        Raises:
+            PoolError: as `replica_for_request`.
+        """
+        replica = await self.replicas.pick(lambda r: (len(r.streams), r.load))
+        replica.streams.add(stream)
+        return replica
+
+    async def ask(self, method: str, *args: Any) -> Any:
+        """Call a method on some replica; on another one if that dies meanwhile.
+
+        Args:
+            method: one that changes nothing on the replica.
+
+        Raises:
+            PoolError: no replica can do it.
+            ValueError: as the method.
+        """
+        self.check()
+        attempts = Attempts(self.replicas)
+        while True:
+            async with self.replica_for_request() as replica:
+                try:
+                    return await replica.call(method, *args)
+                except ReplicaLostError as error:
+                    attempts.failed(error)
+
+
+class Attempts:
+    """Attempts at one thing, on one replica after the other."""
+
+    def __init__(self, replicas: ReplicaSet) -> None:
+        self._replicas = replicas
+        self._num_lost = 0
+
+    def failed(self, error: ReplicaLostError) -> None:
+        """Report the replica that was lost.
+
+        Raises:
+            PoolError: so many were lost that another would be, too.
+        """
+        self._replicas.report_lost(error.replica, error)
+        self._num_lost += 1
+        if self._num_lost >= MAX_ATTEMPTS:
+            raise PoolError(f"{self._num_lost} replicas were lost over this: {error}") from error
+
+    def succeeded(self) -> None:
+        """Begin to count anew: what comes next is another thing."""
+        self._num_lost = 0

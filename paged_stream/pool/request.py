@@ -1,0 +1,75 @@
+"""One request of a pool. If its replica dies, another one computes it again from the beginning."""
+
+from __future__ import annotations
+
+import contextlib
+
+from paged_stream.engine.api import AsyncDeltas
+from paged_stream.pool.placement import Attempts, Placement
+from paged_stream.pool.replica import Replica, ReplicaLostError
+from paged_stream.pool.request_progress import RequestProgress
+from paged_stream.scheduler.sampling_params import SamplingParams
+from paged_stream.text.inputs import Prompt
+
+
+class PoolRequest:
+    """Runs a request on one replica after the other until it is finished.
+
+    Args:
+        request_id: goes on its deltas.
+        params: have a seed, so that another replica draws the same numbers.
+        priority: smaller runs first.
+    """
+
+    def __init__(
+        self,
+        placement: Placement,
+        request_id: str,
+        prompt: Prompt,
+        params: SamplingParams,
+        priority: int,
+    ) -> None:
+        self._placement = placement
+        self._name = placement.new_name("request")  # the user's may not be free again there
+        self._request = (prompt, params, priority)
+        self._progress = RequestProgress(request_id, params.n)
+        self._replica: Replica | None = None
+        self._is_aborted = False
+
+    async def deltas(self) -> AsyncDeltas:
+        """Yield what the request adds, each part once.
+
+        Raises:
+            ValueError: as `EngineApi.generate`.
+            PoolError: no replica can do it; or another replica comes to other tokens than those
+                that were yielded already, which rounding can cause.
+        """
+        attempts = Attempts(self._placement.replicas)
+        progress, name = self._progress, self._name
+        while not (progress.is_over or self._is_aborted):
+            async with self._placement.replica_for_request() as replica:
+                progress.begin()
+                self._replica = replica
+                try:
+                    await replica.call("start_request", name, *self._request)
+                    while not progress.is_over:
+                        deltas = await replica.call("take_request", name)
+                        if not deltas:  # it was aborted
+                            break
+                        for delta in deltas:
+                            if (fresh := progress.note(delta)) is not None:
+                                yield fresh
+                except ReplicaLostError as error:
+                    attempts.failed(error)
+                finally:
+                    self._replica = None
+                    replica.call_soon("forget_request", name)
+        for delta in progress.last_deltas("abort"):
+            yield delta
+
+    async def abort(self) -> None:
+        """End the request. Its unfinished completions keep what they have."""
+        self._is_aborted = True
+        if (replica := self._replica) is not None:
+            with contextlib.suppress(ReplicaLostError):  # its reader will notice
+                await replica.call("stop_request", self._name)

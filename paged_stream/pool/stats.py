@@ -1,0 +1,54 @@
+"""Statistics of a pool and its replicas."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from paged_stream.engine.outputs import EngineStats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaStats:
+    """One replica at one moment.
+
+    Args:
+        number: its number; no other replica of the pool ever has the same.
+        pid: id of its process.
+        load: how many requests and turns run there.
+        num_streams: how many streams live there.
+        engine: its engine's statistics.
+    """
+
+    number: int
+    pid: int
+    load: int
+    num_streams: int
+    engine: EngineStats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolStats(EngineStats):
+    """A pool at one moment: the sums over its engines, and what helps to choose their number.
+
+    Args:
+        num_streams: open streams. Each lives on a replica, or on none until it is used again.
+        replicas: the replicas that are ready.
+        num_replicas: how many replicas are wanted.
+        num_lost_replicas: how many replicas died since the start.
+        num_restored_streams: how often a stream was restored on another replica.
+        num_replayed_tokens: how many tokens were computed again for that.
+    """
+
+    replicas: list[ReplicaStats]
+    num_replicas: int
+    num_lost_replicas: int
+    num_restored_streams: int
+    num_replayed_tokens: int
+
+
+def sum_stats(stats: Sequence[EngineStats]) -> dict[str, Any]:
+    """Add up each field of `EngineStats` over several engines."""
+    names = (field.name for field in fields(EngineStats))
+    return {name: sum(getattr(each, name) for each in stats) for name in names}

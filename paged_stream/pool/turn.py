@@ -1,0 +1,119 @@
+"""One turn of a pool's stream. If its replica dies, another goes on where the reader is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+
+from paged_stream.engine.outputs import RequestDelta
+from paged_stream.pool.home import Home
+from paged_stream.pool.placement import Attempts
+from paged_stream.pool.replica import ReplicaLostError
+from paged_stream.pool.uninterrupted import uninterrupted
+from paged_stream.scheduler.sampling_params import SamplingParams
+
+
+class PoolTurn:
+    """Fetches deltas from the stream's replica and acknowledges them.
+
+    Args:
+        home: of the stream.
+        params: have the seed of this turn, so that another replica draws the same numbers.
+    """
+
+    def __init__(self, home: Home, params: SamplingParams) -> None:
+        self._home = home
+        self._params = params
+        self._attempts = Attempts(home.placement.replicas)
+        self._items: deque[RequestDelta] = deque()
+        self._num_generated = 0
+        self._has_begun = self._is_over = False
+        self._lock = asyncio.Lock()  # held while it is being started or stopped
+        self._taking: asyncio.Future[None] | None = None
+
+    async def next(self) -> RequestDelta | None:
+        """Wait for the next delta; ``None`` after the last.
+
+        Raises:
+            ValueError: the turn cannot begin.
+            PoolError: no replica can go on with it.
+        """
+        while not self._items:
+            if self._is_over or self._home.is_closed:
+                async with self._lock:  # `stop` may be about to add some
+                    return self._items.popleft() if self._items else None
+            try:
+                if not self._home.has_turn:
+                    await uninterrupted(self._start())
+                await self._take()
+            except ReplicaLostError as error:
+                self._home.lost(error, self._attempts)
+            except ValueError:
+                self._home.turn_ended()
+                if self._home.is_closed:
+                    return None
+                raise
+        return self._items.popleft()
+
+    async def stop(self) -> None:
+        """End the turn where it is. What was generated is part of the stream, and `next` still
+        returns it."""
+        self._is_over = True
+        async with self._lock:
+            replica = self._home.replica
+            if replica is None or not self._home.has_turn or self._home.is_closed:
+                return
+            try:
+                rest = await replica.call("stop_turn", self._home.history.name)
+                if self._taking is not None:
+                    await self._taking  # what it got comes before the rest
+                self._count()
+                self._note(rest)
+                self._home.turn_ended()
+            except ReplicaLostError as error:  # and with it what nobody has read
+                self._home.lost(error, Attempts(self._home.placement.replicas))
+
+    async def _start(self) -> None:
+        async with self._lock:
+            if self._is_over:
+                return
+            replica = await self._home.attach()
+            name = self._home.history.name
+            await replica.call("start_turn", name, self._params, self._num_generated)
+            self._home.turn_began(replica)
+
+    async def _take(self) -> None:
+        """Wait for deltas. If the reader is cancelled meanwhile, `stop` takes care of them."""
+        self._taking = asyncio.ensure_future(self._take_and_note())
+        self._taking.add_done_callback(lambda taking: taking.cancelled() or taking.exception())
+        await asyncio.shield(self._taking)
+        self._taking = None
+
+    async def _take_and_note(self) -> None:
+        replica = await self._home.attach(may_move=False)
+        if not self._home.has_turn:  # it was lost in this moment
+            return
+        deltas = await replica.call("take_turn", self._home.history.name)
+        self._attempts.succeeded()
+        if not deltas:  # the replica has let go of the stream
+            self._home.turn_ended()
+            return
+        self._count()
+        self._note(deltas)
+        if deltas[-1].finished:
+            self._is_over = True
+            self._home.turn_ended()
+
+    def _count(self) -> None:
+        """Count the turn in the stream's history, once: the next one has another seed."""
+        if not self._has_begun:
+            self._has_begun = True
+            self._home.history.num_turns += 1
+
+    def _note(self, deltas: Sequence[RequestDelta]) -> None:
+        """Acknowledge what was generated."""
+        token_ids = [token_id for delta in deltas for token_id in delta.delta_token_ids]
+        self._num_generated += len(token_ids)
+        self._items.extend(deltas)
+        self._home.note(token_ids)

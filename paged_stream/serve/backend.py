@@ -1,0 +1,44 @@
+"""What a service has behind it: an engine or a pool, and what the contract does not offer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from paged_stream.engine.api import AsyncEngineApi
+from paged_stream.scheduler.sampling_params import SamplingParams
+from paged_stream.text.chat import Messages
+from paged_stream.text.inputs import Prompt
+
+
+class Backend(Protocol):
+    """The back of a service."""
+
+    @property
+    def engine(self) -> AsyncEngineApi:
+        """The engine that answers. Whoever made it closes it."""
+        ...
+
+    async def encode(self, prompt: Prompt, params: SamplingParams) -> list[int]:
+        """Tokenize a prompt, and check it together with its parameters.
+
+        Raises:
+            ValueError: as `AsyncEngineApi.generate`.
+        """
+        ...
+
+    async def encode_chat(self, messages: Messages) -> list[int]:
+        """Tokenize a conversation in the model's chat template.
+
+        Raises:
+            ValueError: as `AsyncEngineApi.chat`.
+        """
+        ...
+
+    async def health(self) -> Mapping[str, Any]:
+        """The answer to ``/health``."""
+        ...
+
+    async def metrics(self) -> bytes:
+        """The answer to ``/metrics``, of the type `metrics.CONTENT_TYPE`."""
+        ...

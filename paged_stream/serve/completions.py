@@ -1,0 +1,131 @@
+"""Stateless requests, in the shape of OpenAI's API."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response
+
+from paged_stream.engine.api import AsyncDeltas
+from paged_stream.engine.outputs import RequestDelta
+from paged_stream.scheduler.sampling_params import SamplingParams
+from paged_stream.serve.backend import Backend
+from paged_stream.serve.bodies import ChatCompletion, Completion, Stateless
+from paged_stream.serve.events import event_stream
+
+# Makes the JSON of a completion from its index, its text and its finish reason.
+Choice = Callable[[int, str, str | None], dict[str, Any]]
+
+
+class CompletionRoutes:
+    """``/v1/completions`` and ``/v1/chat/completions``.
+
+    Args:
+        model: the model's name in answers.
+    """
+
+    def __init__(self, backend: Backend, model: str) -> None:
+        self._backend = backend
+        self._model = model
+        self.router = APIRouter(prefix="/v1")
+        self.router.post("/completions")(self.complete)
+        self.router.post("/chat/completions")(self.chat)
+
+    async def complete(self, body: Completion) -> Response:
+        answer = Answer(self._model, "text_completion", _text_choice, _text_choice)
+        return await self._respond(body, body.prompt, answer)
+
+    async def chat(self, body: ChatCompletion) -> Response:
+        prompt = await self._backend.encode_chat(body.messages)
+        kind = "chat.completion.chunk" if body.stream else "chat.completion"
+        answer = Answer(self._model, kind, _message_choice, MessageParts())
+        return await self._respond(body, prompt, answer)
+
+    async def _respond(self, body: Stateless, prompt: str | list[int], answer: Answer) -> Response:
+        """Answer when all is there, or part by part."""
+        params = body.params()
+        # Errors are to be known before anything is sent.
+        token_ids = await self._backend.encode(prompt, params)
+        answer.num_prompt_tokens = len(token_ids)
+        deltas = self._backend.engine.generate(token_ids, params)
+        if not body.stream:
+            return JSONResponse(await answer.whole(deltas, params))
+        options = body.stream_options
+        tells_usage = options is not None and options.include_usage
+        return event_stream(deltas, answer.part, answer.end if tells_usage else lambda: None)
+
+
+class Answer:
+    """The JSON of one answer.
+
+    Args:
+        model: the model's name.
+        kind: the type of the answer in OpenAI's API.
+        choice: makes the JSON of a whole completion.
+        part: makes the JSON of a part of one.
+    """
+
+    def __init__(self, model: str, kind: str, choice: Choice, part: Choice) -> None:
+        self.num_prompt_tokens = self._num_tokens = 0
+        self._choice = choice
+        self._part = part
+        self._head = {
+            "id": f"{'chatcmpl' if kind.startswith('chat') else 'cmpl'}-{uuid.uuid4().hex}",
+            "object": kind,
+            "created": int(time.time()),
+            "model": model,
+        }
+
+    async def whole(self, deltas: AsyncDeltas, params: SamplingParams) -> dict[str, Any]:
+        """Wait for the whole answer."""
+        texts, reasons = [""] * params.n, [""] * params.n
+        async with aclosing(deltas):
+            async for delta in deltas:
+                texts[delta.index] += delta.delta_text
+                reasons[delta.index] = delta.finish_reason or ""
+                self._num_tokens += len(delta.delta_token_ids)
+        choices = [self._choice(i, texts[i], reasons[i]) for i in range(params.n)]
+        return self._head | {"choices": choices, "usage": self._usage()}
+
+    def part(self, delta: RequestDelta) -> dict[str, Any]:
+        """What one delta adds to the answer."""
+        self._num_tokens += len(delta.delta_token_ids)
+        choices = [self._part(delta.index, delta.delta_text, delta.finish_reason)]
+        return self._head | {"choices": choices}
+
+    def end(self) -> dict[str, Any]:
+        """What the request took, to be sent after the parts."""
+        return self._head | {"choices": [], "usage": self._usage()}
+
+    def _usage(self) -> dict[str, int]:
+        return {
+            "prompt_tokens": self.num_prompt_tokens,
+            "completion_tokens": self._num_tokens,
+            "total_tokens": self.num_prompt_tokens + self._num_tokens,
+        }
+
+
+class MessageParts:
+    """Makes the JSON of parts of messages. The first part of each has its role."""
+
+    def __init__(self) -> None:
+        self._begun: set[int] = set()
+
+    def __call__(self, index: int, text: str, reason: str | None) -> dict[str, Any]:
+        role = {} if index in self._begun else {"role": "assistant"}
+        self._begun.add(index)
+        return {"index": index, "delta": role | {"content": text}, "finish_reason": reason}
+
+
+def _text_choice(index: int, text: str, reason: str | None) -> dict[str, Any]:
+    return {"index": index, "text": text, "finish_reason": reason}
+
+
+def _message_choice(index: int, text: str, reason: str | None) -> dict[str, Any]:
+    message = {"role": "assistant", "content": text}
+    return {"index": index, "message": message, "finish_reason": reason}

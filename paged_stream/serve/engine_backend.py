@@ -1,0 +1,40 @@
+"""One engine behind a service. Its metrics call it replica 0."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from paged_stream.engine.async_engine import AsyncLLMEngine
+from paged_stream.scheduler.sampling_params import SamplingParams
+from paged_stream.serve.metrics import engine_families, family, render
+from paged_stream.text.chat import Messages
+from paged_stream.text.inputs import Prompt
+
+
+class EngineBackend:
+    """The `Backend` of a service without replicas."""
+
+    def __init__(self, engine: AsyncLLMEngine) -> None:
+        self.engine = engine
+
+    async def encode(self, prompt: Prompt, params: SamplingParams) -> list[int]:
+        """As `Backend.encode`."""
+        self.engine.intake.prompts.check_params(params)
+        return await asyncio.to_thread(self.engine.encode, prompt)
+
+    async def encode_chat(self, messages: Messages) -> list[int]:
+        """As `Backend.encode_chat`."""
+        return await asyncio.to_thread(self.engine.intake.encode_chat, messages)
+
+    async def health(self) -> dict[str, Any]:
+        """As `Backend.health`."""
+        stats = await self.engine.stats()
+        load = stats.num_running + stats.num_waiting
+        return {"replicas": 1, "streams": stats.num_streams, "load": load}
+
+    async def metrics(self) -> bytes:
+        """As `Backend.metrics`."""
+        stats = await self.engine.stats()
+        streams = family("open_streams", "Open streams.", {None: stats.num_streams})
+        return render([streams, *engine_families({0: stats})])
