@@ -9,6 +9,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -154,14 +155,31 @@ class Implementation:
     Args:
         make: of the folder of a model, and settings.
         is_async: whether its methods are awaited.
+        needs_ray: whether it runs where Ray does.
     """
 
     make: Callable[..., Any]
     is_async: bool = False
+    needs_ray: bool = False
 
 
 def _config(folder: Any, settings: dict[str, Any]) -> EngineConfig:
     return EngineConfig(model=str(folder), **SETTINGS | settings)
+
+
+def _ray_llm(folder: Any, **settings: Any) -> Any:
+    from paged_stream import RayLLM
+
+    return RayLLM(str(folder), save_every_tokens=16, **SETTINGS | settings)
+
+
+def _async_ray_llm(folder: Any, **settings: Any) -> Any:
+    from paged_stream import AsyncRayLLM
+
+    options = SETTINGS | settings
+    engine = AwaitedEngine(lambda: AsyncRayLLM(str(folder), save_every_tokens=16, **options))
+    engine.start()
+    return engine
 
 
 ENGINES = {
@@ -173,8 +191,13 @@ ENGINES = {
         ),
         is_async=True,
     ),
+    "RayLLM": Implementation(_ray_llm, needs_ray=True),
+    "AsyncRayLLM": Implementation(_async_ray_llm, is_async=True, needs_ray=True),
 }
-EVERY_ENGINE = [pytest.param(engine, id=name) for name, engine in ENGINES.items()]
+EVERY_ENGINE = [
+    pytest.param(engine, id=name, marks=[pytest.mark.ray] * engine.needs_ray)
+    for name, engine in ENGINES.items()
+]
 
 _LOADED = {"config", "model_config", "tokenizer", "sink_window", "cache_plan"}
 _LOADED |= {"encode", "core", "intake"}
@@ -187,3 +210,31 @@ CLASSES: dict[type, tuple[type, set[str]]] = {
     Stream: (StreamApi, {"inner"}),
     AsyncStream: (AsyncStreamApi, {"inner", "resume", "snapshot", "close_now"}),
 }
+if find_spec("ray") is not None:
+    from paged_stream.pool.async_ray_llm import AsyncRayLLM
+    from paged_stream.pool.async_stream import AsyncPoolStream
+    from paged_stream.pool.ray_llm import RayLLM
+    from paged_stream.pool.stream import PoolStream
+
+    _REPLICAS = {"num_replicas", "wait_until_ready", "scale_to", "rolling_restart"}
+    CLASSES |= {
+        RayLLM: (EngineApi, {"inner"} | _REPLICAS - {"num_replicas"}),
+        AsyncRayLLM: (
+            AsyncEngineApi,
+            {
+                "config",
+                "lifetime",
+                "start",
+                "encode",
+                "encode_chats",
+                "check_request_ids",
+                "summary",
+            }
+            | _REPLICAS,
+        ),
+        PoolStream: (StreamApi, {"inner"}),
+        AsyncPoolStream: (
+            AsyncStreamApi,
+            {"open", "append_or_refuse", "check_open", "replica", "summary"},
+        ),
+    }

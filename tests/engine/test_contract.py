@@ -24,6 +24,8 @@ MESSAGES = [{"role": "user", "content": "hello"}]
 
 @pytest.fixture(scope="module", params=EVERY_ENGINE)
 def implementation(request):
+    if request.param.needs_ray:
+        request.getfixturevalue("ray")
     return request.param
 
 
@@ -119,7 +121,6 @@ def test_nothing_is_public_but_the_contract_and_what_is_listed(cls):
     assert public(cls) - public(api) - own == set()
 
 
-@pytest.mark.parametrize("implementation", EVERY_ENGINE)
 def test_objects_have_no_other_attributes_either(implementation, folder):
     with implementation.make(folder) as engine, engine.open_stream() as stream:
         for thing in (engine, stream):
@@ -386,7 +387,7 @@ def test_leaving_a_turn_ends_it(stream, twin):
     deltas.close()
     assert not stream.is_generating
     generated = stream.stats().num_tokens - len(PROMPT)
-    whole = ids(twin.generate(SamplingParams(temperature=0, max_tokens=80, ignore_eos=True)))
+    whole = ids(twin.generate(SamplingParams(temperature=0, max_tokens=400, ignore_eos=True)))
     assert generated >= len(got) and got == whole[: len(got)]
     # What was generated and not read is part of the stream.
     assert ids(stream.generate(GREEDY)) == whole[generated : generated + 10]
@@ -555,10 +556,10 @@ def test_neither_is_pickled_nor_copied(engine, stream):
 # Cancellation
 
 
-ASYNC_ENGINES = [pytest.param(e, id=name) for name, e in ENGINES.items() if e.is_async]
+ASYNC_ENGINES = [each for each in EVERY_ENGINE if ENGINES[str(each.id)].is_async]
 
 
-@pytest.mark.parametrize("implementation", ASYNC_ENGINES, scope="module")
+@pytest.mark.parametrize("implementation", ASYNC_ENGINES, indirect=True, scope="module")
 def test_cancelling_who_reads_ends_what_is_read(engine, stream):
     stream.append(PROMPT)
     begun = threading.Event()
