@@ -1,0 +1,1 @@
+# The op library, made of csrc/: importing it registers the ops.
