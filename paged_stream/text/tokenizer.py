@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,70 @@ class Tokenizer:
 
     def is_special(self, token_id: int) -> bool:
         """Whether a token marks something and is no text."""
-        added = self._tokenizer.added_tokens_decoder.get(token_id)
-        return added is not None and bool(added.special)
+        return token_id in self._special_ids
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        added = self._tokenizer.added_tokens_decoder.items()
+        return frozenset(token_id for token_id, token in added if token.special)
+
+    def has_text(self, token_id: int) -> bool:
+        """False for tokens that `decode` skips: special ones, and ids that are in no vocabulary.
+        Unusual tokenizers may skip others too."""
+        if self._backend is None:
+            return True
+        return token_id not in self._special_ids and self._backend.id_to_token(token_id) is not None
+
+    @cached_property
+    def is_byte_level(self) -> bool:
+        """Whether texts are the `token_bytes` of their tokens, one after the other."""
+        return self._decoder.get("type") == "ByteLevel"
+
+    @cached_property
+    def cuts_characters(self) -> bool:
+        """Whether a text that ends in U+FFFD may end within a character."""
+        if self._backend is None:
+            return self.byte_tokens is None
+        steps = self._decoder.get("decoders", [self._decoder])
+        return any(step.get("type") == "ByteLevel" for step in steps)
+
+    @property
+    def _decoder(self) -> dict[str, Any]:
+        """How tokens become text, as tokenizer.json says it; empty if they are joined by spaces,
+        or it is not known."""
+        decoder = None if self._backend is None else self._backend.decoder
+        return {} if decoder is None else dict(json.loads(decoder.__getstate__()))
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Bytes of a token, which need not be whole characters; none of a token that is skipped.
+        Only for tokenizers that are byte-level."""
+        token = None if token_id in self._special_ids else self._backend.id_to_token(token_id)
+        if token is None:
+            return b""
+        try:
+            return bytes([self._byte_letters[letter] for letter in token])
+        except KeyError:  # an added token, which is written as it is
+            return bytes(token, "utf-8")
+
+    @cached_property
+    def _byte_letters(self) -> dict[str, int]:
+        """By the letters that byte-level vocabularies are written in: bytes that can be seen are
+        their own code points, the others follow in order, from 256 on."""
+        seen = [byte for byte in range(256) if chr(byte).isprintable() and byte != ord(" ")]
+        others = [byte for byte in range(256) if byte not in seen]
+        return {chr(byte): byte for byte in seen} | {
+            chr(256 + index): byte for index, byte in enumerate(others)
+        }
+
+    @cached_property
+    def byte_tokens(self) -> list[int] | None:
+        """The 256 tokens, by byte, of which runs make the characters that are not in the
+        vocabulary; ``None`` if there are none."""
+        names = [f"<0x{byte:02X}>" for byte in range(256)]
+        ids: list[int] = self._tokenizer.convert_tokens_to_ids(names)
+        if None in ids or self._tokenizer.convert_ids_to_tokens(ids) != names:
+            return None
+        return ids if self.decode([ids[byte] for byte in "é".encode()]) == "é" else None
 
     def check_chat_template(self) -> None:
         """Raise ValueError if there is no chat template."""
