@@ -84,17 +84,17 @@ def calls(case: Case, args: argparse.Namespace) -> tuple[Callable[[], None], int
     query, sink_query = (torch.randn(num_tokens, num_heads, head_dim).to(dtype) for _ in range(2))
     seq_len = 3 * (NUM_SINK_TOKENS + case.window_size) + case.chunk + 5
 
-    layout = ops.SequenceLayout(
-        length=case.chunk,
-        start=seq_len - case.chunk,
-        num_sink_tokens=NUM_SINK_TOKENS,
-        window_size=case.window_size,
-        window_floor=0,
-        ring_blocks=ring,
-        row_length=width,
+    columns = ops.SequenceColumns(
+        lengths=[case.chunk] * case.batch,
+        starts=[seq_len - case.chunk] * case.batch,
+        num_sink_tokens=[NUM_SINK_TOKENS] * case.batch,
+        window_size=[case.window_size] * case.batch,
+        window_floor=[0] * case.batch,
+        ring_blocks=[ring] * case.batch,
+        row_lengths=[width] * case.batch,
     )
     token_ids = torch.zeros(num_tokens, dtype=torch.int32)
-    batch, _ = ops.lay_out_batch(token_ids, order.int(), [layout] * case.batch, BLOCK_SIZE)
+    batch, _ = ops.lay_out_batch(token_ids, order.int(), columns, BLOCK_SIZE)
     scoring = ops.Scoring(head_dim**-0.5)
 
     def run() -> None:

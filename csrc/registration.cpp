@@ -23,7 +23,7 @@ STABLE_TORCH_LIBRARY(paged_stream, m) {
       "-> ()");
   m.def("copy_blocks(Tensor(a!) kv_cache, Tensor block_mapping) -> ()");
   m.def("pack_linear_weight(Tensor weight) -> Tensor");
-  m.def("pack_quantized_weight(Tensor blocks, str format) -> Tensor");
+  m.def("pack_quantized_weight(Tensor groups, str format) -> Tensor");
   m.def(
       "linear(Tensor input, Tensor packed_weight, Tensor? bias, int out_features, "
       "bool float_output) -> Tensor");

@@ -63,8 +63,8 @@ struct PagedAttentionArguments {
   bool split_all;
   int max_splits;
   float* part_acc;  // [places, num_heads, max_splits, head_dim], not yet divided by part_sum
-  float* part_max;  // [places, num_heads, max_splits], in the log2 domain; so is part_sum's weight
-  float* part_sum;
+  float* part_max;  // [places, num_heads, max_splits], in the log2 domain
+  float* part_sum;  // [places, num_heads, max_splits], of weights 2^(score - part_max)
 };
 
 }  // namespace paged_stream

@@ -44,8 +44,9 @@ class Checker {
   // layout: the expected shape in words, as in "[T, num_heads, head_dim]"; kAny sizes match all.
   void shape(const Tensor& t, const char* name, const char* layout,
              std::initializer_list<int64_t> expected) const {
-    bool matches = t.dim() == static_cast<int64_t>(expected.size());
-    for (int64_t i = 0; matches && i < t.dim(); ++i) {
+    const int64_t dim = t.dim();
+    bool matches = dim == static_cast<int64_t>(expected.size());
+    for (int64_t i = 0; matches && i < dim; ++i) {
       const int64_t size = expected.begin()[i];
       matches = size == kAny || size == t.size(i);
     }
@@ -80,15 +81,16 @@ class Checker {
 
   // All dimensions from `from` on lie densely in memory.
   void dense(const Tensor& t, const char* name, int64_t from) const {
-    if (t.numel() == 0) return;
     int64_t expected = 1;
     for (int64_t i = t.dim() - 1; i >= from; --i) {
-      if (t.size(i) != 1 && t.stride(i) != expected) {
+      const int64_t size = t.size(i);
+      if (size != 1 && t.stride(i) != expected) {
+        if (t.numel() == 0) return;
         STD_TORCH_CHECK(false, op_, ": ", name, " must be contiguous from dimension ", from,
                         " on, got shape ", describe(t.sizes()), " and strides ",
                         describe(t.strides()));
       }
-      expected *= t.size(i);
+      expected *= size;
     }
   }
 

@@ -23,8 +23,10 @@ class Segment:
 
     Args:
         row: the sequence.
-        first_token: in the batch; so are ``num_tokens`` from there.
-        first_key: position of the first key; so are ``num_keys`` from there.
+        first_token: its index in the batch.
+        num_tokens: tokens from there on.
+        first_key: its position.
+        num_keys: keys from there on.
         is_causal: the last token goes with the last key, the one before with the one before, and
             each sees keys up to its own; else all tokens see all keys.
         window: if causal, each token sees that many keys at most; ``None`` for all.

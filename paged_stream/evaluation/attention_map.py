@@ -18,7 +18,7 @@ from paged_stream.models.decoder import Decoder
 from paged_stream.models.formats.resolve import resolve_model
 from paged_stream.models.loader import load_config, load_model
 from paged_stream.models.model_config import ModelConfig
-from paged_stream.ops import FULL_ATTENTION, Scoring, SequenceLayout, lay_out_batch
+from paged_stream.ops import FULL_ATTENTION, Scoring, SequenceColumns, lay_out_batch
 from paged_stream.setting_kinds import Dtype, Quantization
 from paged_stream.system.progress_bar import progress_bar
 from paged_stream.worker.kv_cache import KVCache
@@ -164,16 +164,8 @@ class AttentionProbe:
 def _one_text(token_ids: Sequence[int]) -> ForwardBatch:
     """A step that computes one text whole, in a single block as long as it is."""
     length = len(token_ids)
-    sequence = SequenceLayout(
-        length=length,
-        start=0,
-        num_sink_tokens=0,
-        window_size=FULL_ATTENTION,
-        window_floor=0,
-        ring_blocks=1,
-        row_length=1,
-    )
+    sequence = SequenceColumns([length], [0], [0], [FULL_ATTENTION], [0], [1], [1])
     block_row = torch.zeros(1, dtype=torch.int32)
     ids = torch.tensor(token_ids, dtype=torch.int32)
-    tensors, has_gap = lay_out_batch(ids, block_row, [sequence], length)
+    tensors, has_gap = lay_out_batch(ids, block_row, sequence, length)
     return ForwardBatch(tensors=tensors, has_gap=has_gap, host=tensors)

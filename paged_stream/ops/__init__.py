@@ -20,11 +20,12 @@ from paged_stream.ops.attention_layer import (
 )
 from paged_stream.ops.batch import FULL_ATTENTION, BatchTensors
 from paged_stream.ops.copy_blocks import copy_blocks
+from paged_stream.ops.cpu_isa import cpu_isa, set_cpu_isa
 from paged_stream.ops.decoder_layers import DecoderLayers, decoder_layers
 from paged_stream.ops.gated_mlp import GatedMLP, MLPWeights, gated_mlp
 from paged_stream.ops.gather_blocks import gather_blocks
-from paged_stream.ops.lay_out_batch import SequenceLayout, lay_out_batch
-from paged_stream.ops.library import cpu_isa, has_cuda, set_cpu_isa
+from paged_stream.ops.lay_out_batch import SequenceColumns, lay_out_batch
+from paged_stream.ops.library import has_cuda
 from paged_stream.ops.linear import linear
 from paged_stream.ops.pack_linear_weight import pack_linear_weight
 from paged_stream.ops.pack_quantized_weight import pack_quantized_weight
@@ -48,7 +49,7 @@ __all__ = [
     "MLPWeights",
     "SamplingTensors",
     "Scoring",
-    "SequenceLayout",
+    "SequenceColumns",
     "add_rms_norm",
     "advance_decode",
     "attention_layer",

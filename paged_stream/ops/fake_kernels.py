@@ -32,7 +32,7 @@ def _(residual, *rest):
 
 @torch.library.register_fake("paged_stream::lay_out_batch")
 def _(token_ids, block_rows, sequences, block_size):
-    num_tokens, num_sequences = token_ids.shape[0], sequences.shape[0]
+    num_tokens, num_sequences = token_ids.shape[0], sequences.shape[1]
     width = torch.library.get_ctx().new_dynamic_size()
     per_token = [sequences.new_empty(num_tokens) for _ in range(4)]
     return (
@@ -78,10 +78,10 @@ def _(weight):
 
 
 @torch.library.register_fake("paged_stream::pack_quantized_weight")
-def _(blocks, format):
-    block_bytes = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}[format]
-    panels = -(-blocks.shape[0] // 16)
-    return blocks.new_empty(panels, blocks.shape[1] // block_bytes, 16 * block_bytes)
+def _(groups, format):
+    group_bytes = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}[format]
+    panels = -(-groups.shape[0] // 16)
+    return groups.new_empty(panels, groups.shape[1] // group_bytes, 16 * group_bytes)
 
 
 @torch.library.register_fake("paged_stream::linear")

@@ -14,12 +14,17 @@ def gather_blocks(
     rotary: Tensor | None = None,
     interleaved: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Read the slots ``slot_mapping`` (int64 [N]) into contiguous keys and values.
+    """Read slots into contiguous keys and values.
 
     Args:
-        rotary: float32 [N, rotary_dim], cosines then sines by which each key is turned on the way.
+        k_cache: the keys.
+        v_cache: the values.
+        slot_mapping: int64 [N]; -1 gives zeros.
+        rotary: float32 [N, rotary_dim], cosines then sines by which each key is turned on the way;
+            ``None`` leaves keys as they are.
+        interleaved: see `rotary_and_cache`.
 
     Returns:
-        key and value, both rows of the cache, [N, num_kv_heads, row_size]; zeros for slot -1.
+        Key and value, each [N, num_kv_heads, row_size] in the dtype of the cache.
     """
     return ops.gather_blocks.default(k_cache, v_cache, slot_mapping, rotary, interleaved)

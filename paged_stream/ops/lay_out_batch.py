@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
 from itertools import chain
 from typing import NamedTuple
 
@@ -14,30 +13,30 @@ from paged_stream.ops.batch import BatchTensors
 from paged_stream.ops.library import ops
 
 
-class SequenceLayout(NamedTuple):
-    """What a sequence's place in a batch follows from.
+class SequenceColumns(NamedTuple):
+    """What the places of B sequences in a batch follow from: B numbers of each kind.
 
     Args:
-        length: tokens of its chunk.
-        start: position of the chunk's first token.
+        lengths: tokens of the chunks.
+        starts: positions of the chunks' first tokens.
         num_sink_tokens: 0 for full attention.
         window_size: `FULL_ATTENTION` for full attention.
         window_floor: first position behind the sinks whose key there is, 0 for all.
-        ring_blocks: columns of the ring.
-        row_length: columns of its row of the block table.
+        ring_blocks: columns of the rings.
+        row_lengths: columns of the rows of the block table.
     """
 
-    length: int
-    start: int
-    num_sink_tokens: int
-    window_size: int
-    window_floor: int
-    ring_blocks: int
-    row_length: int
+    lengths: list[int]
+    starts: list[int]
+    num_sink_tokens: list[int]
+    window_size: list[int]
+    window_floor: list[int]
+    ring_blocks: list[int]
+    row_lengths: list[int]
 
 
 def lay_out_batch(
-    token_ids: Tensor, block_rows: Tensor, sequences: Iterable[SequenceLayout], block_size: int
+    token_ids: Tensor, block_rows: Tensor, sequences: SequenceColumns, block_size: int
 ) -> tuple[BatchTensors, bool]:
     """Work out where the tokens of a step sit and go, on the host.
 
@@ -50,7 +49,9 @@ def lay_out_batch(
     Returns:
         The batch, and whether any token's ``sink_positions`` differ from its ``positions``.
     """
-    numbers = array("q", chain.from_iterable(sequences))
-    table = torch.frombuffer(numbers, dtype=torch.int64).view(-1, len(SequenceLayout._fields))
+    count = len(sequences.lengths)
+    assert all(len(column) == count for column in sequences)
+    numbers = array("q", list(chain.from_iterable(sequences)))
+    table = torch.frombuffer(numbers, dtype=torch.int64).view(len(sequences), count)
     tensors, has_gap = ops.lay_out_batch.default(token_ids, block_rows, table, block_size)
     return BatchTensors(*tensors), has_gap

@@ -21,18 +21,3 @@ def has_cuda() -> bool:
     """Whether the op library was built with its CUDA kernels."""
     name = "paged_stream::paged_attention"
     return torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA")
-
-
-def cpu_isa() -> str:
-    """The instruction set of the CPU kernels in use: "avx512vnni", "avx512", "avxvnni", "avx2" or
-    "generic"."""
-    return ops.cpu_isa.default()
-
-
-def set_cpu_isa(name: str) -> None:
-    """Use the kernels of another instruction set; for tests and benchmarks.
-
-    Raises:
-        RuntimeError: this machine does not have it.
-    """
-    ops.set_cpu_isa.default(name)

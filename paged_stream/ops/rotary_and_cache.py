@@ -28,8 +28,10 @@ def rotary_and_cache(
         query: [T, num_heads, head_dim], rows strided; rotated in place by ``rotary``.
         sink_query: [T, num_heads, head_dim], written: the unrotated query turned by
             ``sink_rotary``. ``None`` when both rotations agree.
-        key: [T, num_kv_heads, head_dim], rows strided, not modified; so is ``value``.
-        k_cache: a cache, written; so is ``v_cache``.
+        key: [T, num_kv_heads, head_dim], rows strided, not modified.
+        value: [T, num_kv_heads, head_dim], rows strided, not modified.
+        k_cache: the keys, written.
+        v_cache: the values, written.
         rotary: float32 [T, rotary_dim], cosines then sines at each token's position; rotary_dim
             is even, and 0 for models without rotary embedding.
         sink_rotary: the same at each token's position towards the sinks.

@@ -16,11 +16,16 @@ def scatter_blocks(
     rotary: Tensor | None = None,
     interleaved: bool = False,
 ) -> None:
-    """Write keys and values, rows of the cache, [N, num_kv_heads, row_size], to their slots; -1
-    writes nothing.
+    """Write keys and values to their slots.
 
     Args:
-        slot_mapping: int64 [N]; no slot may be named twice.
-        rotary: float32 [N, rotary_dim], cosines then sines by which each key is turned on the way.
+        key: [N, num_kv_heads, row_size] in the dtype of the cache.
+        value: [N, num_kv_heads, row_size] in the dtype of the cache.
+        k_cache: the keys, written.
+        v_cache: the values, written.
+        slot_mapping: int64 [N]; -1 writes nothing, and no slot may be named twice.
+        rotary: float32 [N, rotary_dim], cosines then sines by which each key is turned on the way;
+            ``None`` leaves keys as they are.
+        interleaved: see `rotary_and_cache`.
     """
     ops.scatter_blocks.default(key, value, k_cache, v_cache, slot_mapping, rotary, interleaved)

@@ -9,7 +9,7 @@ import torch
 
 from paged_stream import ops
 from paged_stream.attention.forward_batch import ForwardBatch
-from paged_stream.scheduler.output import ScheduledSequence, SchedulerOutput
+from paged_stream.scheduler.output import SchedulerOutput
 from paged_stream.worker.staging import to_device
 
 
@@ -18,27 +18,23 @@ def build_forward_batch(
 ) -> ForwardBatch:
     """Lay a step's chunks end to end and work out where each token sits and goes."""
     sequences = output.sequences
+    windows = [sequence.sink_window for sequence in sequences]
     token_ids = bytearray().join([sequence.token_ids for sequence in sequences])
     block_rows = bytearray().join([sequence.block_row for sequence in sequences])
+    columns = ops.SequenceColumns(
+        lengths=[len(sequence.token_ids) for sequence in sequences],
+        starts=[sequence.num_computed_tokens for sequence in sequences],
+        num_sink_tokens=[0 if w.window_size is None else w.num_sink_tokens for w in windows],
+        window_size=[w.window_size or ops.FULL_ATTENTION for w in windows],
+        window_floor=[w.window_floor for w in windows],
+        ring_blocks=[sequence.ring_blocks for sequence in sequences],
+        row_lengths=[len(sequence.block_row) for sequence in sequences],
+    )
     host, has_gap = ops.lay_out_batch(
         torch.frombuffer(token_ids, dtype=torch.int32),
         torch.frombuffer(block_rows, dtype=torch.int32),
-        map(_layout_of, sequences),
+        columns,
         block_size,
     )
     tensors = host if device.type == "cpu" else ops.BatchTensors(*to_device(host, device))
     return ForwardBatch(tensors=tensors, has_gap=has_gap, host=host)
-
-
-def _layout_of(sequence: ScheduledSequence) -> ops.SequenceLayout:
-    window = sequence.sink_window
-    is_full = window.window_size is None
-    return ops.SequenceLayout(
-        len(sequence.token_ids),
-        sequence.num_computed_tokens,
-        0 if is_full else window.num_sink_tokens,
-        ops.FULL_ATTENTION if window.window_size is None else window.window_size,
-        window.window_floor,
-        sequence.ring_blocks,
-        len(sequence.block_row),
-    )

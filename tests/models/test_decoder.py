@@ -10,7 +10,7 @@ from paged_stream.attention.native import NativeBackend
 from paged_stream.models.decoder import Decoder
 from paged_stream.models.formats.resolve import resolve_model
 from paged_stream.models.loader import load_config, load_model
-from paged_stream.ops import FULL_ATTENTION, SequenceLayout, lay_out_batch
+from paged_stream.ops import FULL_ATTENTION, SequenceColumns, lay_out_batch
 from paged_stream.worker.kv_cache import KVCache
 from tests.models.checkpoints import load_decoder
 
@@ -19,15 +19,21 @@ BLOCK_SIZE = 4
 
 def batch_of(tables: list[list[int]], start: int, chunks: list[list[int]]) -> ForwardBatch:
     """A step that runs a chunk of each sequence, all from position ``start`` on."""
-    layouts = [
-        SequenceLayout(len(chunk), start, 0, FULL_ATTENTION, 0, len(table), len(table))
-        for table, chunk in zip(tables, chunks, strict=True)
-    ]
+    count, widths = len(tables), [len(table) for table in tables]
+    columns = SequenceColumns(
+        lengths=[len(chunk) for chunk in chunks],
+        starts=[start] * count,
+        num_sink_tokens=[0] * count,
+        window_size=[FULL_ATTENTION] * count,
+        window_floor=[0] * count,
+        ring_blocks=widths,
+        row_lengths=widths,
+    )
     token_ids, block_rows = (
         torch.tensor([number for row in rows for number in row], dtype=torch.int32)
         for rows in (chunks, tables)
     )
-    tensors, has_gap = lay_out_batch(token_ids, block_rows, layouts, BLOCK_SIZE)
+    tensors, has_gap = lay_out_batch(token_ids, block_rows, columns, BLOCK_SIZE)
     return ForwardBatch(tensors=tensors, has_gap=has_gap, host=tensors)
 
 

@@ -78,7 +78,7 @@ def op_arguments(dtype, cache_dtype) -> dict[str, tuple]:
         "lay_out_batch": (
             torch.arange(3).int(),
             torch.arange(8).int(),
-            torch.tensor([[1, 9, 4, 8, 0, 3, 4], [2, 0, 0, 2**31 - 1, 0, 4, 4]]),
+            torch.tensor([[1, 2], [9, 0], [4, 0], [8, 2**31 - 1], [0, 0], [3, 4], [4, 4]]),
             4,
         ),
     }

@@ -139,7 +139,7 @@ def test_what_a_step_brings_is_checked():
     refuses("k_caches and v_caches must be 3 each, got 2", attention=lambda x: x[:2])
     refuses("rotary must have the table 1", tables=lambda x: x[:1])
     refuses("k_cache must be BFloat16, got Float", attention=in_float32(0, 1, 2))
-    refuses("k_cache must be BFloat16, got Float", attention=in_float32(1))
+    refuses("k_caches must be BFloat16, got Float", attention=in_float32(1))
 
 
 def in_float32(*which: int):

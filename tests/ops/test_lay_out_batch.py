@@ -33,20 +33,18 @@ def lay_out(batch):
     """The rows that the sequences have, end to end, and what the op makes of them."""
     total = sum(length for _, _, length, _, _ in batch)
     rows = torch.arange(sum(width for *_, width in batch), dtype=torch.int32)
-    layouts = [
-        ops.SequenceLayout(
-            length=length,
-            start=start,
-            num_sink_tokens=window.num_sink_tokens if window.window_size else 0,
-            window_size=window.window_size or ops.FULL_ATTENTION,
-            window_floor=window.window_floor,
-            ring_blocks=ring,
-            row_length=width,
-        )
-        for window, start, length, ring, width in batch
-    ]
+    windows = [window for window, *_ in batch]
+    columns = ops.SequenceColumns(
+        lengths=[length for _, _, length, _, _ in batch],
+        starts=[start for _, start, *_ in batch],
+        num_sink_tokens=[w.num_sink_tokens if w.window_size else 0 for w in windows],
+        window_size=[w.window_size or ops.FULL_ATTENTION for w in windows],
+        window_floor=[w.window_floor for w in windows],
+        ring_blocks=[ring for *_, ring, _ in batch],
+        row_lengths=[width for *_, width in batch],
+    )
     token_ids = torch.arange(total, dtype=torch.int32)
-    return rows, *ops.lay_out_batch(token_ids, rows, layouts, BLOCK_SIZE)
+    return rows, *ops.lay_out_batch(token_ids, rows, columns, BLOCK_SIZE)
 
 
 @settings(max_examples=200)
@@ -88,13 +86,13 @@ def test_a_row_that_is_too_short():
 
 def test_chunks_and_rows_of_other_lengths():
     ids, rows = torch.zeros(2, dtype=torch.int32), torch.zeros(3, dtype=torch.int32)
-    one = ops.SequenceLayout(1, 0, 0, ops.FULL_ATTENTION, 0, 3, 3)
+    one = ops.SequenceColumns([1], [0], [0], [ops.FULL_ATTENTION], [0], [3], [3])
     with pytest.raises(RuntimeError, match=r"token_ids must have shape \[sum of lengths\] = \[1\]"):
-        ops.lay_out_batch(ids, rows, [one], BLOCK_SIZE)
+        ops.lay_out_batch(ids, rows, one, BLOCK_SIZE)
     with pytest.raises(RuntimeError, match=r"block_rows must have shape .* = \[4\], got \[3\]"):
-        ops.lay_out_batch(ids[:1], rows, [one._replace(row_length=4)], BLOCK_SIZE)
+        ops.lay_out_batch(ids[:1], rows, one._replace(row_lengths=[4]), BLOCK_SIZE)
     with pytest.raises(RuntimeError, match="sequence 0 must have .* at least one column"):
-        ops.lay_out_batch(ids[:1], rows, [one._replace(ring_blocks=0)], BLOCK_SIZE)
+        ops.lay_out_batch(ids[:1], rows, one._replace(ring_blocks=[0]), BLOCK_SIZE)
 
 
 @pytest.mark.parametrize("scaling", [1.0, 1.3])

@@ -150,13 +150,13 @@ def test_misuse_is_explained():
         ops.pack_quantized_weight(blocks, "Q6_K")
     with pytest.raises(RuntimeError, match="multiple of 34 bytes for Q8_0, got 40"):
         ops.pack_quantized_weight(blocks, "Q8_0")
-    with pytest.raises(RuntimeError, match="blocks must be Byte, got Float"):
+    with pytest.raises(RuntimeError, match="groups must be Byte, got Float"):
         ops.pack_quantized_weight(blocks.float(), "Q4_1")
     with pytest.raises(RuntimeError, match=r"input must have shape \[T, in_features\].*64"):
         ops.linear(inputs(3, 96), packed, None, 20)
     with pytest.raises(RuntimeError, match="packed_weight must have shape"):
         ops.linear(inputs(3, 64), packed, None, 40)
-    with pytest.raises(RuntimeError, match="must be from pack_quantized_weight, got blocks of 100"):
+    with pytest.raises(RuntimeError, match="must be from pack_quantized_weight, got groups of 100"):
         ops.linear(inputs(3, 64), packed[:, :, :100].contiguous(), None, 20)
     with pytest.raises(RuntimeError, match="input must be Float or BFloat16"):
         ops.linear(inputs(3, 64).double(), packed, None, 20)

@@ -1,4 +1,4 @@
-// Products of rows with packed weights: dense ones, and ones in blocks of 32.
+// Products of rows with packed weights: dense ones, and ones in groups of 32.
 
 #include <algorithm>
 
@@ -95,14 +95,14 @@ uint16_t random_half(Random& random, bool may_be_negative, double& value) {
   return static_cast<uint16_t>(negative << 15 | exponent << 10 | mantissa);
 }
 
-// A weight in blocks, packed, and the numbers that it stands for.
-struct BlockWeight {
+// A weight in groups, packed, and the numbers that it stands for.
+struct GroupWeight {
   std::vector<uint8_t> packed;
   std::vector<double> values;  // [out, in]
 };
 
-// Codes of one row's block, in the file's order of bytes, and what they mean.
-void fill_block(const BlockLayout& layout, int64_t column, uint8_t* panel, double* values,
+// Codes of one row's group, in the file's order of bytes, and what they mean.
+void fill_group(const GroupLayout& layout, int64_t column, uint8_t* panel, double* values,
                 Random& random) {
   double scale, min = 0;
   const uint16_t scale_bits = random_half(random, true, scale);
@@ -120,33 +120,33 @@ void fill_block(const BlockLayout& layout, int64_t column, uint8_t* panel, doubl
       values[i] = scale * (byte - layout.zero_point) + min;
     } else {
       values[i] = scale * (byte % 16 - layout.zero_point) + min;
-      values[i + kQuantBlock / 2] = scale * (byte / 16 - layout.zero_point) + min;
+      values[i + kGroupSize / 2] = scale * (byte / 16 - layout.zero_point) + min;
     }
   }
 }
 
-BlockWeight make_blocks(const Sizes& sizes, const BlockLayout& layout, Random& random) {
-  const int64_t num_blocks = sizes.in_features / kQuantBlock;
-  const int64_t block_bytes = kLinearPanel * layout.bytes();
-  BlockWeight weight;
-  weight.packed.resize(sizes.num_panels() * num_blocks * block_bytes);
+GroupWeight make_groups(const Sizes& sizes, const GroupLayout& layout, Random& random) {
+  const int64_t num_groups = sizes.in_features / kGroupSize;
+  const int64_t group_bytes = kLinearPanel * layout.bytes();
+  GroupWeight weight;
+  weight.packed.resize(sizes.num_panels() * num_groups * group_bytes);
   weight.values.resize(sizes.out_features * sizes.in_features);
   for (int64_t row = 0; row < sizes.out_features; ++row) {
-    for (int64_t b = 0; b < num_blocks; ++b) {
-      const int64_t block = row / kLinearPanel * num_blocks + b;
-      fill_block(layout, row % kLinearPanel, weight.packed.data() + block * block_bytes,
-                 weight.values.data() + row * sizes.in_features + b * kQuantBlock, random);
+    for (int64_t b = 0; b < num_groups; ++b) {
+      const int64_t group = row / kLinearPanel * num_groups + b;
+      fill_group(layout, row % kLinearPanel, weight.packed.data() + group * group_bytes,
+                 weight.values.data() + row * sizes.in_features + b * kGroupSize, random);
     }
   }
   return weight;
 }
 
 template <class T>
-void check_quantized(const Sizes& sizes, BlockFormat format, Random& random) {
-  const BlockLayout layout = block_layout(format);
-  const BlockWeight weight = make_blocks(sizes, layout, random);
+void check_quantized(const Sizes& sizes, GroupFormat format, Random& random) {
+  const GroupLayout layout = group_layout(format);
+  const GroupWeight weight = make_groups(sizes, layout, random);
   const auto x = random.normals<T>(sizes.rows * sizes.in_features);
-  const int64_t row_bytes = sizes.in_features / kQuantBlock * kQuantizedBlockBytes;
+  const int64_t row_bytes = sizes.in_features / kGroupSize * kQuantizedGroupBytes;
   std::vector<char> tiles(sizes.rows * row_bytes);
   std::vector<float> out(sizes.rows * sizes.out_features);
   LinearArgs args = make_args(sizes, kGenericQuantizedKernels.max_tile_rows);
@@ -164,9 +164,9 @@ void check_quantized(const Sizes& sizes, BlockFormat format, Random& random) {
   for (int64_t row = 0; row < sizes.rows; ++row) {
     for (int64_t column = 0; column < sizes.out_features; ++column) {
       double sum = 0, tolerance = 0;
-      for (int64_t first = 0; first < sizes.in_features; first += kQuantBlock) {
+      for (int64_t first = 0; first < sizes.in_features; first += kGroupSize) {
         double largest = 0, magnitude = 0;
-        for (int64_t k = first; k < first + kQuantBlock; ++k) {
+        for (int64_t k = first; k < first + kGroupSize; ++k) {
           const double value = to_float(x[row * sizes.in_features + k]);
           sum += value * weight.values[column * sizes.in_features + k];
           largest = std::max(largest, std::abs(value));
@@ -190,9 +190,9 @@ void check_linear() {
       check_dense<bfloat16>(sizes, with_bias, true, random);
       check_dense<bfloat16>(sizes, with_bias, false, random);
     }
-    for (int format = 0; format < kNumBlockFormats; ++format) {
-      check_quantized<float>(sizes, static_cast<BlockFormat>(format), random);
-      check_quantized<bfloat16>(sizes, static_cast<BlockFormat>(format), random);
+    for (int format = 0; format < kNumGroupFormats; ++format) {
+      check_quantized<float>(sizes, static_cast<GroupFormat>(format), random);
+      check_quantized<bfloat16>(sizes, static_cast<GroupFormat>(format), random);
     }
   }
 }

@@ -23,17 +23,17 @@ constexpr Case kCases[] = {
 };
 
 int64_t pick(const Case& c, const std::vector<float>& logits, double uniform) {
-  const int64_t num_blocks = (c.vocab + kVocabBlock - 1) / kVocabBlock;
-  const int64_t padded = (num_blocks + kMaximaPadding - 1) / kMaximaPadding * kMaximaPadding;
+  const int64_t num_tiles = (c.vocab + kVocabTile - 1) / kVocabTile;
+  const int64_t padded = (num_tiles + kMaximaPadding - 1) / kMaximaPadding * kMaximaPadding;
   std::vector<float> maxima(padded, -std::numeric_limits<float>::infinity());
-  kGenericKernels.block_maxima(logits.data(), c.vocab, 0, num_blocks, maxima.data());
-  std::vector<double> weights(padded * kVocabBlock);
-  std::vector<VocabBlock> blocks(padded);
+  kGenericKernels.tile_maxima(logits.data(), c.vocab, 0, num_tiles, maxima.data());
+  std::vector<double> weights(padded * kVocabTile);
+  std::vector<VocabTile> tiles(padded);
   SampleArgs args{};
   args.logits = logits.data();
   args.vocab = c.vocab;
   args.maxima = maxima.data();
-  args.padded_blocks = padded;
+  args.padded_tiles = padded;
   args.greedy = c.temperature == 0;
   args.inv_temperature = args.greedy ? 1 : 1 / c.temperature;
   args.log_min_p = std::log(c.min_p);
@@ -41,7 +41,7 @@ int64_t pick(const Case& c, const std::vector<float>& logits, double uniform) {
   args.top_p = c.top_p;
   args.uniform = uniform;
   args.weights = weights.data();
-  args.blocks = blocks.data();
+  args.tiles = tiles.data();
   return kGenericKernels.pick_token(args);
 }
 

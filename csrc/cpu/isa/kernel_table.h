@@ -17,7 +17,7 @@ constexpr int kNumDTypes = 2;  // that models compute in, the first ones of DTyp
 
 // Kernels of quantised weights for one instruction set.
 struct QuantizedKernels {
-  LinearFn linear[kNumBlockFormats];
+  LinearFn linear[kNumGroupFormats];
   QuantizeFn quantize[kNumDTypes];
   int64_t max_tile_rows;
 };
@@ -31,7 +31,7 @@ struct Kernels {
   LinearFn linear[kNumDTypes];
   PackRowsFn pack_rows[kNumDTypes];
   int64_t max_tile_rows;
-  BlockMaximaFn block_maxima;
+  TileMaximaFn tile_maxima;
   PickTokenFn pick_token;
 };
 

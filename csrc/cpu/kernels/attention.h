@@ -51,7 +51,7 @@ struct SoftmaxState {
 struct AttentionScratch {
   float* scores;    // kMaxRowsDirect * kMaxRunDirect or more
   float* packed_k;  // kMaxRunPacked * padded_dim
-  float* packed_v;  // same
+  float* packed_v;  // kMaxRunPacked * padded_dim
 };
 
 // Kernels for one dtype of queries, one of the cache, and a range of head_dim.

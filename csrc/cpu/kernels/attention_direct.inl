@@ -1,8 +1,8 @@
 // Attention of few rows, as in decoding: reads K and V in place, each element once per four rows.
 // See simd.inl for how this file is compiled.
 
-// Rows of a block lie too short a way together for the hardware to foresee the next block, so
-// kernels ask for the row that lies this many keys ahead; offsets are padded that far.
+// A block holds too few consecutive rows for the hardware to predict where the next block is, so
+// kernels prefetch the row this many keys ahead. Offsets are padded that far.
 constexpr int kPrefetchKeys = 32;
 static_assert(kPrefetchKeys <= kKeyPadding);
 

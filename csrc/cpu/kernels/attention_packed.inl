@@ -1,12 +1,13 @@
 // Attention of many rows, as in prefill: packs K (transposed) and V of a run as float32, then runs
-// register-blocked matrix products on them. See simd.inl for how this file is compiled.
+// register-tiled matrix products on them. See simd.inl for how this file is compiled.
 
 constexpr int kPanel = kPanelVectors * kLanes;  // keys per panel of packed K, for kLanes lanes
 
-// C[MR, N * W] (+)= A[MR, depth] * B[depth, N * W], A row-major with stride lda, and so on.
+// C[R, N * W] (+)= A[R, depth] * B[depth, N * W] for R = kRowPadding. All are row-major: rows of A
+// lie lda elements apart, those of B ldb, those of C ldc.
 template <int W, int N, bool Accumulate>
-PS_INLINE void multiply_block(const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
-                              int64_t ldc, int64_t depth) {
+PS_INLINE void multiply_tile(const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
+                             int64_t ldc, int64_t depth) {
   Vec<W> sums[kRowPadding][N];
   for (int r = 0; r < kRowPadding; ++r) {
     for (int n = 0; n < N; ++n) {
@@ -76,10 +77,10 @@ PS_INLINE void add_packed_values(const float* weights, const float* packed, floa
   constexpr int kWide = kPanelVectors > 2 ? kPanelVectors : 2;
   int d = 0;
   for (; d + kWide * W <= dim; d += kWide * W) {
-    multiply_block<W, kWide, true>(weights, kMaxRunPacked, packed + d, dim, acc + d, dim, num_keys);
+    multiply_tile<W, kWide, true>(weights, kMaxRunPacked, packed + d, dim, acc + d, dim, num_keys);
   }
   for (; d < dim; d += 2 * W) {
-    multiply_block<W, 2, true>(weights, kMaxRunPacked, packed + d, dim, acc + d, dim, num_keys);
+    multiply_tile<W, 2, true>(weights, kMaxRunPacked, packed + d, dim, acc + d, dim, num_keys);
   }
 }
 
@@ -94,9 +95,9 @@ void attend_packed(const KeyRun& run, int head_dim, const SoftmaxState& state,
   for (int first = 0; first < state.num_rows; first += kRowPadding) {
     float* scores = scratch.scores;
     for (int key = 0; key < run.num_keys; key += P) {
-      multiply_block<W, kPanelVectors, false>(run.query + first * dim, dim,
-                                              scratch.packed_k + key * dim, P, scores + key,
-                                              kMaxRunPacked, dim);
+      multiply_tile<W, kPanelVectors, false>(run.query + first * dim, dim,
+                                             scratch.packed_k + key * dim, P, scores + key,
+                                             kMaxRunPacked, dim);
     }
     float* acc = state.acc + first * dim;
     for (int r = 0; r < kRowPadding && first + r < state.num_rows; ++r) {

@@ -18,6 +18,8 @@
 
 #include "kernels/quantized_linear.inl"
 
+#include "kernels/sampling_math.inl"
+
 #include "kernels/sampling.inl"
 
 // Q is what queries and outputs are of, T what the cache is of. Fixed: number of chunks in head_dim
@@ -74,6 +76,6 @@ constexpr Kernels kKernels = {
     {linear<float, kLanes>, linear<bfloat16, kLanes>},
     {pack_rows<float, kLanes>, pack_rows<bfloat16, kLanes>},
     kDenseShape.tall_rows,
-    block_maxima,
+    tile_maxima,
     pick_token,
 };

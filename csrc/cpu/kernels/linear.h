@@ -30,7 +30,7 @@ using LinearFn = void (*)(const LinearArgs&);
 // Most tiles in one call: their part of x stays in the second-level cache.
 constexpr int64_t kTilesPerItem = 8;
 
-// A tile of x on its way to that layout; W rows or fewer go fast.
+// Brings a tile of x into that layout; a vector's width of rows or fewer is fast.
 struct PackRowsArgs {
   const void* x;
   int64_t stride;  // elements between rows

@@ -56,7 +56,7 @@ struct DenseTile {
       for (int i = 0; i < Panels * V; ++i) {
         lines[i] = weight + i / V * panel_bytes + step * kStepBytes + i % V * 4 * W;
       }
-      // Panels are streams of their own, more than the hardware follows far enough ahead.
+      // Each panel is a stream of its own: more than the hardware prefetches far enough ahead.
       for (int p = 0; p < Panels; ++p) __builtin_prefetch(ahead + p * panel_bytes);
       ahead += span.ahead_bytes;
       add_products<T, W, Rows, Panels * V, 0>(acc, x, lines);

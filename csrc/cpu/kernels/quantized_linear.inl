@@ -1,7 +1,7 @@
-// Rows of integers times a weight in blocks of 32, for one instruction set; included after
+// Rows of integers times a weight in groups of 32, for one instruction set; included after
 // linear_common.inl and definitions of dot4, load_halves and kQuantizedShape.
 //
-// Within a block everything is an integer and exact; blocks are then added in order, in float32.
+// Within a group everything is an integer and exact; groups are then added in order, in float32.
 // So a row's result does not depend on the rows beside it, bit for bit.
 
 template <int W>
@@ -11,11 +11,11 @@ PS_INLINE UVec<W> splat_word(const char* p) {
   return UVec<W>{} + word;
 }
 
-// Integer dot products of a block with Bytes of the bytes of each code of x, which lie side by
+// Integer dot products of a group with Bytes of the bytes of each code of x, which lie side by
 // side: dots[b][r][v] for columns v * W on.
-template <BlockFormat Format, int W, int Bytes, int Rows, int V>
-PS_INLINE void dot_block(IVec<W> (&dots)[Bytes][Rows][V], const char* codes, const char* x) {
-  constexpr BlockLayout kLayout = block_layout(Format);
+template <GroupFormat Format, int W, int Bytes, int Rows, int V>
+PS_INLINE void dot_group(IVec<W> (&dots)[Bytes][Rows][V], const char* codes, const char* x) {
+  constexpr GroupLayout kLayout = group_layout(Format);
   constexpr int kLines = kLayout.code_bytes() / 4;
 #pragma GCC unroll 8
   for (int line = 0; line < kLines; ++line) {
@@ -23,14 +23,14 @@ PS_INLINE void dot_block(IVec<W> (&dots)[Bytes][Rows][V], const char* codes, con
     for (int v = 0; v < V; ++v) words[v] = load<UVec<W>>(codes + (line * V + v) * 4 * W);
     // A byte of four-bit codes holds k and k + 16.
     for (int half = 0; half < (kLayout.bits == 4 ? 2 : 1); ++half) {
-      const char* group = x + (line + half * kLines) * 4 * Rows;
+      const char* codes_of_x = x + (line + half * kLines) * 4 * Rows;
       UVec<W> unpacked[V];
       for (int v = 0; v < V; ++v) {
         unpacked[v] = kLayout.bits == 8 ? words[v] : (words[v] >> (4 * half)) & 0x0f0f0f0fu;
       }
       for (int b = 0; b < Bytes; ++b) {
         for (int r = 0; r < Rows; ++r) {
-          const UVec<W> input = splat_word<W>(group + b * kQuantBlock * Rows + 4 * r);
+          const UVec<W> input = splat_word<W>(codes_of_x + b * kGroupSize * Rows + 4 * r);
           for (int v = 0; v < V; ++v) dots[b][r][v] = dot4<W>(dots[b][r][v], unpacked[v], input);
         }
       }
@@ -39,35 +39,35 @@ PS_INLINE void dot_block(IVec<W> (&dots)[Bytes][Rows][V], const char* codes, con
 }
 
 // The same with whole codes: high bytes times 128 plus low bytes.
-template <BlockFormat Format, int W, int Rows, int V>
+template <GroupFormat Format, int W, int Rows, int V>
 PS_INLINE void dot_codes(IVec<W> (&dots)[Rows][V], const char* codes, const char* x) {
   if constexpr (Rows * V <= 4) {  // both at once, where registers hold both
     IVec<W> both[2][Rows][V] = {};
-    dot_block<Format, W>(both, codes, x);
+    dot_group<Format, W>(both, codes, x);
     for (int r = 0; r < Rows; ++r) {
       for (int v = 0; v < V; ++v) dots[r][v] = (both[0][r][v] << 7) + both[1][r][v];
     }
   } else {
     IVec<W> one[1][Rows][V] = {};
-    dot_block<Format, W>(one, codes, x);
+    dot_group<Format, W>(one, codes, x);
     for (int r = 0; r < Rows; ++r) {
       for (int v = 0; v < V; ++v) one[0][r][v] <<= 7;
     }
-    dot_block<Format, W>(one, codes, x + kQuantBlock * Rows);
+    dot_group<Format, W>(one, codes, x + kGroupSize * Rows);
     for (int r = 0; r < Rows; ++r) {
       for (int v = 0; v < V; ++v) dots[r][v] = one[0][r][v];
     }
   }
 }
 
-// Adds a block's share to the sums of one panel.
-template <BlockFormat Format, int W, int Rows, int Vectors>
-PS_INLINE void add_block(Vec<W> (&acc)[Rows][Vectors], int first, const char* block,
+// Adds a group's share to the sums of one panel.
+template <GroupFormat Format, int W, int Rows, int Vectors>
+PS_INLINE void add_group(Vec<W> (&acc)[Rows][Vectors], int first, const char* group,
                          const char* x) {
-  constexpr BlockLayout kLayout = block_layout(Format);
+  constexpr GroupLayout kLayout = group_layout(Format);
   constexpr int V = kLinearPanel / W, kScaleBytes = 2 * kLinearPanel;
-  const char* codes = block + kScaleBytes * (kLayout.has_min ? 2 : 1);
-  const char* scales = x + 2 * kQuantBlock * Rows;
+  const char* codes = group + kScaleBytes * (kLayout.has_min ? 2 : 1);
+  const char* scales = x + 2 * kGroupSize * Rows;
   const char* corrections = scales + 4 * Rows;
   IVec<W> dots[Rows][V];
   dot_codes<Format, W>(dots, codes, x);
@@ -78,9 +78,9 @@ PS_INLINE void add_block(Vec<W> (&acc)[Rows][Vectors], int first, const char* bl
     }
   }
   for (int v = 0; v < V; ++v) {
-    const Vec<W> scale = load_halves<W>(block + v * 2 * W);
+    const Vec<W> scale = load_halves<W>(group + v * 2 * W);
     Vec<W> min{};
-    if constexpr (kLayout.has_min) min = load_halves<W>(block + kScaleBytes + v * 2 * W);
+    if constexpr (kLayout.has_min) min = load_halves<W>(group + kScaleBytes + v * 2 * W);
     for (int r = 0; r < Rows; ++r) {
       const Vec<W> input_scale = (Vec<W>)splat_word<W>(scales + 4 * r);
       Vec<W>& sum = acc[r][first + v];
@@ -90,7 +90,7 @@ PS_INLINE void add_block(Vec<W> (&acc)[Rows][Vectors], int first, const char* bl
   }
 }
 
-// Most is what a tile that is alone has to fetch, known at compile time.
+// Most: the bytes that a single tile fetches, known at compile time.
 template <int64_t Most>
 PS_INLINE void fetch_ahead(const char* from, const Span& span) {
   if (span.ahead_bytes == Most) {
@@ -100,10 +100,10 @@ PS_INLINE void fetch_ahead(const char* from, const Span& span) {
   }
 }
 
-template <BlockFormat Format, int W>
+template <GroupFormat Format, int W>
 struct QuantizedTile {
-  static constexpr int64_t kStep = kQuantBlock;
-  static constexpr int64_t kStepBytes = block_layout(Format).bytes() * kLinearPanel;
+  static constexpr int64_t kStep = kGroupSize;
+  static constexpr int64_t kStepBytes = group_layout(Format).bytes() * kLinearPanel;
   static constexpr int64_t kSpan = 6;
 
   template <int Rows, int Panels>
@@ -112,15 +112,15 @@ struct QuantizedTile {
     const int64_t panel_bytes = span.num_steps * kStepBytes;
     const char* weight = static_cast<const char*>(a.weight) + panel * panel_bytes;
     const char* x = static_cast<const char*>(a.x) +
-                    (row * span.num_steps + span.begin * Rows) * kQuantizedBlockBytes;
+                    (row * span.num_steps + span.begin * Rows) * kQuantizedGroupBytes;
     const char* ahead = span.ahead;
     Vec<W> acc[Rows][Panels * V];
     begin_span<W>(acc, span);
-    for (int64_t step = span.begin; step < span.end; ++step, x += kQuantizedBlockBytes * Rows) {
+    for (int64_t step = span.begin; step < span.end; ++step, x += kQuantizedGroupBytes * Rows) {
       for (int p = 0; p < Panels; ++p) fetch_ahead<kStepBytes>(ahead + p * panel_bytes, span);
 #pragma GCC unroll 4
       for (int p = 0; p < Panels; ++p) {
-        add_block<Format, W>(acc, p * V, weight + p * panel_bytes + step * kStepBytes, x);
+        add_group<Format, W>(acc, p * V, weight + p * panel_bytes + step * kStepBytes, x);
       }
       ahead += span.ahead_bytes;
     }
@@ -128,7 +128,7 @@ struct QuantizedTile {
   }
 };
 
-template <BlockFormat Format, int W>
+template <GroupFormat Format, int W>
 void quantized_linear(const LinearArgs& a) {
   run_tiles<QuantizedTile<Format, W>, kQuantizedShape>(a);
 }
@@ -137,25 +137,25 @@ constexpr float kMaxCode = 127 * 128;
 
 template <class T, int W>
 void quantize_rows(const QuantizeArgs& a) {
-  constexpr int kVectors = kQuantBlock / W;
-  const BlockLayout layout = block_layout(a.format);
+  constexpr int kVectors = kGroupSize / W;
+  const GroupLayout layout = group_layout(a.format);
   for (int64_t r = 0; r < a.rows; ++r) {
     const T* row = static_cast<const T*>(a.x) + r * a.stride;
     char* out = static_cast<char*>(a.out);
-    for (int64_t b = 0; b < a.in_features / kQuantBlock; ++b) {
+    for (int64_t b = 0; b < a.in_features / kGroupSize; ++b) {
       Vec<W> values[kVectors], largest{}, total{};
       for (int i = 0; i < kVectors; ++i) {
-        values[i] = load_row<W>(row + b * kQuantBlock + i * W);
+        values[i] = load_row<W>(row + b * kGroupSize + i * W);
         const Vec<W> size = values[i] < 0.0f ? -values[i] : values[i];
         largest = size > largest ? size : largest;
         total += values[i];
       }
       const float max = horizontal_max<W>(largest);
-      // A NaN must not turn into numbers: zero times the total is NaN then, otherwise nothing.
+      // A NaN must stay one: 0 * total is NaN if the group holds a NaN, and 0 otherwise.
       const float scale = max / kMaxCode + 0.0f * horizontal_sum<W>(total);
       // Below that, its inverse would not be finite.
       const Vec<W> inverse = splat<W>(max > 1e-30f ? kMaxCode / max : 0.0f);
-      int8_t high[kQuantBlock], low[kQuantBlock];
+      int8_t high[kGroupSize], low[kGroupSize];
       Vec<W> sums{};
       for (int i = 0; i < kVectors; ++i) {
         // Adding 1.5 * 2^23 leaves the nearest integer in the low mantissa bits.
@@ -167,11 +167,11 @@ void quantize_rows(const QuantizeArgs& a) {
         store(low + i * W, __builtin_convertvector(code - (upper << 7), typename VecOf<W>::B));
       }
       const int32_t sum = static_cast<int32_t>(horizontal_sum<W>(sums));
-      for (int i = 0; i < kQuantBlock / 4; ++i) {
+      for (int i = 0; i < kGroupSize / 4; ++i) {
         __builtin_memcpy(out + (i * a.rows + r) * 4, high + 4 * i, 4);
-        __builtin_memcpy(out + kQuantBlock * a.rows + (i * a.rows + r) * 4, low + 4 * i, 4);
+        __builtin_memcpy(out + kGroupSize * a.rows + (i * a.rows + r) * 4, low + 4 * i, 4);
       }
-      char* scales = out + 2 * kQuantBlock * a.rows + 4 * r;
+      char* scales = out + 2 * kGroupSize * a.rows + 4 * r;
       __builtin_memcpy(scales, &scale, sizeof(scale));
       const float scaled = scale * static_cast<float>(sum);
       const int32_t offset = -layout.zero_point * sum;
@@ -181,14 +181,14 @@ void quantize_rows(const QuantizeArgs& a) {
       } else {
         __builtin_memcpy(correction, &offset, sizeof(offset));
       }
-      out += kQuantizedBlockBytes * a.rows;
+      out += kQuantizedGroupBytes * a.rows;
     }
   }
 }
 
 constexpr QuantizedKernels kQuantized = {
-    {quantized_linear<BlockFormat::kQ4_0, kLanes>, quantized_linear<BlockFormat::kQ4_1, kLanes>,
-     quantized_linear<BlockFormat::kQ8_0, kLanes>},
+    {quantized_linear<GroupFormat::kQ4_0, kLanes>, quantized_linear<GroupFormat::kQ4_1, kLanes>,
+     quantized_linear<GroupFormat::kQ8_0, kLanes>},
     {quantize_rows<float, kLanes>, quantize_rows<bfloat16, kLanes>},
     kQuantizedShape.tall_rows,
 };

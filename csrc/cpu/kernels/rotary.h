@@ -13,8 +13,8 @@ struct RotateArgs {
   const void* src;
   void* dst;  // may be src
   int64_t num_heads;
-  int64_t src_stride;  // elements between heads; so is dst_stride
-  int64_t dst_stride;
+  int64_t src_stride;  // elements between heads
+  int64_t dst_stride;  // elements between heads
   int64_t head_dim;
   const float* angles;  // rotary_dim / 2 cosines, then as many sines
   int64_t rotary_dim;   // 0 only copies

@@ -5,10 +5,10 @@
 
 namespace paged_stream {
 
-// Logits of which only the largest is read when nothing in the block is likely enough.
-constexpr int64_t kVocabBlock = 64;
-// What the sampler notes about such a block.
-struct VocabBlock {
+// So many logits make a tile. Only a tile's largest is read when none of them is likely enough.
+constexpr int64_t kVocabTile = 64;
+// What the sampler notes about such a tile.
+struct VocabTile {
   int32_t index;
   int64_t num_ties;  // kept logits that equal the least one kept
   double mass;       // of all kept ones
@@ -16,8 +16,8 @@ struct VocabBlock {
 struct SampleArgs {
   const float* logits;  // [vocab]
   int64_t vocab;
-  const float* maxima;    // one per block, padded with -inf
-  int64_t padded_blocks;  // a multiple of kMaximaPadding
+  const float* maxima;   // one per tile, padded with -inf
+  int64_t padded_tiles;  // a multiple of kMaximaPadding
   bool greedy;
   double inv_temperature;
   double log_min_p;
@@ -25,12 +25,12 @@ struct SampleArgs {
   double top_p;    // 1 keeps all
   double uniform;  // in [0, 1)
   // Scratch
-  double* weights;     // [blocks, kVocabBlock]
-  VocabBlock* blocks;  // [blocks]
+  double* weights;   // [tiles, kVocabTile]
+  VocabTile* tiles;  // [tiles]
 };
 constexpr int64_t kMaximaPadding = 16;
-using BlockMaximaFn = void (*)(const float* logits, int64_t vocab, int64_t block_begin,
-                               int64_t block_end, float* maxima);
+using TileMaximaFn = void (*)(const float* logits, int64_t vocab, int64_t tile_begin,
+                              int64_t tile_end, float* maxima);
 using PickTokenFn = int64_t (*)(const SampleArgs&);
 
 }  // namespace paged_stream

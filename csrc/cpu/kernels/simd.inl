@@ -118,7 +118,7 @@ PS_INLINE float horizontal_max(Vec<W> v) {
 }
 
 template <int W, int H, bool High>
-struct ExchangeBlocks {
+struct ExchangeQuadrants {
   static constexpr int at(int lane) {
     if constexpr (High) return lane & H ? W + lane : lane + H;
     return lane & H ? W + lane - H : lane;
@@ -131,8 +131,8 @@ PS_INLINE void transpose(Vec<W>* v) {
     for (int i = 0; i < W; ++i) {
       if (i & H) continue;
       const Vec<W> a = v[i], b = v[i + H];
-      v[i] = shuffle<ExchangeBlocks<W, H, false>, W>(a, b);
-      v[i + H] = shuffle<ExchangeBlocks<W, H, true>, W>(a, b);
+      v[i] = shuffle<ExchangeQuadrants<W, H, false>, W>(a, b);
+      v[i + H] = shuffle<ExchangeQuadrants<W, H, true>, W>(a, b);
     }
     transpose<W, 2 * H>(v);
   }

@@ -10,9 +10,9 @@ namespace paged_stream {
 
 struct AttentionInputs {
   const char* query;
-  const char* sink_query;  // query itself when the caller gave none
-  int64_t query_stride;    // bytes between tokens; so is sink_query_stride
-  int64_t sink_query_stride;
+  const char* sink_query;     // query itself when the caller gave none
+  int64_t query_stride;       // bytes between tokens
+  int64_t sink_query_stride;  // bytes between tokens
   char* out;
   const void* k_cache;
   const void* v_cache;

@@ -76,8 +76,9 @@ void check_caches(const Checker& check, const DecoderLayers& of, const Tensors& 
                 "k_caches and v_caches must be ", of.size(), " each, got ", k_caches.size(),
                 " and ", v_caches.size());
   const Tensor& first = k_caches[0];
-  for (size_t i = 0; i < of.size(); ++i) {
-    of.first().check_cache(check, k_caches[i], v_caches[i]);
+  of.first().check_cache(check, first, v_caches[0]);
+  for (size_t i = 1; i < of.size(); ++i) {
+    check.cache_pair(k_caches[i], v_caches[i]);
     check.shape(k_caches[i], "k_caches", "of the first",
                 {first.size(0), first.size(1), first.size(2), first.size(3)});
     check.dtype(k_caches[i], "k_caches", first.scalar_type());

@@ -4,8 +4,8 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <span>
 #include <tuple>
+#include <vector>
 
 #include "batch.h"
 #include "decode_rows.h"
@@ -13,24 +13,28 @@
 namespace paged_stream {
 namespace {
 
-// What the op is told of a sequence: a row of `sequences`, in the order of the fields of
-// SequenceLayout in paged_stream/ops/lay_out_batch.py.
+// What the op is told of a sequence.
 struct Sequence {
   int64_t length, start, num_sink_tokens, window_size, window_floor, ring_blocks, row_length;
 
   SinkWindow window() const { return {num_sink_tokens, window_size, window_floor}; }
 };
-constexpr int64_t kSequenceFields = sizeof(Sequence) / sizeof(int64_t);
 
-std::span<const Sequence> read_sequences(const Checker& check, const Tensor& t) {
-  check.metadata(t, "sequences", ScalarType::Long, "[B, 7]", {kAny, kSequenceFields}, t);
-  const auto* first = reinterpret_cast<const Sequence*>(t.const_data_ptr<int64_t>());
-  const std::span sequences(first, t.size(0));
-  for (size_t b = 0; b < sequences.size(); ++b) {
-    const Sequence& s = sequences[b];
+// `t`: a row for each of these numbers, in the order of the fields of SequenceColumns in
+// paged_stream/ops/lay_out_batch.py.
+std::vector<Sequence> read_sequences(const Checker& check, const Tensor& t) {
+  check.metadata(t, "sequences", ScalarType::Long, "[7, B]", {7, kAny}, t);
+  const int64_t count = t.size(1);
+  const auto* const numbers = t.const_data_ptr<int64_t>();
+  std::vector<Sequence> sequences;
+  sequences.reserve(count);
+  for (int64_t b = 0; b < count; ++b) {
+    const auto column = [&](int64_t field) { return numbers[field * count + b]; };
+    const Sequence s{column(0), column(1), column(2), column(3), column(4), column(5), column(6)};
     check.require(s.length >= 0 && s.start >= 0 && s.ring_blocks >= 1 && s.row_length >= 1,
                   "sequence ", b,
                   " must have a length and a start of at least 0, and at least one column");
+    sequences.push_back(s);
   }
   return sequences;
 }
@@ -38,7 +42,7 @@ std::span<const Sequence> read_sequences(const Checker& check, const Tensor& t) 
 struct Totals {
   int64_t num_tokens = 0, num_entries = 0, width = 0;
 
-  explicit Totals(std::span<const Sequence> sequences) {
+  explicit Totals(const std::vector<Sequence>& sequences) {
     for (const Sequence& s : sequences) {
       num_tokens += s.length;
       num_entries += s.row_length;

@@ -42,9 +42,9 @@ const void* pack_dense(const LinearInput& input, const LinearArgs& args) {
   return packed;
 }
 
-const void* pack_quantized(const LinearInput& input, const LinearArgs& args, BlockFormat format) {
+const void* pack_quantized(const LinearInput& input, const LinearArgs& args, GroupFormat format) {
   static thread_local GrowingBuffer<char> buffer;
-  const int64_t row_bytes = args.in_features / kQuantBlock * kQuantizedBlockBytes;
+  const int64_t row_bytes = args.in_features / kGroupSize * kQuantizedGroupBytes;
   char* packed = buffer.get(args.rows * row_bytes);
   const QuantizeFn quantize = isa().quantized->quantize[static_cast<int>(input.dtype)];
   for_each_tile(args, [&](int64_t row, int64_t rows) {
@@ -96,14 +96,14 @@ Tensor linear(Tensor input, Tensor packed_weight, std::optional<Tensor> bias, in
   return out;
 }
 
-BlockFormat format_of(const Checker& check, const Tensor& packed_weight) {
-  for (int i = 0; i < kNumBlockFormats; ++i) {
-    const auto format = static_cast<BlockFormat>(i);
-    if (packed_weight.size(2) == kLinearPanel * block_layout(format).bytes()) return format;
+GroupFormat format_of(const Checker& check, const Tensor& packed_weight) {
+  for (int i = 0; i < kNumGroupFormats; ++i) {
+    const auto format = static_cast<GroupFormat>(i);
+    if (packed_weight.size(2) == kLinearPanel * group_layout(format).bytes()) return format;
   }
-  check.require(false, "packed_weight must be from pack_quantized_weight, got blocks of ",
+  check.require(false, "packed_weight must be from pack_quantized_weight, got groups of ",
                 packed_weight.size(2), " bytes");
-  return BlockFormat::kQ8_0;
+  return GroupFormat::kQ8_0;
 }
 
 }  // namespace
@@ -119,7 +119,7 @@ PackedWeight PackedWeight::read(const Checker& check, const Tensor& packed_weigh
     check.shape(packed_weight, "packed_weight", "[panels, in_features / 32, bytes]",
                 {panels, kAny, kAny});
     weight.format = format_of(check, packed_weight);
-    weight.in_features = packed_weight.size(1) * kQuantBlock;
+    weight.in_features = packed_weight.size(1) * kGroupSize;
   } else {
     check.kv_dtype(packed_weight, "packed_weight");
     const int64_t step = 4 / packed_weight.element_size();

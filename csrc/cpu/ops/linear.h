@@ -19,7 +19,7 @@ struct PackedWeight {
   const void* bias;  // [out_features] in the dtype of the activations, or null
   int64_t in_features;
   int64_t out_features;
-  std::optional<BlockFormat> format;  // none: float32 or bfloat16, as the activations
+  std::optional<GroupFormat> format;  // none: float32 or bfloat16, as the activations
 
   // Checks the tensors for activations of a dtype.
   static PackedWeight read(const Checker& check, const Tensor& packed_weight,

@@ -29,59 +29,78 @@ void check_temperatures(const Checker& check, const double* temperature, int64_t
   }
 }
 
-int64_t sample_row(const Kernels& isa, SampleArgs args, const SamplingParameters& params,
-                   int64_t row) {
-  static thread_local GrowingBuffer<double> weights;
-  static thread_local GrowingBuffer<VocabBlock> blocks;
-  args.greedy = params.temperature[row] == 0.0;
-  if (!args.greedy) {
-    args.inv_temperature = 1.0 / params.temperature[row];
-    args.log_min_p = std::log(params.min_p[row]);
-    args.top_k = params.top_k[row];
-    args.top_p = params.top_p[row];
-    args.uniform = uniform(params.seeds[row], params.positions[row]);
-    args.weights = weights.get(args.padded_blocks * kVocabBlock);
-    args.blocks = blocks.get(args.padded_blocks);
+// Rows of logits, and the largest logit of each tile of them.
+class Sampler {
+ public:
+  Sampler(const Tensor& logits, const SamplingParameters& params)
+      : params_(params),
+        logits_(logits.const_data_ptr<float>()),
+        stride_(logits.stride(0)),
+        rows_(logits.size(0)),
+        vocab_(logits.size(1)),
+        num_tiles_((vocab_ + kVocabTile - 1) / kVocabTile),
+        padded_tiles_((num_tiles_ + kMaximaPadding - 1) / kMaximaPadding * kMaximaPadding) {
+    static thread_local GrowingBuffer<float> all_maxima;
+    maxima_ = all_maxima.get(rows_ * padded_tiles_);
+    std::fill_n(maxima_, rows_ * padded_tiles_, -std::numeric_limits<float>::infinity());
   }
-  return isa.pick_token(args);
-}
+
+  void run(int64_t* tokens) const {
+    const int64_t work = rows_ * vocab_;
+    // With more threads than rows, what touches every logit is shared more finely.
+    const int64_t threads = torch::stable::get_num_threads();
+    const int64_t parts = std::min(num_tiles_, (threads + rows_ - 1) / rows_);
+    if (parts > 1) {
+      for_each_item(rows_ * parts, work, kMinLogitsPerThread,
+                    [&](int64_t item) { find_maxima(item / parts, item % parts, parts); });
+    }
+    for_each_item(rows_, work, kMinLogitsPerThread, [&](int64_t row) {
+      if (parts == 1) find_maxima(row, 0, 1);
+      tokens[row] = pick(row);
+    });
+  }
+
+ private:
+  void find_maxima(int64_t row, int64_t part, int64_t parts) const {
+    kernels_.tile_maxima(logits_ + row * stride_, vocab_, num_tiles_ * part / parts,
+                         num_tiles_ * (part + 1) / parts, maxima_ + row * padded_tiles_);
+  }
+
+  int64_t pick(int64_t row) const {
+    static thread_local GrowingBuffer<double> weights;
+    static thread_local GrowingBuffer<VocabTile> tiles;
+    SampleArgs args{};
+    args.logits = logits_ + row * stride_;
+    args.vocab = vocab_;
+    args.maxima = maxima_ + row * padded_tiles_;
+    args.padded_tiles = padded_tiles_;
+    args.greedy = params_.temperature[row] == 0.0;
+    if (!args.greedy) {
+      args.inv_temperature = 1.0 / params_.temperature[row];
+      args.log_min_p = std::log(params_.min_p[row]);
+      args.top_k = params_.top_k[row];
+      args.top_p = params_.top_p[row];
+      args.uniform = uniform(params_.seeds[row], params_.positions[row]);
+      args.weights = weights.get(padded_tiles_ * kVocabTile);
+      args.tiles = tiles.get(padded_tiles_);
+    }
+    return kernels_.pick_token(args);
+  }
+
+  const SamplingParameters& params_;
+  const Kernels& kernels_ = kernels();
+  const float* logits_;
+  int64_t stride_, rows_, vocab_, num_tiles_, padded_tiles_;
+  float* maxima_;  // [rows, padded_tiles]
+};
 
 Tensor sample_tokens(Tensor logits, std::vector<Tensor> sampling, Tensor positions) {
   constexpr Checker check("sample_tokens");
   const SamplingParameters params = read_sampling(check, logits, sampling, positions);
-  const int64_t rows = logits.size(0), vocab = logits.size(1);
+  const int64_t rows = logits.size(0);
   check_temperatures(check, params.temperature, rows);
   Tensor tokens = torch::stable::new_empty(logits, {rows}, ScalarType::Long);
-  if (rows == 0) return tokens;
-
-  const Kernels& isa = kernels();
-  const int64_t num_blocks = (vocab + kVocabBlock - 1) / kVocabBlock;
-  SampleArgs args{};
-  args.vocab = vocab;
-  args.padded_blocks = (num_blocks + kMaximaPadding - 1) / kMaximaPadding * kMaximaPadding;
-  static thread_local GrowingBuffer<float> all_maxima;
-  float* const maxima = all_maxima.get(rows * args.padded_blocks);
-  std::fill(maxima, maxima + rows * args.padded_blocks, -std::numeric_limits<float>::infinity());
-  const float* const data = logits.const_data_ptr<float>();
-  const int64_t stride = logits.stride(0), work = rows * vocab;
-  // With more threads than rows, what touches every logit is shared more finely.
-  const int64_t parts = std::min(num_blocks, (torch::stable::get_num_threads() + rows - 1) / rows);
-  const auto find_maxima = [&](int64_t row, int64_t part) {
-    isa.block_maxima(data + row * stride, vocab, num_blocks * part / parts,
-                     num_blocks * (part + 1) / parts, maxima + row * args.padded_blocks);
-  };
-  if (parts > 1) {
-    for_each_item(rows * parts, work, kMinLogitsPerThread,
-                  [&](int64_t item) { find_maxima(item / parts, item % parts); });
-  }
-  int64_t* const out = tokens.mutable_data_ptr<int64_t>();
-  for_each_item(rows, work, kMinLogitsPerThread, [&](int64_t row) {
-    if (parts == 1) find_maxima(row, 0);
-    SampleArgs part = args;
-    part.logits = data + row * stride;
-    part.maxima = maxima + row * args.padded_blocks;
-    out[row] = sample_row(isa, part, params, row);
-  });
+  if (rows > 0) Sampler(logits, params).run(tokens.mutable_data_ptr<int64_t>());
   return tokens;
 }
 
