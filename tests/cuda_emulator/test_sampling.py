@@ -58,7 +58,7 @@ def test_many_seeds_of_a_small_distribution(emulator):
     """Every kept token comes up, at the boundaries of the cumulative distribution too."""
     logits = torch.tensor([[2.0, 2.0, 1.0, 1.0, 1.0, 0.0, -1.0, -INF, 2.0]]).repeat(10, 1)
     rows = [Row(1.0, 0.0, 6, 0.8, seed) for seed in range(10)]
-    expected = ops.sample_tokens(logits, **columns(rows)).tolist()
+    expected = ops.sample_tokens(logits, *columns(rows)).tolist()
     assert sample(emulator, logits, rows) == expected
     assert len(set(expected)) >= 3
 
@@ -71,7 +71,7 @@ def test_rows_without_a_distribution(emulator, temperature):
     logits[2] = -INF
     logits[3, 3:] = torch.nan
     rows = [Row(temperature, seed=3)] * 5
-    expected = ops.sample_tokens(logits, **columns(rows)).tolist()
+    expected = ops.sample_tokens(logits, *columns(rows)).tolist()
     assert sample(emulator, logits, rows) == expected
     assert expected[:4] == [70, 70, 0, 3]
 
@@ -79,5 +79,5 @@ def test_rows_without_a_distribution(emulator, temperature):
 def test_rows_may_be_strided(emulator):
     wide = torch.randn(2, 500, generator=torch.Generator().manual_seed(0))
     rows = [Row(seed=seed) for seed in range(2)]
-    expected = ops.sample_tokens(wide[:, :300], **columns(rows)).tolist()
+    expected = ops.sample_tokens(wide[:, :300], *columns(rows)).tolist()
     assert sample(emulator, wide, rows, vocab=300, whole=True) == expected
