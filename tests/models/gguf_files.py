@@ -38,9 +38,9 @@ def write_gguf(
         name if name.startswith(("split.", "tokenizer.")) else f"{architecture}.{name}": value
         for name, value in zip(names, metadata.values(), strict=True)
     }
+    _add_vocabulary(writer, model.config.vocab_size, sentencepiece="gemma" in architecture)
     for key, value in (_metadata(model.config, architecture) | given).items():
         _add(writer, key, value)
-    _add_vocabulary(writer, model.config.vocab_size, sentencepiece="gemma" in architecture)
     for name, tensor in (_tensors(model, architecture) | (tensors or {})).items():
         if tensor.ndim == 2 and (kind_of or "ffn" in name):
             kind = Kind.Q8_0 if tensor.shape[1] % 32 == 0 else Kind.F16
@@ -131,6 +131,7 @@ def _add_vocabulary(writer: gguf.GGUFWriter, size: int, *, sentencepiece: bool) 
     if sentencepiece:
         tokens += [f"<0x{byte:02X}>" for byte in range(256)]
         tokens += ["\u2581", *"helo", "he", "ll"]
+        writer.add_add_space_prefix(False)  # as of Gemma
     else:
         tokens += [*sorted(pre_tokenizers.ByteLevel.alphabet()), "he"]
         writer.add_tokenizer_pre("default")

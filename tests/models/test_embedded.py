@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, pre_tokenizers
 
 from paged_stream.models.formats.resolve import (
     EMBEDDED_MODEL,
@@ -48,18 +49,38 @@ def test_every_weight_equals_transformers(files):
     assert_equals_gguf(decoder, files.folder, embedded_gguf())
 
 
-@pytest.mark.slow
-def test_tokenizer_equals_transformers(files):
+def test_tokenizer_splits_as_the_model_was_trained(files):
+    """transformers' way from GGUF leaves numbers whole; the model's own tokenizer, which is held
+    against here, takes their digits one by one."""
     tokenizer = load_tokenizer(files.folder, files.name)
-    path = embedded_gguf()
-    oracle = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    for text in ("The water cycle describes 2024", " naïve 東京 🎉\n\n", "<|im_start|>user"):
+    vocabulary = json.loads((files.folder / "tokenizer.json").read_text(encoding="utf-8"))
+    steps = [pre_tokenizers.Digits(individual_digits=True)]
+    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False))
+    oracle = Tokenizer.from_str(json.dumps(vocabulary | {"pre_tokenizer": None}))
+    oracle.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    for text in (
+        "The water cycle describes 2024",
+        " na\u00efve \u6771\u4eac \U0001f389\n\n",
+        "<|im_start|>user\n10 + 5",
+        "\n\n1. One\n2. Two\n\n\t10. Ten",
+    ):
         ids = tokenizer.encode(text)
-        assert ids == oracle.encode(text)
+        assert ids == oracle.encode(text).ids
         assert tokenizer.decode(ids, False) == text
-    messages = [{"role": "user", "content": "What is photosynthesis?"}]
-    expected = oracle.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    assert tokenizer.apply_chat_template(messages) == expected
+
+
+def test_a_numbered_list_has_llama_cpp_ids(files):
+    tokenizer = load_tokenizer(files.folder, files.name)
+    assert tokenizer.encode("\n\n1.") == [1116, 33, 30]
+
+
+def test_chat_template(files):
+    tokenizer = load_tokenizer(files.folder, files.name)
+    text = tokenizer.render_chat_template([{"role": "user", "content": "What is photosynthesis?"}])
+    assert text.endswith(
+        "<|im_start|>user\nWhat is photosynthesis?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert tokenizer.encode(text, add_special_tokens=False)[0] == 1
 
 
 def test_its_package_is_never_imported(files):

@@ -29,6 +29,7 @@ from paged_stream.models.decoder import Decoder
 from paged_stream.models.family import Family
 from paged_stream.models.formats.files import BLOCKS_FILE
 from paged_stream.models.formats.gguf_config import ROPE_FACTORS, config_fields
+from paged_stream.models.formats.gguf_tokenizer import write_tokenizer
 from paged_stream.models.hf_config import read_config
 from paged_stream.models.model_config import ModelConfig
 from paged_stream.models.registry import family_of_gguf
@@ -37,7 +38,7 @@ from paged_stream.system.progress_bar import progress_bar
 logger = logging.getLogger(__name__)
 
 # Part of the cache key: raise it whenever the same file would convert to something else.
-CONVERTER_VERSION = 4
+CONVERTER_VERSION = 5
 # What a file begins with: the magic, the version, the numbers of tensors and of metadata.
 _MAGIC, _HEADER_BYTES = b"GGUF", 24
 
@@ -118,11 +119,11 @@ def convert(path: Path, folder: Path) -> None:
     try:
         family = family_of_gguf(reader.fields["general.architecture"].contents())
         config = _write_config(reader, family, folder)
+        _write_tokenizer(reader, folder)
         _write_weights(reader, family, config, folder)
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         # Beyond our own refusals: what metadata of the wrong kind lead to.
         raise ValueError(f"{path}: cannot convert this GGUF file: {error}") from error
-    _write_tokenizer(path, folder)
 
 
 def _digest(path: Path) -> str:
@@ -189,6 +190,11 @@ def _write_config(reader: Any, family: Family, folder: Path) -> ModelConfig:
     config = family.describe(hf_config, None)
     config.check()
     return config
+
+
+def _write_tokenizer(reader: Any, folder: Path) -> None:
+    keys = [key for key in reader.fields if key.startswith(("tokenizer.", "general.name"))]
+    write_tokenizer({key: reader.fields[key].contents() for key in keys}, folder)
 
 
 def _write_weights(reader: Any, family: Family, config: ModelConfig, folder: Path) -> None:
@@ -276,18 +282,3 @@ def _write_header(file: BinaryIO, header: dict[str, Any]) -> None:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
-
-
-def _write_tokenizer(path: Path, folder: Path) -> None:
-    from transformers import AutoTokenizer
-
-    logger.info("converting its tokenizer")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        tokenizer.save_pretrained(folder)
-    except Exception as error:  # transformers raises almost anything on an unusual vocabulary
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"{path}: no usable tokenizer in this GGUF file ({reason}); "
-            "pass a model folder that has one"
-        ) from error

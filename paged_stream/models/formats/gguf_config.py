@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from paged_stream.models.formats.gguf_vocabulary import special_ids
+
 ROPE_FACTORS = "rope_freqs.weight"  # one per pair, dividing its frequency; in Llama 3.1 and later
 SAME_FIELDS = {
     "block_count": "num_hidden_layers",
@@ -151,14 +153,10 @@ def _gemma(metadata: dict[str, Any], architecture: str, fields: dict[str, Any]) 
 
 def _special_tokens(reader: Any) -> dict[str, Any]:
     """Ends of a sequence, of a turn and of a message all end a sequence."""
-
-    def read(name: str) -> int | None:
-        field = reader.fields.get(f"tokenizer.ggml.{name}_token_id")
-        return None if field is None else int(field.contents())
-
-    ends = [token for name in ("eos", "eot", "eom") if (token := read(name)) is not None]
+    ids = special_ids({key: field.contents() for key, field in reader.fields.items()})
+    ends = [ids[name] for name in ("eos", "eot", "eom") if name in ids]
     return {
-        "bos_token_id": read("bos"),
-        "pad_token_id": read("padding"),
+        "bos_token_id": ids.get("bos"),
+        "pad_token_id": ids.get("padding"),
         "eos_token_id": list(dict.fromkeys(ends)) or None,
     }
