@@ -157,15 +157,16 @@ class EngineConfig:
 
     @property
     def actual_quantization(self) -> str | None:
-        """``quantization``, with ``"auto"`` decided as far as the settings can: a ``dtype`` asks
-        for full precision."""
+        """The quantization that the settings ask for. A ``dtype`` asks for full precision, which
+        decides what ``"auto"`` is."""
         if self.quantization == "auto" and self.dtype != "auto":
             return None
         return self.quantization
 
     @property
     def actual_max_num_seqs(self) -> int:
-        """``max_num_seqs``, or what it is if it was not set."""
+        """How many sequences run at once: ``max_num_seqs``, or a number that the other settings
+        give."""
         if self.max_num_seqs is not None:
             return self.max_num_seqs
         others = self.max_num_batched_tokens - (self.chunk_size or 1)

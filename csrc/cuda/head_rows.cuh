@@ -96,8 +96,8 @@ struct HeadRow {
     });
   }
 
-  // The scale of the row as one of an int8 cache. Every lane of the warp calls this, those whose
-  // row is none with anything.
+  // The scale of the row as one of an int8 cache. Every lane of the warp calls this; a lane
+  // without a row may pass anything.
   __device__ __forceinline__ RowScale scale(const RowShape& shape, int lane, int lanes) const {
     float largest = 0, nothing = 0;
     for_units(shape, lane, lanes, [&](int k, int, const Place&) {

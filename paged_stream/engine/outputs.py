@@ -33,15 +33,17 @@ class RequestDelta:
     Args:
         request_id: the request.
         index: which of its ``n`` completions.
-        delta_text: new text. Held back while it could still turn out to be part of a character
-            or of a stop string.
+        delta_text: new text. It is held back while it could still turn out to be part of a
+            character or of a stop string. A character that a turn of a stream leaves unfinished
+            comes out in the turn that finishes it.
         delta_token_ids: new tokens, the stop token included.
         finished: whether this is the completion's last delta.
-        finish_reason: ``"stop"`` (a stop token or string), ``"length"``, or ``"abort"``; ``None``
-            before.
-        logprobs: one per new token, when asked for.
-        prompt_logprobs: of the prompt's tokens computed in this step, when asked for. All deltas
-            together give them from the second token on (nothing predicts the first).
+        finish_reason: why it ended: ``"stop"`` (a stop token or string), ``"length"`` or
+            ``"abort"``; ``None`` while it goes on.
+        logprobs: one entry per new token, when asked for.
+        prompt_logprobs: one entry for each of the prompt's tokens that this step computed, when
+            asked for. Nothing predicts the first token of a prompt, so all deltas together have an
+            entry for each of the others.
     """
 
     request_id: str
@@ -120,18 +122,21 @@ class StreamStats:
     """One stream at one moment.
 
     Args:
-        num_tokens: length of the stream; positions count from 0 to here.
-        num_pending_tokens: those not computed yet, appended ones that queue included.
-        num_visible_tokens: those that the last computed one sees.
-        num_evicted_tokens: computed ones that no later one will see: between the sinks and
-            ``window_start``, evicted or cut out.
+        num_tokens: length of the stream. Positions count from 0 to here.
+        num_pending_tokens: tokens that are not computed yet, including those that queue behind the
+            turn.
+        num_visible_tokens: tokens that the last computed token sees.
+        num_evicted_tokens: computed tokens that no later token will see: they lie between the sinks
+            and ``window_start``, evicted or cut out.
         window_start: first position behind the sinks that the next token sees.
-        num_blocks: blocks held in the cache.
-        kv_bytes: bytes of K and V, wherever they are.
-        location: ``"cache"``, ``"host"`` or ``"disk"``; ``"none"`` before anything is computed.
-        num_prefix_queries: tokens it began with that were looked for in the cache, of which
-            ``num_prefix_hits`` were found and not computed. A fork has none of its own.
-        queue_seconds: time that the last turn waited for its first step.
+        num_blocks: blocks that the stream holds in the cache.
+        kv_bytes: size of its K and V, wherever they are, in bytes.
+        location: where its K and V are: ``"cache"``, ``"host"`` or ``"disk"``; ``"none"`` before
+            anything is computed.
+        num_prefix_queries: tokens that it began with and that were looked for in the cache. A fork
+            has none of its own.
+        num_prefix_hits: how many of these were found, and not computed again.
+        queue_seconds: how long the last turn waited for its first step.
     """
 
     num_tokens: int
@@ -149,27 +154,32 @@ class StreamStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
-    """The engine at one moment.
+    """The engine at one moment. Counts of tokens, steps and turns begin when the engine does.
 
     Args:
         num_running: sequences in the current batch.
-        num_waiting: sequences queued for it.
-        num_streams: open streams, of which ``num_parked_streams`` are out of the cache.
-        num_blocks: blocks in the cache; ``num_used_blocks`` hold tokens now.
-        kv_bytes: bytes of the used blocks.
-        kv_reserved_bytes: bytes of the whole cache, of which ``kv_resident_bytes`` are in memory.
-            On a CPU the others are address space until their blocks are used.
-        parked_host_bytes: K and V of parked streams in host memory; so is ``parked_disk_bytes``
-            on disk.
-        num_evicted_tokens: tokens that left their windows since the start.
-        num_computed_tokens: tokens that went through the model since the start.
-        num_generated_tokens: tokens sampled since the start.
-        num_prefix_queries: tokens that sequences began with and that were looked for in the cache
-            since the start, of which ``num_prefix_hits`` were found. A beginning is looked for if
-            it is longer than a block, unless its log-probabilities are asked for.
-        num_steps: steps since the start, which took ``step_seconds`` together.
-        num_started_turns: requests and turns that came to their first step since the start,
-            having waited ``queue_seconds`` together.
+        num_waiting: sequences that wait to join it.
+        num_streams: open streams.
+        num_parked_streams: open streams whose K and V are out of the cache.
+        num_blocks: blocks in the cache.
+        num_used_blocks: blocks that hold tokens now.
+        kv_bytes: size of the used blocks, in bytes.
+        kv_reserved_bytes: size of the whole cache, in bytes.
+        kv_resident_bytes: how much of the cache is in memory, in bytes. On a CPU, the rest is
+            address space until its blocks are used.
+        parked_host_bytes: K and V of parked streams in host memory, in bytes.
+        parked_disk_bytes: K and V of parked streams on disk, in bytes.
+        num_evicted_tokens: tokens that have left their windows.
+        num_computed_tokens: tokens that have gone through the model.
+        num_generated_tokens: tokens that have been sampled.
+        num_prefix_queries: tokens that sequences began with and that were looked for in the cache.
+            A beginning is looked for if it is longer than a block, unless its log-probabilities
+            are asked for.
+        num_prefix_hits: how many of these were found, and not computed again.
+        num_steps: steps.
+        step_seconds: how long these took together.
+        num_started_turns: requests and turns that have had their first step.
+        queue_seconds: how long these waited for it together.
     """
 
     num_running: int

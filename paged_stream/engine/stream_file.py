@@ -186,12 +186,12 @@ def _check_types(saved: SavedStream) -> None:
     counts = (state.num_computed_tokens, state.num_prompt_tokens, state.tail_start)
     ids = (*state.sink_ids, *state.tail_ids)
     if not all(type(number) is int for number in (saved.seed, saved.num_turns, *counts, *ids)):
-        raise ValueError("a number in its header is none")
+        raise ValueError("a number in its header is no integer")
     if min(saved.seed, saved.num_turns, *counts) < 0:
         raise ValueError("a number in its header is negative")
     messages = saved.pinned_messages
     if not isinstance(messages, list) or not all(isinstance(item, dict) for item in messages):
-        raise ValueError("its pinned messages are none")
+        raise ValueError("its pinned messages are no list of messages")
     if type(saved.has_chatted) is not bool or not isinstance(saved.fingerprint, str):
         raise ValueError("a field of its header has another type")
 

@@ -65,7 +65,7 @@ class Corpus:
         """How many tokens something predicts, or ``limit`` if there are more.
 
         Raises:
-            ValueError: there are none, or no limit to a corpus that cycles.
+            ValueError: the corpus is too short, or it cycles and there is no limit.
         """
         if self._cycle:
             if limit is None:

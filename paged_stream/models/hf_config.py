@@ -72,7 +72,7 @@ def standard_config(config: Any, layers: Iterable[LayerConfig], **features: Any)
 
 def local_windows(config: Any) -> list[int | None]:
     """Each layer's own window: ``sliding_window``, in the layers that ``layer_types`` names, or in
-    all where the configuration has no such field. A ``sliding_window`` of ``None`` is none."""
+    all layers where the configuration has no such field. ``None`` is no window."""
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
     known = {"full_attention": None, "sliding_attention": config.sliding_window}
     if len(kinds) != config.num_hidden_layers or not known.keys() >= set(kinds):
