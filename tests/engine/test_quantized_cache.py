@@ -25,9 +25,9 @@ class Recorder:
 
     def _record(self, *arguments) -> torch.Tensor:
         result = self._run(*arguments)
-        _, _, _, _, k_caches, v_caches, slots, *_ = arguments
+        _, _, _, _, k_caches, v_caches, batch = arguments
         for layer, caches in enumerate(zip(k_caches, v_caches, strict=True)):
-            self.rows.setdefault(layer, []).append(ops.gather_blocks(*caches, slots))
+            self.rows.setdefault(layer, []).append(ops.gather_blocks(*caches, batch.slot_mapping))
         return result
 
     def store(self, layer: int, key: torch.Tensor, value: torch.Tensor):
