@@ -15,12 +15,15 @@ WHEEL_NAME = re.compile(r"paged_stream-[\d.]+-cp311-abi3-manylinux_2_\d+_\w+\.wh
 
 
 def check_sdist(path: Path) -> None:
-    """Every file of csrc/ and of the packages is in it, as it is here."""
-    wanted = {file for folder in ("csrc", "paged_stream", "scheduler") for file in sources(folder)}
-    wanted |= {Path(name) for name in ("LICENSE", "README.md", "pyproject.toml", "setup.py")}
+    """Every file of csrc/ and of the package is in it, as it is here. What is a link to scheduler/
+    here is a folder there."""
+    wanted = {file: file for folder in ("csrc", "paged_stream") for file in sources(folder)}
+    wanted |= {Path("paged_stream", file): file for file in sources("scheduler")}
+    names = ("LICENSE", "README.md", "pyproject.toml", "setup.py")
+    wanted |= {Path(name): Path(name) for name in names}
     with tarfile.open(path) as archive:
-        for file in sorted(wanted):
-            name = f"{path.name.removesuffix('.tar.gz')}/{file}"
+        for place, file in sorted(wanted.items()):
+            name = f"{path.name.removesuffix('.tar.gz')}/{place}"
             try:
                 content = archive.extractfile(name)
             except KeyError:
