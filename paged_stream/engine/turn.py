@@ -65,9 +65,7 @@ class Turn:
         if self.detokenizer is not None:
             text, self.new_text = self.new_text, ""
             if finish_reason is not None:
-                rest, stopped = self.detokenizer.finish()
-                text += rest
-                finish_reason = "stop" if stopped else finish_reason
+                text += self.detokenizer.finish()
         return RequestDelta(
             request_id=self.request_id,
             index=self.index,
@@ -84,7 +82,7 @@ class Turn:
         return RequestDelta(
             request_id=self.request_id,
             index=index,
-            delta_text="" if self.detokenizer is None else self.detokenizer.finish()[0],
+            delta_text="" if self.detokenizer is None else self.detokenizer.finish(),
             delta_token_ids=[],
             finished=True,
             finish_reason="abort",

@@ -34,7 +34,6 @@ class Detokenizer:
         """
         return self._stop.append(self._increments.append(token_id))
 
-    def finish(self) -> tuple[str, bool]:
-        """Give out what was held back for a stop string: no more tokens will come. The flag is
-        that of `append`, and false."""
-        return self._stop.take_held(), False
+    def finish(self) -> str:
+        """Give out what was held back for a stop string: no more tokens will come."""
+        return self._stop.take_held()

@@ -59,8 +59,7 @@ def run(tokenizer: Tokenizer, ids: list[int], stop=(), context=()) -> tuple[list
         pieces.append(piece)
         if stopped:
             return pieces, True
-    piece, stopped = detokenizer.finish()
-    return [*pieces, piece], stopped
+    return [*pieces, detokenizer.finish()], False
 
 
 @every_kind
