@@ -204,6 +204,8 @@ def run(experiment: Experiment, folder: Path, *, quick: bool, anew: bool = False
         for row in rows:
             row.pop("machine", None)
             row["command"] = shown
+            if "model" in row:  # a path would name this machine's folders
+                row["model"] = Path(row["model"]).name
         folder.mkdir(parents=True, exist_ok=True)
         write_results(experiment.name, rows, folder)
         if experiment.plots:

@@ -36,69 +36,74 @@ Init = TypeVar("Init", bound=Callable[..., None])
 @explains_settings(HINTS, example="model='smollm2-135m-instruct'")
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class EngineConfig:
-    """Settings of one engine. Fields keep what the user has set; what follows from several of them
-    is a property. Numbers may be numpy's, dtypes torch's, folders `Path` and begin with ``~``.
+    """The settings of one engine. A field keeps what the user wrote; what follows from several
+    fields is a property. Numbers may be numpy's and dtypes torch's; a folder may be a `Path` and
+    may begin with ``~``.
 
     Args:
-        model: what to load. ``"smollm2-135m-instruct"`` is a small model that comes as a package.
-        cache_dir: folder for models that were converted from GGUF files. ``None`` is
-            ``paged_stream`` in the folder that the environment variable ``XDG_CACHE_HOME`` names,
-            or in ``~/.cache``.
-        device: where the model computes. ``"auto"`` is CUDA if there is a device and the op library
-            was built for it, else the CPU.
-        dtype: of weights and activations; float16 is for CUDA only. ``"auto"`` is bfloat16 if the
-            checkpoint is 16-bit or quantised, else float32. ``"half"`` and ``"float"`` are float16
-            and float32. Sums are float32 in any case.
-        quantization: of weights. ``None`` multiplies by weights in ``dtype``; ``"int8"`` and
-            ``"int4"`` round them to blocks of 32 while loading; ``"auto"`` takes the blocks that a
-            GGUF file holds (Q4_0, Q4_1, Q8_0) as they are, unless ``dtype`` asks for full
-            precision. Activations keep 15 bits. On CUDA weights are in ``dtype``: ``"auto"`` means
-            ``None`` there.
-        kv_cache_dtype: of the KV cache. ``"auto"`` is the model's; ``"int8"``, with one scale per
-            token and head, takes about half the memory of bfloat16, at a small loss; ``"fp8"``
-            (e4m3) is for CUDA only.
+        model: what to load: a folder, a GGUF file or a name. ``"smollm2-135m-instruct"`` names a
+            small model that is installed as a package.
+        cache_dir: folder for models converted from GGUF files. ``None`` is the folder
+            ``paged_stream`` in ``$XDG_CACHE_HOME``, or in ``~/.cache`` if that is not set.
+        device: where the model computes. ``"auto"`` is CUDA if there is a CUDA device and the op
+            library was built for it, and the CPU otherwise.
+        dtype: dtype of weights and activations. ``"auto"`` is bfloat16 if the checkpoint is 16-bit
+            or quantized, and float32 otherwise. float16 needs CUDA. ``"half"`` and ``"float"`` mean
+            float16 and float32. Sums are always accumulated in float32.
+        quantization: format of the weights in memory. ``None`` keeps them in ``dtype``. ``"int8"``
+            and ``"int4"`` round them, in blocks of 32, while loading. ``"auto"`` keeps the blocks
+            that a GGUF file holds (Q4_0, Q4_1, Q8_0), unless ``dtype`` asks for full precision.
+            Activations keep 15 bits. On CUDA weights are always in ``dtype``, and ``"auto"`` means
+            ``None``.
+        kv_cache_dtype: dtype of the KV cache. ``"auto"`` is the model's dtype. ``"int8"``, with one
+            scale per token and head, halves the memory of bfloat16 at a small loss of accuracy.
+            ``"fp8"`` (e4m3) needs CUDA.
         block_size: tokens per block of the KV cache.
-        num_sink_tokens: ``S``, tokens at the start of each stream that stay visible for ever. 4
-            are enough for models trained without a sink token of their own; 1 is for those trained
-            with one, which their tokenizer puts first.
-        window_size: ``W``, most recent tokens that are visible, the query's own included. ``None``
-            is the model's trained length minus the sinks: exact up to there, streaming after. A
-            model with learned absolute positions cannot have a window.
-        kv_cache_memory_bytes: memory for K and V. ``None`` takes what ``max_num_seqs`` streams can
-            use, up to 4 GiB and half of the memory that is free; on CUDA all that
-            ``gpu_memory_utilization`` leaves.
-        gpu_memory_utilization: share of a CUDA device's memory that weights, activations and cache
-            may take together. The largest step is run once to see how much is left.
-        attention_backend: what computes attention. ``"xformers"`` is for CUDA only; ``"auto"`` is
-            native.
-        max_num_seqs: most sequences in one step. ``None`` is 64, or less if
-            ``max_num_batched_tokens`` leaves room for fewer.
-        max_num_batched_tokens: most tokens in one step, no fewer than ``max_num_seqs``. Larger
-            makes prefill cheaper per token, smaller keeps the time between tokens short for others.
-        num_decode_steps: steps that a batch which only decodes computes without a look at the
-            tokens in between, so that the device never waits. Deltas hold up to so many tokens, and
-            what arrives waits for so many steps. ``None`` is 1 on the CPU, 8 on CUDA devices and
-            for the whole answers of `LLM` and batches.
-        chunk_size: cut prompts at multiples of so many tokens and nowhere else. On a CPU, and
-            without prefix caching, the bits of a request's results then depend on nothing else that
-            runs. ``None`` cuts prompts as ``max_num_batched_tokens`` allows.
-        cuda_graphs: record steps that only decode, on CUDA devices, and play them back, so that the
-            host launches a step in one go. Recording takes a few seconds at the start.
-        enable_prefix_caching: keep full blocks of K and V after their sequences end, and use them
-            for new ones that begin with the same tokens under the same sinks and window.
-        parking_memory_bytes: host memory for streams that had to leave the cache; more go to disk.
-            ``None`` is a quarter of the memory that is free at the start.
-        parking_dir: folder for parked streams that go to disk. ``None`` is the system's for
+        num_sink_tokens: ``S``, tokens at the start of each stream that stay visible forever. 4 is
+            enough for models trained without a sink token; use 1 for a model trained with one,
+            which its tokenizer puts first.
+        window_size: ``W``, the most recent tokens that a token sees, itself included. ``None`` is
+            the trained length minus the sinks: results are exact up to there, and the stream slides
+            afterwards. A model with learned absolute positions cannot have a window.
+        kv_cache_memory_bytes: bytes for keys and values, or a text such as ``"4GiB"``. ``None``
+            takes what ``max_num_seqs`` streams can use, but at most 4 GiB and half of the free
+            memory; on CUDA, all that ``gpu_memory_utilization`` leaves.
+        gpu_memory_utilization: the fraction of a CUDA device's memory that weights, activations and
+            cache may take together. The largest step runs once at the start to measure what is
+            left.
+        attention_backend: what computes attention. ``"auto"`` is ``"native"``, this project's own
+            kernels; ``"xformers"`` needs CUDA.
+        max_num_seqs: the most sequences in one step. ``None`` is 64, or fewer if
+            ``max_num_batched_tokens`` leaves no room for so many.
+        max_num_batched_tokens: the most tokens in one step, at least ``max_num_seqs``. A larger
+            number makes prefill cheaper per token; a smaller one shortens the time that other
+            streams wait for their next token.
+        num_decode_steps: steps that a batch of decoding sequences computes before the engine looks
+            at the tokens, so that the device never waits. A delta then holds up to that many
+            tokens, and a new request waits for that many steps. ``None`` is 1 on the CPU, 8 on CUDA
+            and 8 for the whole answers of `LLM` and of batches.
+        chunk_size: tokens; prompts are cut at multiples of it and nowhere else. On a CPU, with
+            prefix caching off, no bit of a request's result then depends on what else runs.
+            ``None`` cuts prompts wherever ``max_num_batched_tokens`` requires.
+        cuda_graphs: record the steps that only decode as CUDA graphs, so that the host launches
+            each with one call. Recording takes a few seconds at the start.
+        enable_prefix_caching: keep full blocks of keys and values after their sequence ends, and
+            reuse them for sequences that begin with the same tokens under the same sinks and
+            window.
+        parking_memory_bytes: bytes of host memory for streams that had to leave the cache, or a
+            text such as ``"4GiB"``; further ones go to disk. ``None`` is a quarter of the memory
+            that is free at the start.
+        parking_dir: folder for parked streams on disk. ``None`` is the system's folder for
             temporary files.
-        park_after_seconds: move streams out of the cache that were idle for so long, even if nobody
-            needs the room. ``None`` waits until somebody does.
-        tensor_parallel_size: processes that share the model, each with a part of every layer, of
-            the KV cache and of the memory above; one per GPU. More than 1 needs Ray.
-        seed: for the requests that bring none.
-        num_threads: processor threads while this engine computes. ``None`` takes as many as torch
-            would, but no more than the process's affinity mask and its control group's CPU quota
-            give it processors. In a pool it is 1 per replica, in a batch a fair share of the
-            machine.
+        park_after_seconds: park a stream after this many idle seconds even if nobody needs its
+            blocks. ``None`` waits until somebody does.
+        tensor_parallel_size: number of processes that share the model, one per GPU. Each holds a
+            part of every layer and of the KV cache; the memory settings are for all of them
+            together. More than 1 needs Ray.
+        seed: seed of requests that bring none.
+        num_threads: processor threads that this engine computes with. ``None`` is as many as torch
+            would use, limited by the process's affinity mask and by the CPU quota of its control
+            group. A replica of a pool uses 1; the replicas of a batch share the machine evenly.
 
     Raises:
         ValueError: names the field, its value and what is allowed.
@@ -144,10 +149,10 @@ class EngineConfig:
 
     @classmethod
     def from_mapping(cls, settings: Mapping[str, Any]) -> EngineConfig:
-        """Make a config of names and values that were read from somewhere.
+        """Make a config from names and values that were read from a file or the environment.
 
         Raises:
-            ValueError: as the constructor, also for fields that there are not.
+            ValueError: as for the constructor, and for a name that is not a field.
         """
         known = [field.name for field in fields(cls)]
         for name in settings:
