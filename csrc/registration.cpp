@@ -1,4 +1,4 @@
-// The schema of every op, for all devices. Implementations register themselves beside their code.
+// The schema of every op, for all devices. Each implementation is registered next to its code.
 
 #include <Python.h>
 #include <torch/csrc/stable/library.h>

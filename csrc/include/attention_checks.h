@@ -1,4 +1,4 @@
-// The arguments of paged_attention, and what can be checked of them without reading a tensor.
+// The arguments of paged_attention, and the checks on them that need no tensor contents.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -12,7 +12,7 @@
 
 namespace paged_stream {
 
-// How scores are made of queries and keys.
+// How scores are computed from queries and keys.
 struct Scoring {
   double scale;
   const float* alibi_slopes;  // [num_heads], or null
@@ -24,7 +24,7 @@ class AttentionChecker : public Checker {
  public:
   using Checker::Checker;
 
-  // Queries and sink queries, [T, num_heads, head_dim], and the cache that they look at.
+  // Checks the queries and sink queries, [T, num_heads, head_dim], and the cache that they read.
   void attention_heads(const Tensor& query, const std::optional<Tensor>& sink_query,
                        const Tensor& k_cache, const Tensor& v_cache) const {
     cache_pair(k_cache, v_cache);
@@ -42,7 +42,7 @@ class AttentionChecker : public Checker {
   // local_window: 0 for none. like: a tensor on the layer's device.
   Scoring scoring(double scale, const std::optional<Tensor>& alibi_slopes, double softcap,
                   int64_t local_window, int64_t num_heads, const Tensor& like) const {
-    // The kernels compute in float32, where it must neither vanish nor overflow.
+    // The kernels use softcap in float32, where it must neither vanish nor overflow.
     const bool is_cap = softcap > 0 && std::isnormal(static_cast<float>(softcap));
     require(softcap == 0 || is_cap, "softcap must be a positive float32, or 0 for none, got ",
             softcap);

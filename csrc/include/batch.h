@@ -1,5 +1,5 @@
-// Reads and makes the batch of a step, which ops take as one `Tensor[]`, in the order of the fields
-// of BatchTensors in paged_stream/ops/batch.py. Nothing else knows that order.
+// Reads and creates a step's batch. Ops take it as one `Tensor[]`, in the order of the fields of
+// BatchTensors in paged_stream/ops/batch.py. No other file depends on that order.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -18,8 +18,7 @@ namespace paged_stream {
 using BatchTensors = std::vector<Tensor>;
 constexpr size_t kNumBatchTensors = 11;
 
-// Goes through the fields and checks the name, dtype and shape of each; reads none of their
-// numbers.
+// Walks the fields in order and checks the dtype, shape and device of each. Reads no values.
 class BatchReader {
  public:
   // like: a tensor on the batch's device.
@@ -29,7 +28,7 @@ class BatchReader {
                   " tensors, got ", tensors.size());
   }
 
-  // What T points to decides the dtype. `dense_from`: the first dimension that must lie densely.
+  // T's pointee decides the dtype. `dense_from`: the first dimension that must be contiguous.
   template <class T>
   void read(T*& field, const char* name, const char* layout, std::initializer_list<int64_t> shape,
             int64_t dense_from = 0) {
@@ -54,7 +53,7 @@ class BatchReader {
   size_t next_ = 0;
 };
 
-// View: MutableBatch for an op that writes to the batch. num_tokens: of the op's other arguments.
+// View: MutableBatch for an op that writes to the batch. num_tokens: T of the op's other arguments.
 template <class View = Batch>
 View read_batch(const Checker& check, const BatchTensors& tensors, const Tensor& like,
                 int64_t num_tokens) {
@@ -79,7 +78,7 @@ View read_batch(const Checker& check, const BatchTensors& tensors, const Tensor&
   return batch;
 }
 
-// A batch of T tokens and B sequences with a table of so many columns, to be filled.
+// Returns an uninitialised batch of T tokens and B sequences whose block table has `width` columns.
 inline BatchTensors new_batch(const Tensor& like, int64_t t, int64_t b, int64_t width) {
   constexpr ScalarType kLong = ScalarType::Long, kInt = ScalarType::Int;
   const auto make = [&](std::initializer_list<int64_t> shape, ScalarType type) {

@@ -1,4 +1,4 @@
-// A step's batch as kernels see it: plain pointers. batch.h makes it of the tensors that ops take.
+// A step's batch as kernels use it: plain pointers. batch.h builds it from the ops' tensors.
 #pragma once
 
 #include <cstdint>
@@ -7,14 +7,14 @@
 
 namespace paged_stream {
 
-// T tokens of B sequences. paged_stream/ops/batch.py says what each field is.
+// T tokens of B sequences. paged_stream/ops/batch.py documents each field.
 template <class Int64, class Int32>
 struct BatchOf {
   Int64* token_ids;        // [T]
   Int64* positions;        // [T]
   Int64* sink_positions;   // [T]
   Int64* slot_mapping;     // [T]
-  Int32* block_table;      // [B, table_width], rows table_stride elements apart
+  Int32* block_table;      // [B, table_width], table_stride elements between rows
   Int32* query_start_loc;  // [B + 1]
   Int64* seq_lens;         // [B]
   Int32* num_sink_tokens;  // [B]

@@ -1,5 +1,5 @@
-// Argument checks shared by the launchers of every device. Each failure names the op, the argument,
-// what was expected and what came.
+// Argument checks shared by the launchers of every device. Each error names the op, the argument,
+// what was expected and what was passed.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -21,27 +21,27 @@ using torch::stable::Tensor;
 constexpr int64_t kAny = -1;
 
 inline bool is_quantized(const Tensor& cache) { return cache.scalar_type() == ScalarType::Char; }
-// Float8 without a scale, on CUDA alone.
+// Float8 caches have no scale and exist on CUDA only.
 inline bool is_float8(const Tensor& cache) {
   return cache.scalar_type() == ScalarType::Float8_e4m3fn && !cache.is_cpu();
 }
-// Elements of a cache's rows that are not their scale.
+// Returns the number of elements in a cache row, without the scale.
 inline int64_t head_dim_of(const Tensor& cache) {
   return cache.size(3) - (is_quantized(cache) ? kScaleBytes : 0);
 }
 
-// The op's name travels with the checks so that messages can say where they come from.
+// Checks an op's arguments. Every message starts with the op's name.
 class Checker {
  public:
   explicit constexpr Checker(const char* op) : op_(op) {}
 
-  // The message's parts are put together only when it is needed.
+  // Builds the message only on failure.
   template <class... Parts>
   void require(bool condition, const Parts&... parts) const {
     if (!condition) STD_TORCH_CHECK(false, op_, ": ", parts...);
   }
 
-  // layout: the expected shape in words, as in "[T, num_heads, head_dim]"; kAny sizes match all.
+  // layout: the expected shape in words, as in "[T, num_heads, head_dim]"; kAny matches any size.
   void shape(const Tensor& t, const char* name, const char* layout,
              std::initializer_list<int64_t> expected) const {
     const int64_t dim = t.dim();
@@ -65,7 +65,7 @@ class Checker {
                     ", got ", torch::headeronly::toString(type));
   }
 
-  // One that models compute in on the tensor's device.
+  // Checks for a dtype that models compute in on the tensor's device.
   void kv_dtype(const Tensor& t, const char* name) const {
     STD_TORCH_CHECK(is_kv_dtype(t), op_, ": ", name, " must be Float",
                     t.is_cpu() ? " or BFloat16" : ", BFloat16 or Half", ", got ",
@@ -79,7 +79,7 @@ class Checker {
                     torch::headeronly::toString(t.scalar_type()));
   }
 
-  // All dimensions from `from` on lie densely in memory.
+  // Checks that dimensions `from` and up are contiguous.
   void dense(const Tensor& t, const char* name, int64_t from) const {
     int64_t expected = 1;
     for (int64_t i = t.dim() - 1; i >= from; --i) {
@@ -100,7 +100,7 @@ class Checker {
         name, " must be on the device of the other tensors");
   }
 
-  // A 1-d or 2-d contiguous tensor of plain metadata.
+  // Checks a contiguous tensor of plain metadata.
   void metadata(const Tensor& t, const char* name, ScalarType type, const char* layout,
                 std::initializer_list<int64_t> expected, const Tensor& device_of) const {
     shape(t, name, layout, expected);
@@ -137,8 +137,8 @@ class Checker {
                     k_cache.stride(0), " and ", v_cache.stride(0));
   }
 
-  // Heads of tokens, [rows, heads, head_dim], in the model's dtype, which is that of a cache that
-  // is neither quantised nor float8; heads dense, rows strided.
+  // Heads of tokens, [rows, heads, head_dim], in the model's dtype: the cache's own, unless that is
+  // int8 or float8. Heads are contiguous, rows may be strided.
   void heads(const Tensor& t, const char* name, const char* layout, int64_t rows, int64_t heads,
              const Tensor& cache) const {
     shape(t, name, layout, {rows, heads, head_dim_of(cache)});
@@ -151,7 +151,7 @@ class Checker {
     same_device(t, name, cache);
   }
 
-  // Rows as they lie in the cache, [rows, num_kv_heads, row_size]; heads dense, rows strided.
+  // Rows in the cache's layout, [rows, num_kv_heads, row_size]; heads contiguous, rows strided.
   void cache_rows(const Tensor& t, const char* name, int64_t rows, const Tensor& cache) const {
     shape(t, name, "[N, num_kv_heads, row_size]", {rows, cache.size(1), cache.size(3)});
     dtype(t, name, cache.scalar_type());
@@ -167,7 +167,7 @@ class Checker {
                     " must have an even rotary_dim of at most head_dim ", head_dim, ", got ", dim);
   }
 
-  // What rotary_and_cache takes, but for its slots.
+  // Checks the arguments of rotary_and_cache except the slots.
   void rotary_and_cache(const Tensor& query, const std::optional<Tensor>& sink_query,
                         const Tensor& key, const Tensor& value, const Tensor& k_cache,
                         const Tensor& v_cache, const Tensor& rotary,
@@ -188,7 +188,7 @@ class Checker {
     dtype(*sink_query, "sink_query", query.scalar_type());
   }
 
-  // A step's angles, and those towards the sinks.
+  // Checks a step's rotary table and, if given, the one for sink queries.
   void rotary_tables(const Tensor& rotary, const std::optional<Tensor>& sink_rotary,
                      int64_t num_tokens, const Tensor& cache) const {
     const int64_t head_dim = head_dim_of(cache);
@@ -206,7 +206,7 @@ class Checker {
     metadata(block_mapping, "block_mapping", ScalarType::Long, "[n, 2]", {kAny, 2}, kv_cache);
   }
 
-  // The residual stream and what is added to it: [T, dim].
+  // Checks the residual stream and the delta to add to it, both [T, dim].
   void residual(const Tensor& t, const std::optional<Tensor>& delta, int64_t dim = kAny) const {
     shape(t, "residual", "[T, dim]", {kAny, dim});
     kv_dtype(t, "residual");
@@ -218,7 +218,7 @@ class Checker {
     same_device(*delta, "delta", t);
   }
 
-  // The weight of a norm, float32 [dim].
+  // Checks the weight of a norm, float32 [dim].
   void norm_weight(const Tensor& t, int64_t dim = kAny) const {
     shape(t, "weight", "[dim]", {dim});
     dtype(t, "weight", ScalarType::Float);

@@ -1,4 +1,4 @@
-// The arguments of advance_decode, checked as far as that goes without reading a tensor.
+// The checks of advance_decode's arguments that need no tensor contents.
 #pragma once
 
 #include "batch.h"

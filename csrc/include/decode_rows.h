@@ -1,5 +1,5 @@
-// How a sequence that decodes goes on by itself: from the token that was sampled to the next
-// step's input. One thread does one row.
+// Advances a decoding sequence without the scheduler: turns the sampled token into the next step's
+// input. One thread handles one row.
 #pragma once
 
 #include <cstdint>
@@ -8,13 +8,13 @@
 
 namespace paged_stream {
 
-// The slot of a position, by the entry of the block table for its column; -1 where there is none.
+// Returns the slot of a position whose block is `block_id`, or -1 if there is no block.
 PAGED_STREAM_HOST_DEVICE inline int64_t slot_of(int64_t position, int32_t block_id,
                                                 int64_t block_size) {
   return block_id < 0 ? -1 : block_id * block_size + position % block_size;
 }
 
-// The arguments of advance_decode, B rows of each. The batch has one token per sequence.
+// The arguments of advance_decode, B rows each. The batch has one token per sequence.
 struct DecodeRows {
   const int64_t* sampled;
   int64_t* generated;  // [B, max_generated]
@@ -33,14 +33,14 @@ struct DecodeRows {
     return found;
   }
 
-  // Column of the next position.
+  // Returns the block table's column for the next position.
   PAGED_STREAM_HOST_DEVICE int64_t next_column(int64_t row) const {
     const int64_t logical_block = (batch.positions[row] + 1) / block_size;
     return batch.sink_window(row).column(logical_block, batch.ring_blocks[row], block_size);
   }
 
-  // A row that is not running, or stops with this token, keeps its input but for the slot: it is
-  // computed again and again, and what comes of it goes nowhere.
+  // A row that is not running, or stops with this token, keeps its input, but with slot -1. Later
+  // steps compute it again, and the result is discarded.
   PAGED_STREAM_HOST_DEVICE void advance(int64_t row) const {
     if (!is_running(row)) return;
     const int64_t token = sampled[row];

@@ -1,4 +1,4 @@
-// The kernels' name for a tensor's dtype.
+// Maps a tensor's dtype to the kernels' DType.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -9,7 +9,7 @@
 
 namespace paged_stream {
 
-// Of a tensor that was checked to have one of these.
+// The tensor's dtype must have been checked to be one of these.
 inline DType dtype_of(const torch::stable::Tensor& t) {
   using torch::headeronly::ScalarType;
   switch (t.scalar_type()) {

@@ -1,4 +1,4 @@
-// For functions of plain arithmetic that kernels of every device share.
+// Macros for plain arithmetic that the kernels of every device share.
 #pragma once
 
 #if defined(__CUDACC__) || defined(__HIPCC__)
@@ -7,6 +7,6 @@
 #define PAGED_STREAM_HOST_DEVICE
 #endif
 
-// Never a function of its own: the linker could keep one made of wider instructions than the
-// processor has.
+// Always inlined: among out-of-line copies the linker could keep the one compiled for instructions
+// that this processor lacks.
 #define PAGED_STREAM_INLINE PAGED_STREAM_HOST_DEVICE inline __attribute__((always_inline))

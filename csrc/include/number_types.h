@@ -1,4 +1,4 @@
-// Element types that kernels name: storage alone, converted by the code of each device.
+// Element types that kernels name. They only store bits; each device's code converts them.
 #pragma once
 
 #include <cstdint>
@@ -11,12 +11,12 @@ struct bfloat16 {
 struct float16 {
   uint16_t bits;
 };
-// Four exponent bits, three of mantissa, no infinities; the largest finite number is 448.
+// Four exponent bits, three mantissa bits, no infinities; the largest finite value is 448.
 struct float8_e4m3 {
   uint8_t bits;
 };
 
-// Float16 and Float8 exist on CUDA alone.
+// kFloat16 and kFloat8 exist on CUDA only.
 enum class DType { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2, kFloat16 = 3, kFloat8 = 4 };
 
 }  // namespace paged_stream

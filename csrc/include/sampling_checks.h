@@ -1,6 +1,6 @@
-// The arguments of sample_tokens, checked as far as that goes without reading a tensor. The
-// parameters come as one `Tensor[]`, in the order of the fields of SamplingTensors in
-// paged_stream/ops/sample_tokens.py. Nothing else knows that order.
+// The checks of sample_tokens' arguments that need no tensor contents. The parameters come as one
+// `Tensor[]`, in the order of the fields of SamplingTensors in paged_stream/ops/sample_tokens.py.
+// No other file depends on that order.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

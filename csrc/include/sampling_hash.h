@@ -1,4 +1,4 @@
-// The random number that a token is drawn with: a function of seed and position alone.
+// The random number that a token is drawn with: a function of the seed and the position only.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ PAGED_STREAM_HOST_DEVICE inline uint64_t mix(uint64_t value) {
   return value ^ (value >> 31);
 }
 
-// A number in [0, 1) that is a hash of its arguments.
+// Returns a number in [0, 1), a hash of the arguments.
 PAGED_STREAM_HOST_DEVICE inline double uniform(int64_t seed, int64_t position) {
   const uint64_t hash = mix(mix(static_cast<uint64_t>(seed)) ^ static_cast<uint64_t>(position));
   return static_cast<double>(hash >> 11) * 0x1p-53;

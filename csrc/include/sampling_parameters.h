@@ -1,5 +1,5 @@
-// What each of N rows of logits is sampled by, as kernels see it: plain pointers, [N] each.
-// sampling_checks.h makes it of the tensors that the op takes.
+// The sampling parameters of N rows of logits as kernels use them: plain pointers, [N] each.
+// sampling_checks.h builds them from the tensors that the op takes.
 #pragma once
 
 #include <cstdint>

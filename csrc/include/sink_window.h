@@ -1,5 +1,5 @@
-// Which positions a query sees, and which blocks that takes: the mirror of
-// scheduler/sink_window.py for kernels. Positions are int64: a stream has no end.
+// Which positions a query attends to, and which blocks hold them. Mirrors scheduler/sink_window.py
+// for kernels. Positions are int64: a stream has no end.
 #pragma once
 
 #include <cstdint>
@@ -8,9 +8,9 @@
 
 namespace paged_stream {
 
-// The window size that stands for full attention: nothing is evicted, no token is a sink.
+// The window size that means full attention: nothing is evicted and there are no sink tokens.
 constexpr int64_t kFullAttention = INT32_MAX;
-// The local window of a layer that has none.
+// The local window of a layer without one.
 constexpr int64_t kNoLocalWindow = INT64_MAX;
 
 struct SinkWindow {
@@ -68,7 +68,7 @@ struct SinkWindow {
     return logical_block < sinks ? logical_block : sinks + (logical_block - sinks) % ring_blocks;
   }
 
-  // First of the `length` positions that end with `last`.
+  // Returns the first of the `length` positions that end with `last`.
   PAGED_STREAM_HOST_DEVICE static int64_t run_start(int64_t last, int64_t length) {
     return last < length ? 0 : last - length + 1;
   }
