@@ -1,9 +1,9 @@
-// Addition to the residual stream and norm, fused.
+// Adds the delta to the residual stream and normalises the sum, fused.
 //
-// Bytes per row: 2 * dim read and 2 * dim written in the dtype (1 and 1 without a
-// delta), 4 * dim of weight from the caches. One block per row, the row in shared memory as float32
-// (4 * dim), so a row is read once; up to 1024 threads of 16 bytes each, two blocks per SM at dim
-// 8192 in two bytes. Rows are few when decoding: then the time is that of one launch.
+// Bytes per row: 2 * dim read and 2 * dim written in the dtype (1 and 1 without a delta), 4 * dim
+// of weight from the hardware caches. One thread block per row; the row is kept in shared memory as
+// float32 (4 * dim), so it is read once. Up to 1024 threads of 16 bytes each, two thread blocks per
+// SM at dim 8192 in 2 bytes. Decoding has few rows: the time is then that of one launch.
 #pragma once
 
 #include "elements.cuh"
@@ -13,7 +13,7 @@
 namespace paged_stream {
 
 struct RmsNormParams {
-  void* residual;     // [rows, dim], changed when delta is given
+  void* residual;     // [rows, dim], updated if delta is given
   const void* delta;  // [rows, dim] or null
   const float* weight;
   void* out;
@@ -23,7 +23,7 @@ struct RmsNormParams {
   DType dtype;
 };
 
-// A row has to fit the shared memory of a block of every device.
+// A row must fit the shared memory of a thread block on every device.
 constexpr int64_t kMaxNormDim = 24 * 1024;
 constexpr int kMaxNormThreads = 1024;
 
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kMaxNormThreads) add_rms_norm_kernel(const Rms
   }
   const float mean = reduce_block(squares, 0.0f, scratch, Plus()) / static_cast<float>(p.dim);
   const float scale = 1.0f / sqrtf(mean + p.eps);
-  // What a thread wrote to the row it reads itself.
+  // Each thread reads only the elements of the row that it wrote, so no barrier is needed.
   for (int i = first; i < p.dim; i += step) {
     float x[E];
 #pragma unroll

@@ -1,5 +1,4 @@
-// Launcher of advance_decode. Numbers are not read on the host: a row without a place for its token
-// stays as it is.
+// Launcher of advance_decode. The host reads no tensor: the kernel skips a row with no room left.
 
 #include "advance_decode_kernel.cuh"
 #include "decode_row_checks.h"

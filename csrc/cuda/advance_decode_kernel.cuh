@@ -1,4 +1,4 @@
-// From one decode step to the next on the device: what was sampled becomes the next input.
+// Advances one decode step on the device: the sampled tokens become the next input.
 //
 // Bytes: some hundred per sequence, one thread each; the time is that of one launch.
 #pragma once
@@ -15,7 +15,7 @@ __global__ void __launch_bounds__(kAdvanceThreads)
     advance_decode_kernel(const DecodeRows rows, const int64_t count) {
   const int64_t row = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (row >= count || !rows.is_running(row)) return;
-  // The CPU's op refuses what there is no place for; here it must not be written elsewhere.
+  // The CPU op rejects a token that has no room; here it must not be written elsewhere.
   const bool goes_on = rows.num_left[row] > 1;
   const bool has_place = rows.num_generated[row] < rows.max_generated;
   if (has_place && (!goes_on || rows.next_column(row) < rows.batch.table_width)) rows.advance(row);

@@ -1,4 +1,4 @@
-// What the attention kernels are given: plain pointers and numbers, passed by value.
+// The arguments of the attention kernels: plain pointers and numbers, passed by value.
 #pragma once
 
 #include <cstdint>
@@ -9,21 +9,21 @@ namespace paged_stream {
 
 constexpr int kMaxSplits = 32;
 
-// The fewest keys of a split. Partial results, 4 bytes per element of every row, then stay near 3%
-// of the bytes of the keys and values in 16 bits that they come from.
+// Returns the fewest keys of a split. Partial results take 4 bytes per element of every row; this
+// keeps them near 3% of the bytes of the 16-bit keys and values that they come from.
 PAGED_STREAM_HOST_DEVICE constexpr int min_split_keys(int group_size) {
   return group_size <= 4 ? 256 : 512;
 }
 
-// Where the keys of a chunk of one token are cut: every so many of its own list, so that a row's
-// result does not depend on what else stands in the batch.
+// Returns the number of keys per split for a chunk of one token. It depends on the sequence's own
+// list of keys, so a row's result does not depend on the rest of the batch.
 PAGED_STREAM_HOST_DEVICE inline int split_keys(int group_size, int num_keys) {
   const int wanted = (num_keys / kMaxSplits + 64) / 64 * 64;
   const int least = min_split_keys(group_size);
   return wanted < least ? least : wanted;
 }
 
-// The most splits of a sequence whose keys fit `columns` of the block table.
+// Returns the most splits of a sequence whose keys fit in `columns` columns of the block table.
 inline int most_splits(int64_t columns, int64_t block_size, int group_size) {
   const int64_t length = min_split_keys(group_size);
   const int64_t splits = (columns * block_size + length - 1) / length;
@@ -31,7 +31,7 @@ inline int most_splits(int64_t columns, int64_t block_size, int group_size) {
 }
 
 struct PagedAttentionArguments {
-  // [T, num_heads, head_dim]; strides between tokens in elements.
+  // [T, num_heads, head_dim]; strides between tokens, in elements.
   const void* query;
   const void* sink_query;
   void* out;
@@ -51,20 +51,20 @@ struct PagedAttentionArguments {
   int row_bytes;
 
   Batch batch;
-  int num_sequences;  // of the batch
+  int num_sequences;  // B
 
-  float score_scale;          // 1 / sqrt(head_dim) or so
+  float score_scale;          // 1 / sqrt(head_dim), usually
   const float* alibi_slopes;  // or null
   float softcap;              // or 0
   int64_t local_window;       // or kNoLocalWindow
 
-  // Chunks of one token are split; the others are not unless this says so. Then a split row's place
-  // among the partial results is its token, else its sequence.
+  // If false, only chunks of one token are split, and a row's place among the partial results is
+  // its sequence. If true, all chunks are split, and its place is its token.
   bool split_all;
   int max_splits;
   float* part_acc;  // [places, num_heads, max_splits, head_dim], not yet divided by part_sum
   float* part_max;  // [places, num_heads, max_splits], in the log2 domain
-  float* part_sum;  // [places, num_heads, max_splits], of weights 2^(score - part_max)
+  float* part_sum;  // [places, num_heads, max_splits], sums of weights 2^(score - part_max)
 };
 
 }  // namespace paged_stream

@@ -1,9 +1,9 @@
-// Attention of a tile in float32 throughout, for queries in float32: no tensor cores, so that the
-// result is exact to float32 and can stand as the reference on the device.
+// Attention of a tile in float32 throughout, for float32 queries. Without tensor cores the result
+// is exact to float32, so it can serve as the reference on the device.
 //
-// A warp takes every fourth row of the tile; its lanes take a step's 32 keys for the scores, and
-// two dimensions each of every 64 for the values. Bytes moved per key and kv head: its two rows,
-// once per tile. Dim 128: two stages of 33 KiB and 17 KiB of queries, two blocks of an H100's SM.
+// A warp handles every fourth row of the tile. For the scores, a lane takes one of a step's 32
+// keys; for the values, two of every 64 dimensions. Bytes moved per key and kv head: its two rows,
+// once per tile. Dim 128: two stages of 33 KiB, 17 KiB of queries: two thread blocks per H100 SM.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,7 @@ namespace paged_stream {
 template <class C, int Dim>
 class FloatAttention {
  public:
-  // So that the queries of a whole tile and two stages fit an A100's shared memory.
+  // Limited so that a whole tile's queries and two stages fit an A100's shared memory.
   static constexpr int kRows = Dim == 256 ? 8 : 16;
   static constexpr int kKeys = kWarpSize;
 
@@ -33,7 +33,7 @@ class FloatAttention {
   static constexpr int kSharedBytes =
       kBlockTileBytes + kWeightBytes + 2 * kQueryBytes + Stream::kSharedBytes;
 
-  // Keys [begin, end) of the tile's list, one at least, by all threads of the block.
+  // Processes keys [begin, end), at least one, of the tile's list. Called by all threads.
   static __device__ __forceinline__ void attend(const PagedAttentionArguments& in,
                                                 const AttentionTile& tile, int kv_head, int begin,
                                                 int end, int split, int num_splits) {
@@ -69,7 +69,7 @@ class FloatAttention {
 
   __device__ __forceinline__ int row(int r) const { return r * kAttentionWarps + warp_; }
 
-  // The warp's row r and a step of keys, of which the first is `first` in the tile's list.
+  // Processes the warp's row r for a step of keys; `first` is the index of the step's first key.
   __device__ __forceinline__ void take(int r, int first, const uint8_t* queries,
                                        const uint8_t* keys, const uint8_t* values) {
     if (row(r) >= tile_.num_rows) return;
@@ -143,9 +143,9 @@ class FloatAttention {
   const int end_;
   const int lane_;
   const int warp_;
-  float* const weights_;  // of the warp's row for the keys of a step
+  float* const weights_;  // [kKeys], weights of a step's keys for the warp's current row
   RunningSoftmax softmax_[kWarpRows];
-  float acc_[kWarpRows][2 * kLanePairs] = {};  // dimensions 64 i + 2 lane and the next
+  float acc_[kWarpRows][2 * kLanePairs] = {};  // dimensions 64 * i + 2 * lane and the next
 };
 
 }  // namespace paged_stream

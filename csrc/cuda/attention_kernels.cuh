@@ -1,9 +1,9 @@
-// The kernels of paged_attention: which block does which tile, and what merges split keys.
+// The kernels of paged_attention: which thread block handles which tile, and how splits are merged.
 //
-// Chunks of one token, all that decoding has, are split into so many keys per block that a few
-// sequences fill the device (split_keys); longer ones are cut into tiles of rows, and a block goes
-// through all keys of its tile. Which of the two it is, and where the cuts are, depends on the
-// sequence alone: a row is the same bits whatever shares its batch.
+// Decoding has chunks of one token. Their keys are split over thread blocks so that a few sequences
+// fill the device (split_keys). Longer chunks are cut into tiles of rows, and a thread block
+// processes all keys of its tile. The choice and the cuts depend on the sequence alone, so a row's
+// result is bit-identical whatever else is in the batch.
 #pragma once
 
 #include "attention_float.cuh"
@@ -13,8 +13,9 @@ namespace paged_stream {
 
 PAGED_STREAM_HOST_DEVICE constexpr int ceil_divide(int a, int b) { return (a + b - 1) / b; }
 
-// What the split kernel and the merge go through: tiles of a sequence's rows, `tiles` of them side
-// by side. Only with split_all may a chunk have more rows than these hold; then they go round.
+// The rows that one thread block of the split kernel or the merge handles. `tiles` tiles of
+// max_rows rows cover one token's rows. Only with split_all may a chunk have more rows; the thread
+// block then continues `stride` rows further on.
 struct SplitRows {
   int kv_head;
   int first_row;
@@ -53,7 +54,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
   }
 }
 
-// Merges what the splits of a row found, in their order: reads 4 * head_dim bytes of each and
+// Merges the partial results of a row's splits, in order. Reads 4 * head_dim bytes of each and
 // writes the row once. Grid: (num_kv_heads * tiles, num_sequences).
 template <class Q, int MaxRows>
 __global__ void __launch_bounds__(kAttentionThreads, 2)
@@ -86,19 +87,19 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
   }
 }
 
-// Tiles of a sequence's chunk have their places behind those of the sequences before it. The host
-// knows but T and B, so there is room for every cut of T tokens into B chunks: this for the tokens
-// before a chunk, and one more per sequence for a last tile that is not full.
+// Returns the grid index of a chunk's first tile. The host knows only T and B, so the grid has room
+// for any division of T tokens into B chunks: the tiles of all earlier tokens, plus one per earlier
+// sequence for a partly filled last tile.
 PAGED_STREAM_HOST_DEVICE inline int first_place(int token, int sequence, int group_size,
                                                 int max_rows) {
   return static_cast<int>(static_cast<int64_t>(token) * group_size / max_rows) + sequence;
 }
 
-// Grid: (first_place of what would come next, num_kv_heads).
+// Grid: (first_place of the end of the batch, num_kv_heads).
 template <class Attention>
 __global__ void __launch_bounds__(kAttentionThreads, 2)
     attend_chunks(const __grid_constant__ PagedAttentionArguments in) {
-  // Last tiles see the most keys, so they come first.
+  // A chunk's last tiles have the most keys, so they start first.
   const int place = static_cast<int>(gridDim.x - 1 - blockIdx.x);
   const auto first_of = [&](int sequence) {
     return first_place(in.batch.query_start_loc[sequence], sequence, in.group_size,

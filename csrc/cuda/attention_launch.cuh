@@ -1,4 +1,4 @@
-// Starts the kernels of paged_attention for one dtype of queries.
+// Launches the kernels of paged_attention for one query dtype.
 #pragma once
 
 #include "attention_kernels.cuh"
@@ -39,7 +39,7 @@ void launch_kernels(const PagedAttentionArguments& in, int num_tokens, Stream st
   if (!in.split_all) launch_chunks<Chunk>(in, num_tokens, stream);
 }
 
-// Calls run(std::integral_constant<int, Dim>()) with the narrowest padded head_dim.
+// Calls run(std::integral_constant<int, Dim>()) with the smallest Dim that head_dim fits.
 template <class Run>
 void with_padded_dim(int head_dim, const Run& run) {
   if (head_dim <= 64) return run(std::integral_constant<int, 64>());
@@ -48,7 +48,7 @@ void with_padded_dim(int head_dim, const Run& run) {
   run(std::integral_constant<int, 256>());
 }
 
-// Q: elements of queries; the cache holds the same, int8 or float8.
+// Q: element type of queries. The cache holds Q, int8 or float8.
 template <class Q>
 void launch_attention(DType cache, const PagedAttentionArguments& in, int num_tokens,
                       Stream stream) {

@@ -1,20 +1,20 @@
-// Attention of a tile on the tensor cores, for queries in 16 bits.
+// Attention of a tile on the tensor cores, for 16-bit queries.
 //
-// Rows are (token, head of the kv head's group), so that the heads which share keys fill the 16
-// rows of a product. Even one row alone is best served here at the memory wall: 16 keys and values
-// of 128 dimensions, 8 KiB, are some 560 cycles of one SM's share of an H100's bandwidth. Their 32
+// A row is a (token, head of the kv head's group) pair, so the heads that share keys fill the 16
+// rows of a product. At the memory wall, this is fastest even for a single row: 16 keys and values
+// of 128 dimensions, 8 KiB, take some 560 cycles of one SM's share of an H100's bandwidth. Their 32
 // products take 64 cycles of its tensor cores and, with their operands, 56 instructions of one
-// warp; dot products would take 128 multiply-adds, 128 conversions and the shuffles of 16 sums.
+// warp. Dot products would take 128 multiply-adds, 128 conversions and the shuffles of 16 sums.
 //
-// Bytes moved per key and kv head: its two rows, once per tile; the queries and the output of the
-// tile once. Shared memory: Stages steps of keys and values, the queries twice (towards the window
-// and towards the sinks).
-//   Split (RowWarps 1): 16 rows; the warps share a step's 64 keys out and merge what they found at
-//   the end. Dim 128: 3 stages of 32 KiB, in all 106 KiB, and under 170 registers, so an SM of an
-//   H100 holds two blocks and 128 KiB or more under way, where latency times bandwidth asks for
+// Bytes moved: per key and kv head its two rows, once per tile; the tile's queries and output,
+// once. Shared memory: Stages steps of keys and values, and the queries twice (for window keys and
+// for sink keys).
+//   Split (RowWarps 1): 16 rows. The warps divide a step's 64 keys and merge their results at the
+//   end. Dim 128: 3 stages of 32 KiB, 106 KiB in all, and under 170 registers, so an SM of an H100
+//   holds two thread blocks and 128 KiB or more in flight, where latency times bandwidth requires
 //   about 20.
-//   Chunk (RowWarps 4): 64 rows, 16 per warp; every warp takes all of a step's keys, so a byte of
-//   the cache is used 64 times. Dim 128: 2 stages of 32 KiB and 32 KiB of queries: two blocks.
+//   Chunk (RowWarps 4): 64 rows, 16 per warp. Every warp uses all of a step's keys, so a byte of
+//   the cache is used 64 times. Dim 128: 2 stages of 32 KiB and 32 KiB of queries: 2 thread blocks.
 #pragma once
 
 #include <cstdint>
@@ -30,7 +30,7 @@ class MmaAttention {
  public:
   static constexpr int kRows = 16 * RowWarps;
   static constexpr int kKeyWarps = kAttentionWarps / RowWarps;
-  // So that the queries of a whole tile and two stages fit an A100's shared memory.
+  // Limited so that a whole tile's queries and two stages fit an A100's shared memory.
   static constexpr int kKeys = Dim == 256 && RowWarps > 1 ? 32 : 64;
   static constexpr int kStages = Dim <= 128 && RowWarps == 1 ? 3 : 2;
 
@@ -40,7 +40,7 @@ class MmaAttention {
   static constexpr int kQueryBytes = kRows * Rows::kRowBytes;
   static constexpr int kRuleBytes = kRows * 32;
   static_assert(sizeof(RowRule) <= 32);
-  // In the block's shared memory.
+  // Offsets in the thread block's shared memory.
   static constexpr int kRulesAt = kBlockTileBytes;
   static constexpr int kQueriesAt = kRulesAt + kRuleBytes;
   static constexpr int kStreamAt = kQueriesAt + 2 * kQueryBytes;
@@ -49,7 +49,7 @@ class MmaAttention {
   static constexpr int kKeyTiles = kWarpKeys / 8;
   static constexpr int kDimTiles = Dim / 8;
   static_assert(kWarpKeys % 16 == 0);
-  // What the warps merge lies where the stages were.
+  // The warps' results for merge_warps overwrite the stages.
   static constexpr int kMergeRowFloats = Dim + 4;
   static constexpr int kMergeBytes = kKeyWarps * 16 * (kMergeRowFloats + 2) * 4;
   static_assert(kKeyWarps == 1 || kMergeBytes <= Stream::kSharedBytes);
@@ -57,7 +57,7 @@ class MmaAttention {
  public:
   static constexpr int kSharedBytes = kStreamAt + Stream::kSharedBytes;
 
-  // Keys [begin, end) of the tile's list, one at least, by all threads of the block.
+  // Processes keys [begin, end), at least one, of the tile's list. Called by all threads.
   static __device__ __forceinline__ void attend(const PagedAttentionArguments& in,
                                                 const AttentionTile& tile, int kv_head, int begin,
                                                 int end, int split, int num_splits) {
@@ -106,10 +106,10 @@ class MmaAttention {
   static __device__ __forceinline__ RowRule& shared_rule(int row) {
     return *reinterpret_cast<RowRule*>(dynamic_shared() + kRulesAt + row * 32);
   }
-  // In the tile, of the thread's upper and lower half of the warp's 16.
+  // Returns the tile row of this thread in the upper (0) or lower (1) half of the warp's 16.
   __device__ __forceinline__ int row(int half) const { return row_ + lane_ / 4 + half * 8; }
 
-  // A step of kKeys keys, of which the first is `first` in the tile's list.
+  // Processes a step of kKeys keys; `first` is the index of the step's first key.
   __device__ __forceinline__ void take(int first, int keys, int values) {
     float scores[kKeyTiles][4] = {};
     const int warp_first = first + key_;
@@ -119,7 +119,7 @@ class MmaAttention {
     add_values(scores, values);
   }
 
-  // Turns products into scores, hidden ones among them.
+  // Turns products into scores, kHidden for keys that are not visible.
   __device__ __forceinline__ void apply_rules(int warp_first, float (&scores)[kKeyTiles][4]) const {
 #pragma unroll
     for (int i = 0; i < kKeyTiles * 4; ++i) scores[i / 4][i % 4] *= rule_.factor;
@@ -129,7 +129,7 @@ class MmaAttention {
         scores[i / 4][i % 4] = rule_.capped(scores[i / 4][i % 4]);
       }
     }
-    // Rows that the tile does not have may see anything.
+    // Rows beyond the tile's num_rows are never written, so their masks do not matter.
     const bool all_see = warp_first >= all_see_from_ && warp_first + kWarpKeys <= all_see_to_;
     if (all_see && !has_alibi_) return;
 #pragma unroll
@@ -149,8 +149,8 @@ class MmaAttention {
     return warp_first + n * 8 + lane_ % 4 * 2 + i % 2;
   }
 
-  // Products of the rows with the warp's keys, of which the first num_sinks, if any, are sinks: a
-  // query meets zeros in the place of keys that are the other one's.
+  // Multiplies the rows with the warp's keys, of which the first num_sinks, if any, are sink keys.
+  // Makes one pass per kind of query that is needed; in it, the other kind's keys are zeros.
   __device__ __forceinline__ void multiply_keys(int keys, int num_sinks,
                                                 float (&scores)[kKeyTiles][4]) const {
     const int key = key_ + lane_ / 16 * 8 + lane_ % 8;
@@ -212,7 +212,7 @@ class MmaAttention {
     const int values_at = values + Rows::offset(key_ + lane_ % 16, lane_ / 16);
 #pragma unroll
     for (int k = 0; k < kKeyTiles; k += 2) {
-      // What a product leaves in a thread is what the next one takes from it.
+      // A product's accumulator layout is the next product's operand layout: no shuffle is needed.
       const uint32_t a[4] = {pack_pair<Q>(weights[k][0], weights[k][1]),
                              pack_pair<Q>(weights[k][2], weights[k][3]),
                              pack_pair<Q>(weights[k + 1][0], weights[k + 1][1]),
@@ -228,7 +228,7 @@ class MmaAttention {
     }
   }
 
-  // Adds up the shares of the four threads of a row.
+  // Adds up the partial sums of a row's four threads.
   __device__ __forceinline__ void add_up() {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -255,7 +255,7 @@ class MmaAttention {
     }
   }
 
-  // Leaves the warp's sums for merge_warps: per warp 16 rows of values' sums, max and sum.
+  // Stores the warp's results for merge_warps: 16 rows of accumulators, then their max and sum.
   __device__ __forceinline__ void leave(float* memory) const {
     float* rows = memory + thread_index() / kWarpSize * 16 * (kMergeRowFloats + 2);
     float* softmax = rows + 16 * kMergeRowFloats;
@@ -306,14 +306,14 @@ class MmaAttention {
   const bool has_alibi_;
   const int end_;
   const int num_sinks_;
-  int all_see_from_;  // every row of the tile sees the keys from here
-  int all_see_to_;    // to here
+  int all_see_from_;  // first key visible to all rows
+  int all_see_to_;    // end of the keys visible to all rows
   const int lane_;
-  const int row_;  // first of the warp's
-  const int key_;  // first of the warp's in a step
-  // Of the thread's rows in the upper and in the lower half of the warp's.
+  const int row_;  // first of the warp's rows
+  const int key_;  // first of the warp's keys in a step
+  // [2]: the thread's rows in the upper and in the lower half of the warp's 16.
   RunningSoftmax softmax_[2];
-  float acc_[kDimTiles][4] = {};  // as products leave them
+  float acc_[kDimTiles][4] = {};  // in the layout of mma_16x8x16's d
 };
 
 }  // namespace paged_stream

@@ -1,4 +1,4 @@
-// Where a tile's result goes: to the output, or to the partial results if its keys are split.
+// Where a tile's result goes: the output, or the partial results if its keys are split.
 #pragma once
 
 #include <type_traits>
@@ -8,7 +8,7 @@
 
 namespace paged_stream {
 
-// Index of a row's partial result of one split.
+// Returns the index of a row's partial result for one split.
 __device__ __forceinline__ int64_t part_index(const PagedAttentionArguments& in,
                                               const AttentionTile& tile, int head, int row,
                                               int split) {
@@ -16,7 +16,7 @@ __device__ __forceinline__ int64_t part_index(const PagedAttentionArguments& in,
   return (place * in.num_heads + head) * in.max_splits + split;
 }
 
-// Two neighbouring elements of an output row, at an even dimension.
+// Stores two neighbouring elements of an output row, at an even dimension.
 template <class Q>
 __device__ __forceinline__ void store_pair(Q* out, float first, float second) {
   if constexpr (std::is_same_v<Q, float>) {
@@ -27,11 +27,11 @@ __device__ __forceinline__ void store_pair(Q* out, float first, float second) {
   }
 }
 
-// Writes what a block found out about a row, pair of dimensions by pair.
+// Writes a thread block's result for one row, two dimensions at a time.
 template <class Q>
 class RowWriter {
  public:
-  // Of a row of the tile; keys are not split if num_splits is 1.
+  // row: index in the tile. num_splits: 1 if the keys are not split.
   __device__ __forceinline__ RowWriter(const PagedAttentionArguments& in, const AttentionTile& tile,
                                        int kv_head, int row, int split, int num_splits)
       : is_part_(num_splits > 1) {
@@ -45,7 +45,7 @@ class RowWriter {
     }
   }
 
-  // Weighted sums of values at an even dimension and the next one; factor: 1 / the weights' sum.
+  // Writes the weighted sums of values at `dim` (even) and dim + 1. factor: 1 / sum of the weights.
   __device__ __forceinline__ void write(int dim, float first, float second, float factor) const {
     if (is_part_) {
       store_pair(static_cast<float*>(out_) + dim, first, second);
@@ -54,7 +54,7 @@ class RowWriter {
     }
   }
 
-  // By one thread of a row.
+  // Called by one thread per row.
   __device__ __forceinline__ void write_softmax(const PagedAttentionArguments& in, float max,
                                                 float sum) const {
     if (!is_part_) return;

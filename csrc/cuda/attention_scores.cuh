@@ -1,4 +1,4 @@
-// From products of queries and keys to scores in the log2 domain: scale, softcap, ALiBi, masks.
+// Turns query-key products into scores in the log2 domain: scale, softcap, ALiBi, masks.
 #pragma once
 
 #include "attention_tile.h"
@@ -9,30 +9,31 @@ namespace paged_stream {
 constexpr float kLog2E = 1.44269504f;
 constexpr float kHidden = -INFINITY;
 
-// What the layer makes of products.
+// The layer's rule for turning products into scores.
 struct ScoreRule {
-  float factor;  // scale times log2(e), or scale / softcap
-  float cap;     // softcap times log2(e), or 0 for none
+  float factor;  // scale * log2(e), or scale / softcap
+  float cap;     // softcap * log2(e), or 0 for none
 
   __device__ __forceinline__ explicit ScoreRule(const PagedAttentionArguments& in)
       : factor(in.softcap != 0.0f ? in.score_scale / in.softcap : in.score_scale * kLog2E),
         cap(in.softcap * kLog2E) {}
 
-  // A product times factor, as the layer caps it.
+  // Applies the softcap to a product that was multiplied by `factor`.
   __device__ __forceinline__ float capped(float score) const { return cap * fast_tanh(score); }
 
  private:
-  // (1 - e) / (1 + e) for e = exp(-2 |x|), which is at most 1.
+  // Computes (1 - e) / (1 + e) with e = exp(-2 |x|), which is at most 1.
   static __device__ __forceinline__ float fast_tanh(float x) {
     const float e = fast_exp2(-2.0f * kLog2E * fabsf(x));
     return copysignf((1.0f - e) / (1.0f + e), x);
   }
 };
 
-// Of a row, in shared memory: registers are dear, and most steps do not ask.
+// A row's masks and ALiBi. MmaAttention keeps it in shared memory, because registers are scarce and
+// most steps do not use it.
 struct RowRule {
   VisibleKeys visible;
-  float slope;  // of ALiBi, times log2(e), or 0
+  float slope;  // of ALiBi, * log2(e), or 0
 
   __device__ __forceinline__ RowRule(const PagedAttentionArguments& in, const AttentionTile& tile,
                                      int kv_head, int row)
@@ -41,19 +42,19 @@ struct RowRule {
     slope = in.alibi_slopes[kv_head * in.group_size + tile.head_in_group(row)] * kLog2E;
   }
 
-  // Of keys up to `end`.
+  // Returns the score with ALiBi, or kHidden if the key is hidden from the row or not below `end`.
   __device__ __forceinline__ float operator()(float score, int key, int num_sinks, int end) const {
     score -= slope * static_cast<float>(visible.distance(key, num_sinks));
     return key < end && visible.sees(key, num_sinks) ? score : kHidden;
   }
 };
 
-// The running softmax of a row: weights are 2^(score - max). `sum` may be this thread's share.
+// A row's running softmax with weights 2^(score - max). `sum` may be this thread's share only.
 struct RunningSoftmax {
   float max = kHidden;
   float sum = 0.0f;
 
-  // Takes in the largest score of a step; returns the factor by which everything before shrinks.
+  // Folds in a step's largest score. Returns the factor to rescale all earlier sums by.
   __device__ __forceinline__ float raise(float largest) {
     const float raised = fmaxf(max, largest);
     const float shrink = weight_of(max, raised);
@@ -63,7 +64,7 @@ struct RunningSoftmax {
   }
   __device__ __forceinline__ float weight(float score) const { return weight_of(score, max); }
 
-  // 0 for hidden scores, though nothing else has been seen.
+  // Returns 0 for hidden scores even while every score so far is hidden.
   static __device__ __forceinline__ float weight_of(float score, float max) {
     return fast_exp2(score - (max == kHidden ? 0.0f : max));
   }

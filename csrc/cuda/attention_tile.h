@@ -1,8 +1,8 @@
-// Which rows of queries a block works on, which keys any of them sees, and where these lie. Plain
-// arithmetic for both sides of the bus.
+// The rows of queries that a thread block handles, the keys visible to them, and where those keys
+// are. Plain arithmetic for host and device.
 //
-// The keys of a tile form a list: sink keys, then those of the window, in order of position. All
-// else is said in indices into that list, which are 32-bit numbers at any position of a stream.
+// The keys of a tile form a list: sink keys, then window keys, in order of position. Everything
+// else is in indices into that list, which are 32-bit at any position of a stream.
 #pragma once
 
 #include <cstdint>
@@ -12,13 +12,12 @@
 
 namespace paged_stream {
 
-// Of a row: the keys that it sees are [sink_begin, num_sinks) and [window_begin, end) of the list,
-// as far as they lie before `end`.
+// A row's visible keys: [sink_begin, num_sinks) and [window_begin, end) of the list, below `end`.
 struct VisibleKeys {
   int sink_begin;
   int window_begin;
   int end;
-  int sink_place;  // the distance of key i for ALiBi is the row's place - i
+  int sink_place;  // the ALiBi distance of key i is the row's place - i
   int window_place;
 
   PAGED_STREAM_HOST_DEVICE bool sees(int key, int num_sinks) const {
@@ -29,13 +28,13 @@ struct VisibleKeys {
   }
 };
 
-// Rows [first_row, first_row + num_rows) of a chunk, where row r is the head r % group_size of the
-// kv head's group and the token r / group_size.
+// Rows [first_row, first_row + num_rows) of a chunk. Row r is head r % group_size of the kv head's
+// group and token r / group_size.
 struct AttentionTile {
   SinkWindow window;
   const int32_t* block_row;
   int64_t chunk_position;  // of the chunk's first token
-  int chunk_token;         // the same token's place in the batch
+  int chunk_token;         // index of that token in the batch
   int sequence;
   int first_row;
   int num_rows;
@@ -43,17 +42,17 @@ struct AttentionTile {
   int64_t local_window;
 
   int64_t sink_begin;    // position of the first sink key
-  int64_t window_begin;  // position of the first other key
+  int64_t window_begin;  // position of the first window key
   int num_sinks;
   int num_keys;
 
-  // Window keys lie in the last of the sink columns first, then in the ring.
+  // Window keys start in the last of the sink columns, if they share one, and continue in the ring.
   int block_size;
   int first_offset;       // of the first window key in its block
-  int first_sink_column;  // of that block, if it is one of the sinks'
-  int num_sink_columns;   // that hold window keys
+  int first_sink_column;  // column of that block, if it is a sink column
+  int num_sink_columns;   // sink columns that hold window keys
   int sink_columns;
-  int ring_start;  // column of the ring with the first block there
+  int ring_start;  // ring column of the first window block in the ring
   int ring_blocks;
 
   PAGED_STREAM_HOST_DEVICE int token(int row) const {
@@ -71,7 +70,7 @@ struct AttentionTile {
     const int64_t p = position(row);
     const int64_t sink_start = window.sink_start(p, local_window) - sink_begin;
     const int64_t window_start = window.window_start(p, local_window) - window_begin;
-    // A token among the sinks sees no other keys.
+    // A sink token attends to no window keys.
     const bool is_sink = p < sink_begin + num_sinks;
     const int64_t window_place = p - window_begin + num_sinks;
     VisibleKeys v;
@@ -83,7 +82,7 @@ struct AttentionTile {
     return v;
   }
 
-  // The key's column of the block table, and its offset in that block.
+  // Returns the key's column of the block table; sets `offset` to the key's offset in that block.
   PAGED_STREAM_HOST_DEVICE int column(int key, int& offset) const {
     if (key < num_sinks) {
       const int position = static_cast<int>(sink_begin) + key;
@@ -103,7 +102,7 @@ PAGED_STREAM_HOST_DEVICE inline int rows_of_chunk(const PagedAttentionArguments&
   return (starts[sequence + 1] - starts[sequence]) * in.group_size;
 }
 
-// Of a chunk's rows [first_row, first_row + max_rows), one at least.
+// Returns the tile of a chunk's rows [first_row, first_row + max_rows), at least one.
 PAGED_STREAM_HOST_DEVICE inline AttentionTile make_tile(const PagedAttentionArguments& in,
                                                         int sequence, int first_row, int max_rows) {
   AttentionTile t;
@@ -119,7 +118,7 @@ PAGED_STREAM_HOST_DEVICE inline AttentionTile make_tile(const PagedAttentionArgu
   t.group_size = in.group_size;
   t.local_window = in.local_window;
 
-  // What the first token sees begins no later than what the others do.
+  // The first token's visible keys begin no later than any other token's.
   const int64_t first = t.position(0), end = t.position(t.num_rows - 1) + 1;
   const int64_t sink_end = t.window.num_sink_tokens < end ? t.window.num_sink_tokens : end;
   const int64_t sink_start = t.window.sink_start(first, in.local_window);

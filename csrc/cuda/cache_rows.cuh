@@ -1,5 +1,5 @@
-// What the launchers of the ops that write, read and turn rows of the cache share. Slots are not
-// read on the host: those that no cache has are skipped like -1.
+// Shared by the launchers of the ops that write, read and rotate cache rows. The host does not read
+// the slots; kernels skip slots outside the cache, as they skip -1.
 #pragma once
 
 #include "cache_rows_kernel.cuh"
@@ -28,7 +28,7 @@ inline const float* angles_of(const std::optional<Tensor>& rotary) {
   return rotary ? rotary->const_data_ptr<float>() : nullptr;
 }
 
-// How many tokens a mapping names.
+// Returns the number of tokens in a slot mapping.
 inline int count_of(const Checker& check, const Tensor& slot_mapping, int64_t rows,
                     const Tensor& cache) {
   check.metadata(slot_mapping, "slot_mapping", ScalarType::Long, "[T]", {rows}, cache);
@@ -38,7 +38,7 @@ inline int count_of(const Checker& check, const Tensor& slot_mapping, int64_t ro
 
 inline TokenHeads heads_of(const Tensor& t) { return {t.data_ptr(), t.stride(0)}; }
 
-// Moves rows between two sides, of which one at least is the cache.
+// Moves rows between two sides, at least one of which is the cache.
 inline void move_rows(const Checker& check, const RowSide& from, const RowSide& to,
                       const Tensor& cache, const Tensor& slot_mapping,
                       const std::optional<Tensor>& rotary, bool interleaved) {

@@ -1,12 +1,12 @@
-// Kernels that write, read and turn rows of the cache: rotary_and_cache, gather_blocks,
-// scatter_blocks, rotary_reindex.
+// Kernels that write, read and rotate cache rows: rotary_and_cache, gather_blocks, scatter_blocks,
+// rotary_reindex.
 //
-// Bytes: every head is read once and written once, a query that is turned twice is written twice;
-// beside them 4 * rotary_dim bytes of angles per token, which the token's heads share through the
-// caches, and 8 of the slot. Accesses are of 16 bytes (4 in rows of int8), two in flight per lane.
-// Occupancy: no shared memory and at most 64 registers, so 32 warps of an SM or more; a step of
-// decoding has (num_heads + 2 * num_kv_heads) * T rows, 8 lanes each for head_dim 128 in two bytes,
-// which fills the chip from about T = 128 on. Below, the time is that of one launch.
+// Bytes: every head is read once and written once; a query that is rotated twice is written twice.
+// Each token adds 4 * rotary_dim bytes of angles, which its heads share through the hardware
+// caches, and 8 bytes of slot. Accesses are 16 bytes (4 in int8 rows), two in flight per lane.
+// Occupancy: no shared memory and at most 64 registers, so at least 32 warps per SM. A decode step
+// has (num_heads + 2 * num_kv_heads) * T rows, 8 lanes each for head_dim 128 in 2 bytes, which
+// fills the chip from about T = 128. With fewer tokens, the time is that of one launch.
 #pragma once
 
 #include "head_rows.cuh"
@@ -16,7 +16,7 @@ namespace paged_stream {
 
 constexpr int kRowThreads = 256;
 
-// The cache as kernels address it; strides in elements.
+// The cache's geometry as kernels use it; strides in elements.
 struct CacheGeometry {
   int64_t num_slots, block_size, block_stride, row_size;
   int num_kv_heads;
@@ -24,12 +24,12 @@ struct CacheGeometry {
   PAGED_STREAM_INLINE int64_t offset(int64_t slot) const {
     return slot_offset(slot, block_size, block_stride, row_size);
   }
-  // -1 writes nothing, and neither does what no cache has.
+  // False for -1 and for slots outside the cache; these are not written.
   PAGED_STREAM_INLINE bool has(int64_t slot) const { return slot >= 0 && slot < num_slots; }
   PAGED_STREAM_INLINE int64_t head_stride() const { return block_size * row_size; }
 };
 
-// Heads of tokens outside the cache, dense within a token; the stride between tokens in elements.
+// Heads of tokens outside the cache, contiguous within a token; stride between tokens, in elements.
 struct TokenHeads {
   void* data;
   int64_t stride;
@@ -46,7 +46,7 @@ struct RotaryAndCacheParams {
   DType dtype, cache_dtype;
 };
 
-// Which row a group of lanes has: `row` of `rows_per_token` rows of a token.
+// The row of a group of lanes: `row` of the token's `rows_per_token` rows.
 struct RowIndex {
   int64_t token;
   int row, lane;
@@ -92,10 +92,10 @@ __global__ void __launch_bounds__(kRowThreads)
   }
 }
 
-// One side of a copy of rows: the cache's slots, or dense rows of row_size.
+// One side of a copy of rows: slots of the cache, or dense rows of row_size elements.
 struct RowSide {
-  void *key, *value;     // value may be null on both sides
-  int64_t token_stride;  // in elements, of dense rows
+  void *key, *value;     // value is null on both sides or on neither
+  int64_t token_stride;  // in elements, for dense rows
   bool is_cache;
 
   template <class T>
@@ -117,7 +117,7 @@ struct MoveRowsParams {
   DType dtype;
 };
 
-// Bytes as they are, or zeros; rows are whole words of 4 bytes.
+// Copies bytes, or writes zeros if `from` is null; rows are whole 4-byte words.
 __device__ __forceinline__ void copy_words(const void* from, void* to, int64_t bytes, int lane,
                                            int lanes) {
   for (int64_t i = lane; i < bytes / 4; i += lanes) {
@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(kRowThreads) move_rows_kernel(const MoveRowsPa
   if (to != nullptr && !is_copied) copy_words(from, to, p.cache.row_size * sizeof(T), lane, lanes);
 }
 
-// Whether the dense rows of one token after another all begin at multiples of `bytes`.
+// Returns whether every token's dense rows begin at a multiple of `bytes`.
 inline bool rows_aligned(const void* data, int64_t stride, int64_t element_size, int64_t bytes) {
   return is_aligned(data, bytes) && divides(bytes, stride * element_size);
 }
@@ -201,7 +201,7 @@ inline void run_rotary_and_cache(const RotaryAndCacheParams& p, Stream stream) {
 
 template <class T>
 void move_rows_typed(const MoveRowsParams& p, Stream stream) {
-  // Of rows of one byte per element no more than 8 are sure to be aligned, of int8 4.
+  // Rows of 1-byte elements are only sure to be aligned to 8 bytes, int8 rows to 4.
   constexpr int E = std::is_same_v<T, int8_t> ? 4 : sizeof(T) == 1 ? 8 : kVectorSize<T>;
   constexpr int kBytes = E * sizeof(T);
   const auto fits = [&](const RowSide& side) {

@@ -1,5 +1,4 @@
-// Launcher of copy_blocks. The mapping is not read on the host: pairs that name no block copy
-// nothing.
+// Launcher of copy_blocks. The host does not read the mapping: pairs outside the cache are skipped.
 
 #include "copy_blocks_kernel.cuh"
 #include "tensors.cuh"

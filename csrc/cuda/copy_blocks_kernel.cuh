@@ -1,7 +1,7 @@
-// Copies whole blocks of every layer's keys and values.
+// Copies whole KV blocks in every layer, keys and values.
 //
-// Bytes: 2 * num_layers * n blocks read and as many written, nothing else. A thread copies 16 bytes
-// where blocks are aligned for it; occupancy is that of the full 2048 threads of an SM.
+// Bytes: 2 * num_layers * n blocks read and as many written. A thread copies 16 bytes if the blocks
+// are aligned for it; occupancy is the full 2048 threads of an SM.
 #pragma once
 
 #include "elements.cuh"
@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kCopyThreads) copy_blocks_kernel(const CopyBlo
   const int64_t words = p.block_bytes / static_cast<int64_t>(sizeof(Word));
   const int64_t word = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   const int64_t source = p.pairs[2 * blockIdx.y], target = p.pairs[2 * blockIdx.y + 1];
-  // Pairs that name no block copy nothing.
+  // Pairs outside the cache copy nothing.
   const bool exists =
       source >= 0 && source < p.num_blocks && target >= 0 && target < p.num_blocks && word < words;
   if (!exists) return;

@@ -1,8 +1,8 @@
-// What kernels ask of the device beyond plain C++: the only place with CUDA intrinsics and PTX.
-// With -DPAGED_STREAM_EMULATE the same names come from tests/cuda_emulator, for g++ and no GPU.
+// The device features that kernels use beyond plain C++; no other file has CUDA intrinsics or PTX.
+// With -DPAGED_STREAM_EMULATE, tests/cuda_emulator provides the same names for g++ without a GPU.
 //
-// Kernels use full warps alone (blocks are multiples of 32 threads, every lane takes part in every
-// warp-wide call) and dynamic shared memory alone.
+// Kernels use only full warps (thread blocks are multiples of 32 threads, and every lane takes part
+// in every warp-wide call) and only dynamic shared memory.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@ namespace paged_stream {
 
 constexpr int kWarpSize = 32;
 
-// What one thread loads or stores at once; a pointer to it must be divisible by its size.
+// The bytes of one load or store, whose address must be a multiple of their number.
 template <int Bytes>
 struct alignas(Bytes) VectorOf {
   uint8_t bytes[Bytes];
@@ -35,7 +35,7 @@ namespace paged_stream {
 
 // ---- Memory ----
 
-// Reads what nobody writes while the kernel runs; `global` is divisible by 16.
+// Reads 16 bytes, at a multiple of 16, that no thread writes while the kernel runs.
 __device__ __forceinline__ Vector16 load_16(const void* global) {
   const uint4 v = __ldg(static_cast<const uint4*>(global));
   return {{v.x, v.y, v.z, v.w}};
@@ -45,15 +45,15 @@ __device__ __forceinline__ uint32_t shared_address(const void* shared) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
 }
 
-// Starts a copy of 16 bytes, or of zeros when not valid: then `global` is not read. What lies at
-// `shared` is undefined until wait_copies, and other threads see it after a barrier that follows.
+// Starts a copy of 16 bytes, or of zeros if not valid; `global` is then not read. `shared` is
+// undefined until wait_copies, and visible to other threads after a barrier that follows.
 __device__ __forceinline__ void copy_async_16(void* shared, const void* global, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
                "l"(global), "r"(valid ? 16 : 0)
                : "memory");
 }
 
-// The same of 4 or 8 bytes, by which both addresses are divisible.
+// Like copy_async_16, for 4 or 8 bytes; both addresses must be multiples of that size.
 template <int Bytes>
 __device__ __forceinline__ void copy_async(void* shared, const void* global, bool valid) {
   static_assert(Bytes == 4 || Bytes == 8);
@@ -62,18 +62,18 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global, boo
                : "memory");
 }
 
-// Makes a group of the thread's copies since the last one.
+// Commits this thread's copies since the last call as one group.
 __device__ __forceinline__ void commit_copies() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
 
-// Waits until at most the newest Groups groups of this thread are under way.
+// Waits until at most the newest Groups groups of this thread are in flight.
 template <int Groups>
 __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Groups) : "memory");
 }
 
-// The block's dynamic shared memory, divisible by 128.
+// Returns the thread block's dynamic shared memory, aligned to 128 bytes.
 __device__ __forceinline__ uint8_t* dynamic_shared() {
   extern __shared__ __align__(128) uint8_t paged_stream_shared[];
   return paged_stream_shared;
@@ -84,7 +84,7 @@ __device__ __forceinline__ uint8_t* dynamic_shared() {
 __device__ __forceinline__ void sync_block() { __syncthreads(); }
 __device__ __forceinline__ void sync_warp() { __syncwarp(); }
 
-// Every lane of the warp calls these, with numbers of 4 or 8 bytes.
+// Every lane of the warp calls these, with values of 4 or 8 bytes.
 template <class T>
 __device__ __forceinline__ T shuffle(T value, int source_lane) {
   return __shfl_sync(0xffffffffu, value, source_lane);
@@ -93,12 +93,12 @@ template <class T>
 __device__ __forceinline__ T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }
-// Lanes less than `distance` from the last keep their own.
+// The last `distance` lanes keep their own value.
 template <class T>
 __device__ __forceinline__ T shuffle_down(T value, int distance) {
   return __shfl_down_sync(0xffffffffu, value, distance);
 }
-// Lanes below `distance` keep their own.
+// The first `distance` lanes keep their own value.
 template <class T>
 __device__ __forceinline__ T shuffle_up(T value, int distance) {
   return __shfl_up_sync(0xffffffffu, value, distance);
@@ -106,10 +106,10 @@ __device__ __forceinline__ T shuffle_up(T value, int distance) {
 __device__ __forceinline__ uint32_t ballot(bool vote) { return __ballot_sync(0xffffffffu, vote); }
 
 __device__ __forceinline__ int count_ones(uint32_t bits) { return __popc(bits); }
-// From the lowest bit, 0; `bits` is not 0.
+// Returns the index of the lowest set bit; `bits` must not be 0.
 __device__ __forceinline__ int first_one(uint32_t bits) { return __ffs(bits) - 1; }
 
-// Ends the kernel with an error: for arguments that the host cannot check without waiting.
+// Aborts the kernel: for arguments that the host cannot check without waiting.
 [[noreturn]] __device__ __forceinline__ void trap() {
   __trap();
   __builtin_unreachable();
@@ -117,15 +117,16 @@ __device__ __forceinline__ int first_one(uint32_t bits) { return __ffs(bits) - 1
 
 // ---- Matrix units ----
 
-// Four 8x8 matrices of 2-byte elements: lane i gives the address of row i % 8 of matrix i / 8, 16
-// bytes, and receives in r[m] elements 2 * (i % 4) and the next of row i / 4 of matrix m.
+// Loads four 8x8 matrices of 2-byte elements. Lane i passes the address of the 16 bytes of row
+// i % 8 of matrix i / 8, and receives in r[m] elements 2 * (i % 4) and the next of row i / 4 of
+// matrix m.
 __device__ __forceinline__ void load_matrix_x4(uint32_t (&r)[4], const void* shared_row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(shared_address(shared_row))
                : "memory");
 }
-// The same of the transposed matrices: elements (2 * (i % 4), i / 4) and (2 * (i % 4) + 1, i / 4).
+// Loads the transposed matrices: elements (2 * (i % 4), i / 4) and (2 * (i % 4) + 1, i / 4).
 __device__ __forceinline__ void load_matrix_x4_transposed(uint32_t (&r)[4],
                                                           const void* shared_row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -134,9 +135,10 @@ __device__ __forceinline__ void load_matrix_x4_transposed(uint32_t (&r)[4],
                : "memory");
 }
 
-// d[16][8] += a[16][16] * b[16][8] for a warp. With g = lane / 4 and t = lane % 4: a holds the
-// pairs of columns from 2t of rows g and g + 8, then those from 2t + 8; b the pairs of rows from 2t
-// and from 2t + 8 of column g; d columns 2t, 2t + 1 of row g, then of row g + 8.
+// Computes d[16][8] += a[16][16] * b[16][8] by a warp. With g = lane / 4 and t = lane % 4:
+//   a: column pairs (2t, 2t + 1) of rows g and g + 8, then (2t + 8, 2t + 9) of the same rows
+//   b: row pairs (2t, 2t + 1) and (2t + 8, 2t + 9) of column g
+//   d: columns 2t and 2t + 1 of row g, then of row g + 8
 template <class T>
 __device__ __forceinline__ void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4],
                                             const uint32_t (&b)[2]);
@@ -170,7 +172,7 @@ __device__ __forceinline__ float to_float(float16 x) {
   asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
   return y;
 }
-// Two numbers as the float16 of the same values, the first one in the low half.
+// Converts two float8 values to float16; the first is in the low half.
 __device__ __forceinline__ uint32_t to_float16_pair(uint16_t float8_pair) {
   const __half2_raw pair = __nv_cvt_fp8x2_to_halfraw2(float8_pair, __NV_E4M3);
   return static_cast<uint32_t>(pair.y) << 16 | pair.x;
@@ -179,7 +181,7 @@ __device__ __forceinline__ float to_float(float8_e4m3 x) {
   return to_float(float16{__nv_cvt_fp8_to_halfraw(x.bits, __NV_E4M3).x});
 }
 
-// To the nearest, ties to even; float8 saturates at 448, NaN stays NaN.
+// Rounds to nearest, ties to even. Float8 saturates at 448; NaN stays NaN.
 template <class T>
 __device__ __forceinline__ T from_float(float x);
 template <>
@@ -203,7 +205,7 @@ __device__ __forceinline__ float8_e4m3 from_float<float8_e4m3>(float x) {
   return {__nv_cvt_float_to_fp8(x, __NV_SATFINITE, __NV_E4M3)};
 }
 
-// Two numbers rounded side by side, the first one in the low half: an operand of mma_16x8x16.
+// Rounds two numbers into one operand word of mma_16x8x16; the first is in the low half.
 template <class T>
 __device__ __forceinline__ uint32_t pack_pair(float low, float high);
 template <>
@@ -219,7 +221,7 @@ __device__ __forceinline__ uint32_t pack_pair<float16>(float low, float high) {
   return pair;
 }
 
-// 2^x to about two units in the last place; 0 for -infinity.
+// Returns 2^x to about two units in the last place; 0 for -infinity.
 __device__ __forceinline__ float fast_exp2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

@@ -1,4 +1,4 @@
-// Several elements of a row as one access, and the choice of a kernel by dtype.
+// Vector loads and stores of row elements, and dispatch by dtype.
 #pragma once
 
 #include <type_traits>
@@ -7,7 +7,7 @@
 
 namespace paged_stream {
 
-// One access of Count * sizeof(T) bytes, at an address divisible by that.
+// One access of Count * sizeof(T) bytes; its address must be a multiple of that.
 template <class T, int Count>
 struct alignas(Count * sizeof(T)) Elements {
   T values[Count];
@@ -27,7 +27,7 @@ __device__ __forceinline__ void store_elements(T* to, const float (&x)[Count]) {
   *reinterpret_cast<Elements<T, Count>*>(to) = v;
 }
 
-// Elements of T that make 16 bytes.
+// Elements of T in 16 bytes.
 template <class T>
 constexpr int kVectorSize = 16 / static_cast<int>(sizeof(T));
 

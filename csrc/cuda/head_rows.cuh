@@ -1,8 +1,8 @@
-// One head of one token, a row, in the registers of a group of lanes: read, turned, written.
+// A row (one head of one token) in the registers of a group of lanes: loaded, rotated, stored.
 //
-// A row is cut into units of E pairs of elements: for the part that is turned, the pairs that share
-// angles; behind it, 2 * E neighbours. A lane holds one unit (E pairs make two accesses of 16 bytes
-// of the widest dtype), or, where rows are not aligned for that, up to four units of one pair.
+// A row is split into units. Within rotary_dim a unit is E pairs with consecutive angles; after it,
+// 2 * E neighbouring elements. A lane holds one unit (two 16-byte accesses of the widest dtype) or,
+// where rows are not aligned for that, up to four units of one pair.
 #pragma once
 
 #include "cache_layout.h"
@@ -12,17 +12,17 @@ namespace paged_stream {
 
 struct RowShape {
   int head_dim;
-  int half;          // of rotary_dim; 0 only copies
-  bool interleaved;  // pairs are (2i, 2i + 1), else (i, i + half)
+  int half;          // rotary_dim / 2; 0 copies without rotating
+  bool interleaved;  // pairs are (2i, 2i + 1), otherwise (i, i + half)
 };
 
-// Cosines of a row's angles, then sines: half of each.
+// A row's angles: `half` cosines, then `half` sines.
 using Angles = const float*;
 
 template <int E>
 constexpr int kUnitsPerLane = E == 1 ? 4 : 1;
 
-// Lanes that share a row: a power of two.
+// Returns the number of lanes that share a row, a power of two.
 template <int E>
 int lanes_per_row(int head_dim) {
   int lanes = 1;
@@ -30,13 +30,13 @@ int lanes_per_row(int head_dim) {
   return lanes;
 }
 
-// Whether units of E pairs fit the row, for angles at `angles`.
+// Returns whether the row and `angles` can be accessed in units of E pairs.
 template <int E>
 bool units_fit(const RowShape& shape, Angles angles) {
   return shape.half % E == 0 && shape.head_dim % (2 * E) == 0 && is_aligned(angles, 16);
 }
 
-// Pairs are turned as the CPU's fused instructions do it, so that results are the same bits.
+// Rotates a pair with the CPU's fused operations, so that the results are bit-identical.
 __device__ __forceinline__ void turn_pair(float& x, float& y, float cosine, float sine) {
   const float first = fmaf(x, cosine, -(y * sine));
   y = fmaf(y, cosine, x * sine);
@@ -49,7 +49,7 @@ struct HeadRow {
   float x[kUnits][2 * E];
 
   struct Place {
-    int first, second;  // of two runs of E elements
+    int first, second;  // offsets of two runs of E elements
     bool is_turned;
     bool exists;
   };
@@ -96,8 +96,8 @@ struct HeadRow {
     });
   }
 
-  // The scale of the row as one of an int8 cache. Every lane of the warp calls this; a lane
-  // without a row may pass anything.
+  // Returns the row's int8 scale. All lanes of the warp must call this; those without a row may
+  // pass arbitrary values.
   __device__ __forceinline__ RowScale scale(const RowShape& shape, int lane, int lanes) const {
     float largest = 0, nothing = 0;
     for_units(shape, lane, lanes, [&](int k, int, const Place&) {
@@ -127,7 +127,7 @@ struct HeadRow {
   }
 
  private:
-  // Calls body(k, unit, place) for the units that the lane holds.
+  // Calls body(k, unit, place) for each unit that this lane holds.
   template <class Body>
   static __device__ __forceinline__ void for_units(const RowShape& shape, int lane, int lanes,
                                                    const Body& body) {
@@ -146,7 +146,7 @@ struct HeadRow {
 #pragma unroll
     for (int i = 0; i < E; ++i) x[k][to + i] = run[i];
   }
-  // Rows of int8 are aligned to 4 bytes alone.
+  // Int8 rows are aligned to 4 bytes only.
   __device__ __forceinline__ void load_run(const int8_t* row, int at, int head_dim, int to, int k) {
     constexpr int kWord = E < 4 ? E : 4;
     const float by = *reinterpret_cast<const float*>(row + head_dim);

@@ -1,9 +1,9 @@
-// Brings the keys and values of a tile into shared memory, step by step: asynchronous copies of
-// whole rows, several steps ahead of their use. A quantised cache arrives as it is, and is turned
-// into elements that the kernel computes with when its step comes.
+// Streams a tile's keys and values into shared memory in steps: asynchronous copies of whole rows,
+// several steps ahead of their use. Rows of a quantised cache are copied as they are and converted
+// to the kernel's element type when their step begins.
 //
-// What no row of the tile sees is zero there and is not read: zero, since a weight of 0 does not
-// silence a NaN.
+// Keys outside the tile's list are not read; their rows are zeros, because a weight of 0 times a
+// NaN would still be NaN.
 #pragma once
 
 #include <type_traits>
@@ -19,17 +19,17 @@ constexpr int kAttentionWarps = kAttentionThreads / kWarpSize;
 
 __device__ __forceinline__ int thread_index() { return static_cast<int>(threadIdx.x); }
 
-// Rows of Dim elements in shared memory, at a multiple of 128 bytes, as the kernels read them
-// without bank conflicts. Of 2-byte elements, the 16-byte chunks of eight rows at one place lie in
-// different banks, as load_matrix_x4 wants it: a row's number turns bits of its chunks' numbers
-// over. Of floats, the chunks of eight rows lie one after another.
+// Rows of Dim elements in shared memory, at a multiple of 128 bytes, laid out to avoid bank
+// conflicts. With 2-byte elements, a row's index is XORed into its chunk indices, so that the
+// 16-byte chunks that load_matrix_x4 reads from eight rows fall into different banks. With floats,
+// 16 bytes of padding per row do the same.
 template <class E, int Dim>
 struct SharedRows {
   static constexpr int kChunkElements = 16 / sizeof(E);
   static constexpr int kChunks = Dim / kChunkElements;
   static constexpr bool kSwizzled = sizeof(E) == 2;
   static constexpr int kRowBytes = Dim * sizeof(E) + (kSwizzled ? 0 : 16);
-  // Chunks among which a row's are exchanged.
+  // The swizzle permutes chunks within groups of this size.
   static constexpr int kExchanged = kChunks % 8 == 0 ? 8 : 4;
   static_assert(kChunks % kExchanged == 0 && kRowBytes % (kExchanged * 16) == (kSwizzled ? 0 : 16));
 
@@ -37,13 +37,13 @@ struct SharedRows {
     if constexpr (kSwizzled) chunk ^= kExchanged == 8 ? row & 7 : row >> 1 & 3;
     return row * kRowBytes + chunk * 16;
   }
-  // From an offset of chunk 0 or 1 of a row to that of the chunk an even number further.
+  // Returns the offset `chunks` chunks, an even number, after the one of a row's chunk 0 or 1.
   static __device__ __forceinline__ int further(int offset, int chunks) {
     return (offset ^ chunks % kExchanged * 16) + chunks / kExchanged * kExchanged * 16;
   }
 };
 
-// Eight elements of a quantised row, times scale, as 16-byte chunks of E.
+// Converts eight elements of a quantised row, times scale, to 16-byte chunks of E.
 template <class C, class E>
 __device__ __forceinline__ void dequantize_8(VectorOf<8> raw, float scale,
                                              Vector16 (&out)[sizeof(E) / 2]) {
@@ -69,14 +69,14 @@ __device__ __forceinline__ void dequantize_8(VectorOf<8> raw, float scale,
   }
 }
 
-// C: elements of the cache. E: elements in shared memory. Steps of Keys keys, Stages - 1 of them
-// under way.
+// C: element type of the cache. E: element type in shared memory. Steps of Keys keys, of which
+// Stages - 1 are in flight.
 template <class C, class E, int Dim, int Keys, int Stages>
 class KeyStream {
  public:
   using Rows = SharedRows<E, Dim>;
   static constexpr bool kIsQuantized = !std::is_same_v<C, E>;
-  // How rows of the cache are aligned: those of int8 end with their scale.
+  // Alignment of the cache's rows; an int8 row ends with its 4-byte scale.
   static constexpr int kCopyBytes = !kIsQuantized ? 16 : std::is_same_v<C, int8_t> ? 4 : 8;
   static constexpr int kTileBytes = Keys * Rows::kRowBytes;
   static constexpr int kRawRowBytes = Dim + 8;
@@ -98,7 +98,7 @@ class KeyStream {
     static_assert(kOffsetBytes % 128 == 0 && kStageBytes % 128 == 0);
   }
 
-  // Starts the first steps. Nobody may still use what lies in the shared memory.
+  // Starts the first steps. No thread may still be using the shared memory.
   __device__ __forceinline__ void start() {
     for (int i = 0; i < Stages; ++i) {
       look_up(i);
@@ -108,12 +108,12 @@ class KeyStream {
     for (int i = 0; i < Stages - 1; ++i) copy(i);
   }
 
-  // Waits for a step, of those one after another: the threads then see what lies at keys() and
-  // values(), offsets in the block's shared memory, until the next call.
+  // Waits for a step; steps must be consecutive. All threads may then read the rows at keys() and
+  // values(), offsets in the thread block's shared memory, until the next call.
   __device__ __forceinline__ void next(int step) {
     wait_copies<Stages - 2>();
     sync_block();
-    // The stage that everybody left behind the barrier.
+    // This refills the stage that all threads finished with before the barrier.
     copy(step + Stages - 1);
     look_up(step + Stages);
     if constexpr (kIsQuantized) {
@@ -124,10 +124,10 @@ class KeyStream {
     current_ = static_cast<int>(current - dynamic_shared());
   }
 
-  // Ends a step: what was looked up has had the time that it took to use the step's keys.
+  // Ends a step. The load that look_up started has overlapped the step's computation.
   __device__ __forceinline__ void done(int step) { note(step + Stages); }
 
-  // Tells the copies of the last steps, which are empty, from those that come after.
+  // Drains the last steps' copy groups, which are empty, so that they do not count with later ones.
   __device__ __forceinline__ void finish() const { wait_copies<0>(); }
 
   __device__ __forceinline__ int num_steps() const { return (end_ - begin_ + Keys - 1) / Keys; }
@@ -143,14 +143,14 @@ class KeyStream {
     return thread_index() < Keys && begin_ + step * Keys + thread_index() < end_;
   }
 
-  // Asks for the block of the thread's key of a step.
+  // Loads the block id of this thread's key of a step.
   __device__ __forceinline__ void look_up(int step) {
     if (!has_key(step)) return;
     const int key = begin_ + step * Keys + thread_index();
     block_ = tile_.block_row[tile_.column(key, offset_in_block_)];
   }
 
-  // Notes where that key lies in the caches, -1 for none.
+  // Stores the offset of that key in the caches, or -1 for no key.
   __device__ __forceinline__ void note(int step) {
     if (thread_index() >= Keys) return;
     int64_t where = -1;
@@ -177,7 +177,7 @@ class KeyStream {
   __device__ __forceinline__ void copy_rows(const int64_t* offsets, uint8_t* to) const {
     constexpr int kChunks = Rows::kChunks, kItems = Keys * kChunks / kAttentionThreads;
     static_assert(Keys * kChunks % kAttentionThreads == 0);
-    // All of them before the first copy, after which the compiler moves none up.
+    // All loads precede the first copy, because the compiler moves none above it.
     int64_t from[kItems];
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
@@ -195,7 +195,7 @@ class KeyStream {
     }
   }
 
-  // A warp per row.
+  // One warp per row.
   __device__ __forceinline__ void copy_raw(const int64_t* offsets, uint8_t* to) const {
     const int warp = thread_index() / kWarpSize, lane = thread_index() % kWarpSize;
     for (int row = warp; row < Keys; row += kAttentionWarps) {
@@ -209,7 +209,7 @@ class KeyStream {
     }
   }
 
-  // Turns a stage's rows, keys and then values, into the tile's.
+  // Converts a stage's rows, first keys and then values, into the tile's rows.
   __device__ __forceinline__ void dequantize(int step) const {
     const uint8_t* raw = stage(step);
     uint8_t* tile = stages_ + Stages * kStageBytes;
@@ -246,15 +246,15 @@ class KeyStream {
   int offset_in_block_ = 0;
 };
 
-// What a block keeps at the start of its shared memory.
+// The tile is kept at the start of the thread block's shared memory.
 constexpr int kBlockTileBytes = 256;
 static_assert(sizeof(AttentionTile) <= kBlockTileBytes);
 __device__ __forceinline__ AttentionTile& shared_tile() {
   return *reinterpret_cast<AttentionTile*>(dynamic_shared());
 }
 
-// Copies a tile's rows of queries, and those towards the sinks behind them; zeros for rows that the
-// tile does not have. Part of the caller's next group of copies.
+// Copies a tile's rows of query, followed by those of sink_query; rows that the tile does not have
+// become zeros. The copies belong to the caller's next group.
 template <class Q, int Dim, int MaxRows>
 __device__ __forceinline__ void copy_queries(const PagedAttentionArguments& in,
                                              const AttentionTile& tile, int kv_head,

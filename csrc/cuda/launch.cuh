@@ -1,4 +1,4 @@
-// How kernels are started: on the device, or by tests/cuda_emulator when it compiles them.
+// Launches kernels: on the device, or in tests/cuda_emulator when it compiles them.
 #pragma once
 
 #include <cstddef>
@@ -26,12 +26,12 @@ using Stream = cudaStream_t;
 
 inline void check_cuda(cudaError_t error, const std::string& what) {
   if (error == cudaSuccess) return;
-  cudaGetLastError();  // otherwise whoever looks next takes it for an error of theirs
+  cudaGetLastError();  // clears the error, or the next caller would report it as its own
   throw std::runtime_error("paged_stream: " + what + ": " + cudaGetErrorString(error));
 }
 
-// Runs the kernel with shared_bytes of dynamic shared memory per block. No part of the grid may be
-// empty.
+// Launches the kernel on a non-empty grid, with shared_bytes of dynamic shared memory per thread
+// block.
 template <class... Params>
 void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, Stream stream,
             std::type_identity_t<Params>... args) {

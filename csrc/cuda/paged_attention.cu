@@ -1,7 +1,7 @@
-// paged_attention on CUDA: checks what the host can see of the arguments, and hands them on as
-// plain pointers. Nothing here waits for the device, and grids depend on shapes alone, so that a
-// graph can capture the op. What lies in the batch's tensors is the caller's word: kernels trap on
-// blocks that the cache does not have.
+// paged_attention on CUDA: checks what the host can check, and passes plain pointers to the
+// kernels. Nothing here waits for the device, and grids depend on shapes only, so a graph can
+// capture the op. The contents of the batch's tensors are the caller's responsibility: kernels trap
+// on blocks outside the cache.
 
 #include "paged_attention.h"
 
@@ -15,7 +15,7 @@
 namespace paged_stream {
 namespace {
 
-// The kernels copy rows in so many bytes at once.
+// The kernels copy rows in units of `bytes` bytes.
 void check_alignment(const Tensor& t, const char* name, int64_t stride, int64_t bytes) {
   const auto address = reinterpret_cast<uintptr_t>(t.const_data_ptr());
   const int64_t stride_bytes = stride * static_cast<int64_t>(t.element_size());

@@ -1,4 +1,4 @@
-// The launchers of paged_attention, one per dtype of queries, each compiled by itself.
+// The launchers of paged_attention, one per query dtype, each in a translation unit of its own.
 #pragma once
 
 #include "attention_arguments.h"

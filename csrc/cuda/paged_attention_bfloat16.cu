@@ -1,4 +1,4 @@
-// The kernels of paged_attention for queries in bfloat16.
+// The kernels of paged_attention for bfloat16 queries.
 
 #include "attention_launch.cuh"
 #include "paged_attention.h"

@@ -1,4 +1,4 @@
-// The kernels of paged_attention for queries in float16.
+// The kernels of paged_attention for float16 queries.
 
 #include "attention_launch.cuh"
 #include "paged_attention.h"

@@ -1,4 +1,4 @@
-// The kernels of paged_attention for queries in float32.
+// The kernels of paged_attention for float32 queries.
 
 #include "attention_launch.cuh"
 #include "paged_attention.h"

@@ -1,5 +1,5 @@
-// Numbers of all threads of a block made into one that every thread has. The order of a sum is a
-// function of the block's size alone.
+// Reductions over a thread block, whose result every thread receives. The order of a sum depends on
+// the number of threads only.
 #pragma once
 
 #include "device.cuh"
@@ -34,7 +34,7 @@ __device__ __forceinline__ T reduce_warp(T value, Combine combine) {
   return value;
 }
 
-// scratch: 32 numbers of 8 bytes in shared memory, free again when this returns.
+// scratch: 32 values of 8 bytes in shared memory, free for reuse on return.
 template <class T, class Combine>
 __device__ __forceinline__ T reduce_block(T value, T identity, void* scratch, Combine combine) {
   T* const of_warps = static_cast<T*>(scratch);

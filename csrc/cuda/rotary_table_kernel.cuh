@@ -1,8 +1,8 @@
 // Cosines and sines of a step's positions.
 //
-// Bytes: 8 per token and frequency written. Arithmetic decides: one float64 sine and cosine each,
-// reduced exactly by the library however large the angle, some 100 operations (from about 10^5
-// radians on a slower path with a stack frame). A thread per angle, full occupancy.
+// Bytes: 8 written per token and frequency. Bound by arithmetic: a float64 sine and cosine each,
+// which the library reduces exactly however large the angle, some 100 operations (from about 10^5
+// radians a slower path with a stack frame). One thread per angle, full occupancy.
 #pragma once
 
 #include "elements.cuh"

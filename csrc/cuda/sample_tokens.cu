@@ -1,4 +1,4 @@
-// Launcher of the sampler. Parameters are not read on the host, so only their form is checked.
+// Launcher of sample_tokens. The host does not read the parameters, so it checks only their form.
 
 #include <vector>
 

@@ -1,13 +1,14 @@
-// One token from each row of logits: the algorithm of csrc/cpu/kernels/sampling.inl, a block per
-// row.
+// Samples one token per row of logits, a thread block per row. The algorithm is that of
+// csrc/cpu/kernels/sampling.inl.
 //
-// Nothing is sorted. What top_k and top_p keep is bounded below by one logit, which bisection over
-// the bits of a float finds; each of its steps reads only the tiles of the row whose largest logit,
-// kept in shared memory, is high enough. Sums are in float64, in an order that the row alone
-// decides, and without atomics.
-// Bytes: the row (4 * vocab) once from memory, then again in part from L2, where it stays. Time: a
-// pass over the row and some 60 steps of a block-wide reduction, a few per cent of a decode step.
-// Occupancy: 512 threads and 8.5 KB of shared memory; rows are fewer than what the chip holds.
+// Nothing is sorted. The tokens that top_k and top_p keep are bounded below by one logit, which is
+// found by bisection over the bits of a float. Each bisection step reads only the tiles of the row
+// whose maximum, kept in shared memory, is high enough. Sums are in float64, without atomics, in an
+// order that depends on the row alone.
+//
+// Bytes: the row (4 * vocab) once from memory, then parts of it again from L2, where it stays.
+// Time: a pass over the row and some 60 block-wide reductions, a few per cent of a decode step.
+// Occupancy: 512 threads and 8.5 KB of shared memory; there are fewer rows than the chip can hold.
 #pragma once
 
 #include "elements.cuh"
@@ -32,12 +33,12 @@ constexpr int kMaxTiles = 512;
 
 struct SampleShared {
   uint8_t scratch[kReduceScratch];
-  double masses[kMaxTiles];  // of what is kept in each tile
-  float maxima[kMaxTiles];   // NaN if the tile has one
-  int ties[kMaxTiles];       // logits that equal the least one kept, those that stay
+  double masses[kMaxTiles];  // weight of the tokens above the floor in each tile
+  float maxima[kMaxTiles];   // largest logit of each tile, NaN if it contains one
+  int ties[kMaxTiles];       // number of tokens at the floor in each tile
 };
 
-// Floats as integers of the same order, and back.
+// Maps floats to integers of the same order, and back.
 __device__ __forceinline__ int32_t to_key(float x) {
   const int32_t bits = static_cast<int32_t>(float_bits(x));
   return bits ^ ((bits >> 31) & 0x7fffffff);
@@ -46,7 +47,7 @@ __device__ __forceinline__ float from_key(int32_t key) {
   return bits_float(static_cast<uint32_t>(key ^ ((key >> 31) & 0x7fffffff)));
 }
 
-// The largest x in [low, high] that is_low(x) holds for: it holds for low and for all below x.
+// Returns the largest x in [low, high] with is_low(x). is_low must hold for low and be monotonic.
 template <class IsLow>
 __device__ __forceinline__ float bisect(float low, float high, const IsLow& is_low) {
   int64_t first = to_key(low), last = to_key(high);
@@ -61,8 +62,8 @@ __device__ __forceinline__ float bisect(float low, float high, const IsLow& is_l
   return from_key(static_cast<int32_t>(first));
 }
 
-// e^x for x <= 0 to about one unit in the last place; 0 below e^-707. The CPU's own, with the
-// multiplications and additions that its compiler fuses, so that weights are the same bits.
+// Returns e^x for x <= 0 to about one unit in the last place; 0 below e^-707. Fuses the same
+// multiply-adds as the CPU's compiler, so that weights are bit-identical.
 __device__ inline double exp_nonpositive(double x) {
   if (!(x >= -707.0)) return 0.0;
   constexpr double kShift = 6755399441055744.0;  // 1.5 * 2^52
@@ -86,7 +87,7 @@ __device__ inline double exp_nonpositive(double x) {
   return ldexp(y, static_cast<int>(n));
 }
 
-// All threads of the block run every method together, with the same arguments.
+// All threads of the block call every method together, with the same arguments.
 template <int Threads>
 class TokenPicker {
  public:
@@ -105,7 +106,7 @@ class TokenPicker {
         seed_(p.sampling.seeds[row]),
         position_(p.sampling.positions[row]) {}
 
-  // The token, in thread 0.
+  // Returns the token, in thread 0.
   __device__ int pick() {
     find_maxima();
     const int best = argmax();
@@ -118,7 +119,7 @@ class TokenPicker {
  private:
   static constexpr float kInfinity = __builtin_huge_valf();
 
-  // Whole warps of elements, and no more tiles than there is room for.
+  // Returns a multiple of the warp size, large enough that kMaxTiles tiles suffice.
   static __device__ __forceinline__ int tile_size(int vocab) {
     const int least = (vocab - 1) / kMaxTiles + 1;
     return (least + kWarpSize - 1) / kWarpSize * kWarpSize;
@@ -159,7 +160,7 @@ class TokenPicker {
     sync_block();
   }
 
-  // The first index of the largest logit, or of a NaN.
+  // Returns the first index of a NaN, or of the largest logit if there is no NaN.
   __device__ int argmax() {
     float most = -kInfinity;
     int has_nan = 0;
@@ -183,19 +184,19 @@ class TokenPicker {
     return begin + first_in(logits_ + begin, count);
   }
 
-  // The logit below which min_p or top_k drop everything.
+  // Returns the logit below which min_p and top_k drop every token.
   __device__ float lowest_kept() {
     float floor = -kInfinity;
     const double log_min_p = log(min_p_);
     if (log_min_p > -kInfinity) {
-      // Negated, so that the bisection, which looks for a largest value, finds the least kept one.
+      // Negated, because the bisection finds a largest value and this is the smallest one kept.
       floor = -bisect(-max_, kInfinity, [&](float x) {
         return (-static_cast<double>(x) - max_) * inv_temperature_ >= log_min_p;
       });
     }
     if (top_k_ <= 0 || top_k_ >= vocab_) return floor;
     float low = -kInfinity;
-    // As many tiles hold at least one logit each: the search need not go below their maxima.
+    // top_k tiles hold at least one logit each, so the search need not go below their maxima.
     if (top_k_ <= num_tiles_) {
       low = bisect(low, max_, [&](float x) {
         int count = 0;
@@ -217,7 +218,7 @@ class TokenPicker {
     return exp_nonpositive((static_cast<double>(x) - max_) * inv_temperature_);
   }
 
-  // What the tokens at `floor` and above weigh, or those above it.
+  // Returns the weight of the tokens at or above `floor`, or with Above only those above it.
   template <bool Above>
   __device__ double mass(float floor) {
     double sum = 0;
@@ -229,7 +230,7 @@ class TokenPicker {
   }
 
   __device__ int draw(float floor) {
-    int num_ties = vocab_;  // of the tokens at the floor itself, those that stay
+    int num_ties = vocab_;  // tokens at the floor itself that are kept
     if (top_p_ < 1.0) {
       const double target = top_p_ * mass<false>(floor);
       floor = top_p_floor(floor, target);
@@ -239,10 +240,10 @@ class TokenPicker {
     return invert(floor, num_ties);
   }
 
-  // The largest logit from which on upwards the tokens weigh the target.
+  // Returns the largest logit such that the tokens at or above it weigh at least `target`.
   __device__ float top_p_floor(float floor, double target) {
     const auto reaches_target = [&](float x) { return mass<false>(x) >= target; };
-    // Near the top few tiles need be read.
+    // Near the top, few tiles need to be read.
     float high = max_;
     double below = temperature_;
     for (float x = high; (x = static_cast<float>(max_ - below)) > floor; below *= 2) {
@@ -255,7 +256,7 @@ class TokenPicker {
     return bisect(floor, high, reaches_target);
   }
 
-  // The least number from 1 to vocab of ties of weight w that reach the target, or vocab.
+  // Returns the fewest ties of weight w, at least 1, that reach `target`; vocab if none do.
   __device__ int ties_to_reach(double target, double above, double w) const {
     const auto reaches = [&](int n) { return above + static_cast<double>(n) * w >= target; };
     if (!reaches(vocab_)) return vocab_;
@@ -271,7 +272,7 @@ class TokenPicker {
     return low;
   }
 
-  // For every tile what the tokens above the floor weigh, and how many are at it.
+  // Sets each tile's weight of tokens above the floor, and its number of tokens at the floor.
   __device__ void weigh_tiles(float floor) {
     for (int t = thread(); t < num_tiles_; t += Threads) {
       shared_.masses[t] = 0;
@@ -297,8 +298,8 @@ class TokenPicker {
     sync_block();
   }
 
-  // Inverts the cumulative distribution of the tokens above `floor` and the first ones at it. The
-  // lanes of warp 0 walk together, in the order of ids; the other warps are done.
+  // Inverts the cumulative distribution of the tokens above `floor` and the first num_ties at it.
+  // The lanes of warp 0 walk together in order of token id; the other warps are done.
   __device__ int invert(float floor, int num_ties) {
     if (warp_ != 0) return 0;
     const double w = weight(floor);
@@ -310,7 +311,7 @@ class TokenPicker {
     double total = 0;
     int kept = 0;
     for (int t = 0, ties_left = num_ties; t < num_tiles_; ++t) total += mass_of(t, ties_left, kept);
-    // Rounding must not carry the point past the last token that has any probability.
+    // Rounding must not carry the point past the last token with non-zero probability.
     const double below = nextafter(total, 0.0);
     double point = uniform(seed_, position_) * total, sum = 0;
     point = point < below ? point : below;
@@ -321,7 +322,7 @@ class TokenPicker {
     }
   }
 
-  // The first token of the tile with which `sum` exceeds the point, or the last one that is kept.
+  // Returns the tile's first token whose cumulative weight exceeds the point, or the last one kept.
   __device__ int walk_tile(int t, float floor, int ties, double sum, double point) const {
     int last = t * tile_size_;
     for (int i = 0; i < tile_size_ && sum <= point; i += kWarpSize) {

@@ -1,6 +1,6 @@
-// The gated activation.
+// The gated activation, silu(gate) * up.
 //
-// Bytes per row: 2 * dim read, dim written. One access of 16 bytes per operand and thread, no
+// Bytes per row: 2 * dim read, dim written. A thread makes one 16-byte access per operand; no
 // shared memory, full occupancy.
 #pragma once
 
@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kSiluThreads) silu_and_mul_kernel(const SiluAn
   load_elements<E>(gate_up + p.dim, up);
 #pragma unroll
   for (int j = 0; j < E; ++j) {
-    // From e^-|x|, so that nothing overflows.
+    // Computed from e^-|x|, so that nothing overflows.
     const float power = expf(-fabsf(gate[j]));
     up[j] *= gate[j] * (gate[j] < 0 ? power : 1.0f) / (1.0f + power);
   }

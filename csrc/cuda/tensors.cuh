@@ -1,4 +1,4 @@
-// Between tensors and launches: the device and the stream of a call.
+// Connects tensors to launches: the device and the stream of a call.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -15,7 +15,7 @@
 
 namespace paged_stream {
 
-// Makes a tensor's device the current one while it lives; launches go to torch's current stream.
+// Makes a tensor's device current for its lifetime; launches go to torch's current stream.
 class DeviceScope {
  public:
   explicit DeviceScope(const Tensor& t) : guard_(t.get_device_index()) {
