@@ -7,7 +7,7 @@
 
 #include "isa/kernel_table.h"
 
-#define PAGED_STREAM_PMOVSX  // for simd.inl, where the target's own macros are not defined
+#define PAGED_STREAM_PMOVSX  // for simd.inl, where the target's predefined macros are missing
 #pragma GCC target("avx2,fma,bmi2,f16c")
 
 namespace paged_stream {

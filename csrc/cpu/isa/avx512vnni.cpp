@@ -1,4 +1,4 @@
-// Kernels of quantised weights where AVX-512 multiplies bytes (VNNI).
+// Kernels for quantised weights with AVX-512's byte dot products (VNNI).
 
 #if defined(__x86_64__)
 

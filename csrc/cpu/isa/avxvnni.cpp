@@ -1,4 +1,4 @@
-// Kernels of quantised weights where AVX2 multiplies bytes (AVX-VNNI: laptops without AVX-512).
+// Kernels for quantised weights with AVX2's byte dot products (AVX-VNNI: laptops without AVX-512).
 
 #if defined(__x86_64__)
 

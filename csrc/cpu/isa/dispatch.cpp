@@ -37,7 +37,7 @@ constexpr Candidate kWidestFirst[] = {
     {{"generic", &kGenericKernels, &kGenericQuantizedKernels}, is_generic},
 };
 
-// The first supported one of that name, the widest of all when name is null.
+// Returns the first supported ISA of that name, or the widest supported one if name is null.
 const Isa* find(const char* name) {
 #if defined(__x86_64__)
   __builtin_cpu_init();

@@ -1,4 +1,4 @@
-// Whatever the compiler's default target has: SSE2 on x86-64, NEON on ARM.
+// Kernels for the compiler's default target: SSE2 on x86-64, NEON on ARM.
 
 #include <cstdint>
 #include <utility>
@@ -28,7 +28,7 @@ PS_INLINE IVec<W> add_pair_products(IVec<W> sum, UVec<W> a, UVec<W> b) {
 }
 #include "kernels/dot_pairs.inl"
 
-// float16 to float32, exact, also for subnormals. Infinities are not expected.
+// Converts float16 to float32 exactly, including subnormals. Infinities are not expected.
 template <int W>
 PS_INLINE Vec<W> load_halves(const char* p) {
   const typename VecOf<W>::H half = load<typename VecOf<W>::H>(p);

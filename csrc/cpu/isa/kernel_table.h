@@ -1,4 +1,4 @@
-// All kernels of one instruction set, and the instruction set in use: what launchers call.
+// The kernels of each instruction set, and the set in use: what launchers call.
 #pragma once
 
 #include <cstdint>
@@ -13,9 +13,9 @@
 
 namespace paged_stream {
 
-constexpr int kNumDTypes = 2;  // that models compute in, the first ones of DType
+constexpr int kNumDTypes = 2;  // the first of DType, which models compute in
 
-// Kernels of quantised weights for one instruction set.
+// The kernels for quantised weights of one instruction set.
 struct QuantizedKernels {
   LinearFn linear[kNumGroupFormats];
   QuantizeFn quantize[kNumDTypes];
@@ -23,7 +23,7 @@ struct QuantizedKernels {
 };
 
 struct Kernels {
-  // From a dtype to the same, or to int8.
+  // Converts a dtype to itself or to int8.
   RotateFn (*rotate)(DType from, DType to);
   RmsNormFn rms_norm[kNumDTypes];
   SiluAndMulFn silu_and_mul[kNumDTypes];
@@ -43,16 +43,16 @@ extern const QuantizedKernels kAvx2QuantizedKernels, kAvx512QuantizedKernels;
 extern const QuantizedKernels kAvxVnniKernels, kAvx512VnniKernels;
 #endif
 
-// What one name of an instruction set stands for.
+// An instruction set by name.
 struct Isa {
   const char* name;
   const Kernels* kernels;
   const QuantizedKernels* quantized;
 };
 
-// The one in use: the widest that the processor has, unless set_cpu_isa chose another.
+// Returns the ISA in use: the widest that the processor supports, unless set_cpu_isa chose another.
 const Isa& isa();
-// Makes another one the one in use; false if the processor does not have it.
+// Selects an ISA; returns false if the processor does not support it.
 bool use_isa(const char* name);
 inline const Kernels& kernels() { return *isa().kernels; }
 

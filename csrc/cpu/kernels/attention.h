@@ -1,26 +1,26 @@
-// Attention of some rows over a run of keys, as launchers ask for it.
+// The interface of the attention kernels, which process query rows against a run of keys.
 #pragma once
 
 #include <cstdint>
 
 namespace paged_stream {
 
-// Offsets of a run are padded with the last one up to a multiple of this, so kernels may read
-// (never use) whole vectors of keys.
+// A run's offsets are padded to a multiple of this with copies of the last one, so kernels may load
+// whole vectors of keys but must not use the padding.
 constexpr int kKeyPadding = 64;
 
-// Runs longer than these do not fit the scratch of the two attention kernels.
+// Longest runs that fit the scratch of the two attention kernels.
 constexpr int kMaxRunDirect = 768;
 constexpr int kMaxRunPacked = 128;
-// Up to this many rows reading K and V in place is faster than packing them first.
+// Up to this many rows, reading K and V in place is faster than packing them first.
 constexpr int kMaxRowsDirect = 8;
-// Rows of packed queries, scores and accumulators come in multiples of this.
+// Packed queries, scores and accumulators have a multiple of this many rows.
 constexpr int kRowPadding = 6;
 constexpr int64_t padded_rows(int64_t rows) {
   return (rows + kRowPadding - 1) / kRowPadding * kRowPadding;
 }
 
-// What one row (a token of one query head) sees of a run, and its ALiBi bias there.
+// The keys of a run that are visible to one row (a token of one query head), and its ALiBi bias.
 struct RowView {
   int32_t begin;  // keys [begin, end) of the run are visible
   int32_t end;
@@ -28,7 +28,7 @@ struct RowView {
   float distance;  // from the run's first key to the row's position
 };
 
-// Consecutive positions that the rows address with the same queries.
+// Keys at consecutive positions, all of which the rows multiply with the same queries.
 struct KeyRun {
   const void* k_cache;
   const void* v_cache;
@@ -37,15 +37,15 @@ struct KeyRun {
   const float* query;    // [rows, padded_dim], packed by pack_query
   const RowView* views;  // [rows]
   bool has_alibi;        // never together with a softcap
-  float softcap;         // scores s become softcap * tanh(s / softcap); 0 leaves them
+  float softcap;         // 0 for none; otherwise scores s become softcap * tanh(s / softcap)
 };
 
-// Online softmax of some rows: what they have accumulated over the runs seen so far.
+// The online softmax of some rows: their accumulators over the runs processed so far.
 struct SoftmaxState {
   int num_rows;
   float* max;  // [rows], of log2-domain scores
   float* sum;  // [rows]
-  float* acc;  // [rows padded, padded_dim], lanes in chunk order
+  float* acc;  // [padded rows, padded_dim], lanes in chunk order
 };
 
 struct AttentionScratch {
@@ -54,14 +54,14 @@ struct AttentionScratch {
   float* packed_v;  // kMaxRunPacked * padded_dim
 };
 
-// Kernels for one dtype of queries, one of the cache, and a range of head_dim.
+// The kernels for one query dtype, one cache dtype and a range of head_dim.
 struct AttentionKernels {
-  // Elements that a packed row takes: head_dim rounded up to whole chunks.
+  // Elements per packed row: head_dim rounded up to whole chunks.
   int (*padded_dim)(int head_dim);
   void (*pack_query)(const void* query, int head_dim, float factor, float* packed);
   void (*attend_direct)(const KeyRun&, int head_dim, const SoftmaxState&, const AttentionScratch&);
   void (*attend_packed)(const KeyRun&, int head_dim, const SoftmaxState&, const AttentionScratch&);
-  // Folds num_parts states of the same shape, lying part_stride floats apart, into the first.
+  // Merges num_parts states of the same shape, part_stride floats apart, into the first.
   void (*merge)(const SoftmaxState& first, int64_t part_stride, int num_parts, int head_dim);
   void (*write_output)(const float* acc, float sum, int head_dim, void* out);
 };

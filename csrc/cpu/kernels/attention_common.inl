@@ -1,8 +1,8 @@
-// What both attention kernels share. See simd.inl for how this file is compiled.
+// Shared by both attention kernels. See simd.inl for how this file is compiled.
 
-// The chunks of a row. Fixed > 0 is their number at compile time. When head_dim is no multiple of
-// a chunk the last chunk moves back to end with the row and overlaps the one before; packed
-// queries are zero in the overlap, so that no element counts twice.
+// The chunks of a row. Fixed > 0 is their number, known at compile time. If head_dim is not a
+// multiple of the chunk size, the last chunk starts earlier so that it ends with the row, and
+// overlaps the one before. Packed queries are zero in the overlap, so no element counts twice.
 template <int W, int Fixed>
 struct RowChunks {
   int head_dim;
@@ -28,7 +28,7 @@ int padded_dim(int head_dim) {
   return RowChunks<W, 0>{head_dim}.padded_dim();
 }
 
-// A chunk of a query or an output with its elements in the lanes that a cache of T has them in.
+// Loads a query chunk with its elements in the same lanes as in a cache of T.
 template <int W, class Q, class T>
 PS_INLINE void load_query_chunk(const Q* p, Vec<W>& lo, Vec<W>& hi) {
   if constexpr (kIsQuantized<T>) {
@@ -85,11 +85,11 @@ PS_INLINE Vec<W> lane_numbers() {
   return v;
 }
 
-// Far below any score, yet finite, so that differences of hidden scores are numbers.
+// Far below any score but finite, so that differences of hidden scores are not NaN.
 constexpr float kHidden = -1e30f;
 
-// Softcap of log2-domain scores, up to the next multiple of W keys. With s and c in that domain,
-// c * tanh(s / c) is c * (1 - e) / (1 + e) for e = 2^(-2 * s / softcap), s >= 0.
+// Applies the softcap to log2-domain scores, up to the next multiple of W keys. With s and c in
+// that domain, c * tanh(s / c) is c * (1 - e) / (1 + e), where e = 2^(-2 * s / softcap) and s >= 0.
 template <int W>
 PS_INLINE void cap_scores(float* scores, int num_keys, float softcap) {
   const float exponent = -2.0f / softcap;
@@ -102,7 +102,7 @@ PS_INLINE void cap_scores(float* scores, int num_keys, float softcap) {
   }
 }
 
-// Adds the bias and hides what the row does not see.
+// Adds the ALiBi bias and hides the keys that are not visible to the row.
 template <int W>
 PS_INLINE void bias_and_mask(float* scores, int num_keys, const RowView& view) {
   const Vec<W> lanes = lane_numbers<W>();
@@ -115,9 +115,9 @@ PS_INLINE void bias_and_mask(float* scores, int num_keys, const RowView& view) {
   }
 }
 
-// Turns the scores of a row for the keys of a run into weights 2^(score - max), those up to the
-// next multiple of W too, and updates the row's max and sum. Returns the factor by which what the
-// row accumulated before must shrink: 0 if that came from hidden keys alone.
+// Turns a row's scores for a run into weights 2^(score - max), including those up to the next
+// multiple of W, and updates the row's max and sum. Returns the factor to rescale the row's
+// accumulator by: 0 if it came from hidden keys only.
 template <int W>
 PS_INLINE float softmax_step(float* scores, const KeyRun& run, int row, const SoftmaxState& state) {
   const int num_keys = run.num_keys;

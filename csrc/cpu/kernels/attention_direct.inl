@@ -1,8 +1,8 @@
 // Attention of few rows, as in decoding: reads K and V in place, each element once per four rows.
 // See simd.inl for how this file is compiled.
 
-// A block holds too few consecutive rows for the hardware to predict where the next block is, so
-// kernels prefetch the row this many keys ahead. Offsets are padded that far.
+// A KV block has too few consecutive rows for the hardware to predict the next block's address, so
+// kernels prefetch the row this many keys ahead. Offsets are padded by at least as many.
 constexpr int kPrefetchKeys = 32;
 static_assert(kPrefetchKeys <= kKeyPadding);
 
@@ -14,7 +14,7 @@ PS_INLINE void prefetch_row(const T* row, int head_dim) {
   }
 }
 
-// Scores of R rows for W keys. Keys go four at a time, so that R * 4 sums stay in registers.
+// Computes the scores of R rows for W keys, four keys at a time to keep R * 4 sums in registers.
 template <int W, int Fixed, int R, class T>
 PS_INLINE void score_keys(const T* k_cache, const int64_t* offsets, RowChunks<W, Fixed> chunks,
                           const float* query, float* scores, int score_stride) {
@@ -43,7 +43,7 @@ PS_INLINE void score_keys(const T* k_cache, const int64_t* offsets, RowChunks<W,
   for (int r = 0; r < R; ++r) store(scores + r * score_stride, sum_groups<W>(groups[r]));
 }
 
-// Adds weights times V to C chunks of R rows' accumulators, which first shrink.
+// Rescales C chunks of R rows' accumulators by `shrink`, then adds weights times V.
 template <int W, int Fixed, int R, int C, class T>
 PS_INLINE void add_values(const T* v_cache, const int64_t* offsets, int num_keys,
                           RowChunks<W, Fixed> chunks, int chunk, const float* weights,
@@ -93,7 +93,7 @@ void attend_rows(const KeyRun& run, int first_row, RowChunks<W, Fixed> chunks,
   for (int i = 0; kIsQuantized<T> && i < run.num_keys; i += W) {
     scale_columns<W, R>(v_cache, run.offsets + i, chunks.width(), scores + i, stride);
   }
-  // As many chunks per pass over V as leave R rows' sums in registers.
+  // Chunks per pass over V: as many as keep R rows' sums in registers.
   constexpr int kPerPass = R <= 2 || kNumVectorRegisters >= 32 ? (R <= 3 ? 4 : 2) : 1;
   constexpr int kChunks = Fixed > 0 && Fixed < kPerPass ? Fixed : kPerPass;
   int chunk = 0;

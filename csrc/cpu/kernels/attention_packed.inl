@@ -1,10 +1,10 @@
-// Attention of many rows, as in prefill: packs K (transposed) and V of a run as float32, then runs
+// Attention of many rows, as in prefill: packs a run's K (transposed) and V as float32, then runs
 // register-tiled matrix products on them. See simd.inl for how this file is compiled.
 
-constexpr int kPanel = kPanelVectors * kLanes;  // keys per panel of packed K, for kLanes lanes
+constexpr int kPanel = kPanelVectors * kLanes;  // keys per panel of packed K
 
-// C[R, N * W] (+)= A[R, depth] * B[depth, N * W] for R = kRowPadding. All are row-major: rows of A
-// lie lda elements apart, those of B ldb, those of C ldc.
+// C[R, N * W] (+)= A[R, depth] * B[depth, N * W] for R = kRowPadding. All are row-major, with lda,
+// ldb and ldc elements between rows.
 template <int W, int N, bool Accumulate>
 PS_INLINE void multiply_tile(const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
                              int64_t ldc, int64_t depth) {
@@ -27,7 +27,7 @@ PS_INLINE void multiply_tile(const float* a, int64_t lda, const float* b, int64_
   }
 }
 
-// K of a run as panels of P keys: packed[panel][chunk lane][key].
+// Packs a run's K into panels of P keys: packed[panel][chunk lane][key].
 template <int W, int Fixed, int P, class T>
 void pack_keys(const KeyRun& run, RowChunks<W, Fixed> chunks, float* packed) {
   const T* k_cache = static_cast<const T*>(run.k_cache);
@@ -70,7 +70,7 @@ PS_INLINE void scale_row(float* row, int dim, float factor) {
   for (int d = 0; d < dim; d += W) store(row + d, load<Vec<W>>(row + d) * factor);
 }
 
-// acc += weights * V, all columns of kRowPadding rows.
+// Computes acc += weights * V for all columns of kRowPadding rows.
 template <int W>
 PS_INLINE void add_packed_values(const float* weights, const float* packed, float* acc, int dim,
                                  int num_keys) {

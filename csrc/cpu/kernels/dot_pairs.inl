@@ -1,7 +1,7 @@
-// dot4 for instruction sets without one for bytes; included after add_pair_products, which adds
-// the products of the two signed 16-bit numbers in each lane.
+// dot4 for instruction sets without a byte dot product. Included after add_pair_products, which
+// adds the products of the two signed 16-bit values in each lane.
 
-// Adds the products of the four unsigned bytes in a lane of `codes` and the signed ones in `input`.
+// Adds the products of each lane's four bytes, unsigned in `codes` and signed in `input`.
 template <int W>
 PS_INLINE IVec<W> dot4(IVec<W> sum, UVec<W> codes, UVec<W> input) {
   typedef int16_t Pairs __attribute__((vector_size(4 * W)));

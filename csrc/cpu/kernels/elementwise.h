@@ -1,14 +1,14 @@
-// Row-wise operations, as launchers ask for them.
+// The interface of the row-wise kernels.
 #pragma once
 
 #include <cstdint>
 
 namespace paged_stream {
 
-// Adds the delta to the residual (rounding to the dtype), when there is one, and normalises:
-// out = residual / rms(residual) * weight.
+// Adds delta, if given, to the residual (rounded to the dtype), and normalises: out = residual /
+// rms(residual) * weight.
 struct RmsNormArgs {
-  void* residual;     // [rows, dim], changed when delta is given
+  void* residual;     // [rows, dim], updated if delta is given
   const void* delta;  // [rows, dim] or null
   const float* weight;
   void* out;

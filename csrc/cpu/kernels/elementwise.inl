@@ -1,7 +1,7 @@
-// Fused row-wise operations of a layer, for one instruction set; included after simd.inl.
+// Fused row-wise operations of a layer. See simd.inl for how this file is compiled.
 
-// A vector of consecutive elements, and a single one in the first lane: rows whose length is no
-// multiple of the vector's are rare and go through the same code.
+// Access to a vector of consecutive elements, or to a single element in the first lane. Rows whose
+// length is not a multiple of the vector's are rare, so both run the same code.
 struct WholeVector {
   template <class T>
   static PS_INLINE Vec<kLanes> get(const T* p) {
@@ -26,7 +26,7 @@ struct OneElement {
   }
 };
 
-// Calls body(i, access) for every place of a row where a vector or a left-over element begins.
+// Calls body(i, access) for each whole vector of a row, then for each remaining element.
 template <class Body>
 PS_INLINE void for_row(int64_t dim, const Body& body) {
   int64_t i = 0;
@@ -58,7 +58,7 @@ void rms_norm(const RmsNormArgs& a, int64_t row_begin, int64_t row_end) {
   }
 }
 
-// x / (1 + e^-x), from e^-|x| so that nothing overflows.
+// Returns x / (1 + e^-x), computed from e^-|x| so that nothing overflows.
 PS_INLINE Vec<kLanes> silu(Vec<kLanes> x) {
   const Vec<kLanes> power = exp2_nonpositive<kLanes>((x < 0.0f ? x : -x) * kLog2E);
   return x * (x < 0.0f ? power : splat<kLanes>(1.0f)) / (1.0f + power);

@@ -22,8 +22,8 @@
 
 #include "kernels/sampling.inl"
 
-// Q is what queries and outputs are of, T what the cache is of. Fixed: number of chunks in head_dim
-// when known, else 0.
+// Q: element type of queries and outputs. T: element type of the cache. Fixed: number of chunks in
+// head_dim if known, otherwise 0.
 template <int W, int Fixed, class Q, class T>
 const AttentionKernels* attention_table() {
   static constexpr AttentionKernels table = {
@@ -33,7 +33,7 @@ const AttentionKernels* attention_table() {
   return &table;
 }
 
-// A chunk of 2 * W elements must fit in a row: narrow heads take narrower vectors.
+// A chunk of 2 * W elements must fit in a row, so narrow heads use narrower vectors.
 template <int W, class Q, class T>
 const AttentionKernels* narrow_attention(int head_dim) {
   if constexpr (W > 4) {

@@ -1,16 +1,16 @@
-// Products with packed weights in float32 and bfloat16, as launchers ask for them.
+// The interface of the products with packed float32 and bfloat16 weights.
 #pragma once
 
 #include <cstdint>
 
 namespace paged_stream {
 
-// Output columns that lie side by side in a packed weight.
+// Output columns that a packed weight stores side by side.
 constexpr int kLinearPanel = 16;
-// x W^T + bias for tiles [tile_begin, tile_end) of x and panels [panel_begin, panel_end) of W.
+// Computes tiles [tile_begin, tile_end) and panels [panel_begin, panel_end) of x W^T + bias.
 //
-// The rows of x are cut into tiles of nearly the same number of rows. Within a tile, x[k][row] is
-// the layout of float32 rows; that of quantised ones is QuantizedRows.
+// The rows of x are divided into tiles of nearly equal numbers of rows. A tile's layout is
+// x[k][row] in float32, or QuantizedRows.
 struct LinearArgs {
   const void* x;       // float32, or QuantizedRows
   const void* weight;  // packed
@@ -27,10 +27,10 @@ struct LinearArgs {
   int64_t tile_row(int64_t tile) const { return tile * rows / num_tiles; }
 };
 using LinearFn = void (*)(const LinearArgs&);
-// Most tiles in one call: their part of x stays in the second-level cache.
+// Most tiles per call: their part of x then stays in the L2 cache.
 constexpr int64_t kTilesPerItem = 8;
 
-// Brings a tile of x into that layout; a vector's width of rows or fewer is fast.
+// Packs a tile of x into x[k][row]. Fast for at most one vector's width of rows.
 struct PackRowsArgs {
   const void* x;
   int64_t stride;  // elements between rows

@@ -1,14 +1,14 @@
-// Rows times a packed weight, for one instruction set; included after linear_common.inl.
+// Rows times a packed weight. Included after linear_common.inl, once per instruction set.
 //
-// Every output element is one accumulator that adds its products in the order of k, whatever the
-// shape of the tile. So a row's result does not depend on which rows come with it, bit for bit.
+// Each output element has one accumulator, which adds its products in the order of k whatever the
+// shape of the tile. So a row's result is bit-identical whatever rows are computed with it.
 //
-// bfloat16 weights are widened and multiplied in float32. The pair-wise bfloat16 instruction is
-// not used: it does 16 products a cycle where two float32 units do 32, and it rounds differently.
+// bfloat16 weights are widened and multiplied in float32. The pairwise bfloat16 instruction is not
+// used: it does 16 products a cycle where two float32 units do 32, and it rounds differently.
 //
-// A tile is some rows times some panels; the rows of x lie side by side for each k.
+// A tile is some rows times some panels. For each k, the tile's elements of x are adjacent.
 
-// Halves of a packed line: bfloat16 keeps two consecutive k in the halves of a 32-bit lane.
+// The k values that share a 32-bit lane of a packed line: two bfloat16, or one float32.
 template <class T>
 constexpr int kHalves = 4 / sizeof(T);
 
@@ -23,7 +23,7 @@ PS_INLINE Vec<W> load_weight(const char* p) {
   }
 }
 
-// acc[r][i] += x[r] * weight[i] for one k.
+// Computes acc[r][i] += x[r] * weight[i] for one k.
 template <class T, int W, int Rows, int Vectors, int Half>
 PS_INLINE void add_products(Vec<W> (&acc)[Rows][Vectors], const float* x,
                             const char* const (&lines)[Vectors]) {
@@ -56,7 +56,7 @@ struct DenseTile {
       for (int i = 0; i < Panels * V; ++i) {
         lines[i] = weight + i / V * panel_bytes + step * kStepBytes + i % V * 4 * W;
       }
-      // Each panel is a stream of its own: more than the hardware prefetches far enough ahead.
+      // Each panel is a separate stream, and there are too many for the hardware prefetcher.
       for (int p = 0; p < Panels; ++p) __builtin_prefetch(ahead + p * panel_bytes);
       ahead += span.ahead_bytes;
       add_products<T, W, Rows, Panels * V, 0>(acc, x, lines);
@@ -71,13 +71,13 @@ void linear(const LinearArgs& a) {
   run_tiles<DenseTile<T, W>, kDenseShape>(a);
 }
 
-// Widens a tile of x and turns [rows, columns] into [columns, rows].
+// Widens a tile of x and transposes it from [rows, columns] to [columns, rows].
 template <class T, int W>
 void pack_rows(const PackRowsArgs& a) {
   const T* from = static_cast<const T*>(a.x);
   const int rows = static_cast<int>(a.rows);
   int64_t k = 0;
-  // A line is written as a whole vector, which the next line overwrites from its own start on.
+  // Each line is stored as a whole vector; the next line then overwrites the excess.
   for (; rows <= W && (k + W) * rows + W <= a.columns * rows; k += W) {
     Vec<W> lines[W];
     for (int r = 0; r < W; ++r) {

@@ -1,7 +1,7 @@
-// What linear kernels share: the walk over tiles, and how results are stored; for one instruction
-// set, included after simd.inl.
+// Shared by the linear kernels: the loop over tiles and the stores of results. Included after
+// simd.inl, once per instruction set.
 
-// Stores one panel of one row; the last panel of the weight may have fewer columns.
+// Stores one panel of one row; the weight's last panel may have fewer columns.
 template <int W, class Out>
 PS_INLINE void store_panel(const Vec<W>* acc, Out* out, int columns) {
   if (columns >= kLinearPanel) {
@@ -38,9 +38,9 @@ PS_INLINE void store_tile(Vec<W> (&acc)[Rows][Vectors], const LinearArgs& a, int
   }
 }
 
-// What a tile does in one go: steps [begin, end) of its weight. Between its spans, the sums wait
-// in memory. `ahead` is what to fetch at the first step, in the first panel, `ahead_bytes` further
-// on at every later one.
+// The steps [begin, end) of its weight that a tile computes in one pass. Between passes its sums
+// are kept in memory. `ahead` is the address to prefetch at the first step in the first panel; it
+// advances by `ahead_bytes` per step.
 struct Span {
   int64_t begin, end;
   int64_t num_steps;
@@ -67,13 +67,13 @@ PS_INLINE void end_span(Vec<W> (&acc)[Rows][Vectors], const Span& span, const Li
   }
 }
 
-// Tiles of many rows take few panels at once, tiles of few rows more, as registers allow.
+// Tall tiles have many rows and few panels, wide ones the reverse, as registers allow.
 struct TileShape {
   int tall_rows, tall_panels;
   int wide_rows, wide_panels;
 };
 
-// The instance for exactly `rows` rows.
+// Runs the instance for exactly `rows` rows.
 template <class Tile, int Panels, int Rows>
 void run_rows(const LinearArgs& a, int64_t row, int64_t rows, int64_t panel, const Span& span) {
   if constexpr (Rows > 0) {
@@ -85,8 +85,8 @@ void run_rows(const LinearArgs& a, int64_t row, int64_t rows, int64_t panel, con
   }
 }
 
-// Several tiles go through the weight together, span by span, so that each span is read from
-// memory while all of them compute, not only the first.
+// Several tiles process the weight together, span by span, so that the reads of each span from
+// memory are spread over all of them instead of delaying the first.
 template <class Tile, int Panels, int MaxRows>
 void run_panels(const LinearArgs& a, int64_t panel) {
   const int64_t steps = a.in_features / Tile::kStep, num_tiles = a.tile_end - a.tile_begin;

@@ -1,5 +1,4 @@
-// Rows of an int8 cache: head_dim elements and their scale. See simd.inl for how this file is
-// compiled.
+// Rows of an int8 cache: head_dim elements and their scale. See simd.inl for how this is compiled.
 
 template <class T>
 constexpr bool kIsQuantized = sizeof(T) == 1;
@@ -11,7 +10,7 @@ PS_INLINE float row_scale(const T* row, int head_dim) {
   return scale;
 }
 
-// Multiplies the W columns that begin at x by the scales of as many rows of the cache.
+// Multiplies the W columns that begin at x by the scales of W rows of the cache.
 template <int W, int R, class T>
 PS_INLINE void scale_columns(const T* cache, const int64_t* offsets, int head_dim, float* x,
                              int stride) {
@@ -22,7 +21,7 @@ PS_INLINE void scale_columns(const T* cache, const int64_t* offsets, int head_di
   }
 }
 
-// A chunk that starts at the element `start` of a row, times the row's scale.
+// Loads the chunk that starts at a row's element `start`, times the row's scale.
 template <int W, class T>
 PS_INLINE void load_scaled_chunk(const T* row, int start, int head_dim, Vec<W>& lo, Vec<W>& hi) {
   load_chunk<W>(row + start, lo, hi);
@@ -33,7 +32,7 @@ PS_INLINE void load_scaled_chunk(const T* row, int start, int head_dim, Vec<W>& 
   }
 }
 
-// Eight, or fewer where vectors are shorter: head_dim is a multiple of it.
+// 8, or less where vectors are shorter; head_dim is always a multiple.
 constexpr int kRowLanes = kLanes < 8 ? kLanes : 8;
 
 template <class T>
@@ -44,7 +43,7 @@ PS_INLINE void widen_row(const T* row, int head_dim, float* out) {
   }
 }
 
-// The scale is max |x| / 127, or NaN if any element is infinite or NaN.
+// Quantises a row with the scale max |x| / 127, or NaN if any element is infinite or NaN.
 inline void quantize_row(const float* x, int head_dim, int8_t* row) {
   constexpr int W = kRowLanes;
   Vec<W> max{}, nothing{};

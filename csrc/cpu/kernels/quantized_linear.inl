@@ -1,8 +1,8 @@
-// Rows of integers times a weight in groups of 32, for one instruction set; included after
-// linear_common.inl and definitions of dot4, load_halves and kQuantizedShape.
+// Quantised rows times a weight in groups of 32, once per instruction set. Included after
+// linear_common.inl and the definitions of dot4, load_halves and kQuantizedShape.
 //
-// Within a group everything is an integer and exact; groups are then added in order, in float32.
-// So a row's result does not depend on the rows beside it, bit for bit.
+// Arithmetic within a group is on integers and exact; groups are then added in order, in float32.
+// So a row's result is bit-identical whatever rows are computed with it.
 
 template <int W>
 PS_INLINE UVec<W> splat_word(const char* p) {
@@ -11,8 +11,8 @@ PS_INLINE UVec<W> splat_word(const char* p) {
   return UVec<W>{} + word;
 }
 
-// Integer dot products of a group with Bytes of the bytes of each code of x, which lie side by
-// side: dots[b][r][v] for columns v * W on.
+// Computes a group's integer dot products with `Bytes` bytes of each code of x: dots[b][r][v] is
+// for byte b, row r and columns from v * W.
 template <GroupFormat Format, int W, int Bytes, int Rows, int V>
 PS_INLINE void dot_group(IVec<W> (&dots)[Bytes][Rows][V], const char* codes, const char* x) {
   constexpr GroupLayout kLayout = group_layout(Format);
@@ -21,7 +21,7 @@ PS_INLINE void dot_group(IVec<W> (&dots)[Bytes][Rows][V], const char* codes, con
   for (int line = 0; line < kLines; ++line) {
     UVec<W> words[V];
     for (int v = 0; v < V; ++v) words[v] = load<UVec<W>>(codes + (line * V + v) * 4 * W);
-    // A byte of four-bit codes holds k and k + 16.
+    // A byte of 4-bit codes holds those of k and k + 16.
     for (int half = 0; half < (kLayout.bits == 4 ? 2 : 1); ++half) {
       const char* codes_of_x = x + (line + half * kLines) * 4 * Rows;
       UVec<W> unpacked[V];
@@ -38,10 +38,10 @@ PS_INLINE void dot_group(IVec<W> (&dots)[Bytes][Rows][V], const char* codes, con
   }
 }
 
-// The same with whole codes: high bytes times 128 plus low bytes.
+// Computes dot products with whole codes: 128 times the high bytes plus the low bytes.
 template <GroupFormat Format, int W, int Rows, int V>
 PS_INLINE void dot_codes(IVec<W> (&dots)[Rows][V], const char* codes, const char* x) {
-  if constexpr (Rows * V <= 4) {  // both at once, where registers hold both
+  if constexpr (Rows * V <= 4) {  // both bytes in one pass if registers suffice
     IVec<W> both[2][Rows][V] = {};
     dot_group<Format, W>(both, codes, x);
     for (int r = 0; r < Rows; ++r) {
@@ -60,7 +60,7 @@ PS_INLINE void dot_codes(IVec<W> (&dots)[Rows][V], const char* codes, const char
   }
 }
 
-// Adds a group's share to the sums of one panel.
+// Adds a group's products to the sums of one panel.
 template <GroupFormat Format, int W, int Rows, int Vectors>
 PS_INLINE void add_group(Vec<W> (&acc)[Rows][Vectors], int first, const char* group,
                          const char* x) {
@@ -90,7 +90,7 @@ PS_INLINE void add_group(Vec<W> (&acc)[Rows][Vectors], int first, const char* gr
   }
 }
 
-// Most: the bytes that a single tile fetches, known at compile time.
+// Most: the bytes that a single tile prefetches, known at compile time.
 template <int64_t Most>
 PS_INLINE void fetch_ahead(const char* from, const Span& span) {
   if (span.ahead_bytes == Most) {
@@ -151,9 +151,9 @@ void quantize_rows(const QuantizeArgs& a) {
         total += values[i];
       }
       const float max = horizontal_max<W>(largest);
-      // A NaN must stay one: 0 * total is NaN if the group holds a NaN, and 0 otherwise.
+      // Propagates NaN: 0 * total is NaN if the group contains one, and 0 otherwise.
       const float scale = max / kMaxCode + 0.0f * horizontal_sum<W>(total);
-      // Below that, its inverse would not be finite.
+      // For a smaller max the inverse would not be finite.
       const Vec<W> inverse = splat<W>(max > 1e-30f ? kMaxCode / max : 0.0f);
       int8_t high[kGroupSize], low[kGroupSize];
       Vec<W> sums{};

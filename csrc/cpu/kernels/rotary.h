@@ -1,4 +1,4 @@
-// The rotation of heads on their way, as launchers ask for it.
+// The interface of the rotation of heads.
 #pragma once
 
 #include <cstdint>
@@ -7,8 +7,8 @@
 
 namespace paged_stream {
 
-// Copies rows of head_dim elements, turning their first rotary_dim elements by the angles. Rows of
-// int8 come with their scale; those that are turned are quantised again.
+// Copies rows of head_dim elements and rotates their first rotary_dim elements by the angles. Int8
+// rows include their scale; rotated ones are quantised again.
 struct RotateArgs {
   const void* src;
   void* dst;  // may be src
@@ -17,8 +17,8 @@ struct RotateArgs {
   int64_t dst_stride;  // elements between heads
   int64_t head_dim;
   const float* angles;  // rotary_dim / 2 cosines, then as many sines
-  int64_t rotary_dim;   // 0 only copies
-  bool interleaved;     // pairs are (2i, 2i + 1), else (i, i + rotary_dim / 2)
+  int64_t rotary_dim;   // 0 copies without rotating
+  bool interleaved;     // pairs are (2i, 2i + 1), otherwise (i, i + rotary_dim / 2)
 };
 using RotateFn = void (*)(const RotateArgs&);
 

@@ -1,4 +1,4 @@
-// Rotary embedding of cached or fresh heads. See simd.inl for how this file is compiled.
+// Rotary embedding of cached or new heads. See simd.inl for how this file is compiled.
 
 template <int W, bool High>
 struct InterleaveHalf {
@@ -8,7 +8,7 @@ struct InterleaveHalf {
   }
 };
 
-// Elements 2i and 2i + 1 of W consecutive pairs, as two vectors.
+// Loads W consecutive pairs as two vectors: elements 2i and elements 2i + 1.
 template <int W>
 PS_INLINE void load_pairs(const float* p, Vec<W>& even, Vec<W>& odd) {
   const Vec<W> a = load<Vec<W>>(p), b = load<Vec<W>>(p + W);
@@ -29,7 +29,7 @@ PS_INLINE void store_pairs(bfloat16* p, Vec<W> even, Vec<W> odd) {
   store_chunk<W>(p, even, odd);
 }
 
-// Pairs [begin, half): as many full vectors as fit, the rest by vectors half as wide.
+// Rotates pairs [begin, half): in full vectors, then the rest in vectors half as wide.
 template <int W, bool Interleaved, class T>
 PS_INLINE void rotate_pairs(const T* src, T* dst, const float* cos, const float* sin, int64_t begin,
                             int64_t half) {
@@ -76,7 +76,7 @@ void rotate(const RotateArgs& args) {
   }
 }
 
-// To rows of int8. What is quantised already and not turned is copied as it is.
+// Rotates into int8 rows. Rows that are int8 already and need no rotation are copied.
 template <class T>
 void rotate_quantized(const RotateArgs& args) {
   const int head_dim = static_cast<int>(args.head_dim);

@@ -1,17 +1,17 @@
-// The choice of a token from a row of logits, as launchers ask for it.
+// The interface of the kernels that sample a token from a row of logits.
 #pragma once
 
 #include <cstdint>
 
 namespace paged_stream {
 
-// So many logits make a tile. Only a tile's largest is read when none of them is likely enough.
+// Logits per tile. If a tile's largest logit is too small, no other logit of it is read.
 constexpr int64_t kVocabTile = 64;
-// What the sampler notes about such a tile.
+// The sampler's notes on a tile.
 struct VocabTile {
   int32_t index;
-  int64_t num_ties;  // kept logits that equal the least one kept
-  double mass;       // of all kept ones
+  int64_t num_ties;  // kept logits that equal the lowest kept one
+  double mass;       // total weight of the kept logits
 };
 struct SampleArgs {
   const float* logits;  // [vocab]

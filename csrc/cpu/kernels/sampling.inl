@@ -1,10 +1,10 @@
-// One token from one row of logits, for one instruction set; included after sampling_math.inl.
+// Samples a token from a row of logits. Included after sampling_math.inl, once per instruction set.
 //
-// Nothing is sorted. What top_k and top_p keep is bounded below by one logit, which bisection over
-// the bits of a float finds: some 30 steps, each of which reads only the tiles whose largest logit
-// is high enough. Sums are in float64, in an order that the row alone decides.
+// Nothing is sorted. The tokens that top_k and top_p keep are bounded below by one logit, which is
+// found by bisection over the bits of a float: 30 or so steps, each of which reads only the tiles
+// whose largest logit is high enough. Sums are in float64, in an order the row alone decides.
 
-// The last tile of a row, when it is not whole, filled up with -inf.
+// Copies a row's last tile, if it is partial, and fills it up with -inf.
 PS_INLINE void copy_tail(const float* logits, int64_t vocab, float* tail) {
   const int64_t size = vocab % kVocabTile;
   for (int64_t i = 0; size != 0 && i < kVocabTile; ++i) {
@@ -22,12 +22,12 @@ inline void tile_maxima(const float* logits, int64_t vocab, int64_t begin, int64
   }
 }
 
-// Adds to each lane how many of `size` floats are at least `floor`.
+// Adds to each lane of `count` its number of elements in x[0, size) that are at least `floor`.
 PS_INLINE void count_at_least(const float* x, int64_t size, float floor, IVec<kLanes>& count) {
   for (int64_t i = 0; i < size; i += kLanes) count -= load<Vec<kLanes>>(x + i) >= floor;
 }
 
-// Draws from one row; see ops.sample_tokens for what it keeps.
+// Draws from one row; ops.sample_tokens documents which tokens it keeps.
 class TokenPicker {
  public:
   explicit TokenPicker(const SampleArgs& args)
@@ -53,7 +53,7 @@ class TokenPicker {
     return whole ? args_.logits + index * kVocabTile : tail_;
   }
 
-  // The first index of the largest logit, or of a NaN.
+  // Returns the first index of a NaN, or of the largest logit if there is no NaN.
   int64_t argmax() const {
     const float max = max_or_nan(args_.maxima, args_.padded_tiles);
     const int64_t b = find(args_.maxima, max);
@@ -66,18 +66,18 @@ class TokenPicker {
     return i;
   }
 
-  // The logit below which min_p or top_k drop everything.
+  // Returns the logit below which min_p and top_k drop every token.
   float lowest_kept() {
     float floor = -kInfinity;
     if (args_.log_min_p > -kInfinity) {
-      // Negated, so that the bisection, which looks for a largest value, finds the least kept one.
+      // Negated, because the bisection finds a largest value and this is the smallest one kept.
       floor = -bisect(-max_, kInfinity, [&](float x) {
         return (-static_cast<double>(x) - max_) * args_.inv_temperature >= args_.log_min_p;
       });
     }
     if (args_.top_k <= 0 || args_.top_k >= args_.vocab) return floor;
     float low = -kInfinity;
-    // As many tiles hold at least one logit each: the search need not go below their maxima.
+    // top_k tiles hold at least one logit each, so the search need not go below their maxima.
     if (args_.top_k <= num_tiles_) {
       low = bisect(low, max_, [&](float x) {
         IVec<kLanes> count{};
@@ -118,7 +118,7 @@ class TokenPicker {
     }
   }
 
-  // Adds what the tile's tokens at `floor` and above weigh, or those above it.
+  // Adds the weight of the tile's tokens at or above `floor`, or with Above only those above it.
   template <bool Above>
   void add_mass(int64_t active, double floor, DVec (&mass)[2]) const {
     const float* x = tile(args_.tiles[active].index);
@@ -146,11 +146,11 @@ class TokenPicker {
   }
 
   int64_t draw(float floor) {
-    int64_t num_ties = INT64_MAX;  // of the tokens at the floor itself, those that stay
+    int64_t num_ties = INT64_MAX;  // tokens at the floor itself that are kept
     if (args_.top_p < 1.0) {
       const double target = args_.top_p * mass<false>(floor);
       const auto reaches_target = [&](float x) { return mass<false>(x) >= target; };
-      // Near the top few tiles need be read.
+      // Near the top, few tiles need to be read.
       float high = max_;
       double below = 1.0 / args_.inv_temperature;
       for (float x = high; (x = static_cast<float>(max_ - below)) > floor; below *= 2) {
@@ -170,7 +170,7 @@ class TokenPicker {
     return invert(floor, num_ties);
   }
 
-  // Inverts the cumulative distribution of the tokens above `floor` and the first ones at it.
+  // Inverts the cumulative distribution of the tokens above `floor` and the first num_ties at it.
   int64_t invert(float floor, int64_t num_ties) {
     const double w = weight(DVec{} + floor)[0];
     double total = 0;
@@ -187,7 +187,7 @@ class TokenPicker {
       noted.mass = horizontal_sum(mass[0] + mass[1]) + static_cast<double>(noted.num_ties) * w;
       total += noted.mass;
     }
-    // Rounding must not carry the point past the last token that has any probability.
+    // Rounding must not carry the point past the last token with non-zero probability.
     const double below = __builtin_nextafter(total, 0.0);
     double point = args_.uniform * total, sum = 0;
     point = point < below ? point : below;

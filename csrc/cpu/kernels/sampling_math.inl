@@ -1,4 +1,4 @@
-// Arithmetic of the sampler: float64 vectors, an exponential, bisection over the bits of a float.
+// The sampler's arithmetic: float64 vectors, an exponential, bisection over the bits of a float.
 // See simd.inl for how this file is compiled.
 
 constexpr int kHalf = kLanes / 2;  // float64 lanes of a vector
@@ -23,7 +23,7 @@ PS_INLINE double horizontal_sum(DVec v) {
   return sum;
 }
 
-// e^x for x <= 0 to about one unit in the last place; 0 below e^-707.
+// Returns e^x for x <= 0 to about one unit in the last place; 0 below e^-707.
 PS_INLINE DVec exp_nonpositive(DVec x) {
   const DVec clamped = x < -707.0 ? DVec{} - 707.0 : x;
   // Adding 1.5 * 2^52 leaves the nearest integer in the low mantissa bits.
@@ -48,7 +48,7 @@ PS_INLINE DVec exp_nonpositive(DVec x) {
   return x < -707.0 ? DVec{} : power;
 }
 
-// Floats as integers of the same order, and back.
+// Maps floats to integers of the same order, and back.
 PS_INLINE int32_t to_key(float x) {
   const int32_t bits = __builtin_bit_cast(int32_t, x);
   return bits ^ ((bits >> 31) & 0x7fffffff);
@@ -57,7 +57,7 @@ PS_INLINE float from_key(int32_t key) {
   return __builtin_bit_cast(float, key ^ ((key >> 31) & 0x7fffffff));
 }
 
-// The largest x in [low, high] that is_low(x) holds for: it holds for low and for all below x.
+// Returns the largest x in [low, high] with is_low(x). is_low must hold for low and be monotonic.
 template <class IsLow>
 PS_INLINE float bisect(float low, float high, const IsLow& is_low) {
   int64_t first = to_key(low), last = to_key(high);
@@ -72,7 +72,7 @@ PS_INLINE float bisect(float low, float high, const IsLow& is_low) {
   return from_key(static_cast<int32_t>(first));
 }
 
-// The largest of `size` floats, a multiple of kLanes; NaN if there is one among them.
+// Returns the largest of `size` floats, a multiple of kLanes, or NaN if any of them is NaN.
 PS_INLINE float max_or_nan(const float* x, int64_t size) {
   Vec<kLanes> most = load<Vec<kLanes>>(x);
   IVec<kLanes> nan = most != most;

@@ -1,6 +1,6 @@
 // Fixed-width float vectors on GCC/Clang vector extensions. Included once per ISA, inside that
-// ISA's namespace and under its target pragma, so nothing here may instantiate std:: functions:
-// the linker could keep an AVX-512 copy of one for the whole program.
+// ISA's namespace and under its target pragma, so nothing here may instantiate std:: functions: the
+// linker could keep an AVX-512 copy of one for the whole program.
 
 #define PS_INLINE inline __attribute__((always_inline))
 
@@ -55,8 +55,8 @@ PS_INLINE Vec<W> shuffle(Vec<W> a, Vec<W> b) {
   return shuffle_lanes<Index, W>(a, b, std::make_integer_sequence<int, W>{});
 }
 
-// Units of `Unit` lanes within spans of `Span` lanes: unit u of the result is unit 2u + Odd of the
-// span's units of a followed by those of b.
+// Divides lanes into spans of `Span` lanes and these into units of `Unit` lanes. Unit u of a
+// result's span is unit 2u + Odd of a's units followed by b's.
 template <int W, int Unit, int Span, int Odd>
 struct EverySecondUnit {
   static constexpr int at(int lane) {
@@ -73,13 +73,13 @@ PS_INLINE Vec<W> add_pairs(Vec<W> a, Vec<W> b) {
          shuffle<EverySecondUnit<W, Unit, Span, 1>, W>(a, b);
 }
 
-// Lane i of each group of four lanes: that group's share of the sum of v[i].
+// Returns in lane i of each group of four lanes that group's part of the sum of v[i].
 template <int W>
 PS_INLINE Vec<W> sum_four(const Vec<W>* v) {
   return add_pairs<W, 1, 4>(add_pairs<W, 1, 4>(v[0], v[1]), add_pairs<W, 1, 4>(v[2], v[3]));
 }
 
-// From W / 4 results of sum_four: lane 4 * x + i is the whole sum of the i-th vector of x.
+// Combines W / 4 results of sum_four: lane 4 * x + i is the whole sum of the i-th vector of x.
 template <int W>
 PS_INLINE Vec<W> sum_groups(const Vec<W>* x) {
   if constexpr (W == 4) {
@@ -97,7 +97,7 @@ struct ExchangeLanes {
   static constexpr int at(int lane) { return lane ^ Distance; }
 };
 
-// Combines all lanes pair by pair; what comes out is in every lane.
+// Combines all lanes pairwise; every lane receives the result.
 template <int W, int Distance, class Combine>
 PS_INLINE Vec<W> reduce(Vec<W> v, const Combine& combine) {
   if constexpr (Distance == 0) {
@@ -140,7 +140,7 @@ PS_INLINE void transpose(Vec<W>* v) {
 
 constexpr float kLog2E = 1.44269504f;
 
-// 2^x for x <= 0, relative error below 2e-7; exactly 0 below -126, NaN for NaN.
+// Returns 2^x for x <= 0, relative error below 2e-7; exactly 0 below -126, NaN for NaN.
 template <int W>
 PS_INLINE Vec<W> exp2_nonpositive(Vec<W> x) {
   const Vec<W> clamped = x < -126.0f ? splat<W>(-126.0f) : x;
@@ -158,12 +158,12 @@ PS_INLINE Vec<W> exp2_nonpositive(Vec<W> x) {
   return x < -126.0f ? Vec<W>{} : power;
 }
 
-// W signed bytes as float32.
+// Loads W signed bytes as float32.
 template <int W>
 PS_INLINE Vec<W> widen_bytes(const int8_t* p) {
 #if defined(PAGED_STREAM_PMOVSX)
-  // GCC makes a dozen instructions of __builtin_convertvector where one will do. With the mask, it
-  // does not warn of its own header.
+  // GCC compiles __builtin_convertvector to a dozen instructions where one will do. The masked form
+  // avoids a warning from GCC's own header.
   IVec<W> wide;
   if constexpr (W == 16) {
     wide = (IVec<W>)_mm512_maskz_cvtepi8_epi32(0xffff, _mm_loadu_si128((const __m128i*)p));
@@ -180,9 +180,9 @@ PS_INLINE Vec<W> widen_bytes(const int8_t* p) {
   return __builtin_convertvector(wide, Vec<W>);
 }
 
-// A chunk is 2 * W consecutive elements of a row of head_dim, held as two vectors. Which element
-// sits in which lane depends on the dtype (bfloat16 is split into even and odd elements, one
-// operation per vector), so both sides of a dot product must be loaded as chunks.
+// A chunk is 2 * W consecutive elements of a row of head_dim, held as two vectors. The lane of an
+// element depends on the dtype (bfloat16 is split into even and odd elements, one operation per
+// vector), so both sides of a dot product must be loaded as chunks.
 template <int W>
 PS_INLINE void load_chunk(const float* p, Vec<W>& lo, Vec<W>& hi) {
   lo = load<Vec<W>>(p);
@@ -209,7 +209,7 @@ PS_INLINE void store_chunk(bfloat16* p, Vec<W> lo, Vec<W> hi) {
   store(p, (round_to_bf16_bits<W>(lo) >> 16) | round_to_bf16_bits<W>(hi));
 }
 
-// W consecutive elements in their own order.
+// Loads or stores W consecutive elements in order.
 template <int W>
 PS_INLINE Vec<W> load_row(const float* p) {
   return load<Vec<W>>(p);
