@@ -11,17 +11,17 @@
 
 namespace paged_stream {
 
-// Calls run(item) for every item, in parallel if there is work enough: below min_work per thread it
-// is not worth waking one. An item should take some microseconds, hundreds at most: then handing it
-// out costs little, and nobody waits long for the last one.
+// Calls run(item) for every item, in parallel if there is enough work: with less than min_work per
+// thread, waking a thread does not pay. An item should take some microseconds, hundreds at most:
+// handing it out then costs little, and no thread waits long for the last one.
 template <class Run>
 void for_each_item(int64_t num_items, int64_t work, int64_t min_work, const Run& run) {
   const int64_t threads = torch::stable::get_num_threads();
   share_items(num_items, std::min(threads, work / min_work), run);
 }
 
-// Calls run(begin, end) for ranges that make up [0, size), in parallel if they are longer than
-// `grain` together, which is how much is an item's work.
+// Calls run(begin, end) for ranges of `grain`, an item's work, that make up [0, size), in parallel
+// if there is more than one.
 template <class Run>
 void for_each_range(int64_t size, int64_t grain, const Run& run) {
   const int64_t threads = torch::stable::get_num_threads();
@@ -31,7 +31,7 @@ void for_each_range(int64_t size, int64_t grain, const Run& run) {
               [&](int64_t i) { run(i * grain, std::min(size, (i + 1) * grain)); });
 }
 
-// Memory that a thread keeps between calls; contents are undefined after each get().
+// Memory that a thread keeps between calls. Each get() leaves its contents undefined.
 template <class T>
 class GrowingBuffer {
  public:

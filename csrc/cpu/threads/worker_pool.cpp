@@ -23,19 +23,19 @@ using Time = Clock::time_point;
 using std::chrono::microseconds;
 using std::chrono::milliseconds;
 
-// A worker that finds nothing to do spins as long as the parts of a step that are not shared take.
+// An idle worker spins for as long as the serial parts of a step take.
 constexpr microseconds kWorkerSpin{50};
-// A caller spins for the last items about as long as one takes.
+// A caller spins for the last items for about as long as one takes.
 constexpr microseconds kCallerSpin{20};
 constexpr int kPausesPerLook = 16;  // between two looks at the clock, about a microsecond
 
-// How long callers work alone after a helper lost its processor: longer each time that this
-// happens again soon.
+// How long callers work alone after a helper lost its processor. Doubles, up to the longest, when
+// it happens again within kRelapse.
 constexpr milliseconds kShortestSolitude{1}, kLongestSolitude{128}, kRelapse{20};
 
-constexpr int kMaxSections = 32;   // callers at one time; more work alone
+constexpr int kMaxSections = 32;   // concurrent callers; any more work alone
 constexpr int kMaxWorkers = 1023;  // fits kHelpers
-constexpr int kWakes = 2;          // by each who comes to a section, so that many wake in few steps
+constexpr int kWakes = 2;          // by each thread that enters a section, so the number grows fast
 constexpr size_t kLine = 128;      // bytes that processors fetch together
 
 void pause() {
@@ -46,7 +46,7 @@ void pause() {
 #endif
 }
 
-// Calls ready() until it is true, for about `limit`.
+// Calls ready() until it returns true, for about `limit`.
 template <class Ready>
 bool spin(microseconds limit, const Ready& ready) {
   const Time end = Clock::now() + limit;
@@ -55,19 +55,19 @@ bool spin(microseconds limit, const Ready& ready) {
       if (ready()) return true;
       pause();
     }
-    sched_yield();  // to a caller or helper that waits for this very processor
+    sched_yield();  // lets a caller or helper waiting for this processor run
   } while (Clock::now() < end);
   return false;
 }
 
-// How often others have taken the processor from this thread.
+// Returns how often this thread has been preempted.
 long num_losses() {
   rusage usage{};
   getrusage(RUSAGE_THREAD, &usage);
   return usage.ru_nivcsw;
 }
 
-// The time in which callers work alone.
+// The period in which callers work alone.
 class Solitude {
  public:
   bool lasts(Time now) const { return now.time_since_epoch().count() < until_; }
@@ -77,7 +77,7 @@ class Solitude {
     const bool again = at - until_ < Clock::duration(kRelapse).count();
     constexpr int64_t shortest = Clock::duration(kShortestSolitude).count();
     constexpr int64_t longest = Clock::duration(kLongestSolitude).count();
-    // Threads that are here together may take each other's step: any of them is as good.
+    // Concurrent threads may overwrite each other's length; either value will do.
     length_ = again ? std::min(2 * length_, longest) : shortest;
     until_ = at + length_;
   }
@@ -86,11 +86,11 @@ class Solitude {
   std::atomic<int64_t> until_{0}, length_{0};
 };
 
-// What one caller shares. `state` says who may use the rest: helpers between enter and leave, the
-// caller alone while there is neither room nor a helper.
+// The work that one caller shares. `state_` says who may use the other fields: helpers between
+// enter and leave, and the caller alone while there is no room and no helper.
 class alignas(kLine) Section {
  public:
-  // By the caller, who has this section to itself.
+  // Called by the caller, who owns this section.
   void open(int64_t num_items, uint32_t max_helpers, RunItem run, const void* context) {
     num_items_ = num_items;
     max_helpers_ = max_helpers;
@@ -109,7 +109,7 @@ class alignas(kLine) Section {
     return false;
   }
 
-  // Takes items until there are no more.
+  // Takes items until none are left.
   void work() {
     try {
       for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < num_items_;) {
@@ -121,7 +121,7 @@ class alignas(kLine) Section {
     }
   }
 
-  // True if the caller had gone to sleep over this helper, the last one.
+  // Returns true if the caller was asleep and this was the last helper.
   bool leave() {
     const uint32_t seen = state_.fetch_sub(1, std::memory_order_acq_rel);
     if (seen != (kCallerSleeps | 1)) return false;
@@ -129,7 +129,7 @@ class alignas(kLine) Section {
     return true;
   }
 
-  // By the caller: lets nobody in any more and waits for those inside.
+  // Called by the caller: admits no more helpers and waits for those inside.
   void close() {
     uint32_t seen = state_.fetch_and(kHelpers, std::memory_order_acq_rel) & kHelpers;
     if (seen == 0 || spin(kCallerSpin, [&] { return state_.load() == 0; })) return;
@@ -137,7 +137,7 @@ class alignas(kLine) Section {
     for (; (seen & kHelpers) != 0; seen = state_.load()) state_.wait(seen);
   }
 
-  // By the caller, when it is closed.
+  // Called by the caller after close.
   std::exception_ptr take_error() {
     if (!has_failed_.load(std::memory_order_relaxed)) return nullptr;
     has_failed_.store(false, std::memory_order_relaxed);
@@ -147,9 +147,9 @@ class alignas(kLine) Section {
   uint32_t max_helpers() const { return max_helpers_; }
 
  private:
-  static constexpr uint32_t kHelpers = (1u << 10) - 1;  // how many are inside
+  static constexpr uint32_t kHelpers = (1u << 10) - 1;  // number of helpers inside
   static constexpr uint32_t kCallerSleeps = 1u << 10;
-  static constexpr uint32_t kRoom = 1u << 11;  // times how many more may come
+  static constexpr uint32_t kRoom = 1u << 11;  // times the number of helpers still to be admitted
 
   std::atomic<uint32_t> state_{0};
   uint32_t max_helpers_ = 0;
@@ -161,10 +161,10 @@ class alignas(kLine) Section {
   alignas(kLine) std::atomic<int64_t> next_{0};
 };
 
-// Lives until the process ends, and so do its threads: nothing has to be joined at exit.
+// Lives until the process ends, as do its threads: nothing has to be joined at exit.
 class Pool {
  public:
-  // The process's own: a forked child, in which no worker lives on, makes another.
+  // Returns this process's pool. A forked child has no workers, so it creates another.
   static Pool& get() {
     Pool* pool = current_.load(std::memory_order_acquire);
     if (pool != nullptr) return *pool;
@@ -176,7 +176,7 @@ class Pool {
     return *pool;
   }
 
-  // False if callers have to work alone now.
+  // Returns false if callers have to work alone at present.
   bool share(int64_t num_items, int64_t num_threads, RunItem run, const void* context) {
     if (solitude_.lasts(Clock::now())) return false;
     const int index = claim();
@@ -200,7 +200,7 @@ class Pool {
     std::atomic<uint32_t> is_asleep{0};
   };
 
-  // A section that nobody has, -1 if there is none.
+  // Returns the index of a free section, or -1 if there is none.
   int claim() {
     uint32_t used = in_use_.load(std::memory_order_relaxed);
     while (used != ~0u) {
@@ -225,13 +225,13 @@ class Pool {
         std::thread([this, &self = workers_[count]] { serve(self); }).detach();
       }
     } catch (const std::system_error&) {
-      most_workers_ = count;  // the system gives no more
+      most_workers_ = count;  // the system allows no more threads
     }
     num_workers_.store(count, std::memory_order_relaxed);
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
   }
 
-  // Wakes some sleepers unless so many are awake already.
+  // Wakes up to kWakes workers, unless `wanted` workers are awake.
   void wake(uint32_t wanted) {
     const uint32_t asleep = num_asleep_.load();
     const uint32_t count = num_workers_.load(std::memory_order_relaxed);
@@ -259,7 +259,7 @@ class Pool {
       if (spin(kWorkerSpin, helped)) continue;
       self.is_asleep.store(1, std::memory_order_relaxed);
       num_asleep_.fetch_add(1);
-      // A caller who came before that has woken nobody.
+      // A caller that opened a section before that line did not wake this worker.
       if (help(losses)) {
         rouse(self);
       } else {
@@ -268,7 +268,7 @@ class Pool {
     }
   }
 
-  // Works on a section that has room, if there is one.
+  // Works on a section that has room; returns false if there is none.
   bool help(long& losses) {
     for (uint32_t used = in_use_.load(); used != 0; used &= used - 1) {
       Section& section = sections_[std::countr_zero(used)];
@@ -276,7 +276,7 @@ class Pool {
       wake(section.max_helpers());
       section.work();
       if (section.leave()) {
-        // Was the item long, or has it lain here while somebody else had the processor?
+        // The caller slept: either the item was long, or this thread was preempted while it had it.
         const long before = std::exchange(losses, num_losses());
         if (losses != before) solitude_.begin(Clock::now());
       }
@@ -288,7 +288,7 @@ class Pool {
   static inline std::atomic<Pool*> current_{nullptr};
 
   Section sections_[kMaxSections];
-  alignas(kLine) std::atomic<uint32_t> in_use_{0};  // a bit per section
+  alignas(kLine) std::atomic<uint32_t> in_use_{0};  // one bit per section
   alignas(kLine) std::atomic<uint32_t> num_asleep_{0};
   std::atomic<uint32_t> num_workers_{0};
   Solitude solitude_;
