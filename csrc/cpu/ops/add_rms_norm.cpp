@@ -1,4 +1,4 @@
-// Addition to the residual stream and norm, fused.
+// Adds the delta to the residual stream and normalises the sum, fused.
 
 #include <torch/csrc/stable/library.h>
 

@@ -1,4 +1,4 @@
-// Between two decode steps: what was sampled becomes the next step's input.
+// Advances one decode step: the sampled tokens become the next step's input.
 
 #include <torch/csrc/stable/library.h>
 
@@ -7,7 +7,7 @@
 namespace paged_stream {
 namespace {
 
-// What the kernel takes for granted: there is a place for the token, and a column for the next.
+// Checks what DecodeRows::advance assumes: room for the token and a column for the next position.
 void validate(const Checker& check, const DecodeRows& rows, int64_t row) {
   if (!rows.is_running(row)) return;
   const int64_t count = rows.num_generated[row];
@@ -15,7 +15,7 @@ void validate(const Checker& check, const DecodeRows& rows, int64_t row) {
                 " of at most ", rows.max_generated, " generated tokens");
   check.require(rows.batch.positions[row] >= 0 && rows.batch.ring_blocks[row] >= 1, "row ", row,
                 " must have a position of at least 0 and at least one column");
-  // The last token needs no column of its own.
+  // A sequence's last token needs no column for the next position.
   const bool goes_on = rows.num_left[row] > 1;
   check.require(!goes_on || rows.next_column(row) < rows.batch.table_width, "position ",
                 rows.batch.positions[row] + 1, " is in column ", rows.next_column(row),

@@ -1,4 +1,4 @@
-// The attention half of a layer in one op: in decoding, calls cost as much as arithmetic.
+// The attention half of a layer as one op: in decoding, calls cost as much as arithmetic.
 
 #include "ops/attention_layer.h"
 
@@ -20,8 +20,8 @@ namespace {
 
 using Handles = Registry<AttentionLayer>;
 
-// weights: of the norm, of [Q, K, V], their bias or none, of the output, its bias or none, and
-// slopes of ALiBi or none. heads: num_heads, num_kv_heads, head_dim.
+// weights: norm; packed [Q, K, V]; its bias or none; packed output; its bias or none; ALiBi slopes
+// or none. heads: num_heads, num_kv_heads, head_dim.
 int64_t lay_out_attention_layer(LayerWeights weights, std::vector<int64_t> heads, double eps,
                                 bool interleaved, double scale, double softcap,
                                 int64_t local_window, bool is_bfloat16) {
@@ -89,7 +89,7 @@ void AttentionLayer::run(const RmsNormInput& input, const Tensor& k_cache, const
   static thread_local GrowingBuffer<char> normed_buffer, qkv_buffer, query_buffer;
   char* normed = normed_buffer.get(rows * norm.dim * size);
   char* heads = qkv_buffer.get(rows * qkv.out_features * size);
-  // Queries towards the sinks, and what attention returns.
+  // Two buffers of [rows, query_size]: the sink queries, and the output of attention.
   char* sinks = query_buffer.get(2 * rows * query_size * size);
   char* context = sinks + rows * query_size * size;
   run_rms_norm(input.into(normed), rows, input.dtype);

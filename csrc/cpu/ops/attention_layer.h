@@ -14,14 +14,14 @@
 
 namespace paged_stream {
 
-// output(attention(qkv(x))) of x = norm(residual += delta).
+// Computes output(attention(qkv(x))) with x = norm(residual += delta).
 struct AttentionLayer {
   InputNorm norm;
   PackedWeight qkv, output;
   Scoring scoring;
   int64_t num_heads, num_kv_heads, head_dim;
   bool interleaved;
-  LayerWeights weights;  // whose memory the pointers are of
+  LayerWeights weights;  // owner of the memory behind the pointers
 
   static std::shared_ptr<const AttentionLayer> of_handle(const Checker& check, int64_t handle);
 

@@ -23,7 +23,7 @@ Tile make_tile(const SequenceView& sequence, int64_t offset, int64_t num_tokens,
   tile.num_tokens = static_cast<int>(num_tokens);
   tile.window_end = tile.first_position + num_tokens;
   tile.sink_end = std::min(window.num_sink_tokens, tile.window_end);
-  // What the first token sees begins no later than what the others do.
+  // The first token's visible keys begin no later than any other token's.
   tile.sink_begin = std::min(tile.sink_end, window.sink_start(tile.first_position, local_window));
   tile.window_begin =
       std::max(tile.sink_end, window.window_start(tile.first_position, local_window));
@@ -32,8 +32,8 @@ Tile make_tile(const SequenceView& sequence, int64_t offset, int64_t num_tokens,
   return tile;
 }
 
-// Only a chunk of one tile is split: longer ones have parallel work enough, and partial results
-// stay small beside the keys that they come from.
+// Splits a tile's keys. Only for chunks of one tile: longer ones have enough parallel work, and
+// partial results stay small next to the keys that they come from.
 void split_keys(Tile& tile) {
   const int64_t num_keys = tile.num_keys();
   const int64_t wanted = std::max<int64_t>(1, (num_keys + kSplitKeys / 2) / kSplitKeys);

@@ -1,4 +1,4 @@
-// Cuts a batch into tiles of query rows and splits of keys. Pure host arithmetic.
+// Divides a batch into tiles of query rows and splits of keys. Pure host arithmetic.
 #pragma once
 
 #include <cstdint>
@@ -12,15 +12,15 @@ namespace paged_stream {
 struct SequenceView {
   SinkWindow sink_window;
   int64_t seq_len;
-  int64_t first_token;  // of its chunk, in the batch
+  int64_t first_token;  // index of the chunk's first token in the batch
   int64_t chunk;
   int64_t ring_blocks;
   const int32_t* block_row;
 };
 
-// Consecutive tokens of one sequence, and the keys that any of them sees: positions
-// [sink_begin, sink_end) through sink queries, then [window_begin, window_end) through plain ones.
-// Counting through both gives the tile's key list, which splits cut evenly.
+// Consecutive tokens of one sequence, and the keys visible to any of them: positions [sink_begin,
+// sink_end) for sink queries, then [window_begin, window_end) for plain ones. Together these are
+// the tile's key list, which splits divide evenly.
 struct Tile {
   const SequenceView* sequence;
   int64_t first_token;
@@ -32,8 +32,8 @@ struct Tile {
   int64_t window_end;
   int num_splits;
   int64_t split_len;
-  int64_t first_part_row;  // its place among the rows of partial results
-  int64_t first_counter;   // its place among the tiles that are split
+  int64_t first_part_row;  // index of its first row among the partial results
+  int64_t first_counter;   // index among the tiles that are split
 
   int64_t num_sinks() const { return sink_end - sink_begin; }
   int64_t num_keys() const { return num_sinks() + window_end - window_begin; }
@@ -48,8 +48,8 @@ struct AttentionPlan {
   int max_tile_tokens = 0;
 };
 
-// The cut of a sequence depends on that sequence and the layer alone, so a stream's output does not
-// depend on what shares its batch, not even by rounding.
+// A sequence's division into tiles and splits depends on that sequence and the layer alone, so a
+// stream's output does not depend on the rest of the batch, not even by rounding.
 AttentionPlan plan_attention(const std::vector<SequenceView>& sequences, int group_size,
                              int64_t local_window);
 

@@ -15,7 +15,7 @@ namespace {
 constexpr float kLog2E = 1.44269504f;
 constexpr int64_t kMinWorkPerThread = 2048;  // scores; fewer take less time than a wake-up
 
-// Threads must not throw, so the first one that meets a bad block id leaves a note.
+// Threads must not throw, so the first one to find a bad block id records it here.
 struct BadBlock {
   std::atomic<bool> found{false};
   int64_t position = 0;
@@ -64,7 +64,7 @@ class Attention {
 
  private:
   struct Scratch {
-    float* query;       // packed, [max_rows, dim]
+    float* query;       // [max_rows, dim], packed
     float* sink_query;  // same
     float* state;       // of the largest tile
     AttentionScratch kernel;
@@ -93,7 +93,7 @@ class Attention {
   void run_item(const Tile& tile, int split, int64_t kv_head) {
     const Scratch s = scratch();
     const bool is_split = tile.num_splits > 1;
-    // The splits of one tile and head lie side by side.
+    // The splits of a tile and head are adjacent.
     const int64_t part_size = padded_rows(num_rows(tile)) * (dim_ + 2);
     float* parts = s.state;
     if (is_split) {
@@ -134,7 +134,7 @@ class Attention {
     return state;
   }
 
-  // Keys [begin, end) of the tile's key list, all of them sinks. False after a bad block.
+  // Processes keys [begin, end) of the tile's key list, all sink keys. False on a bad block.
   bool run_sinks(const Tile& tile, int64_t kv_head, int64_t begin, int64_t end, const Scratch& s,
                  const SoftmaxState& state) {
     if (begin >= end) return true;
@@ -148,7 +148,7 @@ class Attention {
                     });
   }
 
-  // Keys [begin, end) of the tile's key list, all of them behind the sinks.
+  // Processes keys [begin, end) of the tile's key list, all window keys. False on a bad block.
   bool run_window(const Tile& tile, int64_t kv_head, int64_t begin, int64_t end, const Scratch& s,
                   const SoftmaxState& state) {
     if (begin >= end) return true;
@@ -162,8 +162,8 @@ class Attention {
                     });
   }
 
-  // The row at `position` sees [start, position], of which a run holds [first, first + n); towards
-  // these keys the row stands at `place`.
+  // Returns the part of [start, position], the keys visible to the row at `position`, that lies in
+  // a run of keys [first, first + n). place: the row's position relative to these keys, for ALiBi.
   static RowView row_view(int64_t start, int64_t position, int64_t place, int64_t first,
                           int64_t n) {
     const int64_t begin = std::clamp<int64_t>(start - first, 0, n);
@@ -172,8 +172,8 @@ class Attention {
             static_cast<float>(place - first)};
   }
 
-  // Positions [begin, end); view(position, first, n) is what the row at `position` sees of the n
-  // keys from `first` on.
+  // Processes the keys at positions [begin, end). view(position, first, n) returns the part visible
+  // to the row at `position` of the n keys from `first`.
   template <class View>
   bool run_keys(const Tile& tile, int64_t kv_head, int64_t begin, int64_t end, const float* query,
                 const Scratch& s, const SoftmaxState& state, const View& view) {
@@ -204,7 +204,7 @@ class Attention {
     return true;
   }
 
-  // Offsets of the keys at positions [first, first + n), padded by repeating the last.
+  // Finds the offsets of the keys at positions [first, first + n) and pads them with the last one.
   bool find_keys(const SequenceView& sequence, int64_t kv_head, int64_t first, int64_t n,
                  int64_t* offsets) {
     const SinkWindow& window = sequence.sink_window;

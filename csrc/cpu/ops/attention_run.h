@@ -10,7 +10,7 @@ namespace paged_stream {
 
 struct AttentionInputs {
   const char* query;
-  const char* sink_query;     // query itself when the caller gave none
+  const char* sink_query;     // the same as query if the caller gave none
   int64_t query_stride;       // bytes between tokens
   int64_t sink_query_stride;  // bytes between tokens
   char* out;
@@ -22,7 +22,7 @@ struct AttentionInputs {
   int64_t num_heads;
   int64_t num_kv_heads;
   int64_t block_size;
-  int64_t row_size;  // elements of the cache that a key takes, with its scale
+  int64_t row_size;  // elements per row of the cache, with its scale
   int64_t head_dim;
   float scale;
   const float* alibi_slopes;  // or null

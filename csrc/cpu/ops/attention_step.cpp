@@ -5,7 +5,7 @@
 namespace paged_stream {
 namespace {
 
-// Every column that the sequence's chunk reads must exist, and no two of its live blocks share one.
+// Checks that the table has every column the chunk reads, and that no two live blocks share one.
 void check_columns(const Checker& check, const SequenceView& s, int64_t index, int64_t block_size,
                    int64_t width) {
   const int64_t last_block = (s.seq_len - 1) / block_size;

@@ -1,4 +1,4 @@
-// A step's sequences, read once for all layers, and how layers of each kind cut them into work.
+// A step's sequences, read once for all layers, and their plans for each kind of layer.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@ namespace paged_stream {
 
 class AttentionStep {
  public:
-  // Checks the numbers of the batch against each other, and that num_tokens are in it.
+  // Checks the batch's values against each other and against num_tokens.
   AttentionStep(const Checker& check, const Batch& batch, int64_t num_tokens, int64_t block_size);
   AttentionStep(const AttentionStep&) = delete;
 
@@ -27,7 +27,7 @@ class AttentionStep {
   };
 
   std::vector<SequenceView> sequences_;
-  std::list<Cut> cuts_;  // plans stay where they are
+  std::list<Cut> cuts_;  // a list, so that references to plans stay valid
 };
 
 }  // namespace paged_stream

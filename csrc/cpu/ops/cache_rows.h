@@ -1,4 +1,4 @@
-// Rows of the cache, which the ops that write, read and turn them share.
+// Shared by the ops that write, read and rotate cache rows.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -42,7 +42,7 @@ struct CacheShape {
   }
 };
 
-// Copies heads of tokens from one dtype to the same or to that of a quantised cache.
+// Copies heads of tokens to the same dtype, or to the int8 of a quantised cache.
 struct HeadMover {
   RotateFn rotate;
   int64_t head_dim;
@@ -50,7 +50,7 @@ struct HeadMover {
   HeadMover(DType from, DType to, int64_t head_dim)
       : rotate(kernels().rotate(from, to)), head_dim(head_dim) {}
 
-  // One token's heads, rotated by the angles of `row`; strides in elements.
+  // Moves one token's heads, rotated by the angles of `row`; strides in elements.
   void move(const char* src, int64_t src_stride, char* dst, int64_t dst_stride, int64_t heads,
             const Angles& angles, int64_t row) const {
     rotate({src, dst, heads, src_stride, dst_stride, head_dim, angles.data + row * angles.dim,
@@ -63,7 +63,7 @@ inline const char* const_bytes(const Tensor& t) {
   return static_cast<const char*>(t.const_data_ptr());
 }
 
-// Checks every slot, before anything is written.
+// Checks all slots, before anything is written.
 inline void check_slots(const Checker& check, const Slots& slots, const Tensor& cache) {
   const int64_t num_slots = cache.size(0) * cache.size(2);
   for (size_t i = 0; i < slots.size(); ++i) {
@@ -73,7 +73,7 @@ inline void check_slots(const Checker& check, const Slots& slots, const Tensor& 
   }
 }
 
-// The same for a tensor, and its form.
+// Checks a slot_mapping tensor and its slots, and returns the slots.
 inline Slots read_slots(const Checker& check, const Tensor& slot_mapping, int64_t rows,
                         const Tensor& cache) {
   check.metadata(slot_mapping, "slot_mapping", ScalarType::Long, "[T]", {rows}, cache);
@@ -87,13 +87,13 @@ inline int64_t size_of(DType dtype) {
   return dtype == DType::kFloat32 ? 4 : 2;
 }
 
-// Writes one token's key (rotated) and value to its slot.
+// Writes one token's rotated key and its value to the token's slot.
 struct SlotWriter {
   CacheShape shape;
   HeadMover mover;
   Heads key, value;
-  DType dtype;          // of both
-  int64_t head_stride;  // elements between their heads
+  DType dtype;          // of key and value
+  int64_t head_stride;  // elements between heads of key and value
   char *k_cache, *v_cache;
   Slots slots;
   Angles angles;

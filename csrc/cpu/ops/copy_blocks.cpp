@@ -1,4 +1,4 @@
-// Whole blocks copied in every layer.
+// Copies whole KV blocks in every layer.
 
 #include <torch/csrc/stable/library.h>
 
@@ -12,7 +12,7 @@
 namespace paged_stream {
 namespace {
 
-// No destination may be named twice or be a source as well: then the order of copies is free.
+// Checks that no destination occurs twice or is also a source: copies may then run in any order.
 void check_block_mapping(const Checker& check, const int64_t* pairs, int64_t n,
                          int64_t num_blocks) {
   std::unordered_set<int64_t> destinations;

@@ -1,4 +1,4 @@
-// cpu_isa and set_cpu_isa: which instruction set the kernels are for.
+// cpu_isa and set_cpu_isa: the instruction set that kernels use.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/util/Exception.h>
@@ -12,7 +12,7 @@ namespace {
 
 std::string cpu_isa() { return isa().name; }
 
-// For tests and benchmarks: a process that serves has no reason to leave the widest.
+// For tests and benchmarks: a serving process has no reason not to use the widest.
 void set_cpu_isa(std::string name) {
   STD_TORCH_CHECK(use_isa(name.c_str()), "set_cpu_isa: this machine has no \"", name,
                   "\" kernels, expected one of \"avx512vnni\", \"avx512\", \"avxvnni\", \"avx2\", "

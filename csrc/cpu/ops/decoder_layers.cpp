@@ -1,5 +1,5 @@
-// All layers of a decoder in one op. Weights are checked when they are laid out for it, what
-// depends on the step alone is checked and planned once per step.
+// All layers of a decoder in one op. Weights are checked when they are laid out; whatever depends
+// only on the step is checked and planned once per step.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -24,10 +24,10 @@ using Tensors = std::vector<Tensor>;
 struct Layer {
   std::shared_ptr<const AttentionLayer> attention;
   std::shared_ptr<const GatedMlp> mlp;
-  size_t rotary;  // index of its table
+  size_t rotary;  // index of its rotary table
 };
 
-// Layers of the same sizes: what does not differ is the first one's.
+// Layers of equal sizes; the first one stands for all where they agree.
 struct DecoderLayers {
   std::vector<Layer> layers;
 
@@ -50,7 +50,7 @@ void check_alike(const Checker& check, const DecoderLayers& of, const Layer& lay
                 "all layers must have the cache's heads and turn them alike");
 }
 
-// attention, mlp: handles; layer_rotary: which of a step's tables each layer takes.
+// attention, mlp: handles. layer_rotary: the index of each layer's rotary table.
 int64_t lay_out_decoder_layers(std::vector<int64_t> attention, std::vector<int64_t> mlp,
                                std::vector<int64_t> layer_rotary) {
   constexpr Checker check("lay_out_decoder_layers");

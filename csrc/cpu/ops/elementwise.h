@@ -1,4 +1,4 @@
-// Row-wise operations on plain pointers, for every launcher that needs one in between.
+// Row-wise operations on plain pointers, shared by the launchers.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -15,17 +15,16 @@ namespace paged_stream {
 
 constexpr int64_t kMinElementsPerThread = 1 << 14;
 
-// Calls run(begin, end) for rows of `columns` elements, in parallel when they are many.
+// Calls run(begin, end) for ranges of rows of `columns` elements, in parallel if there are many.
 template <class Run>
 void for_rows(int64_t rows, int64_t columns, const Run& run) {
   const int64_t grain = std::max<int64_t>(1, kMinElementsPerThread / std::max<int64_t>(columns, 1));
   for_each_range(rows, grain, run);
 }
 
-// Checked arguments of an addition and norm: residual [rows, dim], delta of the same shape or
-// none, float32 weight [dim].
+// Checked arguments of add_rms_norm: residual and delta or none [rows, dim]; float32 weight [dim].
 struct RmsNormInput {
-  RmsNormArgs args;  // without out
+  RmsNormArgs args;  // with `out` unset
   int64_t rows;
   DType dtype;
 

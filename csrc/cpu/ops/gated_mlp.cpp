@@ -1,4 +1,4 @@
-// The gated feed-forward half of a layer in one op: in decoding, calls cost as much as arithmetic.
+// The gated MLP half of a layer as one op: in decoding, calls cost as much as arithmetic.
 
 #include "ops/gated_mlp.h"
 
@@ -11,7 +11,7 @@
 namespace paged_stream {
 namespace {
 
-// weights: of the norm, of gate and up, their bias or none, of down, its bias or none.
+// weights: norm; packed [gate, up]; its bias or none; packed down; its bias or none.
 int64_t lay_out_gated_mlp(LayerWeights weights, double eps, bool is_bfloat16) {
   constexpr Checker check("lay_out_gated_mlp");
   check_weights(check, weights, 5, {2, 4});

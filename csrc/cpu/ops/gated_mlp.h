@@ -1,4 +1,4 @@
-// The gated feed-forward half of a decoder layer, with weights as plain pointers.
+// The gated MLP half of a decoder layer, with weights as plain pointers.
 #pragma once
 
 #include <cstdint>
@@ -9,12 +9,12 @@
 
 namespace paged_stream {
 
-// down(silu(gate(x)) * up(x)) of x = norm(residual += delta).
+// Computes down(silu(gate(x)) * up(x)) with x = norm(residual += delta).
 struct GatedMlp {
   InputNorm norm;
   PackedWeight up, down;
   int64_t intermediate_size;
-  LayerWeights weights;  // whose memory the pointers are of
+  LayerWeights weights;  // owner of the memory behind the pointers
 
   static std::shared_ptr<const GatedMlp> of_handle(const Checker& check, int64_t handle);
 

@@ -1,4 +1,4 @@
-// Slots of the cache into contiguous keys and values.
+// Copies slots of the cache to contiguous keys and values.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>

@@ -1,4 +1,4 @@
-// Heads of tokens, and the angles that turn them, as plain pointers.
+// Heads of tokens, and their rotary angles, as plain pointers.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -11,7 +11,7 @@
 
 namespace paged_stream {
 
-// Heads of tokens, dense within a token; `stride` elements lie between tokens.
+// Heads of tokens, contiguous within a token; `stride` elements between tokens.
 struct Heads {
   void* data;
   int64_t stride;
@@ -21,16 +21,16 @@ struct Heads {
     return static_cast<char*>(data) + index * stride * element_size;
   }
 
-  // The `count` heads that begin `first` heads further on.
+  // Returns the `count` heads from head `first` on.
   Heads from(int64_t first, int64_t count, int64_t head_bytes) const {
     return {static_cast<char*>(data) + first * head_bytes, stride, count};
   }
 };
 
-// Where the rows of tokens are in the cache; -1 for nowhere.
+// Slots of tokens in the cache; -1 for none.
 using Slots = std::span<const int64_t>;
 
-// Angles of every token, [T, dim], cosines then sines; none at all only copies.
+// Angles of every token, [T, dim], cosines then sines. Without angles, rows are only copied.
 struct Angles {
   const float* data = nullptr;
   int64_t dim = 0;

@@ -1,4 +1,4 @@
-// Where a step's tokens sit and go, before any layer runs.
+// Computes the positions and slots of a step's tokens, before any layer runs.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -13,15 +13,14 @@
 namespace paged_stream {
 namespace {
 
-// What the op is told of a sequence.
+// The op's arguments for one sequence.
 struct Sequence {
   int64_t length, start, num_sink_tokens, window_size, window_floor, ring_blocks, row_length;
 
   SinkWindow window() const { return {num_sink_tokens, window_size, window_floor}; }
 };
 
-// `t`: a row for each of these numbers, in the order of the fields of SequenceColumns in
-// paged_stream/ops/lay_out_batch.py.
+// t: [7, B], a row per field of SequenceColumns in paged_stream/ops/lay_out_batch.py, in its order.
 std::vector<Sequence> read_sequences(const Checker& check, const Tensor& t) {
   check.metadata(t, "sequences", ScalarType::Long, "[7, B]", {7, kAny}, t);
   const int64_t count = t.size(1);
@@ -62,8 +61,8 @@ void write_sequence(const MutableBatch& batch, int64_t b, const Sequence& s, con
   std::fill(std::copy_n(row, s.row_length, to), to + batch.table_width, -1);
 }
 
-// The sequence's tokens, whose first is the batch's token t. Returns whether the sinks are nearer
-// to any of them than its position says.
+// Writes the sequence's tokens, starting at token t of the batch. Returns whether any of them has a
+// sink position below its position.
 bool write_tokens(const Checker& check, const MutableBatch& batch, int64_t t, const Sequence& s,
                   const int32_t* row, int64_t block_size) {
   const SinkWindow window = s.window();

@@ -1,5 +1,4 @@
-// Weights of half a layer, as they come from Python: packed matrices, biases or none, and the norm
-// of the input.
+// The weights of half a layer as Python passes them: packed matrices, optional biases, input norm.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -30,7 +29,7 @@ inline ScalarType model_dtype(bool is_bfloat16) {
   return is_bfloat16 ? ScalarType::BFloat16 : ScalarType::Float;
 }
 
-// The norm x = residual / rms(residual) * weight before half a layer.
+// The norm before half a layer: x = residual / rms(residual) * weight.
 struct InputNorm {
   const float* weight;  // [dim]
   int64_t dim;
@@ -42,7 +41,7 @@ struct InputNorm {
     return {weight.const_data_ptr<float>(), weight.size(0), static_cast<float>(eps), dtype};
   }
 
-  // The residual stream and what is added to it first.
+  // Returns the checked residual stream and the delta to add to it first.
   RmsNormInput of(const Checker& check, const Tensor& residual,
                   const std::optional<Tensor>& delta) const {
     check.residual(residual, delta, dim);

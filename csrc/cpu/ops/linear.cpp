@@ -16,7 +16,7 @@ namespace {
 constexpr int64_t kMinWorkPerThread = 1 << 16;  // multiply-adds
 constexpr int64_t kMinPackPerThread = 1 << 15;  // elements of x
 
-// Calls pack(first row, number of rows) for every tile, in parallel when they are large.
+// Calls pack(first row, number of rows) for every tile, in parallel if tiles are large.
 template <class Pack>
 void for_each_tile(const LinearArgs& args, const Pack& pack) {
   const int64_t elements = args.rows * args.in_features;
@@ -66,7 +66,7 @@ const float* widen_bias(const void* bias, DType dtype, int64_t size) {
 // Shares panels and tiles among threads.
 void run_items(const LinearArgs& args, LinearFn run) {
   const int64_t panels = num_panels(args.out_features);
-  // Four panels at a time read memory best; fewer share a small weight more evenly.
+  // Groups of four panels read memory fastest; smaller groups share a small weight more evenly.
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t group = panels >= 64 * threads ? 4 : 2;
   const int64_t groups = (panels + group - 1) / group;

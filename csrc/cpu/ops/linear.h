@@ -1,4 +1,4 @@
-// Packed weights as plain pointers, for every launcher that multiplies by one.
+// Packed weights as plain pointers, shared by the launchers.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -16,18 +16,18 @@ namespace paged_stream {
 // A weight from pack_linear_weight or pack_quantized_weight, and its bias.
 struct PackedWeight {
   const void* data;
-  const void* bias;  // [out_features] in the dtype of the activations, or null
+  const void* bias;  // [out_features] in the activations' dtype, or null
   int64_t in_features;
   int64_t out_features;
-  std::optional<GroupFormat> format;  // none: float32 or bfloat16, as the activations
+  std::optional<GroupFormat> format;  // none for a weight in the activations' dtype
 
-  // Checks the tensors for activations of a dtype.
+  // Checks the tensors for activations of dtype `dtype`.
   static PackedWeight read(const Checker& check, const Tensor& packed_weight,
                            const std::optional<Tensor>& bias, int64_t out_features,
                            ScalarType dtype);
 };
 
-// Rows of activations: `stride` elements lie between them.
+// Rows of activations, `stride` elements apart.
 struct LinearInput {
   const void* data;
   int64_t rows;
@@ -35,7 +35,7 @@ struct LinearInput {
   DType dtype;
 };
 
-// out = input W^T + bias, dense rows, float32 if float_out and else in the input's dtype.
+// Computes out = input W^T + bias, contiguous, in float32 if float_out or else in input.dtype.
 void run_linear(const LinearInput& input, const PackedWeight& weight, void* out, bool float_out);
 
 }  // namespace paged_stream

@@ -1,4 +1,4 @@
-// A weight in the order in which the linear kernels read it. Packing happens once, at loading.
+// Packs a weight, once at loading, into the order in which the linear kernels read it.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -11,8 +11,8 @@
 namespace paged_stream {
 namespace {
 
-// [out, in] to [panels, in / step, panel, step], out padded to whole panels with zeros; step is
-// the number of consecutive k that share a 32-bit lane.
+// Packs [out, in] into [panels, in / step, panel, step], with out padded to whole panels by zeros.
+// step is the number of consecutive k that share a 32-bit lane.
 Tensor pack_linear_weight(Tensor weight) {
   constexpr Checker check("pack_linear_weight");
   check.shape(weight, "weight", "[out_features, in_features]", {kAny, kAny});

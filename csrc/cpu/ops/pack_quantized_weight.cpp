@@ -1,5 +1,4 @@
-// A quantised weight, as GGUF files hold it, in the order in which the linear kernels read it. No
-// number changes.
+// Packs a quantised GGUF weight, unchanged in value, into the order that the linear kernels read.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -22,8 +21,8 @@ GroupFormat group_format(const std::string& name) {
   return GroupFormat::kQ8_0;
 }
 
-// One row's group into its column of a panel's group: the scales of all columns come first, then
-// their mins, then their codes, four bytes of each column in turn.
+// Packs one row's group into its column of a panel's group. A panel's group has the scales of all
+// columns, then their mins, then their codes, four bytes of each column in turn.
 void pack_group(const GroupLayout& layout, const uint8_t* src, int64_t column, uint8_t* panel) {
   std::memcpy(panel + 2 * column, src, 2);
   src += 2, panel += 2 * kLinearPanel;
@@ -32,12 +31,12 @@ void pack_group(const GroupLayout& layout, const uint8_t* src, int64_t column, u
     src += 2, panel += 2 * kLinearPanel;
   }
   for (int i = 0; i < layout.code_bytes(); ++i) {
-    // The multiplication takes unsigned codes.
+    // The byte dot product needs unsigned codes.
     panel[(i / 4 * kLinearPanel + column) * 4 + i % 4] = layout.bits == 8 ? src[i] ^ 0x80 : src[i];
   }
 }
 
-// [out, groups * bytes] to [panels, groups, panel * bytes], out padded with scales of zero.
+// Packs [out, groups * bytes] into [panels, groups, panel * bytes], padding out with zero scales.
 Tensor pack_quantized_weight(Tensor groups, std::string format) {
   constexpr Checker check("pack_quantized_weight");
   const GroupLayout layout = group_layout(group_format(format));

@@ -1,4 +1,4 @@
-// paged_attention on the CPU: checks the arguments and hands them on as plain pointers.
+// paged_attention on the CPU: checks the arguments and passes them on as plain pointers.
 
 #include "ops/paged_attention.h"
 

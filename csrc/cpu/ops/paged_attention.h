@@ -1,4 +1,4 @@
-// Attention over the cache on checked arguments, for every launcher that does it.
+// Attention over the cache on checked arguments, shared by the launchers.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -10,7 +10,7 @@
 
 namespace paged_stream {
 
-// Queries in `dtype`, strided; the same towards the sinks; out: dense [T, num_heads, head_dim].
+// query, sink_query: in `dtype`, strided. out: contiguous [T, num_heads, head_dim].
 void attend(const Heads& query, const Heads& sink_query, DType dtype, const Tensor& k_cache,
             const Tensor& v_cache, AttentionStep& step, const Scoring& scoring, void* out);
 

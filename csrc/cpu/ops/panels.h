@@ -1,4 +1,4 @@
-// A weight's rows as panels of columns, side by side.
+// Panels: the rows of a weight in groups of kLinearPanel, stored side by side as columns.
 #pragma once
 
 #include <algorithm>

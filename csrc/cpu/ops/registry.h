@@ -1,4 +1,4 @@
-// What ops have laid out for later calls. Ops know no objects, so Python holds numbers.
+// Objects that ops keep for later calls. Op arguments cannot be objects, so Python holds handles.
 #pragma once
 
 #include <cstdint>
@@ -11,12 +11,12 @@
 
 namespace paged_stream {
 
-// Entries live until they are removed and nobody uses them any more.
+// Entries live until they are removed and no longer in use.
 template <class T>
 class Registry {
  public:
   static Registry& instance() {
-    static auto* const registry = new Registry;  // outlives whatever Python frees at exit
+    static auto* const registry = new Registry;  // outlives everything that Python frees at exit
     return *registry;
   }
 
@@ -31,7 +31,7 @@ class Registry {
     entries_.erase(handle);
   }
 
-  // name: of the argument that holds the handle; maker: of the op that gives such handles.
+  // name: the argument that holds the handle. maker: the op that returns such handles.
   std::shared_ptr<const T> get(const Checker& check, const char* name, const char* maker,
                                int64_t handle) {
     const std::lock_guard lock(mutex_);

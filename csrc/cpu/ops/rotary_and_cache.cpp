@@ -1,4 +1,4 @@
-// Queries and keys rotated, keys and values written to their slots, in one pass.
+// Rotates queries and keys, and writes keys and values to their slots, in one pass.
 
 #include "ops/rotary_and_cache.h"
 

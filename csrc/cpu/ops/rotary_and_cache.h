@@ -1,4 +1,4 @@
-// Rotation and writing to the cache on checked arguments, for every launcher that does both.
+// Rotation and writes to the cache on checked arguments, shared by the launchers.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -12,7 +12,7 @@
 
 namespace paged_stream {
 
-// By what a step's T tokens are turned and where their keys and values go.
+// The angles and slots of a step's T tokens.
 struct RotaryStep {
   Angles angles, sink_angles;
   Slots slots;  // [T]
@@ -22,7 +22,7 @@ struct RotaryStep {
                          const Slots& slots, const Tensor& cache);
 };
 
-// What the op of a similar name does; sink_query.data is null if there are no sink angles.
+// Does what the op rotary_and_cache does. sink_query.data is null if there are no sink angles.
 void rotate_and_store(const Heads& query, const Heads& sink_query, const Heads& key,
                       const Heads& value, DType dtype, const Tensor& k_cache, const Tensor& v_cache,
                       const RotaryStep& step);

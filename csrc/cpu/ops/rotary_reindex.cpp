@@ -1,4 +1,4 @@
-// Cached keys turned in place.
+// Rotates cached keys in place.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>

@@ -1,4 +1,4 @@
-// Cosines and sines of positions, in float64 and rounded once.
+// Cosines and sines of positions, computed in float64 and rounded once.
 
 #include <torch/csrc/stable/library.h>
 

@@ -1,4 +1,4 @@
-// Launcher of the sampler: validation, random numbers, work sharing.
+// Launcher of sample_tokens: validation, random numbers, work sharing.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -18,7 +18,7 @@ namespace paged_stream {
 namespace {
 
 constexpr int64_t kMinLogitsPerThread = 1 << 14;
-// Beyond these, differences of float32 logits over the temperature leave the range of float64.
+// Outside this range, float32 logit differences over the temperature leave the range of float64.
 constexpr double kLeastTemperature = 1e-5, kMostTemperature = 1e30;
 
 void check_temperatures(const Checker& check, const double* temperature, int64_t rows) {
@@ -29,7 +29,7 @@ void check_temperatures(const Checker& check, const double* temperature, int64_t
   }
 }
 
-// Rows of logits, and the largest logit of each tile of them.
+// Samples rows of logits. Keeps the largest logit of each tile of a row.
 class Sampler {
  public:
   Sampler(const Tensor& logits, const SamplingParameters& params)
@@ -47,7 +47,7 @@ class Sampler {
 
   void run(int64_t* tokens) const {
     const int64_t work = rows_ * vocab_;
-    // With more threads than rows, what touches every logit is shared more finely.
+    // With more threads than rows, the pass over all logits is shared in parts of a row.
     const int64_t threads = torch::stable::get_num_threads();
     const int64_t parts = std::min(num_tiles_, (threads + rows_ - 1) / rows_);
     if (parts > 1) {

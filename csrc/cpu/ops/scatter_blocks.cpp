@@ -1,4 +1,4 @@
-// Contiguous keys and values into slots of the cache.
+// Copies contiguous keys and values to slots of the cache.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>

@@ -1,4 +1,4 @@
-// The gated activation.
+// The gated activation, silu(gate) * up.
 
 #include <torch/csrc/stable/library.h>
 
