@@ -1,4 +1,4 @@
-// Attention over runs of scattered keys: few rows and many, hidden keys, ALiBi, soft caps, int8.
+// Attention over runs of scattered keys: few rows and many, hidden keys, ALiBi, softcaps, int8.
 
 #include <algorithm>
 #include <limits>
@@ -13,12 +13,12 @@ constexpr double kLog2E = 1.4426950408889634;
 
 struct Case {
   int rows, head_dim;
-  std::vector<int> runs;  // keys of each
+  std::vector<int> runs;  // number of keys in each
   bool has_alibi;
   float softcap;
 };
 
-// The rows of a cache in any order, and the numbers that they stand for.
+// Rows of a cache in any order, and their exact values.
 template <class Q, bool Int8>
 struct Cache {
   int head_dim, row_size;
@@ -67,7 +67,7 @@ Inputs make_inputs(const Case& c, Random& random) {
     for (RowView& view : views) {
       view.begin = random.below(c.runs[i]);
       view.end = view.begin + 1 + random.below(c.runs[i] - view.begin);
-      // A run of which a row sees nothing; of the first one each sees something.
+      // In later runs a row may see no key; in the first run, every row sees at least one.
       if (i > 0 && random.below(4) == 0) view.end = view.begin;
       if (random.below(3) == 0) view.begin = 0, view.end = c.runs[i];
       view.slope = c.has_alibi ? static_cast<float>(0.2 * random.uniform()) : 0;
@@ -78,7 +78,7 @@ Inputs make_inputs(const Case& c, Random& random) {
   return inputs;
 }
 
-// One row's output, from all runs at once.
+// Computes one row's output from all runs at once.
 template <class K>
 std::vector<double> expected_row(const Case& c, const Inputs& inputs, int row, const double* query,
                                  const K& keys, const K& values) {
@@ -108,7 +108,7 @@ std::vector<double> expected_row(const Case& c, const Inputs& inputs, int row, c
   return output;
 }
 
-// Rows' states in one allocation, as many as parts that are merged.
+// The states of the rows, once per part to merge, in one allocation.
 class States {
  public:
   States(int rows, int dim, int parts)
@@ -131,7 +131,7 @@ class States {
   std::vector<float> memory_;
 };
 
-// `merges`: each run has a state of its own.
+// merges: each run has its own state.
 template <class Q, bool Int8>
 void check(const Case& c, bool merges, Random& random) {
   const DType cache_dtype = Int8 ? DType::kInt8 : kDTypeOf<Q>;

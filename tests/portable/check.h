@@ -1,4 +1,4 @@
-// Numbers to compute with, and comparisons with what plain loops in float64 give.
+// Random inputs, and comparisons of results with those of plain float64 loops.
 #pragma once
 
 #include <cmath>
@@ -20,7 +20,7 @@ inline float to_float(bfloat16 x) {
   return value;
 }
 
-// Rounds to nearest, ties to even; `x` is finite.
+// Rounds a finite x to nearest, ties to even.
 template <class T>
 T from_float(float x);
 template <>
@@ -39,7 +39,7 @@ template <class T>
 constexpr DType kDTypeOf = sizeof(T) == 4 ? DType::kFloat32 : DType::kBFloat16;
 template <class T>
 constexpr int kIndexOf = static_cast<int>(kDTypeOf<T>);
-// How far a result of the type may be from the exact one for being rounded, relatively.
+// The largest relative error from rounding a result to the type.
 template <class T>
 constexpr double kRounding = sizeof(T) == 4 ? 0x1p-23 : 0x1p-8;
 
@@ -47,11 +47,11 @@ class Random {
  public:
   explicit Random(uint32_t seed) : engine_(seed) {}
 
-  // A uniform integer in [0, end).
+  // Returns a uniform integer in [0, end).
   int below(int end) { return static_cast<int>(engine_() % static_cast<uint32_t>(end)); }
-  // Uniform in [0, 1).
+  // Returns a uniform number in [0, 1).
   double uniform() { return engine_() / 4294967296.0; }
-  // The distributions of <random> differ between libraries; the sum of these does not.
+  // The distributions of <random> differ between libraries; a sum of uniform numbers does not.
   float normal() {
     double sum = -6;
     for (int i = 0; i < 12; ++i) sum += uniform();
@@ -68,7 +68,7 @@ class Random {
   std::mt19937 engine_;
 };
 
-// Notes a failure unless `result` is within `tolerance` of `expected`; NaN never is.
+// Records a failure unless `result` is within `tolerance` of `expected`; NaN always fails.
 void expect_near(const std::string& what, double result, double expected, double tolerance);
 
 void check_elementwise();

@@ -1,5 +1,5 @@
-// Runs the portable kernels (csrc/cpu/isa/generic.cpp) without torch, on whatever the compiler's
-// target is, and compares them with plain loops. Exits with 1 if any result is wrong.
+// Runs the portable kernels (csrc/cpu/isa/generic.cpp) without torch, on the compiler's target, and
+// compares them with plain loops. Exits with 1 if any result is wrong.
 
 #include <cstdio>
 

@@ -23,7 +23,7 @@ constexpr RotaryCase kRotaryCases[] = {
 };
 constexpr int kHeads = 3;
 
-// rotary_dim / 2 cosines, then as many sines.
+// Returns rotary_dim / 2 cosines, then as many sines.
 std::vector<float> make_angles(const RotaryCase& c, Random& random) {
   const int half = c.rotary_dim / 2;
   std::vector<float> angles(2 * half);
@@ -74,7 +74,7 @@ float scale_of(const int8_t* row, int head_dim) {
   return scale;
 }
 
-// What a row of an int8 cache holds, against the numbers that were stored there.
+// Compares a row of an int8 cache with the values stored there.
 void check_quantized_row(const std::string& what, const int8_t* row,
                          const std::vector<double>& expected) {
   const int head_dim = static_cast<int>(expected.size());
@@ -143,7 +143,7 @@ void check_rms_norm(int64_t rows, int64_t dim, bool with_delta, Random& random) 
 template <class T>
 void check_silu(int64_t rows, int64_t dim, Random& random) {
   std::vector<T> gate_up = random.normals<T>(rows * 2 * dim), out(rows * dim);
-  for (int64_t i = 0; i < 2 * dim; i += 7) {  // also where e^-x is far from 1
+  for (int64_t i = 0; i < 2 * dim; i += 7) {  // include values where e^-x is far from 1
     gate_up[i] = from_float<T>(20 * to_float(gate_up[i]));
   }
   kGenericKernels.silu_and_mul[kIndexOf<T>](gate_up.data(), out.data(), dim, 0, rows);
@@ -152,7 +152,7 @@ void check_silu(int64_t rows, int64_t dim, Random& random) {
       const double gate = to_float(gate_up[row * 2 * dim + i]);
       const double up = to_float(gate_up[row * 2 * dim + dim + i]);
       const double expected = gate / (1 + std::exp(-gate)) * up;
-      // An exponent is off by a share of itself.
+      // The exponential's relative error grows with its exponent.
       const double relative = kRounding<T> + 1e-6 + 1e-7 * std::abs(gate);
       const double tolerance = relative * std::abs(expected) + 1e-30;
       expect_near("silu_and_mul", to_float(out[row * dim + i]), expected, tolerance);

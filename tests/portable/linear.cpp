@@ -1,4 +1,4 @@
-// Products of rows with packed weights: dense ones, and ones in groups of 32.
+// Products of rows with packed weights, dense and in groups of 32.
 
 #include <algorithm>
 
@@ -34,7 +34,7 @@ LinearArgs make_args(const Sizes& sizes, int64_t max_tile_rows) {
   return args;
 }
 
-// [out, in] to [panels, in / step, panel, step], out padded with zeros.
+// Packs [out, in] into [panels, in / step, panel, step], with out padded by zeros.
 template <class T>
 std::vector<T> pack_dense(const Sizes& sizes, const std::vector<T>& weight) {
   constexpr int64_t kStep = 4 / sizeof(T);
@@ -87,7 +87,7 @@ void check_dense(const Sizes& sizes, bool with_bias, bool float_out, Random& ran
   }
 }
 
-// A finite, normal float16 of moderate size, and its value.
+// Returns a finite, normal float16 of moderate size, and its value.
 uint16_t random_half(Random& random, bool may_be_negative, double& value) {
   const int mantissa = random.below(1024), exponent = 10 + random.below(5);
   const bool negative = may_be_negative && random.below(2) == 1;
@@ -95,13 +95,13 @@ uint16_t random_half(Random& random, bool may_be_negative, double& value) {
   return static_cast<uint16_t>(negative << 15 | exponent << 10 | mantissa);
 }
 
-// A weight in groups, packed, and the numbers that it stands for.
+// A weight packed in groups, and its exact values.
 struct GroupWeight {
   std::vector<uint8_t> packed;
   std::vector<double> values;  // [out, in]
 };
 
-// Codes of one row's group, in the file's order of bytes, and what they mean.
+// Fills one row's group with random codes, in the file's byte order, and sets their values.
 void fill_group(const GroupLayout& layout, int64_t column, uint8_t* panel, double* values,
                 Random& random) {
   double scale, min = 0;
@@ -172,7 +172,7 @@ void check_quantized(const Sizes& sizes, GroupFormat format, Random& random) {
           largest = std::max(largest, std::abs(value));
           magnitude += std::abs(weight.values[column * sizes.in_features + k]);
         }
-        // Each element of x is rounded to a multiple of the largest one over 127 * 128.
+        // Each element of x is rounded to a multiple of the group's largest one over 127 * 128.
         tolerance += magnitude * largest * (0.5 / (127 * 128) + 1e-6);
       }
       expect_near("quantized linear", out[row * sizes.out_features + column], sum, tolerance);

@@ -11,7 +11,7 @@ namespace {
 
 struct Case {
   int vocab;
-  double temperature, min_p;  // 0 is greedy; 0 keeps all
+  double temperature, min_p;  // temperature 0 is greedy; min_p 0 keeps all
   int top_k;                  // 0 keeps all
   double top_p;
 };
@@ -45,7 +45,7 @@ int64_t pick(const Case& c, const std::vector<float>& logits, double uniform) {
   return kGenericKernels.pick_token(args);
 }
 
-// Sorts all tokens, drops what is not kept, and inverts the distribution in the order of ids.
+// Sorts all tokens, drops those that are not kept, and inverts the distribution in order of id.
 int64_t expected_token(const Case& c, const std::vector<float>& logits, double uniform) {
   std::vector<int> ids(c.vocab);
   std::iota(ids.begin(), ids.end(), 0);

@@ -1,5 +1,5 @@
-"""The portable kernels without torch: a driver compares them with plain loops in float64, on this
-machine and, where Debian's cross compiler and qemu are there, on emulated ARM."""
+"""The portable kernels without torch: a driver compares them with plain float64 loops, on this
+machine and, if Debian's cross compiler and qemu are installed, on emulated ARM."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ FLAGS = [
     "-Wextra",
     "-Werror",
     "-Wno-psabi",
-    "-static",  # so that the emulator needs no libraries of the other machine
+    "-static",  # so that qemu needs no libraries of the target
     *(f"-I{ROOT / folder}" for folder in ("csrc/include", "csrc/cpu", "tests/portable")),
 ]
 
 
 def build(compiler: list[str], name: str) -> Path:
-    """Compile what changed, and return the driver."""
+    """Compile the changed sources and return the path of the driver."""
     BUILD.mkdir(parents=True, exist_ok=True)
     objects = []
     for source in SOURCES:
