@@ -1,4 +1,4 @@
-// paged_attention as its launcher starts it, for some of the dtypes and widths that it has.
+// Runs paged_attention as its launcher does, for a selection of dtypes and padded head_dims.
 
 #include <vector>
 
@@ -9,7 +9,7 @@
 namespace paged_stream {
 namespace {
 
-// Partial results are NaN at first.
+// Partial results, NaN until written.
 struct Parts {
   std::vector<float> acc, max, sum;
 

@@ -1,4 +1,4 @@
-// A step's batch from the arguments of a call: its tensors, then T, B and the table's width.
+// Reads a step's batch from a call's arguments: its tensors, then T, B and the table's width.
 #pragma once
 
 #include "batch_view.h"

@@ -1,4 +1,4 @@
-// Entries of what runs between decode steps.
+// The entry of advance_decode.
 
 #include "advance_decode_kernel.cuh"
 #include "batch_arguments.h"

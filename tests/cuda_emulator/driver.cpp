@@ -1,5 +1,5 @@
-// The emulator's process: reads calls from its input, runs each under several schedules on fresh
-// copies of its buffers, and answers with the buffers if all schedules agree. See emulator.py.
+// The emulator's process. Reads calls from stdin, runs each under several schedules on fresh copies
+// of its buffers, and returns the buffers if all schedules agree. See emulator.py.
 
 #include "driver.h"
 
@@ -23,7 +23,7 @@ std::map<std::string, Entry>& entries() {
 }
 
 void read_bytes(void* to, size_t size) {
-  if (size != 0 && std::fread(to, 1, size, stdin) != size) std::exit(0);  // the tests are over
+  if (size != 0 && std::fread(to, 1, size, stdin) != size) std::exit(0);  // the tests have ended
 }
 template <class T>
 T read() {
@@ -40,7 +40,7 @@ using Bytes = std::vector<uint8_t>;
 struct Call {
   std::string name;
   std::vector<Argument> arguments;
-  std::vector<Bytes> buffers;  // one per argument, empty for those of another kind
+  std::vector<Bytes> buffers;  // one per argument; empty for arguments of other kinds
 
   static Call next() {
     Call call;
@@ -60,8 +60,8 @@ struct Call {
     return call;
   }
 
-  // The buffers after the entry has run on copies, each an allocation of its own and no longer
-  // than what it holds: then reading or writing past its end is an error.
+  // Runs the entry on copies of the buffers and returns them. Each copy is an allocation of exactly
+  // its size, so that an access past the end is an error.
   std::vector<Bytes> run(Entry entry) const {
     std::vector<Argument> args = arguments;
     std::vector<std::unique_ptr<void, decltype(&std::free)>> memory;
@@ -84,7 +84,7 @@ struct Call {
 
 struct NamedSchedule {
   Schedule schedule;
-  const char* suspicion;  // when its results differ from the first one's
+  const char* suspicion;  // reported if the results differ from the first schedule's
 };
 using Order = Schedule::Order;
 constexpr uint64_t kNaN = Schedule::kNaN, kLarge = Schedule::kLarge, kRandom = Schedule::kRandom;

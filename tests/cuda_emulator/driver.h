@@ -15,14 +15,14 @@ struct Argument {
   void* buffer;
 };
 
-// Taken one after another, in the order in which the test gave them.
+// Reads a call's arguments one by one, in the order in which the test passed them.
 class Arguments {
  public:
   explicit Arguments(const std::vector<Argument>& all) : all_(all) {}
 
   int64_t integer() { return next(Argument::kInteger).integer; }
   double number() { return next(Argument::kNumber).number; }
-  // What the test passed as a tensor; null for None.
+  // Returns the data of a tensor, or null for None.
   template <class T = void>
   T* buffer() {
     return static_cast<T*>(next(Argument::kBuffer).buffer);
@@ -41,7 +41,7 @@ struct Registration {
   Registration(const char* name, Entry entry);
 };
 
-// EMULATED(name) { ... args ... } defines what Emulator.call("name", ...) runs.
+// EMULATED(name) { ... args ... } defines the function that Emulator.call("name", ...) runs.
 #define EMULATED(name)                                                                             \
   static void emulated_##name(::paged_stream::emulator::Arguments& args);                          \
   static const ::paged_stream::emulator::Registration registration_##name(#name, emulated_##name); \

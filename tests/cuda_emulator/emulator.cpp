@@ -1,4 +1,4 @@
-// Fibers, barriers and asynchronous copies of the emulated device.
+// The emulated device: fibers, barriers and asynchronous copies.
 
 #include "device.cuh"
 
@@ -19,10 +19,10 @@
 namespace paged_stream::emulator {
 namespace {
 
-constexpr size_t kMaxSharedBytes = 227 * 1024;  // of one block
+constexpr size_t kMaxSharedBytes = 227 * 1024;  // per thread block
 constexpr int kMaxThreads = 1024;
 
-// Threads that wait for each other: those of a warp, or of a block.
+// Threads that wait for each other: those of a warp or of a thread block.
 struct Group {
   size_t size = 0, arrived = 0;
   const char* what = nullptr;
@@ -58,7 +58,7 @@ bool same(const Where& a, const Where& b) {
          std::string_view(a.file_name()) == b.file_name();
 }
 
-// One launch: its blocks run one after another on the same fibers.
+// One launch. Its thread blocks run one after another on the same fibers.
 class Launch {
  public:
   Launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel)
@@ -137,7 +137,7 @@ class Launch {
     void operator()(uint8_t* p) const { free(p); }
   };
 
-  // Stacks are kept from launch to launch.
+  // Stacks are reused by later launches.
   static std::vector<Thread>& pool() {
     static std::vector<Thread> all(kMaxThreads);
     return all;
@@ -195,7 +195,7 @@ class Launch {
     }
   }
 
-  // Resumes every thread that can run; false when none could.
+  // Resumes every thread that can run; returns false if there is none.
   bool sweep() {
     bool any = false;
     for (const int64_t i : order(num_threads_)) {

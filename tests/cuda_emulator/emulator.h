@@ -1,9 +1,9 @@
-// The names of csrc/cuda/device.cuh and of CUDA C++ itself, for g++: kernels run on the host.
+// Implements csrc/cuda/device.cuh and the names of CUDA C++ for g++: kernels run on the host.
 //
-// The threads of a block are fibers of one host thread. A fiber runs until it has to wait for
-// others, so the order in which fibers are resumed (`Schedule`) decides how threads interleave:
-// what depends on it has a race. Shared memory starts as a pattern that also depends on the
-// schedule, and asynchronous copies leave that pattern behind until they are waited for.
+// The threads of a thread block are fibers of one host thread. A fiber runs until it has to wait
+// for others, so the order in which fibers resume (`Schedule`) determines how threads interleave;
+// results that depend on it reveal a race. Shared memory starts with a pattern that also depends on
+// the schedule, and an asynchronous copy leaves that pattern at its target until it is waited for.
 #pragma once
 
 #include <cmath>
@@ -35,8 +35,8 @@ namespace emulator {
 struct Schedule {
   enum class Order { kForward, kReverse, kShuffled };
   Order order = Order::kForward;
-  uint64_t seed = 0;  // of a shuffled order
-  // What uninitialised shared memory holds: NaN, large numbers, or from kRandom on random bytes.
+  uint64_t seed = 0;  // of the shuffled order
+  // Contents of uninitialised shared memory: NaN, large numbers, or (from kRandom up) random bytes.
   static constexpr uint64_t kNaN = 0, kLarge = 1, kRandom = 2;
   uint64_t poison = kNaN;
 };
@@ -44,14 +44,14 @@ inline Schedule schedule;
 
 using Where = std::source_location;
 
-// Runs the kernel for every thread of every block. Throws std::runtime_error for what CUDA refuses
-// and for threads that wait for ever.
+// Runs the kernel for every thread of every thread block. Throws std::runtime_error for launches
+// that CUDA rejects and for threads that wait for ever.
 void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);
 
 // Stops the launch; run_grid throws the message.
 [[noreturn]] void fail(const char* what, const Where& where);
 
-// Returns when all lanes of the warp have come here; the last one completes the 32 payloads.
+// Returns when all lanes of the warp have arrived; the last one calls complete(payloads).
 void meet_warp(const char* what, void* payload, void (*complete)(void* const* payloads),
                const Where& where);
 void meet_block(const char* what, const Where& where);

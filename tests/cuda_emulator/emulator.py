@@ -1,15 +1,15 @@
 """Runs the CUDA kernels of ``csrc/cuda`` on the host, compiled with g++ against an emulated device.
 
-``emulator.h`` gives kernels what ``device.cuh`` takes from CUDA: the threads of a block are fibers,
-warp-wide operations are meetings of 32 of them, and asynchronous copies arrive no sooner than they
-are waited for. ``driver.cpp`` runs every call under several orders of threads and several contents
-of uninitialised shared memory, on buffers of exactly their size, with the address and
-undefined-behaviour sanitizers on; a call whose results are not the same bits each time is an error.
-So a missing barrier, a read of what nobody wrote, an address out of bounds, a misaligned access and
-lanes that never meet are errors here, before a GPU has seen the kernel.
+``emulator.h`` replaces the parts of CUDA that ``device.cuh`` uses: threads are fibers, warp-wide
+operations wait for 32 of them, and asynchronous copies arrive only when they are waited for.
+``driver.cpp`` runs every call under several thread orders and several contents of uninitialised
+shared memory, on buffers of exactly their size, with the address and undefined-behaviour sanitizers
+on. Results must be bit-identical each time. So a missing barrier, an uninitialised read, an
+out-of-bounds address, a misaligned access and lanes that never meet are errors here, before the
+kernel runs on a GPU.
 
 An op's entry (``EMULATED(name)`` in a .cpp file here) fills the kernel's parameters from the
-arguments of `Emulator.call` and launches it.
+arguments of `Emulator.call` and launches the kernel.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ FLAGS = [
 
 
 class EmulatorError(RuntimeError):
-    """The kernel has a defect; the message says which."""
+    """The kernel has a defect, which the message describes."""
 
 
 def build() -> Path:
-    """Compile what changed, and return the emulator's program."""
+    """Compile the changed sources and return the path of the emulator's program."""
     BUILD.mkdir(parents=True, exist_ok=True)
     compiler = shlex.split(os.environ.get("CXX", "g++"))
     objects = [_compile(compiler, s) for s in sorted(Path(__file__).parent.glob("*.cpp"))]
@@ -71,17 +71,17 @@ def _make(target: Path, command: list[str]) -> Path:
 
 
 class Emulator:
-    """A process that runs kernels; it is started anew when a sanitizer has ended it."""
+    """A process that runs kernels; it is restarted after a sanitizer has ended it."""
 
     def __init__(self) -> None:
         self._program = build()
         self._process: subprocess.Popen[bytes] | None = None
 
     def call(self, entry: str, *args: torch.Tensor | int | float | None) -> None:
-        """Run an entry; tensors, contiguous, hold afterwards what the kernel left in them.
+        """Run an entry. The kernel's writes appear in the tensors, which must be contiguous.
 
         Raises:
-            EmulatorError: threads race or never meet, or a sanitizer found something.
+            EmulatorError: threads race or never meet, or a sanitizer found a defect.
         """
         if self._process is None:
             environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0"}
@@ -95,7 +95,7 @@ class Emulator:
             process.stdin.write(_request(entry, args))
             process.stdin.flush()
         except BrokenPipeError:
-            pass  # what it says before it ends is read below
+            pass  # the process has ended; its last message is read below
         status = process.stdout.read(1)
         if status == b"":
             self._process = None

@@ -1,4 +1,4 @@
-// Switching stacks: a system call less than swapcontext where the registers to keep are known.
+// Switches stacks. On x86-64 this saves swapcontext's system call: the registers to keep are known.
 
 #include "fiber.h"
 
@@ -23,7 +23,7 @@ constexpr size_t kStackBytes = 256 * 1024, kGuardBytes = 64 * 1024;
 
 #if defined(__x86_64__)
 
-// Saves the stack pointer to *save and goes on from `load`.
+// Saves the stack pointer to *save and continues at `load`.
 extern "C" void paged_stream_switch_stack(void** save, void* load);
 extern "C" void paged_stream_begin_fiber();
 asm(R"(
@@ -70,7 +70,7 @@ void switch_stack(void** save, void* load) { paged_stream_switch_stack(save, loa
 
 namespace {
 
-// A context lies at the lower end of its stack.
+// The context is at the lower end of the fiber's stack.
 void* first_frame(char* stack, void (*function)(Fiber*), Fiber* fiber) {
   auto* context = new (stack + kGuardBytes) ucontext_t;
   getcontext(context);

@@ -1,4 +1,4 @@
-// A function with a stack of its own, entered and left by hand.
+// A function with its own stack, which is entered and left explicitly.
 #pragma once
 
 #include <cstddef>
@@ -12,9 +12,9 @@ class Fiber {
   ~Fiber();
   Fiber(const Fiber&) = delete;
 
-  // What the next enter() begins with; a function that is under way is forgotten.
+  // Sets the function that the next enter() starts; abandons one that is still running.
   void start(std::function<void()> function);
-  // Runs it until it leaves or returns.
+  // Runs the function until it leaves or returns.
   void enter();
   void leave();
 
@@ -23,7 +23,7 @@ class Fiber {
 
   std::function<void()> function_;
   char* stack_;
-  void* pointer_ = nullptr;  // of the stack, while the fiber does not run
+  void* pointer_ = nullptr;  // the fiber's stack pointer while it is not running
   void* outside_ = nullptr;
   const void* outside_stack_ = nullptr;
   size_t outside_size_ = 0;

@@ -1,4 +1,4 @@
-// Entries of the ops that move, turn, norm and sample; arguments in the order of the parameters.
+// Entries of the ops that move, rotate, normalise and sample; arguments in the parameters' order.
 
 #include "add_rms_norm_kernel.cuh"
 #include "cache_rows_kernel.cuh"
@@ -45,7 +45,7 @@ EMULATED(rotary_and_cache) {
 
 EMULATED(move_rows) {
   RowSide from = side(args), to = side(args);
-  // In place, the one side is the other.
+  // For an op in place, both sides are the same.
   if (to.key == nullptr) to = from;
   const MoveRowsParams params{
       from,        to,          geometry(args), args.buffer<float>(), args.buffer<int64_t>(),
@@ -76,7 +76,7 @@ EMULATED(rotary_table) {
                    Stream{});
 }
 
-// With a block as on the device, or with a small one, which takes a fraction of the time here.
+// Uses the device's thread blocks, or small ones, which take a fraction of the time here.
 EMULATED(sample_tokens) {
   SampleTokensParams params{};
   params.logits = args.buffer<float>();

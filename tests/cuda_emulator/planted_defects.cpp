@@ -1,4 +1,4 @@
-// Kernels with one defect each, and their sound twins: what the emulator has to tell apart.
+// Kernels with one defect each, and their correct twins: the emulator must tell them apart.
 
 #include "driver.h"
 #include "launch.cuh"
@@ -6,7 +6,7 @@
 namespace paged_stream {
 namespace {
 
-// Reverses the block's numbers through shared memory.
+// Reverses the thread block's numbers through shared memory.
 __global__ void reverse(const int32_t* in, int32_t* out, bool with_sync) {
   auto* numbers = reinterpret_cast<int32_t*>(dynamic_shared());
   numbers[threadIdx.x] = in[threadIdx.x];
@@ -14,7 +14,7 @@ __global__ void reverse(const int32_t* in, int32_t* out, bool with_sync) {
   out[threadIdx.x] = numbers[blockDim.x - 1 - threadIdx.x];
 }
 
-// The largest number, which what nobody wrote must not exceed.
+// Finds the largest number. Numbers in shared memory that were never written must not exceed it.
 __global__ void maximum(const float* in, float* out, int written) {
   auto* numbers = reinterpret_cast<float*>(dynamic_shared());
   if (static_cast<int>(threadIdx.x) < written) numbers[threadIdx.x] = in[threadIdx.x];
@@ -24,7 +24,7 @@ __global__ void maximum(const float* in, float* out, int written) {
   out[threadIdx.x] = most;
 }
 
-// Copies two groups, of which the second must not have been waited for by the first wait.
+// Copies two groups; waiting for the first must not complete the second.
 __global__ void copy(const Vector16* in, Vector16* out, int groups_awaited) {
   auto* staged = reinterpret_cast<Vector16*>(dynamic_shared());
   const int i = static_cast<int>(threadIdx.x), n = static_cast<int>(blockDim.x);
@@ -53,7 +53,7 @@ __global__ void sum_by_shuffles(const int32_t* in, int32_t* out, int lanes) {
   out[threadIdx.x] = sum;
 }
 
-// The same wait in both branches, which is not the same instruction.
+// Both branches wait, but at different instructions.
 __global__ void sync_in_branches(int32_t* out) {
   if (threadIdx.x < 32) {
     sync_block();
@@ -63,7 +63,7 @@ __global__ void sync_in_branches(int32_t* out) {
   out[threadIdx.x] = 1;
 }
 
-// One product of matrices, from shared memory: a[16][16] b[16][8], b as rows or as columns.
+// Multiplies a[16][16] b[16][8] from shared memory, with b stored by rows or by columns.
 template <class T>
 __global__ void product(const T* a, const T* b, float* out, bool b_is_transposed) {
   auto* shared = reinterpret_cast<T*>(dynamic_shared());

@@ -1,4 +1,4 @@
-// Conversions between float32 and the smaller types as the device makes them: to the nearest, ties
+// Conversions between float32 and the smaller types, rounded as the device does: to nearest, ties
 // to even; float8 saturates.
 #pragma once
 
@@ -14,7 +14,7 @@ inline float widen(bfloat16 x) {
   return __builtin_bit_cast(float, static_cast<uint32_t>(x.bits) << 16);
 }
 
-// A number with `Mantissa` bits and the given least normal exponent, by its bits without sign.
+// Widens the bits, without sign, of a number with this mantissa size and least normal exponent.
 template <int Mantissa, int LeastExponent>
 float widen_bits(uint32_t bits) {
   const int exponent = static_cast<int>(bits >> Mantissa);
@@ -36,8 +36,8 @@ inline float widen(float8_e4m3 x) {
   return std::copysign(size, x.bits & 0x80u ? -1.0f : 1.0f);
 }
 
-// The bits, without sign, of the nearest such number to a finite size >= 0; they may overflow into
-// those of infinity and beyond.
+// Returns the bits, without sign, of the number nearest to a finite size >= 0. They may overflow
+// into those of infinity and beyond.
 template <int Mantissa, int LeastExponent>
 uint32_t narrow_bits(float size) {
   int exponent = LeastExponent;

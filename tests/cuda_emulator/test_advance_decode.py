@@ -1,4 +1,4 @@
-"""The kernel between two decode steps leaves what the CPU's op leaves."""
+"""The advance_decode kernel leaves the same tensors as the CPU op."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ BLOCK_SIZE, WIDTH, MAX_GENERATED, NUM_STOPS = 4, 5, 3, 2
 
 
 def arguments(rows: int) -> list[torch.Tensor | ops.BatchTensors]:
-    """Arguments of the op for sequences of every kind: that go on, stop, end and have ended."""
+    """Arguments of the op for sequences that continue, stop, end or have ended."""
     generator = torch.Generator().manual_seed(rows)
 
     def draw(low: int, high: int, *shape: int) -> torch.Tensor:

@@ -16,9 +16,9 @@ from tests.ops.batches import Batch, make_batch, sequence
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 INT8, FP8 = torch.int8, torch.float8_e4m3fn
-# As number_types.h numbers them.
+# In the order of DType in csrc/include/number_types.h.
 DTYPES = [F32, BF16, INT8, F16, FP8]
-# Dtypes of queries and of the cache, and the widest head_dim that is compiled for them.
+# Query dtype, cache dtype (None for the same), and the largest head_dim compiled for them.
 KINDS = [
     *((BF16, None, 256), (BF16, INT8, 128), (BF16, FP8, 64)),
     *((F16, None, 64), (F16, INT8, 64), (F16, FP8, 96)),
@@ -34,11 +34,11 @@ MIXED = [
 
 
 def run(emulator, batch: Batch) -> Tensor:
-    """What the op's kernels make of the batch, on buffers of no more than their size."""
+    """Run the op's kernels on the batch, with buffers of exactly the size that they may access."""
     query, sink_query, k_cache, v_cache, tensors, scoring = batch.arguments()
     num_tokens, num_heads, head_dim = query.shape
     num_blocks, num_kv_heads, block_size, row_size = k_cache.shape
-    # Rows of queries are strided; what lies behind the last one is not there.
+    # Rows of queries are strided; the buffer ends with the last row.
     length = (num_tokens - 1) * query.stride(0) + num_heads * head_dim
     strided = query.as_strided((length,), (1,)).contiguous()
     out = torch.full(query.shape, torch.nan, dtype=query.dtype)
@@ -118,7 +118,7 @@ def test_groups(emulator, dtype, num_kv_heads, group):
 @pytest.mark.parametrize("group, length", [(1, 256), (4, 256), (5, 512)])
 @pytest.mark.parametrize("beyond", [0, 1, 300])
 def test_splits_are_merged(emulator, group, length, beyond):
-    """The keys end at a cut, right behind it, and far behind."""
+    """The keys end at a cut, right after it, and far after it."""
     batch = make_batch(
         of((4, length + beyond - 4, 9000, 1), (0, None, length + beyond, 1)),
         num_kv_heads=1,
@@ -133,7 +133,7 @@ def test_splits_are_merged(emulator, group, length, beyond):
 @pytest.mark.parametrize("sinks", [63, 64, 65, 300])
 @pytest.mark.parametrize("chunk", [1, 17])
 def test_many_sinks(emulator, sinks, chunk):
-    """They end at any place of a step, and behind the first split."""
+    """The sinks end anywhere in a step, or after the first split."""
     batch = make_batch(
         of((sinks, 30, 3000, chunk), (sinks, 30, sinks + 2, min(chunk, 9))),
         num_kv_heads=1,
@@ -176,7 +176,7 @@ def test_positions_beyond_int32(emulator, dtype):
 
 
 def test_what_a_query_sees_is_not_hidden(emulator):
-    """One key that is NaN, and that the other tests would notice if it were read for nothing."""
+    """A NaN key is hidden by a local window of 102 and visible in one of 103."""
     batch = make_batch(of((4, 100, 900, 1)), local_window=102, dtype=BF16)
     check(emulator, batch)
     batch.local_window = 103
@@ -184,7 +184,7 @@ def test_what_a_query_sees_is_not_hidden(emulator):
 
 
 def test_as_many_tokens_as_sequences_in_unequal_chunks(emulator):
-    """Then every chunk is split, also one of many rows."""
+    """Every chunk is then split, including one of many rows."""
     sequences = of((4, 300, 5000, 9), *[(4, 20, 77, 0)] * 9, (4, 30, 60, 2))
     check(emulator, make_batch(sequences, num_kv_heads=1, dtype=BF16, head_dim=16))
 

@@ -1,7 +1,7 @@
-"""Kernels that write, read, turn and copy cached rows, against the CPU's ops and the references.
+"""Kernels that write, read, rotate and copy cache rows, against the CPU ops and the references.
 
-float32, bfloat16 and int8 exist on the CPU, and there results are the same bits as those of its
-fused instructions; float16 and float8 are compared with what the reference rounds to.
+float32, bfloat16 and int8 exist on the CPU, and results are bit-identical to its fused
+instructions. float16 and float8 are compared with the rounded results of the reference.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BLOCK_SIZE, NUM_BLOCKS = 4, 6
 
 @dataclass
 class Rows:
-    """Heads of tokens, a cache they go to, and angles."""
+    """Heads of tokens, the cache that they are written to, and angles."""
 
     dtype: torch.dtype
     cache_dtype: torch.dtype
@@ -59,7 +59,7 @@ class Rows:
         return (torch.randn(shape, generator=self.generator) * 3).to(self.dtype)
 
     def cache(self) -> torch.Tensor:
-        """Rows with numbers in them."""
+        """Return a cache of random rows."""
         shape = (NUM_BLOCKS, self.num_kv_heads, BLOCK_SIZE, self.head_dim)
         x = torch.randn(shape, generator=self.generator) * 3
         return as_rows(x, self.cache_dtype)
@@ -74,13 +74,13 @@ class Rows:
         return self.head_dim, self.rotary_dim // 2, int(self.interleaved)
 
     def on_cpu(self) -> bool:
-        """Whether the CPU's ops take these dtypes, and turn with fused instructions."""
+        """Whether the CPU ops support these dtypes and rotate with fused instructions."""
         small = {torch.float16, torch.float8_e4m3fn}
         return ops.cpu_isa() != "generic" and not small & {self.dtype, self.cache_dtype}
 
 
 def as_rows(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """What a cache of the dtype holds for float rows."""
+    """Convert float rows to those of a cache of the dtype."""
     if dtype == torch.int8:
         return ops_reference.quantize(x)
     if dtype == torch.float8_e4m3fn:
@@ -93,7 +93,7 @@ def values(rows: torch.Tensor) -> torch.Tensor:
 
 
 def assert_rounded(actual: torch.Tensor, expected: torch.Tensor) -> None:
-    """That rows are what float64 rows round to, but for a difference of float32 arithmetic."""
+    """Assert that rows equal the rounded float64 rows, up to the error of float32 arithmetic."""
     if actual.dtype == torch.int8:
         limit = 0.51 * ops_reference.scales(actual)
         assert ((values(actual) - expected).abs() <= limit).all()
@@ -159,7 +159,7 @@ def test_rotary_and_cache(emulator, dtype, cache_dtype, head_dim, rotary_dim):
 
 
 def move(emulator, rows: Rows, source, target, rotary) -> None:
-    """Sides are (key, value, dense token stride, whether it is the cache)."""
+    """Run move_rows; a side is (key, value, dense token stride, whether it is the cache)."""
     cache = source[0] if source[3] else target[0]
     half = 0 if rotary is None else rotary.shape[1] // 2
     emulator.call(

@@ -1,4 +1,4 @@
-"""The emulated device finds the defects that it is there to find, and runs their sound twins."""
+"""The emulated device finds planted defects, and runs their correct twins."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_out_of_bounds(emulator, in_shared):
     assert out.tolist() == (2 * given).tolist()
     with pytest.raises(EmulatorError, match="heap-buffer-overflow"):
         emulator.call("index", given, out, 1, in_shared)
-    emulator.call("index", given, out, 0, in_shared)  # by a new process
+    emulator.call("index", given, out, 0, in_shared)  # in a new process
 
 
 @pytest.mark.parametrize("lanes", [16, 31])
@@ -94,7 +94,7 @@ def test_conversions_round_as_torch_does(emulator, kind, dtype):
     near = torch.randn(20_000, generator=generator) * 2.0 ** torch.randint(
         -20, 20, (20_000,), generator=generator
     )
-    # All numbers of 16 bits, and what lies half way between neighbours.
+    # All float16 values, which include the midpoints of the smaller dtypes.
     exact = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.float16).float()
     given = torch.cat([bits.view(torch.float32), near, exact, torch.tensor([torch.inf, 0.0, -0.0])])
     out = torch.empty_like(given)

@@ -1,4 +1,4 @@
-"""Norm, activation and tables of angles against float64, and against the CPU's tables."""
+"""Norm, activation and rotary tables against float64, and the tables against the CPU's."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ ROWS = [
 def sample(
     emulator, logits: torch.Tensor, rows: list[Row], vocab: int | None = None, whole: bool = False
 ) -> list[int]:
-    """With small blocks of threads, unless ``whole`` asks for those of the device."""
+    """Sample with small thread blocks, or with the device's if ``whole``."""
     tokens = torch.full((len(rows),), -7)
     sampling, positions = columns(rows)
     emulator.call(
@@ -35,7 +35,7 @@ def sample(
 
 
 def logits_of_every_kind(vocab: int, shift: int) -> torch.Tensor:
-    """As many rows as ROWS: smooth ones, ones with ties, barred tokens, and flat ones, in turn."""
+    """One row per row of ROWS: smooth, with ties, with barred tokens, and flat, in turn."""
     generator = torch.Generator().manual_seed(vocab)
     logits = torch.randn(len(ROWS), vocab, generator=generator) * 4
     kinds = (torch.arange(len(ROWS)) + shift) % 4
@@ -55,7 +55,7 @@ def test_draws_the_cpus_tokens(emulator, vocab, shift):
 
 
 def test_many_seeds_of_a_small_distribution(emulator):
-    """Every kept token comes up, at the boundaries of the cumulative distribution too."""
+    """Draws agree at the boundaries of the cumulative distribution too."""
     logits = torch.tensor([[2.0, 2.0, 1.0, 1.0, 1.0, 0.0, -1.0, -INF, 2.0]]).repeat(10, 1)
     rows = [Row(1.0, 0.0, 6, 0.8, seed) for seed in range(10)]
     expected = ops.sample_tokens(logits, *columns(rows)).tolist()
