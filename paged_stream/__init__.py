@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from paged_stream.engine.outputs import CompletionOutput as CompletionOutput
     from paged_stream.engine.outputs import EngineStats as EngineStats
     from paged_stream.engine.outputs import RequestDelta as RequestDelta
+    from paged_stream.engine.outputs import RequestMetrics as RequestMetrics
     from paged_stream.engine.outputs import RequestOutput as RequestOutput
     from paged_stream.engine.outputs import StreamStats as StreamStats
     from paged_stream.engine.outputs import TokenLogprob as TokenLogprob
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from paged_stream.scheduler.sampling_params import SamplingParams as SamplingParams
     from paged_stream.serve.ray_app import build_app as build_app
     from paged_stream.text.inputs import Prompt as Prompt
+    from paged_stream.text.inputs import TextPrompt as TextPrompt
+    from paged_stream.text.inputs import TokensPrompt as TokensPrompt
 
 _HOME = {
     "AsyncEngineApi": "engine.api",
@@ -52,12 +55,15 @@ _HOME = {
     "RayLLM": "pool.ray_llm",
     "ReplicaStats": "pool.stats",
     "RequestDelta": "engine.outputs",
+    "RequestMetrics": "engine.outputs",
     "RequestOutput": "engine.outputs",
     "SamplingParams": "scheduler.sampling_params",
     "Stream": "engine.stream",
     "StreamApi": "engine.api",
     "StreamStats": "engine.outputs",
+    "TextPrompt": "text.inputs",
     "TokenLogprob": "engine.outputs",
+    "TokensPrompt": "text.inputs",
     "build_app": "serve.ray_app",
 }
 __all__ = ["__version__", *sorted(_HOME)]

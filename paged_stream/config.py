@@ -43,6 +43,8 @@ class EngineConfig:
     Args:
         model: what to load: a folder, a GGUF file or a name. ``"smollm2-135m-instruct"`` names a
             small model that is installed as a package.
+        tokenizer: what to load the tokenizer from, if it is not the model's own: a folder, a GGUF
+            file or a name.
         cache_dir: folder for models converted from GGUF files. ``None`` is the folder
             ``paged_stream`` in ``$XDG_CACHE_HOME``, or in ``~/.cache`` if that is not set.
         device: where the model computes. ``"auto"`` is CUDA if there is a CUDA device and the op
@@ -111,6 +113,7 @@ class EngineConfig:
     """
 
     model: FilePath = field(metadata=takes(Model()))
+    tokenizer: FilePath | None = setting(None, Model(optional=True))
     cache_dir: FilePath | None = setting(None, Folder(optional=True))
     device: str | torch.device = setting("auto", Device())
     dtype: Dtype | Literal["half", "float"] | torch.dtype = setting("auto", DTYPE)
@@ -195,6 +198,7 @@ class EngineConfig:
 class EngineSettings(TypedDict, total=False):
     """The fields of `EngineConfig` but ``model``, for the keyword arguments of constructors."""
 
+    tokenizer: FilePath | None
     cache_dir: FilePath | None
     device: str | torch.device
     dtype: Dtype | Literal["half", "float"] | torch.dtype

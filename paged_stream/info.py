@@ -30,7 +30,9 @@ def describe(model: str, **settings: Any) -> str:
         ValueError: as `LLMEngine`.
     """
     config = EngineConfig(model=model, **settings)
-    files = resolve_model(config.model, cache_dir=config.cache_dir)
+    files = resolve_model(
+        config.model, cache_dir=config.cache_dir, with_tokenizer=config.tokenizer is None
+    )
     model_config = load_config(files)
     device = resolve_device(config.device)
     check_settings(config, device)

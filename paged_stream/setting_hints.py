@@ -27,7 +27,6 @@ OTHER_ENGINES = {
     "trust_remote_code": "code that comes with a model is never run; leave it out",
     "enforce_eager": "enforce_eager=True elsewhere is cuda_graphs=False here",
     "enable_chunked_prefill": "prompts are always computed in chunks; leave it out",
-    "tokenizer": "the tokenizer is read from the model's folder; put its files there",
     "tokenizer_mode": "leave it out",
     "skip_tokenizer_init": "token ids as prompts need no tokenizer; leave it out",
     "torch_dtype": "write dtype",

@@ -73,6 +73,8 @@ def engine_config(model: str, engine: Mapping[str, Any]) -> EngineConfig:
         ValueError: as `EngineConfig`, or an unknown field.
     """
     settings = offline_settings({**EXACT, **engine})
+    if Path(own := str(settings.get("tokenizer"))).expanduser().exists():
+        settings["tokenizer"] = _absolute(own)
     config = EngineConfig.from_mapping({"model": model, **settings})
     if config.tensor_parallel_size > 1:
         raise ValueError(

@@ -13,7 +13,7 @@ from paged_stream.batch.row_task import RowTask
 from paged_stream.batch.shards import JSONL, PARQUET, TEXT, InputFile, InputShard, cut, find_files
 from paged_stream.batch.tables import KEY, TableWriter, check_columns, column_types
 from paged_stream.config import EngineConfig
-from paged_stream.models.formats.resolve import resolve_model
+from paged_stream.models.formats.resolve import resolve_model, resolve_tokenizer
 from paged_stream.text.tokenizer import has_tokenizer, load_tokenizer
 
 _SAMPLE_FILES, _SAMPLE_ROWS = 8, 1000
@@ -94,11 +94,7 @@ def make_plan(config: BatchConfig) -> BatchPlan:
     Raises:
         ValueError: what the user must change.
     """
-    model = resolve_model(config.model, cache_dir=config.engine_config.cache_dir)
-    if not has_tokenizer(model.folder) and config.task != "score":
-        raise ValueError(f"task={config.task!r} needs a tokenizer, {config.model} has none")
-    if config.task == "chat":
-        load_tokenizer(model.folder, model.name).check_chat_template()
+    _check_tokenizer(config)
     input_format, files = find_files(config.input)
     assert not isinstance(config.shard_bytes, str)  # it was read
     shards = cut(input_format, files, config.shard_bytes)
@@ -126,6 +122,19 @@ def make_plan(config: BatchConfig) -> BatchPlan:
         types=types,
         sample=sample,
     )
+
+
+def _check_tokenizer(config: BatchConfig) -> None:
+    """Raises ValueError if the task needs a tokenizer, or a chat template, and there is none."""
+    engine = config.engine_config
+    model = resolve_model(
+        engine.model, cache_dir=engine.cache_dir, with_tokenizer=engine.tokenizer is None
+    )
+    source = resolve_tokenizer(model, engine.tokenizer, cache_dir=engine.cache_dir)
+    if not has_tokenizer(source.folder) and config.task != "score":
+        raise ValueError(f"task={config.task!r} needs a tokenizer, {config.model} has none")
+    if config.task == "chat":
+        load_tokenizer(*source).check_chat_template()
 
 
 def read_sample(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from paged_stream.batch.row_task import RowTask, compile_template
 from paged_stream.text.chat import is_messages
+from paged_stream.text.inputs import plain_prompt
 
 if TYPE_CHECKING:
     import jinja2
@@ -37,6 +38,8 @@ class Prompter:
             value = row[name]
         if isinstance(value, bytes):
             value = value.decode()  # UnicodeDecodeError is a ValueError
+        if isinstance(value, Mapping):
+            value = plain_prompt(value)  # type: ignore[arg-type]  # which refuses what is none
         self._check(value)
         if self.task.task == "chat" and isinstance(value, str):
             return [{"role": "user", "content": value}]

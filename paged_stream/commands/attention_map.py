@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 SINKS = settings_group("visible tokens", EngineConfig, only=("num_sink_tokens",))
 # There is no cache, and no step of an engine.
-MODEL = engine_group(only=("model", "cache_dir", "dtype", "quantization", "num_threads"))
+MODEL = engine_group(
+    only=("model", "tokenizer", "cache_dir", "dtype", "quantization", "num_threads")
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -85,7 +85,10 @@ def _check_model(config: EngineConfig) -> None:
     from paged_stream.models.formats.resolve import resolve_model
     from paged_stream.models.loader import load_config
 
-    model_config = load_config(resolve_model(str(config.model), cache_dir=config.cache_dir))
+    files = resolve_model(
+        config.model, cache_dir=config.cache_dir, with_tokenizer=config.tokenizer is None
+    )
+    model_config = load_config(files)
     resolve_sink_window(model_config, config.num_sink_tokens, config.window_size)
 
 

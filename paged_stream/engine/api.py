@@ -25,12 +25,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from typing import Protocol, Self, TypeAlias
+from typing import TYPE_CHECKING, Protocol, Self, TypeAlias, overload
 
 from paged_stream.engine.outputs import EngineStats, RequestDelta, RequestOutput, StreamStats
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.text.chat import Messages
-from paged_stream.text.inputs import Prompt
+from paged_stream.text.inputs import Prompt, Prompts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = [
     "AsyncDeltas",
@@ -40,6 +43,7 @@ __all__ = [
     "EngineApi",
     "OnEvict",
     "FilePath",
+    "Scores",
     "StreamApi",
 ]
 
@@ -56,6 +60,9 @@ OnEvict: TypeAlias = Callable[[int, int], object]
 come in the order of the positions, and every position is told once. The engine makes them between
 two steps, in the thread that computes or, in a pool, in the pool's own; the function must not use
 the engine or its streams, except `abort`. What it raises is logged."""
+
+Scores: TypeAlias = list[float | None]
+"""One log-probability per token; ``None`` for a token that nothing predicts."""
 
 FilePath: TypeAlias = str | os.PathLike[str]
 """Where a file is; ``~`` is the user's home."""
@@ -97,7 +104,8 @@ class StreamApi(Protocol):
         computes these.
 
         Args:
-            prompt: text, or token ids in a list, an array or a tensor of one dimension; not empty.
+            prompt: text, or token ids in a list, an array or a tensor of one dimension, also in the
+                dicts that `EngineApi.generate` takes; not empty.
 
         Raises:
             ValueError: the prompt is empty or not one of these, an id is out of range, more than
@@ -364,7 +372,7 @@ class EngineApi(Protocol):
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompts,
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         request_ids: str | Sequence[str] | None = None,
@@ -374,7 +382,8 @@ class EngineApi(Protocol):
         """Complete one prompt or a list of them. If one is refused, nothing is computed.
 
         Args:
-            prompts: text or token ids, of any length; or a list of such prompts.
+            prompts: text or token ids, of any length, also in the dicts that vLLM takes,
+                ``{"prompt": text}`` and ``{"prompt_token_ids": ids}``; or a list of such prompts.
             sampling_params: one for all prompts, or one per prompt. By default
                 ``SamplingParams()``, which generates 16 tokens at most.
             request_ids: a name for each prompt, for `abort`: one string for one prompt, a list of
@@ -416,14 +425,37 @@ class EngineApi(Protocol):
         """
         ...
 
-    def score(self, prompt: Prompt, *, use_tqdm: bool = True) -> list[float | None]:
-        """Tell how likely each token of a prompt of any length is, given what it sees.
+    @overload
+    def score(self, prompts: Prompt, *, use_tqdm: bool = True) -> Scores: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def score(self, prompts: Sequence[Prompt], *, use_tqdm: bool = True) -> list[Scores]: ...
+
+    def score(
+        self, prompts: Prompt | Sequence[Prompt], *, use_tqdm: bool = True
+    ) -> Scores | list[Scores]:
+        """Tell how likely each token of a prompt of any length is, given what it sees. A list of
+        prompts is computed together. If one is refused, nothing is computed.
+
+        Args:
+            prompts: as in `generate`.
+            use_tqdm: show a progress bar.
 
         Returns:
-            One log-probability per token; ``None`` for the first, which nothing predicts.
+            One log-probability per token; ``None`` for the first, which nothing predicts. For a
+            list of prompts, a list of such lists, in their order.
 
         Raises:
-            ValueError: the prompt is wrong, as in `generate`.
+            ValueError: a prompt is wrong, as in `generate`.
+        """
+        ...
+
+    def get_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Return the tokenizer, as transformers has it: a copy, the same at every call. What is
+        done to it changes nothing in the engine.
+
+        Raises:
+            ValueError: the model has no tokenizer.
         """
         ...
 
@@ -541,8 +573,18 @@ class AsyncEngineApi(Protocol):
         """Answer one conversation, as `EngineApi.chat`, yielding deltas as `generate` does."""
         ...
 
-    async def score(self, prompt: Prompt) -> list[float | None]:
+    @overload
+    async def score(self, prompts: Prompt) -> Scores: ...  # type: ignore[overload-overlap]
+
+    @overload
+    async def score(self, prompts: Sequence[Prompt]) -> list[Scores]: ...
+
+    async def score(self, prompts: Prompt | Sequence[Prompt]) -> Scores | list[Scores]:
         """As `EngineApi.score`."""
+        ...
+
+    async def get_tokenizer(self) -> PreTrainedTokenizerBase:
+        """As `EngineApi.get_tokenizer`."""
         ...
 
     async def open_stream(

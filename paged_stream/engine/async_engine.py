@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import itertools
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self, overload
 
 from paged_stream.config import EngineConfig, takes_config
-from paged_stream.engine.api import AsyncDeltas, AsyncEngineApi, FilePath, OnEvict
+from paged_stream.engine.api import AsyncDeltas, AsyncEngineApi, FilePath, OnEvict, Scores
 from paged_stream.engine.async_stream import AsyncStream, AsyncStreams, beside_the_loop
 from paged_stream.engine.lifetime import EngineStoppedError, when_abandoned
 from paged_stream.engine.loaded_engine import LoadedEngine
 from paged_stream.engine.mailbox import Mailbox
 from paged_stream.engine.outputs import EngineStats
+from paged_stream.engine.requests import split_prompts
 from paged_stream.engine.stats import engine_stats
 from paged_stream.engine.stream_file import write_stream_file
 from paged_stream.engine.thread import EngineThread
@@ -24,6 +25,9 @@ from paged_stream.scheduler.fields import as_int
 from paged_stream.scheduler.sampling_params import SamplingParams, whole_answer
 from paged_stream.text.chat import Messages
 from paged_stream.text.inputs import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class AsyncLLMEngine(LoadedEngine, AsyncEngineApi):
@@ -104,28 +108,52 @@ class AsyncLLMEngine(LoadedEngine, AsyncEngineApi):
 
         return self.thread.deltas(encode, start, lambda mailbox: core.turns.drop(name))
 
-    async def score(self, prompt: Prompt) -> list[float | None]:
+    @overload
+    async def score(self, prompts: Prompt) -> Scores: ...  # type: ignore[overload-overlap]
+
+    @overload
+    async def score(self, prompts: Sequence[Prompt]) -> list[Scores]: ...
+
+    async def score(self, prompts: Prompt | Sequence[Prompt]) -> Scores | list[Scores]:
         """As `EngineApi.score`."""
         self.thread.check()
         intake, core = self._intake, self._core
-        name = next(self._names)
-        scores: list[float | None] = [None]
+        prompt_list, is_one = split_prompts(prompts)
+        scores: dict[str, Scores] = {next(self._names): [None] for _ in prompt_list}
 
-        def start(mailbox: Mailbox, token_ids: list[int]) -> None:
-            if len(token_ids) == 1:
+        def start(mailbox: Mailbox, token_ids: list[list[int]]) -> None:
+            requests = {
+                name: ids for name, ids in zip(scores, token_ids, strict=True) if len(ids) > 1
+            }
+            mailbox.num_unfinished = len(requests)
+            mailbox.limit *= max(1, len(requests))  # each may have as many unread as one alone
+            if not requests:
                 mailbox.end()
-            else:
-                intake.add_scoring(name, token_ids, inbox=mailbox)
+            try:
+                for name, ids in requests.items():
+                    intake.add_scoring(name, ids, inbox=mailbox)
+            except BaseException:  # the cache is too small for this one, but not for all
+                stop(mailbox)
+                raise
+
+        def stop(mailbox: Mailbox) -> None:
+            for name in scores:
+                core.turns.drop(name)
 
         deltas = self.thread.deltas(
-            lambda: beside_the_loop(intake.encode, prompt),
-            start,
-            lambda mailbox: core.turns.drop(name),
+            lambda: asyncio.to_thread(intake.encode_all, prompt_list), start, stop
         )
         async with aclosing(deltas):
             async for delta in deltas:
-                scores += [entry.logprob for entry in delta.prompt_logprobs or ()]
-        return scores
+                entries = delta.prompt_logprobs or ()
+                scores[delta.request_id] += [entry.logprob for entry in entries]
+        results = list(scores.values())
+        return results[0] if is_one else results
+
+    async def get_tokenizer(self) -> PreTrainedTokenizerBase:
+        """As `EngineApi.get_tokenizer`."""
+        self.thread.check()
+        return await asyncio.to_thread(self.intake.prompts.tokenizer_copy)
 
     async def abort(self, request_id: str) -> None:
         """As `AsyncEngineApi.abort`."""

@@ -20,7 +20,7 @@ from paged_stream.engine.stream_rules import closed_error
 from paged_stream.engine.thread import EngineThread
 from paged_stream.scheduler.sampling_params import SamplingParams, whole_answer
 from paged_stream.text.chat import Messages, is_messages
-from paged_stream.text.inputs import Prompt
+from paged_stream.text.inputs import Prompt, plain_prompt
 
 T = TypeVar("T")
 
@@ -256,6 +256,6 @@ class AsyncStream(AsyncStreamApi):
 
 async def beside_the_loop(function: Callable[[Any], T], prompt: Any) -> T:
     """Tokenize beside the event loop and the engine's thread; what has been tokenized, at once."""
-    if isinstance(prompt, str) or is_messages(prompt):
+    if isinstance(plain_prompt(prompt), str) or is_messages(prompt):
         return await asyncio.to_thread(function, prompt)
     return function(prompt)

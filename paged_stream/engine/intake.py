@@ -23,7 +23,7 @@ from paged_stream.models.model_config import ModelConfig
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.scheduler.sink_window import SinkWindow
 from paged_stream.text.chat import Messages
-from paged_stream.text.inputs import Prompt
+from paged_stream.text.inputs import Prompt, naming_item
 from paged_stream.text.prompts import Pin, PromptEncoder
 
 
@@ -65,6 +65,20 @@ class Intake:
     def encode(self, prompt: Prompt, *, continues: bool = False) -> list[int]:
         """As `PromptEncoder.encode`."""
         return self.prompts.encode(prompt, continues=continues)
+
+    @finish_before_exit
+    def encode_all(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Tokenize prompts that are to be computed as whole sequences.
+
+        Raises:
+            ValueError: as `PromptEncoder.encode`, or one is too long; says which.
+        """
+        token_ids = []
+        for index, prompt in enumerate(prompts):
+            with naming_item("prompts", index, len(prompts)):
+                token_ids.append(self.prompts.encode(prompt))
+                self.prompts.check_length(len(token_ids[-1]))
+        return token_ids
 
     @finish_before_exit
     def encode_chat(self, messages: Messages) -> list[int]:

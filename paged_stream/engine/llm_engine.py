@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Self
+from typing import TYPE_CHECKING, Self, overload
 
 from paged_stream.config import EngineConfig, takes_config
-from paged_stream.engine.api import EngineApi, FilePath, OnEvict
+from paged_stream.engine.api import EngineApi, FilePath, OnEvict, Scores
 from paged_stream.engine.lifetime import when_abandoned
 from paged_stream.engine.loaded_engine import LoadedEngine
 from paged_stream.engine.outputs import EngineStats, RequestDelta, RequestOutput
@@ -19,13 +19,17 @@ from paged_stream.engine.requests import (
     new_output,
     params_per_prompt,
     prompt_list_of,
+    split_prompts,
 )
 from paged_stream.engine.stats import engine_stats
 from paged_stream.engine.stream import Stream
 from paged_stream.scheduler.sampling_params import SamplingParams, whole_answer
 from paged_stream.system.progress_bar import Bar
 from paged_stream.text.chat import Messages
-from paged_stream.text.inputs import Prompt, naming_item
+from paged_stream.text.inputs import Prompt, Prompts, naming_item
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class LLMEngine(LoadedEngine, EngineApi):
@@ -53,7 +57,7 @@ class LLMEngine(LoadedEngine, EngineApi):
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompts,
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         request_ids: str | Sequence[str] | None = None,
@@ -130,23 +134,38 @@ class LLMEngine(LoadedEngine, EngineApi):
             prompts, params, request_ids=request_ids, priority=priority, use_tqdm=use_tqdm
         )
 
-    def score(self, prompt: Prompt, *, use_tqdm: bool = True) -> list[float | None]:
+    @overload
+    def score(self, prompts: Prompt, *, use_tqdm: bool = True) -> Scores: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def score(self, prompts: Sequence[Prompt], *, use_tqdm: bool = True) -> list[Scores]: ...
+
+    def score(
+        self, prompts: Prompt | Sequence[Prompt], *, use_tqdm: bool = True
+    ) -> Scores | list[Scores]:
         """As `EngineApi.score`."""
-        token_ids = self.encode(prompt)
-        scores: list[float | None] = [None]
-        if len(token_ids) == 1:
-            return scores
-        request_id = next(self._free_names())
-        self.intake.add_scoring(request_id, token_ids)
-        with Bar(total=len(token_ids), unit="tok", disable=not use_tqdm, initial=1) as bar:
+        prompt_list, is_one = split_prompts(prompts)
+        token_ids = self.intake.encode_all(prompt_list)
+        scores: list[Scores] = [[None] for _ in token_ids]
+        names = self._free_names()
+        requests = {next(names): index for index, ids in enumerate(token_ids) if len(ids) > 1}
+        total = sum(map(len, token_ids))
+        with Bar(total=total, unit="tok", disable=not use_tqdm, initial=len(token_ids)) as bar:
             try:
-                for delta in self._run({request_id: 1}):
+                for request_id, index in requests.items():
+                    self.intake.add_scoring(request_id, token_ids[index])
+                for delta in self._run(dict.fromkeys(requests, 1)):
                     logprobs = delta.prompt_logprobs or ()
-                    scores += [entry.logprob for entry in logprobs]
+                    scores[requests[delta.request_id]] += [entry.logprob for entry in logprobs]
                     bar.update(len(logprobs))
             finally:
-                self.abort_request(request_id)
-        return scores
+                for request_id in requests:
+                    self.abort_request(request_id)
+        return scores[0] if is_one else scores
+
+    def get_tokenizer(self) -> PreTrainedTokenizerBase:
+        """As `EngineApi.get_tokenizer`."""
+        return self.intake.prompts.tokenizer_copy()
 
     def _run(self, completions: Mapping[str, int]) -> Iterator[RequestDelta]:
         """Step until these requests' completions are all finished; others keep their deltas."""

@@ -12,7 +12,7 @@ from paged_stream.engine.lifetime import finish_before_exit, refuse_pickling
 from paged_stream.engine.windows import resolve_sink_window, visible_tokens
 from paged_stream.executor.base import Executor
 from paged_stream.executor.select import make_executor
-from paged_stream.models.formats.resolve import resolve_model
+from paged_stream.models.formats.resolve import resolve_model, resolve_tokenizer
 from paged_stream.models.loader import load_config
 from paged_stream.scheduler.scheduler import Scheduler
 from paged_stream.scheduler.scheduler_config import SchedulerConfig
@@ -30,7 +30,7 @@ class LoadedEngine:
     Attributes:
         config: what it was made with.
         model_config: what the model is.
-        tokenizer: ``None`` if the model's folder has none.
+        tokenizer: ``None`` if the model has none and the config names none.
         sink_window: how many tokens its requests see, and its streams by default.
         cache_plan: blocks of the KV cache, and their bytes.
 
@@ -46,7 +46,9 @@ class LoadedEngine:
             self._load(config)
 
     def _load(self, config: EngineConfig) -> None:
-        files = resolve_model(config.model, cache_dir=config.cache_dir)
+        files = resolve_model(
+            config.model, cache_dir=config.cache_dir, with_tokenizer=config.tokenizer is None
+        )
         model_config = load_config(files)
         self.sink_window = resolve_sink_window(
             model_config, config.num_sink_tokens, config.window_size
@@ -55,8 +57,9 @@ class LoadedEngine:
             model_config = load_config(files, length)
         self.model_config = model_config
         self.tokenizer: Tokenizer | None = None
-        if has_tokenizer(files.folder):
-            self.tokenizer = load_tokenizer(files.folder, files.name)
+        source = resolve_tokenizer(files, config.tokenizer, cache_dir=config.cache_dir)
+        if config.tokenizer is not None or has_tokenizer(source.folder):
+            self.tokenizer = load_tokenizer(*source)
         executor = make_executor(config, files, self.model_config, self.sink_window)
         try:
             self._start(config, executor)

@@ -46,7 +46,7 @@ class Mailbox:
     """
 
     def __init__(self, limit: int, post: Callable[[Callable[[], None]], None]) -> None:
-        self._limit = limit
+        self.limit = limit  # deltas
         self._post = post
         self._items: deque[RequestDelta | EngineStoppedError | None] = deque()
         self._loop = asyncio.get_running_loop()
@@ -58,7 +58,7 @@ class Mailbox:
 
     @property
     def is_full(self) -> bool:
-        return len(self._items) >= self._limit and not self._loop.is_closed()
+        return len(self._items) >= self.limit and not self._loop.is_closed()
 
     def append(self, delta: RequestDelta) -> None:
         self._items.append(delta)
@@ -97,7 +97,7 @@ class Mailbox:
         item = self._items.popleft()
         # The engine passes a full box over until it hears that there is room. Looked at after the
         # removal: before it, the engine could fill the box in between and never hear.
-        if len(self._items) == self._limit - 1:
+        if len(self._items) == self.limit - 1:
             self._post(lambda: None)
         if isinstance(item, EngineStoppedError):
             raise item

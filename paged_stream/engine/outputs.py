@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
@@ -17,6 +18,7 @@ __all__ = [
     "Inbox",
     "Location",
     "RequestDelta",
+    "RequestMetrics",
     "RequestOutput",
     "StreamStats",
     "TokenLogprob",
@@ -24,6 +26,48 @@ __all__ = [
 
 # Where a stream's K and V are; nowhere before anything is computed.
 Location: TypeAlias = Literal["none", "cache", "host", "disk"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestMetrics:
+    """When a request, or a turn of a stream, passed its stages: Unix times in seconds, ``None`` for
+    what has not happened yet. In a pool, the arrival is timed by the pool and the rest by the
+    replica, whose clock may differ.
+
+    Args:
+        arrival_time: when it was handed to the engine, tokenized and checked.
+        first_scheduled_time: when its first step began.
+        first_token_time: when its first token was there.
+        finished_time: when the completion was finished; in a `RequestOutput`, the last one. A turn
+            that `StreamApi.end_turn` ends has none.
+    """
+
+    arrival_time: float
+    first_scheduled_time: float | None = None
+    first_token_time: float | None = None
+    finished_time: float | None = None
+
+    @classmethod
+    def of_arrival(cls) -> RequestMetrics:
+        """Of a request that arrives now."""
+        return cls(arrival_time=time.time())
+
+    @property
+    def time_in_queue(self) -> float | None:
+        """How long it waited for its first step, in seconds."""
+        if self.first_scheduled_time is None:
+            return None
+        return self.first_scheduled_time - self.arrival_time
+
+    def updated(self, later: RequestMetrics) -> RequestMetrics:
+        """These and what came later: whatever happens once is as it was noted first."""
+        scheduled, first_token = self.first_scheduled_time, self.first_token_time
+        return RequestMetrics(
+            arrival_time=self.arrival_time,
+            first_scheduled_time=later.first_scheduled_time if scheduled is None else scheduled,
+            first_token_time=later.first_token_time if first_token is None else first_token,
+            finished_time=later.finished_time or self.finished_time,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +88,7 @@ class RequestDelta:
         prompt_logprobs: one entry for each of the prompt's tokens that this step computed, when
             asked for. Nothing predicts the first token of a prompt, so all deltas together have an
             entry for each of the others.
+        metrics: when the completion passed its stages until now.
     """
 
     request_id: str
@@ -54,6 +99,7 @@ class RequestDelta:
     finish_reason: FinishReason | None
     logprobs: list[TokenLogprob] | None
     prompt_logprobs: list[TokenLogprob] | None
+    metrics: RequestMetrics
 
 
 class Inbox(Protocol):
@@ -99,7 +145,8 @@ class CompletionOutput:
 class RequestOutput:
     """A whole request: its prompt and all its completions.
 
-    ``prompt_logprobs``, when asked for, has one entry per prompt token; the first is ``None``. The
+    ``prompt`` is the text, if there was one. ``prompt_logprobs``, when asked for, has one entry per
+    prompt token; the first is ``None``. ``metrics`` says when the request passed its stages. The
     `repr` shortens the prompt and counts its tokens.
     """
 
@@ -107,6 +154,7 @@ class RequestOutput:
     prompt: str | None
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
+    metrics: RequestMetrics
     prompt_logprobs: list[TokenLogprob | None] | None = None
 
     def __repr__(self) -> str:

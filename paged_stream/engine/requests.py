@@ -7,20 +7,35 @@ from collections.abc import Iterable, Mapping, Sequence
 from numbers import Number
 from typing import cast
 
-from paged_stream.engine.outputs import CompletionOutput, RequestDelta, RequestOutput
+from paged_stream.engine.outputs import (
+    CompletionOutput,
+    RequestDelta,
+    RequestMetrics,
+    RequestOutput,
+)
 from paged_stream.scheduler.sampling_params import SamplingParams, check_params_type
 from paged_stream.text.chat import Messages
-from paged_stream.text.inputs import Prompt
+from paged_stream.text.inputs import Prompt, Prompts, prompt_text
 
 
-def prompt_list_of(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """Tell one prompt from a list of them; what is neither is refused later, as a prompt."""
-    values = prompts.tolist() if hasattr(prompts, "tolist") else prompts
+def prompt_list_of(prompts: Prompts) -> list[Prompt]:
+    """The prompts of a list of them, or the only one."""
+    return split_prompts(prompts)[0]
+
+
+def split_prompts(prompts: Prompts) -> tuple[list[Prompt], bool]:
+    """Tell one prompt from a list of them; what is neither is refused later, as a prompt.
+
+    Returns:
+        The prompts, and whether it was one that is in no list.
+    """
+    tolist = getattr(prompts, "tolist", None)
+    values: object = prompts if tolist is None else tolist()
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
-        return [cast("Prompt", values)]
+        return [cast("Prompt", values)], True
     items = list(values)
     one = bool(items) and _is_number(items[0])
-    return cast("list[Prompt]", [items] if one else items)
+    return cast("list[Prompt]", [items] if one else items), one
 
 
 def _is_number(value: object) -> bool:
@@ -111,10 +126,11 @@ def new_output(
     """The answer to a request of which nothing has come yet."""
     return RequestOutput(
         request_id=request_id,
-        prompt=prompt if isinstance(prompt, str) else None,
+        prompt=prompt_text(prompt),
         prompt_token_ids=token_ids,
         outputs=[CompletionOutput(index=index) for index in range(params.n)],
         prompt_logprobs=None if params.prompt_logprobs is None else [None],
+        metrics=RequestMetrics.of_arrival(),
     )
 
 
@@ -124,6 +140,7 @@ def merge_delta(output: RequestOutput, delta: RequestDelta) -> None:
     completion.text += delta.delta_text
     completion.token_ids += delta.delta_token_ids
     completion.finish_reason = delta.finish_reason
+    output.metrics = output.metrics.updated(delta.metrics)
     if delta.logprobs is not None:
         completion.logprobs = completion.logprobs or []
         completion.logprobs.extend(delta.logprobs)

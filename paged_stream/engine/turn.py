@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from paged_stream.engine.outputs import Inbox, RequestDelta
+from paged_stream.engine.outputs import Inbox, RequestDelta, RequestMetrics
 from paged_stream.scheduler.output import FinishReason, SequenceUpdate
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.text.detokenizer import CONTEXT_TOKENS, Detokenizer
@@ -35,7 +35,23 @@ class Turn:
     num_copies: int = 0
     generates: bool = False
     queued_at: float = field(default_factory=time.monotonic)
-    is_queued: bool = True
+    metrics: RequestMetrics = field(default_factory=RequestMetrics.of_arrival)
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether it waits for its first step."""
+        return self.metrics.first_scheduled_time is None
+
+    def note_start(self, started: float) -> float:
+        """Note its first step, which ``started`` then by ``time.monotonic()``; returns how long it
+        has waited, in seconds."""
+        self.metrics = replace(self.metrics, first_scheduled_time=self._time(started))
+        return started - self.queued_at
+
+    def _time(self, moment: float) -> float:
+        """The Unix time of a moment of ``time.monotonic()``, as if nobody had set the clock since
+        the arrival."""
+        return self.metrics.arrival_time + moment - self.queued_at
 
     @staticmethod
     def num_context_tokens(num_generated: int) -> int:
@@ -66,6 +82,7 @@ class Turn:
             text, self.new_text = self.new_text, ""
             if finish_reason is not None:
                 text += self.detokenizer.finish()
+        self._note_progress(bool(update.token_ids), finish_reason is not None)
         return RequestDelta(
             request_id=self.request_id,
             index=self.index,
@@ -75,10 +92,22 @@ class Turn:
             finish_reason=finish_reason,
             logprobs=[update.logprob] if update.logprob is not None else None,
             prompt_logprobs=update.prompt_logprobs or None,
+            metrics=self.metrics,
         )
+
+    def _note_progress(self, has_tokens: bool, has_finished: bool) -> None:
+        """Most deltas share one object: it changes with the first token, and at the end."""
+        is_first = has_tokens and self.metrics.first_token_time is None
+        if is_first or has_finished:
+            now = self._time(time.monotonic())
+            if is_first:
+                self.metrics = replace(self.metrics, first_token_time=now)
+            if has_finished:
+                self.metrics = replace(self.metrics, finished_time=now)
 
     def aborted(self, index: int) -> RequestDelta:
         """The end of the turn, or of a copy that it would have had."""
+        self._note_progress(has_tokens=False, has_finished=True)
         return RequestDelta(
             request_id=self.request_id,
             index=index,
@@ -88,4 +117,5 @@ class Turn:
             finish_reason="abort",
             logprobs=None,
             prompt_logprobs=None,
+            metrics=self.metrics,
         )

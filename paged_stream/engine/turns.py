@@ -218,9 +218,8 @@ class Turns:
         turn = self._turns.get(seq_id)
         if turn is None or not turn.is_queued:
             return None
-        turn.is_queued = False
         self._begun[seq_id] = turn
-        waited = started - turn.queued_at
+        waited = turn.note_start(started)
         self.num_started += 1
         self.queue_seconds += waited
         return waited

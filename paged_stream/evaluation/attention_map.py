@@ -97,12 +97,14 @@ class AttentionProbe:
         dtype: Dtype = "auto",
         quantization: Quantization | None = "auto",
         cache_dir: str | os.PathLike[str] | None = None,
+        tokenizer: str | os.PathLike[str] | None = None,
         num_threads: int | None = None,
         show_progress: bool = False,
     ) -> None:
         config = EngineConfig(
             model=model,
             cache_dir=cache_dir,
+            tokenizer=tokenizer,
             dtype=dtype,
             quantization=quantization,
             num_threads=num_threads,
@@ -110,7 +112,9 @@ class AttentionProbe:
         if num_threads is not None:
             torch.set_num_threads(num_threads)
         self._show_progress = show_progress
-        files = resolve_model(config.model, cache_dir=config.cache_dir)
+        files = resolve_model(
+            config.model, cache_dir=config.cache_dir, with_tokenizer=config.tokenizer is None
+        )
         self.config: ModelConfig = load_config(files)
         self._backend = RecordingBackend(0)
         self._dtype = resolve_dtype(config.dtype, self.config.dtype)

@@ -21,7 +21,7 @@ from paged_stream.engine.stream import Stream
 from paged_stream.evaluation.corpus import Corpus, take
 from paged_stream.evaluation.memory import resident_bytes
 from paged_stream.evaluation.variants import Variant
-from paged_stream.models.formats.resolve import resolve_model
+from paged_stream.models.formats.resolve import resolve_model, resolve_tokenizer
 from paged_stream.models.loader import load_config
 from paged_stream.system.progress_bar import progress_bar
 from paged_stream.text.tokenizer import Tokenizer, load_tokenizer
@@ -165,8 +165,9 @@ def tokenizer_of(settings: dict[str, Any]) -> Tokenizer:
     Raises:
         ValueError: there is no such model, or it has none.
     """
-    files = resolve_model(settings["model"], cache_dir=settings.get("cache_dir"))
-    return load_tokenizer(files.folder, files.name)
+    tokenizer, cache_dir = settings.get("tokenizer"), settings.get("cache_dir")
+    files = resolve_model(settings["model"], cache_dir=cache_dir, with_tokenizer=tokenizer is None)
+    return load_tokenizer(*resolve_tokenizer(files, tokenizer, cache_dir=cache_dir))
 
 
 def make_engine(variant: Variant, num_tokens: int, settings: dict[str, Any]) -> LLMEngine:
@@ -176,7 +177,11 @@ def make_engine(variant: Variant, num_tokens: int, settings: dict[str, Any]) -> 
         ValueError: as `LLMEngine`.
     """
     window = variant.window_size
-    files = resolve_model(settings["model"], cache_dir=settings.get("cache_dir"))
+    files = resolve_model(
+        settings["model"],
+        cache_dir=settings.get("cache_dir"),
+        with_tokenizer=settings.get("tokenizer") is None,
+    )
     if window is None and not load_config(files).learned_positions:
         window = num_tokens  # may be beyond the trained length: that is what dense means
     return LLMEngine(

@@ -68,7 +68,9 @@ class RankWorker:
             backend, store=store, rank=self._rank.index, world_size=self._rank.size
         )
         # The folder of this machine: a hub id may be somewhere else here.
-        files = resolve_model(config.model, cache_dir=config.cache_dir)
+        files = resolve_model(
+            config.model, cache_dir=config.cache_dir, with_tokenizer=config.tokenizer is None
+        )
         self._executor = LocalExecutor(config, files, model_config, sink_window, RankGroup())
         return self._executor.cache_plan, self._executor.weight_samples
 

@@ -6,28 +6,34 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, Self, Unpack
+from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack, overload
 from weakref import finalize
 
 from paged_stream.config import EngineConfig, EngineSettings
-from paged_stream.engine.api import AsyncDeltas, AsyncEngineApi, FilePath, OnEvict
+from paged_stream.engine.api import AsyncDeltas, AsyncEngineApi, FilePath, OnEvict, Scores
 from paged_stream.engine.lifetime import refuse_pickling, when_abandoned
-from paged_stream.engine.requests import check_request_id
+from paged_stream.engine.requests import check_request_id, split_prompts
 from paged_stream.pool.async_stream import AsyncPoolStream
 from paged_stream.pool.placement import Placement
 from paged_stream.pool.pool_options import PoolOptions
 from paged_stream.pool.request import PoolRequest
 from paged_stream.pool.run_soon import run_soon
 from paged_stream.pool.stats import PoolStats
+from paged_stream.pool.together import together
 from paged_stream.scheduler.fields import as_int
 from paged_stream.scheduler.sampling_params import SamplingParams, check_params_type, whole_answer
 from paged_stream.text.chat import Messages
 from paged_stream.text.inputs import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_REQUESTS_AT_ONCE = 1024  # per replica: its engine queues what it has no room for
 
 
 class AsyncRayLLM(AsyncEngineApi):
@@ -65,6 +71,7 @@ class AsyncRayLLM(AsyncEngineApi):
         self._seeds = random.Random(self.config.seed)
         self._requests: dict[str, PoolRequest] = {}
         self._finalizer: finalize[..., object] | None = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None  # once somebody has asked for it
 
     async def start(self) -> None:
         """Start the replicas and wait until all are ready. Harmless once that is done.
@@ -162,10 +169,40 @@ class AsyncRayLLM(AsyncEngineApi):
             async for delta in deltas:
                 yield delta
 
-    async def score(self, prompt: Prompt) -> list[float | None]:
+    @overload
+    async def score(self, prompts: Prompt) -> Scores: ...  # type: ignore[overload-overlap]
+
+    @overload
+    async def score(self, prompts: Sequence[Prompt]) -> list[Scores]: ...
+
+    async def score(self, prompts: Prompt | Sequence[Prompt]) -> Scores | list[Scores]:
         """As `EngineApi.score`."""
-        scores: list[float | None] = await self._placement.ask("score", prompt)
-        return scores
+        prompt_list, is_one = split_prompts(prompts)
+        scores = await self.score_each(prompt_list)
+        return scores[0] if is_one else scores
+
+    async def score_each(
+        self, prompts: Sequence[Prompt], on_done: Callable[[], object] = lambda: None
+    ) -> list[Scores]:
+        """Score a list of prompts, as `score`.
+
+        Args:
+            on_done: called whenever one is done.
+        """
+
+        async def score(token_ids: list[int]) -> Scores:
+            scores: Scores = await self._placement.ask("score", token_ids)
+            on_done()
+            return scores
+
+        return await together(score, await self.encode(prompts), self.max_num_requests)
+
+    async def get_tokenizer(self) -> PreTrainedTokenizerBase:
+        """As `EngineApi.get_tokenizer`."""
+        self._placement.check()
+        if self._tokenizer is None:
+            self._tokenizer = await self._placement.ask("get_tokenizer")
+        return self._tokenizer
 
     async def encode(
         self, prompts: Sequence[Prompt], sampling_params: Sequence[SamplingParams] = ()
@@ -231,6 +268,11 @@ class AsyncRayLLM(AsyncEngineApi):
     def num_replicas(self) -> int:
         """How many replicas there are to be."""
         return self._placement.replicas.size
+
+    @property
+    def max_num_requests(self) -> int:
+        """How many requests of one call the pool hands to its replicas at a time."""
+        return _REQUESTS_AT_ONCE * self.num_replicas
 
     async def stats(self) -> PoolStats:
         """As `EngineApi.stats`, with the load of each replica."""

@@ -6,12 +6,12 @@ import asyncio
 import itertools
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NoReturn, Self, Unpack
+from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack, overload
 
 from tqdm import tqdm
 
 from paged_stream.config import EngineSettings
-from paged_stream.engine.api import EngineApi, FilePath, OnEvict
+from paged_stream.engine.api import EngineApi, FilePath, OnEvict, Scores
 from paged_stream.engine.lifetime import refuse_pickling, when_abandoned
 from paged_stream.engine.outputs import RequestOutput
 from paged_stream.engine.requests import (
@@ -21,17 +21,20 @@ from paged_stream.engine.requests import (
     new_output,
     params_per_prompt,
     prompt_list_of,
+    split_prompts,
 )
 from paged_stream.pool.async_ray_llm import AsyncRayLLM
 from paged_stream.pool.loop_thread import LoopThread, cancel_others
 from paged_stream.pool.run_soon import run_soon
 from paged_stream.pool.stats import PoolStats
 from paged_stream.pool.stream import PoolStream
+from paged_stream.pool.together import together
 from paged_stream.scheduler.sampling_params import SamplingParams, whole_answer
 from paged_stream.text.chat import Messages
-from paged_stream.text.inputs import Prompt
+from paged_stream.text.inputs import Prompt, Prompts
 
-_REQUESTS_AT_ONCE = 1024  # per replica: its engine queues what it has no room for
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class RayLLM(EngineApi):
@@ -80,7 +83,7 @@ class RayLLM(EngineApi):
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompts,
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         request_ids: str | Sequence[str] | None = None,
@@ -106,27 +109,19 @@ class RayLLM(EngineApi):
         bar: Any,
     ) -> None:
         self.inner.check_request_ids([output.request_id for output in outputs])
-        room = asyncio.Semaphore(_REQUESTS_AT_ONCE * self.inner.num_replicas)
 
-        async def complete(output: RequestOutput, sampling_params: SamplingParams) -> None:
-            async with room:
-                async for delta in self.inner.generate(
-                    output.prompt_token_ids,
-                    sampling_params,
-                    request_id=output.request_id,
-                    priority=priority,
-                ):
-                    merge_delta(output, delta)
+        async def complete(request: tuple[RequestOutput, SamplingParams]) -> None:
+            output, sampling_params = request
+            async for delta in self.inner.generate(
+                output.prompt_token_ids,
+                sampling_params,
+                request_id=output.request_id,
+                priority=priority,
+            ):
+                merge_delta(output, delta)
             bar.update()
 
-        tasks = [
-            asyncio.ensure_future(complete(*each)) for each in zip(outputs, params, strict=True)
-        ]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
+        await together(complete, zip(outputs, params, strict=True), self.inner.max_num_requests)
 
     def chat(
         self,
@@ -144,12 +139,24 @@ class RayLLM(EngineApi):
             prompts, params, request_ids=request_ids, priority=priority, use_tqdm=use_tqdm
         )
 
-    def score(self, prompt: Prompt, *, use_tqdm: bool = True) -> list[float | None]:
+    @overload
+    def score(self, prompts: Prompt, *, use_tqdm: bool = True) -> Scores: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def score(self, prompts: Sequence[Prompt], *, use_tqdm: bool = True) -> list[Scores]: ...
+
+    def score(
+        self, prompts: Prompt | Sequence[Prompt], *, use_tqdm: bool = True
+    ) -> Scores | list[Scores]:
         """As `EngineApi.score`."""
-        with tqdm(total=1, unit="prompt", disable=not use_tqdm) as bar:
-            scores = self._thread.run(self.inner.score(prompt))
-            bar.update()
-        return scores
+        prompt_list, is_one = split_prompts(prompts)
+        with tqdm(total=len(prompt_list), unit="prompt", disable=not use_tqdm) as bar:
+            scores = self._thread.run(self.inner.score_each(prompt_list, bar.update))
+        return scores[0] if is_one else scores
+
+    def get_tokenizer(self) -> PreTrainedTokenizerBase:
+        """As `EngineApi.get_tokenizer`."""
+        return self._thread.run(self.inner.get_tokenizer())
 
     def open_stream(
         self,

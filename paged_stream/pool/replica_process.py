@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paged_stream.config import EngineConfig
 from paged_stream.engine.async_engine import AsyncLLMEngine
@@ -20,6 +20,9 @@ from paged_stream.pool.messages import StreamFacts
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.text.chat import Messages
 from paged_stream.text.inputs import Prompt, naming_item
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class ReplicaProcess:
@@ -74,8 +77,11 @@ class ReplicaProcess:
                 token_ids.append(await encoded)
         return token_ids
 
-    async def score(self, prompt: Prompt) -> list[float | None]:
-        return await self._engine.score(prompt)
+    async def score(self, token_ids: list[int]) -> list[float | None]:
+        return await self._engine.score(token_ids)
+
+    async def get_tokenizer(self) -> PreTrainedTokenizerBase:
+        return await self._engine.get_tokenizer()
 
     # Requests
 

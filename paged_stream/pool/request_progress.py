@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from array import array
 from dataclasses import dataclass, field, replace
 
-from paged_stream.engine.outputs import FinishReason, RequestDelta
+from paged_stream.engine.outputs import FinishReason, RequestDelta, RequestMetrics
 from paged_stream.pool.errors import PoolError
 
 
@@ -20,6 +21,7 @@ class _Completion:
     at_token: int = 0
     at_char: int = 0
     at_prompt_logprob: int = 0
+    metrics: RequestMetrics = field(default_factory=RequestMetrics.of_arrival)
 
     def begin(self) -> None:
         self.at_token = self.at_char = self.at_prompt_logprob = 0
@@ -68,6 +70,7 @@ class RequestProgress:
             done.at_prompt_logprob += len(prompt_logprobs)
             done.num_prompt_logprobs = max(done.num_prompt_logprobs, done.at_prompt_logprob)
             prompt_logprobs = prompt_logprobs[first:] or None
+        done.metrics = done.metrics.updated(delta.metrics)
         ends = delta.finished and not done.is_finished
         done.is_finished |= delta.finished
         if not (token_ids or text or prompt_logprobs or ends):
@@ -79,6 +82,7 @@ class RequestProgress:
             delta_token_ids=token_ids,
             logprobs=None if delta.logprobs is None else delta.logprobs[num_known:],
             prompt_logprobs=prompt_logprobs,
+            metrics=done.metrics,
         )
 
     def last_deltas(self, finish_reason: FinishReason) -> list[RequestDelta]:
@@ -93,6 +97,7 @@ class RequestProgress:
                 finish_reason=finish_reason,
                 logprobs=None,
                 prompt_logprobs=None,
+                metrics=replace(completion.metrics, finished_time=time.time()),
             )
             for index, completion in enumerate(self._completions)
             if not completion.is_finished

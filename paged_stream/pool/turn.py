@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
-from paged_stream.engine.outputs import RequestDelta
+from paged_stream.engine.outputs import RequestDelta, RequestMetrics
 from paged_stream.pool.home import Home
 from paged_stream.pool.placement import Attempts
 from paged_stream.pool.replica import ReplicaLostError
@@ -28,6 +29,7 @@ class PoolTurn:
         self._attempts = Attempts(home.placement.replicas)
         self._items: deque[RequestDelta] = deque()
         self._num_generated = 0
+        self._metrics = RequestMetrics.of_arrival()
         self._has_begun = self._is_over = False
         self._lock = asyncio.Lock()  # held while it is being started or stopped
         self._taking: asyncio.Future[None] | None = None
@@ -115,5 +117,7 @@ class PoolTurn:
         """Acknowledge what was generated."""
         token_ids = [token_id for delta in deltas for token_id in delta.delta_token_ids]
         self._num_generated += len(token_ids)
-        self._items.extend(deltas)
+        for delta in deltas:
+            self._metrics = self._metrics.updated(delta.metrics)
+            self._items.append(replace(delta, metrics=self._metrics))
         self._home.note(token_ids)

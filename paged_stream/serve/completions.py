@@ -12,11 +12,11 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
 from paged_stream.engine.api import AsyncDeltas
-from paged_stream.engine.outputs import RequestDelta
+from paged_stream.engine.outputs import RequestDelta, RequestMetrics
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.serve.backend import Backend
 from paged_stream.serve.bodies import ChatCompletion, Completion, Stateless
-from paged_stream.serve.events import event_stream
+from paged_stream.serve.events import event_stream, metrics_json
 
 # Makes the JSON of a completion from its index, its text and its finish reason.
 Choice = Callable[[int, str, str | None], dict[str, Any]]
@@ -72,6 +72,7 @@ class Answer:
 
     def __init__(self, model: str, kind: str, choice: Choice, part: Choice) -> None:
         self.num_prompt_tokens = self._num_tokens = 0
+        self._metrics = RequestMetrics.of_arrival()
         self._choice = choice
         self._part = part
         self._head = {
@@ -88,26 +89,31 @@ class Answer:
             async for delta in deltas:
                 texts[delta.index] += delta.delta_text
                 reasons[delta.index] = delta.finish_reason or ""
-                self._num_tokens += len(delta.delta_token_ids)
+                self._count(delta)
         choices = [self._choice(i, texts[i], reasons[i]) for i in range(params.n)]
-        return self._head | {"choices": choices, "usage": self._usage()}
+        return self._head | {"choices": choices} | self._usage()
 
     def part(self, delta: RequestDelta) -> dict[str, Any]:
         """What one delta adds to the answer."""
-        self._num_tokens += len(delta.delta_token_ids)
+        self._count(delta)
         choices = [self._part(delta.index, delta.delta_text, delta.finish_reason)]
         return self._head | {"choices": choices}
 
     def end(self) -> dict[str, Any]:
         """What the request took, to be sent after the parts."""
-        return self._head | {"choices": [], "usage": self._usage()}
+        return self._head | {"choices": []} | self._usage()
 
-    def _usage(self) -> dict[str, int]:
-        return {
+    def _count(self, delta: RequestDelta) -> None:
+        self._num_tokens += len(delta.delta_token_ids)
+        self._metrics = self._metrics.updated(delta.metrics)
+
+    def _usage(self) -> dict[str, Any]:
+        usage = {
             "prompt_tokens": self.num_prompt_tokens,
             "completion_tokens": self._num_tokens,
             "total_tokens": self.num_prompt_tokens + self._num_tokens,
         }
+        return {"usage": usage, "metrics": metrics_json(self._metrics)}
 
 
 class MessageParts:

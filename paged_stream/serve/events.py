@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from dataclasses import asdict
 from typing import Any
 
 from fastapi.responses import StreamingResponse
 
 from paged_stream.engine.api import AsyncDeltas
 from paged_stream.engine.lifetime import EngineStoppedError
-from paged_stream.engine.outputs import RequestDelta
+from paged_stream.engine.outputs import RequestDelta, RequestMetrics
 
 
 def error_body(error: Exception, kind: str) -> dict[str, Any]:
     """An error in the shape that OpenAI's API gives it."""
     return {"error": {"message": str(error), "type": kind}}
+
+
+def metrics_json(metrics: RequestMetrics) -> dict[str, Any]:
+    """What `RequestMetrics` tells, as JSON."""
+    return asdict(metrics) | {"time_in_queue": metrics.time_in_queue}
 
 
 async def begun(deltas: AsyncDeltas) -> AsyncDeltas:

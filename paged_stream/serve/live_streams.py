@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from paged_stream.engine.api import AsyncDeltas, AsyncEngineApi, AsyncStreamApi
 from paged_stream.engine.outputs import RequestDelta
 from paged_stream.serve.bodies import AppendBody, NewStream, TurnBody
-from paged_stream.serve.events import begun, event_stream
+from paged_stream.serve.events import begun, event_stream, metrics_json
 from paged_stream.serve.open_streams import OpenStreams
 
 
@@ -61,14 +61,14 @@ class StreamRoutes:
         deltas = await begun(_turn(stream, body))
         if body.stream:
             return event_stream(deltas, lambda delta: _event(stream_id, delta))
-        text, token_ids, reason = "", [], None
+        text, token_ids, reason, metrics = "", [], None, None
         async with aclosing(deltas):
             async for delta in deltas:
                 text += delta.delta_text
                 token_ids += delta.delta_token_ids
-                reason = delta.finish_reason
+                reason, metrics = delta.finish_reason, metrics_json(delta.metrics)
         turn = {"id": stream_id, "text": text, "token_ids": token_ids, "finish_reason": reason}
-        return JSONResponse(turn | {"position": stream.position})
+        return JSONResponse(turn | {"position": stream.position, "metrics": metrics})
 
     async def fork(self, stream_id: str) -> dict[str, Any]:
         return await self._add(await self._find(stream_id).fork())
@@ -105,9 +105,10 @@ def _turn(stream: AsyncStreamApi, body: TurnBody) -> AsyncDeltas:
 
 
 def _event(stream_id: str, delta: RequestDelta) -> dict[str, Any]:
-    return {
+    event = {
         "id": stream_id,
         "text": delta.delta_text,
         "token_ids": delta.delta_token_ids,
         "finish_reason": delta.finish_reason,
     }
+    return event | {"metrics": metrics_json(delta.metrics)} if delta.finished else event

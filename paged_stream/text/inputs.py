@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, SupportsIndex
+from typing import Any, NotRequired, Protocol, SupportsIndex, TypeAlias, TypedDict
 
 
 class TokenArray(Protocol):
@@ -14,7 +14,58 @@ class TokenArray(Protocol):
     def tolist(self) -> Any: ...
 
 
-Prompt = str | Sequence[int] | TokenArray
+class TextPrompt(TypedDict):
+    """A text, in the dict that vLLM takes."""
+
+    prompt: str
+
+
+class TokensPrompt(TypedDict):
+    """Token ids, in the dict that vLLM takes, and the text that they stand for if it is known. That
+    text only comes back as `RequestOutput.prompt`."""
+
+    prompt_token_ids: Sequence[int] | TokenArray
+    prompt: NotRequired[str]
+
+
+PlainPrompt: TypeAlias = str | Sequence[int] | TokenArray
+Prompt = PlainPrompt | TextPrompt | TokensPrompt
+# One prompt or a list of them. Type checkers give a list one type of items to look for: with two,
+# Sequence[int] and Sequence[Prompt], they would not know a dict in a list for a prompt.
+Prompts: TypeAlias = str | TokenArray | TextPrompt | TokensPrompt | Sequence[Prompt | int]
+
+
+def plain_prompt(prompt: Prompt) -> PlainPrompt:
+    """Take a prompt out of its dict, if it is in one.
+
+    Raises:
+        ValueError: the dict is neither a `TextPrompt` nor a `TokensPrompt`.
+    """
+    if not isinstance(prompt, Mapping):
+        return prompt
+    given = {key: value for key, value in prompt.items() if value is not None}
+    if others := [key for key in given if key not in ("prompt", "prompt_token_ids")]:
+        raise ValueError(
+            f"a prompt's dict may have 'prompt' and 'prompt_token_ids', got {others[0]!r}"
+        )
+    text: Any = given.get("prompt")
+    if text is not None and not isinstance(text, str):
+        raise ValueError(
+            f"'prompt' must be text, got {text!r}; token ids go under 'prompt_token_ids'"
+        )
+    token_ids: Any = given.get("prompt_token_ids", text)
+    if token_ids is None:
+        raise ValueError(f"a prompt's dict must have 'prompt' or 'prompt_token_ids', got {prompt}")
+    if isinstance(token_ids, str) and "prompt_token_ids" in given:
+        raise ValueError(f"'prompt_token_ids' must be token ids, got {token_ids!r}")
+    plain: PlainPrompt = token_ids
+    return plain
+
+
+def prompt_text(prompt: Prompt) -> str | None:
+    """The text of a prompt that `plain_prompt` takes, if it has one."""
+    text = prompt.get("prompt") if isinstance(prompt, Mapping) else prompt
+    return text if isinstance(text, str) else None
 
 
 def as_token_ids(prompt: Sequence[int] | TokenArray) -> list[int]:
@@ -26,7 +77,8 @@ def as_token_ids(prompt: Sequence[int] | TokenArray) -> list[int]:
     values: object = prompt.tolist() if hasattr(prompt, "tolist") else prompt
     if isinstance(values, bytes | Mapping) or not isinstance(values, Iterable):
         raise ValueError(
-            f"prompt must be text or a list of token ids, got {prompt!r}{_prompt_hint(values)}"
+            f"prompt must be text or a list of token ids, got {prompt!r}"
+            + ("; decode it first" if isinstance(values, bytes) else "")
         )
     return [_as_token_id(value) for value in values]
 
@@ -38,15 +90,6 @@ def _as_token_id(value: SupportsIndex) -> int:
     except TypeError:
         pass
     raise ValueError(f"prompt token ids must be ints, got {value!r}")
-
-
-def _prompt_hint(value: object) -> str:
-    if isinstance(value, bytes):
-        return "; decode it first"
-    for key in ("prompt_token_ids", "prompt"):
-        if isinstance(value, Mapping) and key in value:
-            return f"; pass what stands under {key!r}"
-    return ""
 
 
 @contextmanager

@@ -4,12 +4,15 @@ may use it."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paged_stream.scheduler.sampling_params import SamplingParams, check_params_type
 from paged_stream.text.chat import Messages, first_turn, is_messages, next_turn
-from paged_stream.text.inputs import Prompt, as_token_ids, check_range
+from paged_stream.text.inputs import Prompt, as_token_ids, check_range, plain_prompt
 from paged_stream.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +54,13 @@ class PromptEncoder:
         Raises:
             ValueError: an empty prompt, text without a tokenizer, ids out of range or no ids.
         """
+        prompt = plain_prompt(prompt)
         if not isinstance(prompt, str):
             token_ids = as_token_ids(prompt)
         elif self._tokenizer is None:
             raise ValueError(
-                f"prompt is text, but {self._model} has no tokenizer; pass token ids or "
-                "add tokenizer.json to the model folder"
+                f"prompt is text, but {self._model} has no tokenizer; pass token ids, or name one "
+                "with tokenizer="
             )
         else:
             token_ids = self._tokenizer.encode(prompt, add_special_tokens=not continues)
@@ -112,6 +116,16 @@ class PromptEncoder:
             raise ValueError(f"messages need a tokenizer, and {self._model} has none")
         self._tokenizer.check_chat_template()
         return self._tokenizer
+
+    def tokenizer_copy(self) -> PreTrainedTokenizerBase:
+        """As `Tokenizer.copy_for_users`.
+
+        Raises:
+            ValueError: there is no tokenizer.
+        """
+        if self._tokenizer is None:
+            raise ValueError(f"{self._model} has no tokenizer; name one with tokenizer=")
+        return self._tokenizer.copy_for_users
 
     def check_length(self, num_tokens: int) -> None:
         """Refuse more tokens than full attention can have; a window has no limit.

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 # Classes that are nothing but tokenizer.json; importing the others costs seconds.
@@ -36,6 +40,13 @@ class Tokenizer:
         encoding = self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)
         ids: list[int] = encoding["input_ids"]
         return ids
+
+    @cached_property
+    def copy_for_users(self) -> PreTrainedTokenizerBase:
+        """transformers' tokenizer, for whoever knows it: a copy, because every use of it may change
+        how it cuts and pads, and so what another thread gets."""
+        tokenizer: PreTrainedTokenizerBase = copy.deepcopy(self._tokenizer)
+        return tokenizer
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Turn ids into text, byte for byte (no cosmetic removal of spaces)."""
@@ -189,26 +200,26 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in FILES)
 
 
-def load_tokenizer(folder: Path, model: str) -> Tokenizer:
-    """Load the tokenizer of a model's folder. No code from it is run, nothing is downloaded.
+def load_tokenizer(folder: Path, setting: str) -> Tokenizer:
+    """Load the tokenizer in a folder. No code from it is run, nothing is downloaded.
 
     Args:
-        model: what the user calls the model, for messages.
+        setting: which of the user's settings names the folder, for messages.
 
     Raises:
         ValueError: there is none, or it cannot be read.
     """
     if not has_tokenizer(folder):
         raise ValueError(
-            f"model={model!r}: no tokenizer ({' or '.join(FILES)}) in {folder}; "
-            "copy the tokenizer files of the model there"
+            f"{setting}: no tokenizer ({' or '.join(FILES)}) in {folder}; "
+            "copy the tokenizer files of the model there, or name another folder with tokenizer="
         )
     try:
         return Tokenizer(_load(folder))
     except Exception as error:  # transformers and tokenizers raise almost anything on a bad file
         reason = " ".join(str(error).split())
         raise ValueError(
-            f"model={model!r}: cannot read the tokenizer in {folder}: {reason}; "
+            f"{setting}: cannot read the tokenizer in {folder}: {reason}; "
             "fetch the tokenizer files again"
         ) from error
 

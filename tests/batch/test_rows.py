@@ -98,6 +98,19 @@ def test_score_text_files_of_any_length(folder, tmp_path, llm):
     assert bad["location"].endswith("6.txt") and "at least 2 tokens" in bad["reason"]
 
 
+def test_prompts_in_dicts(folder, tmp_path, llm):
+    ids = llm.encode("hello")
+    prompts = [{"prompt": "hello"}, {"prompt_token_ids": ids}, {"text": "hello"}]
+    source = write_lines(tmp_path / "in.jsonl", [{"prompt": prompt} for prompt in prompts])
+    run_here(config(folder, tmp_path / "out", source))
+    got = outputs(tmp_path / "out")
+    assert [(row["generated_text"], row["finish_reason"]) for row in got] == expected_texts(
+        llm, got, ["hello", "hello"]
+    )
+    (bad,) = errors(tmp_path / "out")
+    assert "'prompt' and 'prompt_token_ids', got 'text'" in bad["reason"]
+
+
 def test_chat_and_templates(folder, tmp_path, llm):
     rows = [
         {"messages": [{"role": "user", "content": "hello"}], "name": "ann"},

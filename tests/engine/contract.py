@@ -144,8 +144,8 @@ class AwaitedEngine(Awaited):
 
         return self.loop.run(complete_all())
 
-    def score(self, prompt, *, use_tqdm=False):
-        return self.loop.run(self.inner.score(prompt))
+    def score(self, prompts, *, use_tqdm=False):
+        return self.loop.run(self.inner.score(prompts))
 
 
 @dataclass(frozen=True)
@@ -228,6 +228,8 @@ if find_spec("ray") is not None:
                 "encode",
                 "encode_chats",
                 "check_request_ids",
+                "max_num_requests",
+                "score_each",
                 "summary",
             }
             | _REPLICAS,

@@ -6,6 +6,7 @@ import copy
 import inspect
 import pickle
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -241,7 +242,104 @@ def test_scores(engine, reference):
         assert scores == pytest.approx(reference.score(prompt, use_tqdm=False), abs=1e-5)
         assert scores[0] is None
     with refuses("empty"):
-        engine.score([], use_tqdm=False)
+        engine.score("", use_tqdm=False)
+
+
+def test_a_list_of_texts_is_scored_together(implementation, engine, reference):
+    prompts = [[number, 5, 6] for number in range(2, 66)]
+    before = engine.stats().num_steps
+    scores = engine.score(prompts, use_tqdm=False)
+    steps = engine.stats().num_steps - before
+    # 8 sequences fit a step. In a pool, texts arrive one by one, and what is there goes together.
+    assert steps < 64 if implementation.needs_ray else steps == 8
+    mixed = ["hello", PROMPT, [5], {"prompt": "a"}]
+    assert len(scores) == 64
+    scores += engine.score(mixed, use_tqdm=False)
+    for prompt, found in zip([*prompts, *mixed], scores, strict=True):
+        assert found == pytest.approx(reference.score(prompt, use_tqdm=False), abs=1e-5)
+    assert engine.score([], use_tqdm=False) == []
+    assert engine.score(["ab"], use_tqdm=False) == [engine.score("ab", use_tqdm=False)]
+
+
+def test_if_one_text_is_refused_none_is_scored(engine):
+    before = engine.stats().num_computed_tokens
+    with refuses(r"^prompts\[1\]: prompt token ids must be in"):
+        engine.score(["abc", [10**6]], use_tqdm=False)
+    assert engine.stats().num_computed_tokens == before
+
+
+def test_prompts_in_dicts(engine, reference):
+    text, ids_only = {"prompt": "hello"}, {"prompt_token_ids": PROMPT}
+    both = {"prompt_token_ids": PROMPT, "prompt": "what it stands for"}
+    expected = answers(reference.generate(["hello", PROMPT, PROMPT], GREEDY, use_tqdm=False))
+    assert answers(engine.generate([text, ids_only, both], GREEDY, use_tqdm=False)) == expected
+    assert answers(engine.generate(text, GREEDY, use_tqdm=False)) == expected[:1]
+    assert engine.score(text, use_tqdm=False) == engine.score("hello", use_tqdm=False)
+    with engine.open_stream(pin=text) as stream, reference.open_stream(pin="hello") as twin:
+        stream.append(ids_only)
+        twin.append(PROMPT)
+        same_turn(stream, twin)
+        assert ids(stream.complete(text, GREEDY)) == ids(twin.complete("hello", GREEDY))
+        assert stream.score(both) == pytest.approx(twin.score(PROMPT), abs=1e-5)
+        with refuses("may have 'prompt' and 'prompt_token_ids', got 'text'"):
+            stream.append({"text": "hello"})
+
+
+def test_outputs_name_the_text_of_their_prompts(reference):
+    prompts = ["a", [5], {"prompt": "a"}, {"prompt_token_ids": [5], "prompt": "five"}]
+    outputs = reference.generate(prompts, SHORT, use_tqdm=False)
+    assert [output.prompt for output in outputs] == ["a", None, "a", "five"]
+    assert outputs[3].prompt_token_ids == [5]
+
+
+def test_the_tokenizer_is_a_copy(engine, reference):
+    tokenizer = engine.get_tokenizer()
+    expected = reference.encode("hello")
+    assert tokenizer("hello")["input_ids"] == expected
+    assert engine.get_tokenizer() is tokenizer
+    chat = answers(engine.chat(MESSAGES, GREEDY, use_tqdm=False))
+    try:
+        assert tokenizer("hello", truncation=True, max_length=2)["input_ids"] == expected[:2]
+        tokenizer.chat_template = tokenizer.chat_template.replace("<", "(")
+        tokenizer.add_tokens(["hello"])
+        assert answers(engine.chat(MESSAGES, GREEDY, use_tqdm=False)) == chat
+        [output] = engine.generate({"prompt": "hello"}, GREEDY, use_tqdm=False)
+        [same] = reference.generate([expected], GREEDY, use_tqdm=False)
+        assert answers([output]) == answers([same])
+    finally:
+        del tokenizer
+
+
+def in_order(metrics, since: float) -> None:
+    stages = [
+        since,
+        metrics.arrival_time,
+        metrics.first_scheduled_time,
+        metrics.first_token_time,
+        metrics.finished_time,
+        time.time(),
+    ]
+    assert stages == sorted(stages)
+    assert metrics.time_in_queue == metrics.first_scheduled_time - metrics.arrival_time
+
+
+def test_when_a_request_passed_its_stages(engine):
+    params = [GREEDY, SamplingParams(n=2, max_tokens=3, ignore_eos=True, seed=1)]
+    before = time.time()
+    outputs = engine.generate([PROMPT] * 2, params, use_tqdm=False)
+    for output in outputs:
+        in_order(output.metrics, before)
+
+
+def test_when_a_turn_passed_its_stages(engine, stream):
+    stream.append(PROMPT)
+    for start in (stream.generate, lambda params: stream.complete("abc", params)):
+        before = time.time()
+        metrics = [delta.metrics for delta in start(GREEDY)]
+        in_order(metrics[-1], before)
+        assert {each.arrival_time for each in metrics} == {metrics[-1].arrival_time}
+        assert {each.first_token_time for each in metrics} == {metrics[-1].first_token_time}
+        assert [each.finished_time for each in metrics[:-1]] == [None] * (len(metrics) - 1)
 
 
 def test_statistics(engine):
@@ -532,6 +630,8 @@ def test_a_closed_engine(own_engine, tmp_path):
         lambda: engine.generate("a", SHORT, use_tqdm=False),
         lambda: engine.chat(MESSAGES, SHORT, use_tqdm=False),
         lambda: engine.score("a", use_tqdm=False),
+        lambda: engine.score(["a", "b"], use_tqdm=False),
+        lambda: engine.get_tokenizer(),
         lambda: engine.open_stream(),
         lambda: engine.load_stream(tmp_path),
         lambda: engine.abort("a"),

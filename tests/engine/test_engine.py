@@ -218,7 +218,9 @@ def test_one_bad_prompt_runs_none(folder):
 
 def test_text_needs_a_tokenizer_and_ids_do_not(make_engine, bare_folder):
     engine = make_engine(bare_folder)
-    with pytest.raises(ValueError, match="has no tokenizer; pass token ids or add tokenizer.json"):
+    with pytest.raises(
+        ValueError, match="has no tokenizer; pass token ids, or name one with tokenizer="
+    ):
         engine.add_request("a", "text")
     with pytest.raises(ValueError, match="stop needs a tokenizer"):
         engine.add_request("a", [1, 2], SamplingParams(stop="x"))

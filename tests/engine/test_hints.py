@@ -55,7 +55,6 @@ def test_llm_takes_the_fields_of_one():
         ("max_model_len", "window_size"),
         ("trust_remote_code", "never run"),
         ("enforce_eager", "cuda_graphs=False"),
-        ("tokenizer", "model's folder"),
         ("swap_space", "parking_memory_bytes"),
         ("torch_dtype", "write dtype"),
         ("temperature", "belongs to SamplingParams"),
@@ -135,8 +134,12 @@ def test_the_prompt_that_is_wrong_is_named(llm):
 @pytest.mark.parametrize(
     ("prompt", "hint"),
     [
-        ({"prompt": "a"}, "pass what stands under 'prompt'"),
-        ({"prompt_token_ids": [1]}, "pass what stands under 'prompt_token_ids'"),
+        ({"prompt": "a", "multi_modal_data": {}}, "'prompt_token_ids', got 'multi_modal_data'"),
+        ({"prompt": [1]}, "'prompt' must be text, got .1.; token ids go under 'prompt_token_ids'"),
+        ({"prompt_token_ids": "a"}, "'prompt_token_ids' must be token ids, got 'a'"),
+        ({"prompt_token_ids": {}}, "prompt must be text or a list of token ids, got {}"),
+        ({"prompt": None}, "must have 'prompt' or 'prompt_token_ids', got {'prompt': None}"),
+        ({"prompt": ""}, "prompt must not be empty"),
         (b"a", "decode it first"),
         (3.5, "prompt must be text or a list of token ids, got 3.5"),
         ([True, False], "prompt token ids must be ints, got True"),

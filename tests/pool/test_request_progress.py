@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paged_stream.engine.outputs import RequestDelta
+from paged_stream.engine.outputs import RequestDelta, RequestMetrics
 from paged_stream.pool.errors import PoolError
 from paged_stream.pool.request_progress import RequestProgress
 from paged_stream.scheduler.output import TokenLogprob
@@ -19,6 +21,9 @@ def logprob(token_id):
     return TokenLogprob(token_id, -1.0, 1, {})
 
 
+METRICS = RequestMetrics(arrival_time=1.0)
+
+
 def delta_of(token_ids=(), text="", *, reason=None, logprobs=None, prompt_logprobs=None):
     return RequestDelta(
         request_id="of this run",
@@ -29,6 +34,7 @@ def delta_of(token_ids=(), text="", *, reason=None, logprobs=None, prompt_logpro
         finish_reason=reason,
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
+        metrics=METRICS,
     )
 
 
@@ -68,6 +74,30 @@ def test_pieces_of_any_size(runs, last):
     assert [e.token_id for d in yielded for e in d.prompt_logprobs or ()] == list(range(5))
     assert [delta.finished for delta in yielded].count(True) == 1
     assert {delta.request_id for delta in yielded} == {"mine"}
+
+
+def test_the_first_run_says_when_a_request_arrived_and_had_its_first_token():
+    progress = RequestProgress("mine", 1)
+    progress.begin()
+    metrics = replace(METRICS, first_scheduled_time=2.0, first_token_time=3.0)
+    first = progress.note(replace(delta_of([1]), metrics=metrics))
+    assert first.metrics.arrival_time > 1e9  # when the pool took it
+    assert first.metrics == replace(metrics, arrival_time=first.metrics.arrival_time)
+    progress.begin()
+    again = RequestMetrics(
+        arrival_time=5.0, first_scheduled_time=6.0, first_token_time=7.0, finished_time=8.0
+    )
+    last = progress.note(replace(delta_of([1, 2], reason="length"), metrics=again))
+    assert last.metrics == replace(first.metrics, finished_time=8.0)
+
+
+def test_what_nobody_finished_has_ended_now():
+    progress = RequestProgress("mine", 1)
+    progress.begin()
+    first = progress.note(replace(delta_of([1]), metrics=replace(METRICS, first_token_time=2.0)))
+    [last] = progress.last_deltas("abort")
+    assert last.metrics.first_token_time == 2.0
+    assert last.metrics.finished_time >= first.metrics.arrival_time == last.metrics.arrival_time
 
 
 def test_other_tokens_are_refused():

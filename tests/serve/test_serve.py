@@ -130,6 +130,13 @@ def events(client, path, body):
     return [json.loads(line) for line in lines]
 
 
+def in_order(metrics):
+    stages = ("arrival_time", "first_scheduled_time", "first_token_time", "finished_time")
+    times = [metrics[name] for name in stages]
+    assert times == sorted(times)
+    assert metrics["time_in_queue"] == times[1] - times[0]
+
+
 def test_completions(client, llm):
     params = SamplingParams(**SAMPLING)
     expected = llm.generate("once upon", params, use_tqdm=False)[0].outputs[0].text
@@ -138,6 +145,7 @@ def test_completions(client, llm):
     assert answer["object"] == "text_completion"
     assert answer["choices"] == [{"index": 0, "text": expected, "finish_reason": "length"}]
     assert answer["usage"] == {"prompt_tokens": 9, "completion_tokens": 12, "total_tokens": 21}
+    in_order(answer["metrics"])
     parts = [event["choices"][0] for event in events(client, "/v1/completions", body)]
     assert "".join(part["text"] for part in parts) == expected
     assert parts[-1]["finish_reason"] == "length"
@@ -250,6 +258,7 @@ def test_what_clients_of_openai_send(client, llm):
     )
     assert (last["choices"], last["usage"]) == ([], answer["usage"])
     assert last["usage"]["completion_tokens"] == 5 and "usage" not in parts[-1]
+    in_order(last["metrics"])
 
 
 def test_streams(client, llm):
@@ -266,6 +275,7 @@ def test_streams(client, llm):
     assert client.post(f"{path}/append", json=body).json()["position"] == 11
     answer = client.post(f"{path}/generate", json=SAMPLING).json()
     assert (answer["text"], answer["position"]) == (expected[0], 23)
+    in_order(answer["metrics"])
     fork = client.post(f"{path}/fork").json()
     parts = events(client, f"{path}/generate", SAMPLING)
     assert "".join(part["text"] for part in parts) == expected[1]

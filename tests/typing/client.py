@@ -32,7 +32,9 @@ from paged_stream import (
     Stream,
     StreamApi,
     StreamStats,
+    TextPrompt,
     TokenLogprob,
+    TokensPrompt,
     __version__,
 )
 
@@ -44,11 +46,17 @@ def offline(folder: Path) -> list[str]:
         outputs: list[RequestOutput] = llm.generate(["one", "two"], GREEDY, use_tqdm=False)
         llm.generate([1, 2, 3])
         llm.generate(np.array([1, 2, 3]))
-        several: list[Prompt] = [torch.tensor([1, 2]), "text", [3]]
+        llm.generate([{"prompt": "one"}, {"prompt_token_ids": [1, 2], "prompt": "two"}])
+        text: TextPrompt = {"prompt": "three"}
+        token_ids: TokensPrompt = {"prompt_token_ids": np.array([1, 2, 3])}
+        llm.generate([text, token_ids])
+        several: list[Prompt] = [torch.tensor([1, 2]), "text", [3], text]
         llm.generate(several, [GREEDY, GREEDY, GREEDY])
         llm.chat([{"role": "user", "content": "hello"}], GREEDY)
         scores: list[float | None] = llm.score("a text of any length")
-        known = [score for score in scores if score is not None]
+        of_each: list[list[float | None]] = llm.score(["one", text, [1, 2, 3]])
+        words: list[str] = llm.get_tokenizer().tokenize("a text")
+        known = [score for score in [*scores, *of_each[0]] if score is not None and words]
         return [f"{sum(known)} {text_of(output)}" for output in outputs]
 
 
@@ -57,6 +65,8 @@ def text_of(output: RequestOutput) -> str:
     reason: Literal["stop", "length", "abort"] | None = first.finish_reason
     entries: list[TokenLogprob] = first.logprobs or []
     likely = [entry.logprob for entry in entries if entry.top]
+    waited: float | None = output.metrics.time_in_queue
+    print(waited, output.metrics.arrival_time)
     return f"{output.prompt} {first.text} {first.token_ids} {reason} {likely}"
 
 
@@ -94,6 +104,9 @@ async def serve(engine: AsyncEngineApi) -> AsyncIterator[str]:
     async for delta in engine.generate("a prompt", GREEDY, request_id="mine"):
         yield delta.delta_text
     await engine.abort("mine")
+    of_each: list[list[float | None]] = await engine.score(["one", "two"])
+    of_one: list[float | None] = await engine.score({"prompt": "one"})
+    print(of_each, of_one, len(await engine.get_tokenizer()))
     async with await engine.open_stream(window_size=512) as stream:
         await talk(stream)
 
@@ -101,7 +114,7 @@ async def serve(engine: AsyncEngineApi) -> AsyncIterator[str]:
 async def talk(stream: AsyncStreamApi) -> None:
     await stream.append("text")
     async for delta in stream.generate(GREEDY):
-        print(delta.finish_reason, delta.index)
+        print(delta.finish_reason, delta.index, delta.metrics.first_token_time)
     await stream.end_turn()
     await (await stream.fork()).close()
 

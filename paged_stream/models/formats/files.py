@@ -5,12 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".safetensors.index.json", ".bin.index.json")
 # Beside the weights of a converted GGUF file: its matrices in the file's own blocks, in the
 # safetensors format, but not under its suffix, because other engines load every file that has it.
 BLOCKS_FILE = "weights.blocks"
+
+
+class TokenizerFiles(NamedTuple):
+    """Where a tokenizer is, and the setting that says so, as messages call it."""
+
+    folder: Path
+    setting: str
 
 
 @dataclass(frozen=True, slots=True)

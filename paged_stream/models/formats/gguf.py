@@ -60,8 +60,13 @@ def default_cache_dir() -> Path:
         raise ValueError(f"no folder for converted models: {error}; {_REMEDIES}") from error
 
 
-def cached_conversion(path: Path, cache_dir: Path | None = None) -> Path:
+def cached_conversion(
+    path: Path, cache_dir: Path | None = None, *, with_tokenizer: bool = True
+) -> Path:
     """Return the folder with the converted file, converting it if this content is new.
+
+    Args:
+        with_tokenizer: whether the tokenizer is needed. Without, what is there may have one.
 
     Raises:
         ValueError: the file cannot be converted, or the cache folder not be written to.
@@ -69,10 +74,12 @@ def cached_conversion(path: Path, cache_dir: Path | None = None) -> Path:
     path = path.absolute()
     root = (cache_dir or default_cache_dir()) / "gguf"
     folder = root / f"{path.stem}-{_digest(path)[:32]}-v{CONVERTER_VERSION}"
+    if not (with_tokenizer or folder.is_dir()):
+        folder = folder.with_name(f"{folder.name}-weights")
     if folder.is_dir():
         return folder
     try:
-        _convert_once(path, folder)
+        _convert_once(path, folder, with_tokenizer)
     except OSError as error:
         raise ValueError(
             f"cannot write the converted model into the cache folder {root}: {error}; {_REMEDIES}"
@@ -80,7 +87,7 @@ def cached_conversion(path: Path, cache_dir: Path | None = None) -> Path:
     return folder
 
 
-def _convert_once(path: Path, folder: Path) -> None:
+def _convert_once(path: Path, folder: Path, with_tokenizer: bool) -> None:
     """Convert a file, unless another process does so at the same time."""
     root = folder.parent
     root.mkdir(parents=True, exist_ok=True)
@@ -92,7 +99,7 @@ def _convert_once(path: Path, folder: Path) -> None:
         work = Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp", dir=root))
         try:
             logger.info("converting %s once into %s (this may take a minute)", path, root)
-            convert(path, work)
+            convert(path, work, with_tokenizer)
             _publish(work, folder)
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -113,13 +120,14 @@ def _publish(work: Path, folder: Path) -> None:
     os.replace(work, folder)
 
 
-def convert(path: Path, folder: Path) -> None:
-    """Write config.json, model.safetensors and the tokenizer."""
+def convert(path: Path, folder: Path, with_tokenizer: bool = True) -> None:
+    """Write config.json, model.safetensors and, if it is needed, the tokenizer."""
     reader = _read(path)
     try:
         family = family_of_gguf(reader.fields["general.architecture"].contents())
         config = _write_config(reader, family, folder)
-        _write_tokenizer(reader, folder)
+        if with_tokenizer:
+            _write_tokenizer(reader, folder)
         _write_weights(reader, family, config, folder)
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         # Beyond our own refusals: what metadata of the wrong kind lead to.

@@ -9,7 +9,7 @@ from typing import Any
 from gguf.constants import TokenType
 
 PREFIX = "tokenizer.ggml."
-WAY_OUT = "pass a folder that has the model's own tokenizer"
+WAY_OUT = "pass tokenizer= (--tokenizer), a folder that has the model's own tokenizer"
 # The ids of the `llama` kind that a file need not name.
 _LLAMA_IDS = {"bos": 1, "eos": 2, "unknown": 0}
 # llama.cpp takes tokens of these texts for control tokens, whatever type the file gives them.

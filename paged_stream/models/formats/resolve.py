@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-from paged_stream.models.formats.files import WEIGHT_SUFFIXES, ModelFiles
+from paged_stream.models.formats.files import WEIGHT_SUFFIXES, ModelFiles, TokenizerFiles
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,10 @@ HUB_PICKLES = ["pytorch_model*.bin"]
 
 
 def resolve_model(
-    name: str | os.PathLike[str], *, cache_dir: str | os.PathLike[str] | None = None
+    name: str | os.PathLike[str],
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    with_tokenizer: bool = True,
 ) -> ModelFiles:
     """Find the files of a model, converting or downloading them once where that is needed.
 
@@ -31,12 +34,17 @@ def resolve_model(
         name: ``smollm2-135m-instruct``, a folder or a file of weights in it, a .gguf file, or a hub
             id (``org/name``).
         cache_dir: as in `EngineConfig`.
+        with_tokenizer: whether its own tokenizer is needed. A .gguf file whose tokenizer cannot be
+            converted is of use without.
+
+    Raises:
+        ValueError: there is no such model, or it cannot be converted or fetched.
     """
     name, path = str(name), Path(name).expanduser()
     if name == EMBEDDED_MODEL:
-        return _from_gguf(name, embedded_gguf(), cache_dir)
+        return _from_gguf(name, embedded_gguf(), cache_dir, with_tokenizer)
     if path.is_file() and path.suffix == ".gguf":
-        return _from_gguf(name, path, cache_dir)
+        return _from_gguf(name, path, cache_dir, with_tokenizer)
     if path.is_file() and path.name.endswith(WEIGHT_SUFFIXES):
         return _from_folder(name, path.parent)
     if path.is_dir():
@@ -44,11 +52,40 @@ def resolve_model(
     if path.suffix == ".gguf":
         raise ValueError(f"model={name!r}: there is no such file; check the path")
     if HUB_ID.fullmatch(name) and not path.exists():
-        return _from_folder(name, _from_hub(name))
+        return _from_folder(name, _from_hub(name, f"model={name!r}"))
     raise ValueError(
         f"model={name!r} is no folder, no .gguf file and no hub id (org/name); "
         f"the model that ships as a package is {EMBEDDED_MODEL!r}"
     )
+
+
+def resolve_tokenizer(
+    files: ModelFiles,
+    name: str | os.PathLike[str] | None = None,
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> TokenizerFiles:
+    """Find the files of a tokenizer.
+
+    Args:
+        files: of the model, which are the tokenizer's if it has no name of its own.
+        name: as ``tokenizer`` in `EngineConfig`.
+        cache_dir: as in `EngineConfig`.
+
+    Raises:
+        ValueError: there is nothing of that name.
+    """
+    if name is None:
+        return TokenizerFiles(files.folder, f"model={files.name!r}")
+    name, path = str(name), Path(name).expanduser()
+    setting = f"tokenizer={name!r}"
+    if path.is_dir():
+        return TokenizerFiles(path, setting)
+    if name == EMBEDDED_MODEL or path.suffix == ".gguf":
+        return TokenizerFiles(resolve_model(name, cache_dir=cache_dir).folder, setting)
+    if HUB_ID.fullmatch(name) and not path.exists():
+        return TokenizerFiles(_from_hub(name, setting, with_weights=False), setting)
+    raise ValueError(f"{setting} is no folder, no .gguf file and no hub id (org/name)")
 
 
 def embedded_gguf() -> Path:
@@ -61,10 +98,13 @@ def embedded_gguf() -> Path:
     raise ValueError(f"model={EMBEDDED_MODEL!r} is not installed; run: {INSTALL_EMBEDDED}")
 
 
-def _from_gguf(name: str, path: Path, cache_dir: str | os.PathLike[str] | None) -> ModelFiles:
+def _from_gguf(
+    name: str, path: Path, cache_dir: str | os.PathLike[str] | None, with_tokenizer: bool
+) -> ModelFiles:
     from paged_stream.models.formats.gguf import cached_conversion  # brings numpy and gguf
 
-    return ModelFiles(name, cached_conversion(path, None if cache_dir is None else Path(cache_dir)))
+    root = None if cache_dir is None else Path(cache_dir)
+    return ModelFiles(name, cached_conversion(path, root, with_tokenizer=with_tokenizer))
 
 
 def _from_folder(name: str, folder: Path) -> ModelFiles:
@@ -77,7 +117,7 @@ def _from_folder(name: str, folder: Path) -> ModelFiles:
     return ModelFiles(name, folder)
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, setting: str, *, with_weights: bool = True) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -86,6 +126,8 @@ def _from_hub(name: str) -> Path:
 
     logger.info("fetching %s from the Hugging Face hub, unless it is in the cache", name)
     try:
+        if not with_weights:
+            return fetch([pattern for pattern in HUB_PATTERNS if pattern != "*.safetensors"])
         folder = fetch(HUB_PATTERNS)
         has_safetensors = any(folder.glob("*.safetensors"))
         return folder if has_safetensors else fetch(HUB_PATTERNS + HUB_PICKLES)
@@ -94,6 +136,6 @@ def _from_hub(name: str) -> Path:
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         problem = " ".join(str(error).split())
     raise ValueError(
-        f"model={name!r} is no local folder and could not be fetched from the hub: {problem}; "
+        f"{setting} is no local folder and could not be fetched from the hub: {problem}; "
         "check the name and the connection, or pass a folder or a .gguf file"
     )

@@ -41,7 +41,7 @@ def test_failure_leaves_nothing(tmp_path, monkeypatch):
     path = tmp_path / "some.gguf"
     path.write_bytes(b"x")
 
-    def fail(path, folder):
+    def fail(path, folder, with_tokenizer):
         (folder / "config.json").touch()
         raise KeyboardInterrupt
 

@@ -14,8 +14,8 @@ from paged_stream.models.formats import gguf as converter
 from paged_stream.models.formats.gguf_pretokenizers import PRETOKENIZERS
 from paged_stream.models.formats.gguf_tokenizer import build_tokenizer
 from paged_stream.models.formats.gguf_vocabulary import special_ids
-from paged_stream.models.formats.resolve import resolve_model
-from paged_stream.text.tokenizer import load_tokenizer
+from paged_stream.models.formats.resolve import resolve_model, resolve_tokenizer
+from paged_stream.text.tokenizer import has_tokenizer, load_tokenizer
 from tests.models.gguf_files import write_gguf
 
 # Made by benchmarks/record_gguf_ids.py: vocabularies, texts, the different answers to each text,
@@ -122,7 +122,9 @@ def test_refused(vocabulary, more, problem):
     with pytest.raises(ValueError) as error:
         build_tokenizer(given)
     assert problem in str(error.value)
-    assert str(error.value).endswith("; pass a folder that has the model's own tokenizer")
+    assert str(error.value).endswith(
+        "; pass tokenizer= (--tokenizer), a folder that has the model's own tokenizer"
+    )
 
 
 def test_characters_that_only_llama_cpp_can_merge_are_refused():
@@ -182,6 +184,21 @@ def test_an_unknown_value_is_refused_before_weights_are_written(tiny_llama, tmp_
         resolve_model(path, cache_dir=tmp_path / "cache")
     assert str(error.value).startswith(f"{path}: cannot convert this GGUF file: ")
     assert "tokenizer.ggml.pre='newest'" in str(error.value)
+
+
+def test_a_tokenizer_that_is_refused_is_not_needed_beside_another_one(tiny_llama, tmp_path):
+    path = write_gguf(tiny_llama(**SHAPE), tmp_path / "tiny.gguf", tokenizer__ggml__pre="newest")
+    files = resolve_model(path, cache_dir=tmp_path / "cache", with_tokenizer=False)
+    assert (files.folder / "config.json").is_file() and not has_tokenizer(files.folder)
+    again = resolve_model(path, cache_dir=tmp_path / "cache", with_tokenizer=False)
+    assert again.folder == files.folder
+    with pytest.raises(ValueError, match="pre='newest'"):
+        resolve_model(path, cache_dir=tmp_path / "cache")
+    good = write_gguf(tiny_llama(**SHAPE), tmp_path / "good.gguf")
+    whole = resolve_model(good, cache_dir=tmp_path / "cache").folder
+    assert resolve_model(good, cache_dir=tmp_path / "cache", with_tokenizer=False).folder == whole
+    source = resolve_tokenizer(files, good, cache_dir=tmp_path / "cache")
+    assert source == (whole, f"tokenizer={str(good)!r}")
 
 
 def test_conversions_of_older_versions_are_made_again(tiny_llama, tmp_path, monkeypatch):

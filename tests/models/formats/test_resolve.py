@@ -9,7 +9,8 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from paged_stream.models.formats import resolve
-from paged_stream.models.formats.resolve import resolve_model
+from paged_stream.models.formats.files import ModelFiles
+from paged_stream.models.formats.resolve import resolve_model, resolve_tokenizer
 from paged_stream.text.tokenizer import load_tokenizer
 
 
@@ -95,6 +96,19 @@ def test_hub_errors_take_one_line(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     name = "no-such-org/no-such-model"
     assert_refused(name, f"model={name!r}", "cannot be reached")
+
+
+def test_a_tokenizer_of_its_own(hub, tmp_path):
+    repository, calls = hub
+    repository |= {"model.safetensors": "", "tokenizer.json": "{}"}
+    model = ModelFiles("mine", tmp_path / "model")
+    assert resolve_tokenizer(model) == (model.folder, "model='mine'")
+    named = "tokenizer='some-org/some-model'"
+    assert resolve_tokenizer(model, "some-org/some-model") == (tmp_path, named)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "tokenizer.json"}
+    assert resolve_tokenizer(model, tmp_path) == (tmp_path, f"tokenizer={str(tmp_path)!r}")
+    call = partial(resolve_tokenizer, model)
+    assert_refused("nope", "tokenizer='nope' is no folder", call=call)
 
 
 def test_embedded_model_not_installed(monkeypatch):
