@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -17,6 +19,10 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("tests")
+
+# A shell starts what runs in the background with Ctrl-C ignored, and processes that a test starts
+# would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 VOCAB = 97
 TEMPLATE = (
