@@ -9,8 +9,8 @@ from typing import Literal, TypeAlias
 from .sampling_params import SamplingParams
 from .sink_window import SinkWindow
 
-# Why a turn is over: a stop token or string; its limit; somebody aborted it, which is not the
-# scheduler's to tell.
+# Why a turn is over: a stop token or string; its limit; somebody aborted it, or a function of the
+# user's failed.
 FinishReason: TypeAlias = Literal["stop", "length", "abort"]
 
 
@@ -33,7 +33,8 @@ class ScheduledSequence:
         seed: the request's seed, always set.
         max_new_tokens: the most tokens that it may gain before its turn is over.
         history: int32, the tokens visible at the place to sample, in order. Filled when the
-            parameters have penalties and the step samples; empty otherwise.
+            parameters need them and the step samples; empty otherwise.
+        bad_words: token ids of each of the parameters' bad words, in each way to write it.
     """
 
     seq_id: int
@@ -49,6 +50,7 @@ class ScheduledSequence:
     seed: int
     max_new_tokens: int
     history: array[int]
+    bad_words: tuple[tuple[int, ...], ...] = ()
 
     @property
     def samples(self) -> bool:
@@ -74,9 +76,14 @@ class ScheduledSequence:
             self.samples
             and len(self.token_ids) == 1
             and params.logprobs is None
-            and not params.has_penalties
-            and self.num_output_tokens >= params.min_tokens
+            and not self.changes_logits
         )
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether the logits at the place to sample change before temperature and the like."""
+        params = self.sampling_params
+        return params.changes_logits or params.min_tokens > self.num_output_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +171,7 @@ class ModelOutput:
 
     Args:
         token_ids: the sampled tokens, one per step up to the one that ends the turn; none for a
-            sequence that was not sampled.
+            sequence that was not sampled, or whose logits processor failed.
         logprobs: of the sampled token, where asked for (then there is only one).
         prompt_logprobs: of the known tokens that follow each of the chunk's tokens, where asked
             for (one fewer when the chunk ends the prompt); empty otherwise.
@@ -183,7 +190,7 @@ class SequenceUpdate:
         seq_id: the sequence.
         token_ids: the tokens it gained.
         num_computed_tokens: those of the stream that are computed now.
-        finish_reason: ``"stop"`` or ``"length"`` when its turn is over.
+        finish_reason: set when its turn is over; ``"abort"`` if its logits processor failed.
         logprob: of the token it gained, where asked for.
         prompt_logprobs: as in `ModelOutput`.
     """

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from .fields import LARGEST_INT, Integer, Number, Switch
 from .hints import explains_settings
 from .settings import changes_repr, check_fields, setting
-from .word_fields import Integers, Texts
+from .word_fields import Biases, Functions, Integers, Texts
+
+# Takes the ids of the tokens that were generated so far, as far as they are still visible, and a
+# float32 tensor [vocab] of logits, which it may change in place; returns such a tensor.
+LogitsProcessor: TypeAlias = Callable[[list[int], Any], Any]
 
 MAX_COMPLETIONS = 1024  # of one prompt: all of them are made in one step
 # What only Python shows: commands and HTTP answers have no place for it.
@@ -34,12 +39,12 @@ _HINTS = {
     "pad_token_id": "nothing is padded; leave it out",
     "stop_strings": "write stop",
     "stop_sequences": "write stop",
-    "include_stop_str_in_output": "the text ends before the stop string; append it yourself",
-    "skip_special_tokens": "texts never show special tokens; token_ids hold them",
     "repeat_penalty": "write repetition_penalty",
+    "bad_words_ids": "write bad_words, or logit_bias",
+    "suppress_tokens": "write logit_bias={token_id: -100}",
+    "logits_processor": "write logits_processors, functions of token ids and logits",
     "no_repeat_ngram_size": "write repetition_penalty or frequency_penalty",
     "random_seed": "write seed",
-    "truncate_prompt_tokens": "prompts may be of any length; shorten them yourself if you like",
     "window_size": _ENGINE,
     "num_sink_tokens": _ENGINE,
 }
@@ -64,15 +69,34 @@ class SamplingParams:
             the tokens that are still visible: what has left the window is not penalised.
         max_tokens: most tokens to generate. ``None`` goes on until something else stops the
             request: a stop token or string, or, without a window, the trained length.
-        min_tokens: no stop token is sampled before so many tokens.
-        stop: strings that end the output. The text ends before the string.
+        min_tokens: no stop token is sampled before so many tokens, and a stop string that is
+            complete by then does not count.
+        stop: strings that end the output. The text ends before the string. A special token counts
+            as its name, also where the text does not show it.
         stop_token_ids: token ids that end the output, besides the model's own.
+        include_stop_str_in_output: let the text end behind the stop string, or with the stop token.
         ignore_eos: do not stop at the model's end-of-sequence tokens.
+        bad_words: words that are not generated. What is barred is the last token of a word whose
+            others were generated just before.
+        allowed_token_ids: no other tokens are generated. ``None`` allows all.
+        logit_bias: added to the logits of these tokens, by id. A bias beyond -100 or 100 counts as
+            that.
         logprobs: report the log-probability of each sampled token and of this many most likely
             ones, before penalties and temperature. ``None`` reports nothing.
         prompt_logprobs: the same for the prompt's tokens, given those visible before them.
         seed: of the request's random choices. With one, they do not depend on what else runs.
             ``None`` draws a seed.
+        truncate_prompt_tokens: keep only the last so many tokens of the prompt. -1 keeps as many as
+            one token can see; ``None`` keeps all.
+        skip_special_tokens: leave special tokens out of the text.
+        spaces_between_special_tokens: show special tokens that follow each other as the tokenizer's
+            decoder does, which may put spaces between them. False puts none.
+        detokenize: whether there is a text. Without one, there are token ids only.
+        logits_processors: functions that are called for each token, in order, with the ids that
+            were generated so far and the logits, and return other logits. The ids are those that
+            are still visible, as for the penalties. A result that depends on these two arguments
+            only is the same in any batch, and after a turn was interrupted. A function that raises
+            ends its request with the ``finish_reason`` ``"abort"``. In a pool, it is pickled.
 
     Raises:
         ValueError: names the field, its value and what is allowed.
@@ -91,13 +115,30 @@ class SamplingParams:
     min_tokens: int = setting(0, Integer(0))
     stop: str | Seq[str] | None = setting((), Texts())
     stop_token_ids: Seq[int] | None = setting((), Integers())
+    include_stop_str_in_output: bool = setting(False, Switch())
     ignore_eos: bool = setting(False, Switch())
+    bad_words: str | Seq[str] | None = setting((), Texts())
+    allowed_token_ids: Seq[int] | None = setting(None, Integers(optional=True))
+    logit_bias: Mapping[int, float] | None = setting(None, Biases(optional=True))
     logprobs: int | None = setting(None, Integer(0, optional=True), **_IN_PYTHON)
     prompt_logprobs: int | None = setting(None, Integer(0, optional=True), **_IN_PYTHON)
     seed: int | None = setting(None, Integer(optional=True))
+    truncate_prompt_tokens: int | None = setting(None, Integer(-1, optional=True))
+    skip_special_tokens: bool = setting(True, Switch())
+    spaces_between_special_tokens: bool = setting(True, Switch())
+    detokenize: bool = setting(True, Switch(), **_IN_PYTHON)
+    logits_processors: LogitsProcessor | Seq[LogitsProcessor] | None = setting(
+        (), Functions(), **_IN_PYTHON
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.truncate_prompt_tokens == 0:
+            raise ValueError("truncate_prompt_tokens must be -1, None or at least 1, got 0")
+        if self.allowed_token_ids is not None and not self.allowed_token_ids:
+            raise ValueError("allowed_token_ids must have an id, or be None to allow all, got []")
+        if self.stop and not self.detokenize:
+            raise ValueError("stop needs a text to look in; leave detokenize=False out")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError(
                 f"min_tokens must be <= max_tokens ({self.max_tokens}), got {self.min_tokens}"
@@ -116,6 +157,18 @@ class SamplingParams:
             self.presence_penalty != 0.0
             or self.frequency_penalty != 0.0
             or self.repetition_penalty != 1.0
+        )
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether what is sampled depends on the tokens before it otherwise than by the logits."""
+        return self.has_penalties or bool(self.bad_words) or bool(self.logits_processors)
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether the logits change before temperature and the like, at any place."""
+        return (
+            self.needs_history or self.allowed_token_ids is not None or self.logit_bias is not None
         )
 
 

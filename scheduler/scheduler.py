@@ -120,6 +120,7 @@ class Scheduler:
         *,
         generates: bool = True,
         stop_token_ids: tuple[int, ...] = (),
+        bad_words: tuple[tuple[int, ...], ...] = (),
         seed: int = 0,
         num_generated: int = 0,
     ) -> None:
@@ -138,6 +139,7 @@ class Scheduler:
         sequence.sampling_params = sampling_params
         sequence.generates = generates
         sequence.stop_token_ids = stop_token_ids
+        sequence.bad_words = bad_words
         sequence.seed = seed
         if sequence.status is SequenceStatus.IDLE:
             assert sequence.num_pending_tokens > 0, "nothing to compute"
@@ -353,7 +355,9 @@ class Scheduler:
             gained, finish_reason = gain(sequence, token_ids, stops)
             computed = sequence.num_computed_tokens
             sequence.trim(self.kv.remember(sequence.seq_id, computed, sequence.token_ids))
-            if sequence.num_pending_tokens == 0:  # it gained none, and has nothing to compute
+            if scheduled.samples and not gained:
+                finish_reason = "abort"  # its logits processor failed
+            elif sequence.num_pending_tokens == 0:  # it gained none, and has nothing to compute
                 finish_reason = "length"
             if finish_reason is not None:
                 self.end_turn(scheduled.seq_id)
@@ -428,8 +432,9 @@ class Scheduler:
             seed=sequence.seed,
             max_new_tokens=max_new_tokens(sequence) if samples else 0,
             history=sequence.visible_token_ids()
-            if samples and params.has_penalties
+            if samples and params.needs_history
             else _NO_TOKENS,
+            bad_words=sequence.bad_words,
         )
 
     def _admit(self, budget: int, paused: Collection[int]) -> Sequence | None:

@@ -63,6 +63,7 @@ class Sequence:
         "queued",
         "sampling_params",
         "stop_token_ids",
+        "bad_words",
         "seed",
         "_sink_ids",
         "_tail",
@@ -97,6 +98,7 @@ class Sequence:
         self.queued = array("i")
         self.sampling_params = SamplingParams()
         self.stop_token_ids: tuple[int, ...] = ()
+        self.bad_words: tuple[tuple[int, ...], ...] = ()
         self.seed = 0
         self._sink_ids = array("i")  # the first S ids
         self._tail = array("i")  # ids from position _tail_start on, up to num_tokens

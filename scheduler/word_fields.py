@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from .fields import Integer, Kind, Words, as_int
+from .fields import Integer, Kind, Number, Words, as_int
+
+_LARGEST_BIAS = 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,59 @@ class Integers(Kind):
     def _parse(self, text: str) -> list[Any]:
         items = _json_list(text)
         return [Integer().parse(text)] if items is None else items
+
+
+@dataclass(frozen=True, slots=True)
+class Biases(Kind):
+    """Numbers by token id, which may be text, as in JSON. What is beyond 100 becomes 100."""
+
+    metavar: ClassVar[str] = "JSON"
+    json_type: ClassVar[Any] = dict[str, float]
+
+    @property
+    def allowed(self) -> str:
+        return "JSON object of numbers by token id"
+
+    def _check(self, name: str, value: Any) -> dict[int, float]:
+        try:
+            if isinstance(value, Mapping):
+                pairs = ((self._token_id(name, key), bias) for key, bias in value.items())
+                return {token_id: _bias(name, bias) for token_id, bias in pairs}
+        except ValueError:
+            pass
+        raise ValueError(
+            f"{name} must be a mapping of token ids >= 0 to numbers{self._or_none}, got {value!r}"
+        )
+
+    @staticmethod
+    def _token_id(name: str, key: Any) -> int:
+        return as_int(name, Integer().parse(key) if isinstance(key, str) else key, 0)
+
+    def _parse(self, text: str) -> Any:
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+
+
+def _bias(name: str, value: Any) -> float:
+    number: float = Number(-math.inf).check(name, value)
+    return min(_LARGEST_BIAS, max(-_LARGEST_BIAS, number))
+
+
+@dataclass(frozen=True, slots=True)
+class Functions(Kind):
+    """Functions: one, or a list of them. ``None`` is no function."""
+
+    @property
+    def allowed(self) -> str:
+        return "function, or a list of functions"
+
+    def _check(self, name: str, value: Any) -> tuple[Callable[..., Any], ...]:
+        functions = (value,) if callable(value) else _as_tuple(value)
+        if functions is None or not all(map(callable, functions)):
+            raise ValueError(f"{name} must be a function or a list of them, got {value!r}")
+        return functions
 
 
 def _as_tuple(values: object) -> tuple[Any, ...] | None:

@@ -126,6 +126,7 @@ class RowRunner:
         params = self._task.sampling_params
         # Without a key, equal prompts get equal texts.
         params = replace(params, seed=row_seed(params.seed or 0, *(row.key or (prompt,))))
+        ids = self._engine.engine.intake.prompts.truncate(list(ids), params)
         text, reason, count = [], None, 0
         async with aclosing(self._engine.engine.generate(ids, params)) as deltas:
             async for delta in deltas:

@@ -50,6 +50,8 @@ class RowTask:
             raise ValueError("max_tokens must be an int, got None: one row could run for ever")
         if params.n != 1 or params.logprobs is not None or params.prompt_logprobs is not None:
             raise ValueError("a batch takes n=1 and no logprobs; task='score' gives likelihoods")
+        if params.logits_processors:
+            raise ValueError("a batch takes no logits_processors: a run is resumed by its settings")
         as_int("max_row_bytes", self.max_row_bytes, 1)
 
     @property

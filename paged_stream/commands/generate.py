@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
     engine = LLMEngine(config)
     with closing(engine), engine.open_stream() as stream:
-        prompt_ids = engine.encode(prompt)
+        prompt_ids = engine.intake.prompts.truncate(engine.encode(prompt), params)
         _append(stream, prompt_ids, engine.config.max_num_batched_tokens)
         deltas = stream.generate(params)
         if args.json:

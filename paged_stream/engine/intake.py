@@ -20,7 +20,7 @@ from paged_stream.engine.requests import check_request_id
 from paged_stream.engine.stream_file import SavedStream, read_stream
 from paged_stream.engine.windows import check_rotary_length, resolve_sink_window
 from paged_stream.models.model_config import ModelConfig
-from paged_stream.scheduler.sampling_params import SamplingParams
+from paged_stream.scheduler.sampling_params import SamplingParams, check_params_type
 from paged_stream.scheduler.sink_window import SinkWindow
 from paged_stream.text.chat import Messages
 from paged_stream.text.inputs import Prompt, naming_item
@@ -154,7 +154,7 @@ class Intake:
     def add_request(
         self,
         request_id: str,
-        token_ids: Sequence[int],
+        token_ids: list[int],
         params: SamplingParams,
         *,
         priority: int = 0,
@@ -169,6 +169,8 @@ class Intake:
             ValueError: names what is wrong; the engine is as before.
         """
         core = self._core.enter()
+        check_params_type(params)
+        token_ids = self.prompts.truncate(token_ids, params)
         self.check_request(request_id, len(token_ids), params, priority)
         core.turns.add_request(
             request_id,

@@ -178,8 +178,13 @@ class LiveStream:
 
     # Turns
 
-    def queue(self, prompt: Prompt, addition: Addition) -> None:
+    def queue(
+        self, prompt: Prompt, addition: Addition, params: SamplingParams | None = None
+    ) -> None:
         """Append what `encode` has made of the prompt, behind the turn if there is one.
+
+        Args:
+            params: of the turn that is to follow, which may truncate the prompt.
 
         Raises:
             ValueError: as `StreamApi.append`.
@@ -187,7 +192,8 @@ class LiveStream:
         self.enter()
         if addition.continues == self._is_empty:  # it was another when the prompt was encoded
             addition = self.encode(prompt)
-        self._queue(addition.token_ids)
+        token_ids = addition.token_ids
+        self._queue(token_ids if params is None else self._prompts.truncate(token_ids, params))
 
     def _queue(self, token_ids: list[int]) -> None:
         sequence = self._sequence
@@ -213,6 +219,7 @@ class LiveStream:
         token_ids = addition.token_ids
         if addition.continues:
             token_ids = without_repeated_end(token_ids, *self._sequence.last_token_ids(1))
+        token_ids = self._prompts.truncate(token_ids, params)
         self._queue(token_ids)
         self.has_chatted = True
         return token_ids
@@ -255,7 +262,7 @@ class LiveStream:
         """
         self.enter()
         self.check_can_generate(params, appends=True)
-        self.queue(prompt, addition)
+        self.queue(prompt, addition, params)
         self.start_turn(params, inbox)
 
     def start_chat(

@@ -76,7 +76,7 @@ class LLMEngine(LoadedEngine, EngineApi):
         ):
             self.intake.prompts.check_params(params)
             with naming_item("prompts", index, count):
-                token_ids = self.encode(prompt)
+                token_ids = self.intake.prompts.truncate(self.encode(prompt), params)
                 self.intake.check_request(request_id, len(token_ids), params, priority)
             outputs[request_id] = new_output(request_id, prompt, token_ids, params)
         requests = dict(zip(outputs, per_prompt, strict=True))

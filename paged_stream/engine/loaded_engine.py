@@ -89,6 +89,7 @@ class LoadedEngine:
             model=str(config.model),
             vocab_size=model_config.vocab_size,
             length_limit=None if has_window else model_config.max_position_embeddings,
+            num_visible=visible_tokens(model_config, self.sink_window),
         )
         self._core = EngineCore(
             scheduler,
@@ -102,12 +103,15 @@ class LoadedEngine:
         self._intake = Intake(self._core, prompts, config, model_config, self.sink_window)
 
     def _end_token_ids(self) -> tuple[int, ...]:
-        """What ends an answer: what the checkpoint says, and what its chat template does."""
+        """What ends an answer: what the checkpoint says, its tokenizer, and its chat template."""
         ends = self.model_config.eos_token_ids
-        end = None if self.tokenizer is None else end_of_turn(self.tokenizer)
-        if end is None or end in ends or end >= self.model_config.vocab_size:
+        if self.tokenizer is None:
             return ends
-        return (*ends, end)
+        more = (self.tokenizer.eos_token_id, end_of_turn(self.tokenizer))
+        size = self.model_config.vocab_size
+        return tuple(
+            dict.fromkeys([*ends, *(end for end in more if end is not None and end < size)])
+        )
 
     # Its parts, which exist until it is closed, and only in the process that made it
 

@@ -79,11 +79,13 @@ class RequestDelta:
         index: which of its ``n`` completions.
         delta_text: new text. It is held back while it could still turn out to be part of a
             character or of a stop string. A character that a turn of a stream leaves unfinished
-            comes out in the turn that finishes it.
+            comes out in the turn that finishes it; at the end of a request, it is U+FFFD.
         delta_token_ids: new tokens, the stop token included.
         finished: whether this is the completion's last delta.
         finish_reason: why it ended: ``"stop"`` (a stop token or string), ``"length"`` or
             ``"abort"``; ``None`` while it goes on.
+        stop_reason: the stop string that ended it, or the id of the stop token; ``None`` otherwise,
+            and for the model's own end tokens.
         logprobs: one entry per new token, when asked for.
         prompt_logprobs: one entry for each of the prompt's tokens that this step computed, when
             asked for. Nothing predicts the first token of a prompt, so all deltas together have an
@@ -97,6 +99,7 @@ class RequestDelta:
     delta_token_ids: list[int]
     finished: bool
     finish_reason: FinishReason | None
+    stop_reason: int | str | None
     logprobs: list[TokenLogprob] | None
     prompt_logprobs: list[TokenLogprob] | None
     metrics: RequestMetrics
@@ -133,11 +136,13 @@ class CompletionOutput:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] | None = None
     finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
 
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}(index={self.index}, text={_repr.repr(self.text)}, "
-            f"token_ids=<{len(self.token_ids)}>, finish_reason={self.finish_reason!r})"
+            f"token_ids=<{len(self.token_ids)}>, finish_reason={self.finish_reason!r}, "
+            f"stop_reason={self.stop_reason!r})"
         )
 
 

@@ -141,6 +141,7 @@ def merge_delta(output: RequestOutput, delta: RequestDelta) -> None:
     completion.token_ids += delta.delta_token_ids
     completion.finish_reason = delta.finish_reason
     output.metrics = output.metrics.updated(delta.metrics)
+    completion.stop_reason = delta.stop_reason
     if delta.logprobs is not None:
         completion.logprobs = completion.logprobs or []
         completion.logprobs.extend(delta.logprobs)

@@ -22,15 +22,19 @@ class Turn:
 
     ``inbox`` is where its deltas go; without one, they wait for `Turns.take_undelivered`. Once the
     prompt of a request is computed, its sequence ``generates``, and beside it ``num_copies``
-    copies. ``new_text`` belongs to the next delta.
+    copies. ``new_text`` belongs to the next delta. ``eos_token_ids`` end the turn, besides those
+    that its parameters name. ``is_last`` tells that no other turn goes on where this one ends.
     """
 
     request_id: str
     index: int
     params: SamplingParams
     seed: int = 0
+    eos_token_ids: tuple[int, ...] = ()
+    is_last: bool = False
     detokenizer: Detokenizer | None = None
     new_text: str = ""
+    stop_string: str | None = None
     inbox: Inbox | None = None
     num_copies: int = 0
     generates: bool = False
@@ -61,9 +65,20 @@ class Turn:
     def begin_text(self, tokenizer: Tokenizer, last_ids: Sequence[int], num_generated: int) -> None:
         """Detokenize what comes from here on. The last ``num_generated`` tokens are of this turn:
         they may end within a character, or a stop string."""
+        params = self.params
+        if not params.detokenize:
+            return
         count = min(num_generated, _DETOKENIZED_AGAIN)
         split = max(0, len(last_ids) - count)
-        self.detokenizer = Detokenizer(tokenizer, self.params.stop or (), last_ids[:split])
+        self.detokenizer = Detokenizer(
+            tokenizer,
+            params.stop or (),
+            last_ids[:split],
+            includes_stop=params.include_stop_str_in_output,
+            min_tokens=params.min_tokens - (num_generated - len(last_ids[split:])),
+            skip_special_tokens=params.skip_special_tokens,
+            spaces_between_special_tokens=params.spaces_between_special_tokens,
+        )
         for token_id in last_ids[split:]:
             self.detokenizer.append(token_id)
 
@@ -71,17 +86,20 @@ class Turn:
         """Add a token's text; whether that completes a stop string."""
         if self.detokenizer is None:
             return False
-        text, stopped = self.detokenizer.append(token_id)
+        text, self.stop_string = self.detokenizer.append(token_id)
         self.new_text += text
-        return stopped
+        return self.stop_string is not None
 
     def delta(self, update: SequenceUpdate, finish_reason: FinishReason | None) -> RequestDelta:
         """What a step has added, and why the turn is over if it is."""
-        text = ""
-        if self.detokenizer is not None:
-            text, self.new_text = self.new_text, ""
-            if finish_reason is not None:
-                text += self.detokenizer.finish()
+        stop_token = None
+        if finish_reason == "stop" and self.stop_string is None:
+            stop_token = update.token_ids[-1]
+            if self.params.include_stop_str_in_output:
+                self.completes_stop(stop_token)
+        text, self.new_text = self.new_text, ""
+        if finish_reason is not None:
+            text += self._last_text()
         self._note_progress(bool(update.token_ids), finish_reason is not None)
         return RequestDelta(
             request_id=self.request_id,
@@ -90,6 +108,9 @@ class Turn:
             delta_token_ids=update.token_ids,
             finished=finish_reason is not None,
             finish_reason=finish_reason,
+            stop_reason=None
+            if stop_token in self.eos_token_ids
+            else self.stop_string or stop_token,
             logprobs=[update.logprob] if update.logprob is not None else None,
             prompt_logprobs=update.prompt_logprobs or None,
             metrics=self.metrics,
@@ -111,11 +132,18 @@ class Turn:
         return RequestDelta(
             request_id=self.request_id,
             index=index,
-            delta_text="" if self.detokenizer is None else self.detokenizer.finish(),
+            delta_text=self._last_text(),
             delta_token_ids=[],
             finished=True,
             finish_reason="abort",
+            stop_reason=None,
             logprobs=None,
             prompt_logprobs=None,
             metrics=self.metrics,
         )
+
+    def _last_text(self) -> str:
+        """What was held back; nothing of it belongs to a text that a stop string has ended."""
+        if self.detokenizer is None or self.stop_string is not None:
+            return ""
+        return self.detokenizer.finish(is_last=self.is_last)

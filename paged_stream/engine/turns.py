@@ -13,6 +13,7 @@ from paged_stream.scheduler.output import SequenceUpdate
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.scheduler.scheduler import Scheduler
 from paged_stream.scheduler.sink_window import SinkWindow
+from paged_stream.text.bad_words import bad_word_ids
 from paged_stream.text.tokenizer import Tokenizer
 
 # Deltas of one request that may wait for `step` while others drive the engine.
@@ -89,6 +90,7 @@ class Turns:
             params=params,
             seed=seed,
             inbox=inbox,
+            is_last=True,
             num_copies=params.n - 1,
         )
         self._add(seq_id, turn, token_ids)
@@ -275,10 +277,10 @@ class Turns:
     def _generate(self, seq_id: int, turn: Turn, num_generated: int = 0) -> None:
         """Let a sequence that has tokens generate; its last ``num_generated`` are of this turn."""
         params = turn.params
-        stop_token_ids = tuple(params.stop_token_ids or ())
-        if not params.ignore_eos:
-            stop_token_ids += self._eos_token_ids
+        turn.eos_token_ids = () if params.ignore_eos else self._eos_token_ids
+        bad_words: tuple[tuple[int, ...], ...] = ()
         if self._tokenizer is not None:
+            bad_words = bad_word_ids(self._tokenizer, params.bad_words or ())
             count = turn.num_context_tokens(num_generated)
             last_ids = self._scheduler.sequences[seq_id].last_token_ids(count)
             turn.begin_text(self._tokenizer, last_ids, num_generated)
@@ -286,7 +288,8 @@ class Turns:
         self._scheduler.start_turn(
             seq_id,
             params,
-            stop_token_ids=stop_token_ids,
+            stop_token_ids=(*(params.stop_token_ids or ()), *turn.eos_token_ids),
+            bad_words=bad_words,
             seed=turn.seed,
             num_generated=num_generated,
         )

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_config(files: ModelFiles, length: int | None = None) -> ModelConfig:
-    """Read config.json, and the end tokens from generation_config.json where it names them.
+    """Read config.json, and the end tokens that generation_config.json names beside its own.
 
     Args:
         length: tokens that a query sees at most, for rotary frequencies that depend on it;
@@ -49,7 +49,8 @@ def load_config(files: ModelFiles, length: int | None = None) -> ModelConfig:
     if (files.folder / "generation_config.json").is_file():
         eos_token_ids = token_ids(files.read_json("generation_config.json").get("eos_token_id"))
         if eos_token_ids:
-            config = dataclasses.replace(config, eos_token_ids=eos_token_ids)
+            ends = tuple(dict.fromkeys([*config.eos_token_ids, *eos_token_ids]))
+            config = dataclasses.replace(config, eos_token_ids=ends)
             config.check()
     return config
 

@@ -60,12 +60,15 @@ class ReplicaProcess:
         self, prompts: Sequence[Prompt], params: Sequence[SamplingParams]
     ) -> list[list[int]]:
         """Tokenize prompts, and check them together with their parameters."""
+        encoder = self._engine.intake.prompts
         for each in params:
-            self._engine.intake.prompts.check_params(each)
+            encoder.check_params(each)
         token_ids = []
-        for index, prompt in enumerate(prompts):
+        pairs = zip(prompts, params or [SamplingParams()] * len(prompts), strict=True)
+        for index, (prompt, each) in enumerate(pairs):
             with naming_item("prompts", index, len(prompts)):
-                token_ids.append(await beside_the_loop(self._engine.encode, prompt))
+                encoded = await beside_the_loop(self._engine.encode, prompt)
+                token_ids.append(encoder.truncate(encoded, each))
         return token_ids
 
     async def encode_chats(self, conversations: Sequence[Messages]) -> list[list[int]]:
@@ -171,6 +174,8 @@ class ReplicaProcess:
             check = partial(stream.inner.check_can_generate, params, appends=True)
             await self._engine.thread.call(check)
         token_ids = await self.encode_next(name, prompt)
+        if params is not None:
+            token_ids = self._engine.intake.prompts.truncate(token_ids, params)
         await stream.append(token_ids)
         return token_ids
 

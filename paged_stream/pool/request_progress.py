@@ -95,6 +95,7 @@ class RequestProgress:
                 delta_token_ids=[],
                 finished=True,
                 finish_reason=finish_reason,
+                stop_reason=None,
                 logprobs=None,
                 prompt_logprobs=None,
                 metrics=replace(completion.metrics, finished_time=time.time()),

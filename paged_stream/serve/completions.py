@@ -18,8 +18,9 @@ from paged_stream.serve.backend import Backend
 from paged_stream.serve.bodies import ChatCompletion, Completion, Stateless
 from paged_stream.serve.events import event_stream, metrics_json
 
-# Makes the JSON of a completion from its index, its text and its finish reason.
-Choice = Callable[[int, str, str | None], dict[str, Any]]
+# Makes the JSON of a completion from its index, its text and why it ended.
+Ending = dict[str, int | str | None]
+Choice = Callable[[int, str, Ending], dict[str, Any]]
 
 
 class CompletionRoutes:
@@ -84,19 +85,20 @@ class Answer:
 
     async def whole(self, deltas: AsyncDeltas, params: SamplingParams) -> dict[str, Any]:
         """Wait for the whole answer."""
-        texts, reasons = [""] * params.n, [""] * params.n
+        texts, endings = [""] * params.n, [_ending(None, None)] * params.n
         async with aclosing(deltas):
             async for delta in deltas:
                 texts[delta.index] += delta.delta_text
-                reasons[delta.index] = delta.finish_reason or ""
+                endings[delta.index] = _ending(delta.finish_reason, delta.stop_reason)
                 self._count(delta)
-        choices = [self._choice(i, texts[i], reasons[i]) for i in range(params.n)]
+        choices = [self._choice(i, texts[i], endings[i]) for i in range(params.n)]
         return self._head | {"choices": choices} | self._usage()
 
     def part(self, delta: RequestDelta) -> dict[str, Any]:
         """What one delta adds to the answer."""
         self._count(delta)
-        choices = [self._part(delta.index, delta.delta_text, delta.finish_reason)]
+        ending = _ending(delta.finish_reason, delta.stop_reason)
+        choices = [self._part(delta.index, delta.delta_text, ending)]
         return self._head | {"choices": choices}
 
     def end(self) -> dict[str, Any]:
@@ -122,16 +124,20 @@ class MessageParts:
     def __init__(self) -> None:
         self._begun: set[int] = set()
 
-    def __call__(self, index: int, text: str, reason: str | None) -> dict[str, Any]:
+    def __call__(self, index: int, text: str, ending: Ending) -> dict[str, Any]:
         role = {} if index in self._begun else {"role": "assistant"}
         self._begun.add(index)
-        return {"index": index, "delta": role | {"content": text}, "finish_reason": reason}
+        return {"index": index, "delta": role | {"content": text}, **ending}
 
 
-def _text_choice(index: int, text: str, reason: str | None) -> dict[str, Any]:
-    return {"index": index, "text": text, "finish_reason": reason}
+def _ending(finish_reason: str | None, stop_reason: int | str | None) -> Ending:
+    return {"finish_reason": finish_reason, "stop_reason": stop_reason}
 
 
-def _message_choice(index: int, text: str, reason: str | None) -> dict[str, Any]:
+def _text_choice(index: int, text: str, ending: Ending) -> dict[str, Any]:
+    return {"index": index, "text": text, **ending}
+
+
+def _message_choice(index: int, text: str, ending: Ending) -> dict[str, Any]:
     message = {"role": "assistant", "content": text}
-    return {"index": index, "message": message, "finish_reason": reason}
+    return {"index": index, "message": message, **ending}

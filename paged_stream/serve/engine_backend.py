@@ -20,8 +20,9 @@ class EngineBackend:
 
     async def encode(self, prompt: Prompt, params: SamplingParams) -> list[int]:
         """As `Backend.encode`."""
-        self.engine.intake.prompts.check_params(params)
-        return await asyncio.to_thread(self.engine.encode, prompt)
+        prompts = self.engine.intake.prompts
+        prompts.check_params(params)
+        return prompts.truncate(await asyncio.to_thread(self.engine.encode, prompt), params)
 
     async def encode_chat(self, messages: Messages) -> list[int]:
         """As `Backend.encode_chat`."""

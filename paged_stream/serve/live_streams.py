@@ -61,13 +61,13 @@ class StreamRoutes:
         deltas = await begun(_turn(stream, body))
         if body.stream:
             return event_stream(deltas, lambda delta: _event(stream_id, delta))
-        text, token_ids, reason, metrics = "", [], None, None
+        text, token_ids, ending, metrics = "", [], {}, None
         async with aclosing(deltas):
             async for delta in deltas:
                 text += delta.delta_text
                 token_ids += delta.delta_token_ids
-                reason, metrics = delta.finish_reason, metrics_json(delta.metrics)
-        turn = {"id": stream_id, "text": text, "token_ids": token_ids, "finish_reason": reason}
+                ending, metrics = _ending(delta), metrics_json(delta.metrics)
+        turn = {"id": stream_id, "text": text, "token_ids": token_ids, **ending}
         return JSONResponse(turn | {"position": stream.position, "metrics": metrics})
 
     async def fork(self, stream_id: str) -> dict[str, Any]:
@@ -109,6 +109,10 @@ def _event(stream_id: str, delta: RequestDelta) -> dict[str, Any]:
         "id": stream_id,
         "text": delta.delta_text,
         "token_ids": delta.delta_token_ids,
-        "finish_reason": delta.finish_reason,
+        **_ending(delta),
     }
     return event | {"metrics": metrics_json(delta.metrics)} if delta.finished else event
+
+
+def _ending(delta: RequestDelta) -> dict[str, Any]:
+    return {"finish_reason": delta.finish_reason, "stop_reason": delta.stop_reason}

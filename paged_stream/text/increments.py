@@ -26,25 +26,41 @@ class Increments(Protocol):
     def append(self, token_id: int) -> str:
         """Text that a token adds, which may be none yet."""
 
+    def finish(self) -> str:
+        """Text of bytes that wait for the rest of their character, if it will not come: U+FFFD."""
 
-def increments(tokenizer: Tokenizer, context: Sequence[int]) -> Increments:
-    """Begin after ``context``, the last tokens before."""
-    if tokenizer.is_byte_level:
-        return _ByteLevelIncrements(tokenizer, context)
-    return _WindowIncrements(tokenizer, context)
+
+def increments(
+    tokenizer: Tokenizer,
+    context: Sequence[int],
+    *,
+    skip_special_tokens: bool = True,
+    spaces_between_special_tokens: bool = True,
+) -> Increments:
+    """Begin after ``context``, the last tokens before; the rest is as in `SamplingParams`."""
+    if tokenizer.is_byte_level:  # whose texts have no spaces of their own
+        return _ByteLevelIncrements(tokenizer, context, skip_special_tokens)
+    shown = _WindowIncrements(tokenizer, context, skip_special_tokens)
+    if skip_special_tokens or spaces_between_special_tokens:
+        return shown
+    return _UnspacedIncrements(tokenizer, shown)
 
 
 class _ByteLevelIncrements:
     """For texts that are the tokens' bytes, one after the other."""
 
-    def __init__(self, tokenizer: Tokenizer, context: Sequence[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, context: Sequence[int], skips_special: bool) -> None:
         self._tokenizer = tokenizer
+        self._skips_special = skips_special
         self._utf8 = _new_utf8_decoder("replace")
         for token_id in context:
             self.append(token_id)
 
     def append(self, token_id: int) -> str:
-        return self._utf8.decode(self._tokenizer.token_bytes(token_id))
+        return self._utf8.decode(self._tokenizer.token_bytes(token_id, self._skips_special))
+
+    def finish(self) -> str:
+        return self._utf8.decode(b"", final=True)
 
 
 class _WindowIncrements:
@@ -53,8 +69,9 @@ class _WindowIncrements:
     The tokenizer decodes a short window with the new token, and what is longer than before is new.
     """
 
-    def __init__(self, tokenizer: Tokenizer, context: Sequence[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, context: Sequence[int], skips_special: bool) -> None:
         self._tokenizer = tokenizer
+        self._skips_special = skips_special
         self._cuts_characters = tokenizer.cuts_characters
         self._characters = _Characters(tokenizer.byte_tokens or ())
         self._before: list[int] = []
@@ -75,12 +92,20 @@ class _WindowIncrements:
             self._forget()
         return new
 
+    def finish(self) -> str:
+        self._recent += self._characters.finish()
+        return self._decode_all(self._before + self._recent)[len(self._text) :]
+
     def _whole(self, token_id: int) -> list[int]:
         """The tokens to decode next. One that the tokenizer skips does not part its neighbours."""
-        return self._characters.append(token_id) if self._tokenizer.has_text(token_id) else []
+        has_text = self._tokenizer.has_text(token_id, self._skips_special)
+        return self._characters.append(token_id) if has_text else []
 
     def _decode(self, token_ids: list[int]) -> str:
-        return self._settled(self._tokenizer.decode(token_ids))
+        return self._settled(self._decode_all(token_ids))
+
+    def _decode_all(self, token_ids: list[int]) -> str:
+        return self._tokenizer.decode(token_ids, self._skips_special)
 
     def _settled(self, text: str) -> str:
         return text.removesuffix(_REPLACEMENT) if self._cuts_characters else text
@@ -88,7 +113,7 @@ class _WindowIncrements:
     def _forget(self) -> None:
         """Keep what has come last, but some text. A window without any would look like the
         beginning, of which some decoders strip spaces."""
-        text = self._tokenizer.decode(self._recent)
+        text = self._decode_all(self._recent)
         if text:
             self._before, self._recent, self._text = self._recent, [], self._settled(text)
             return
@@ -98,6 +123,24 @@ class _WindowIncrements:
         elif len(self._recent) > _MAX_SILENT:
             del self._recent[-2]
             self._text = self._decode(self._before + self._recent)
+
+
+class _UnspacedIncrements:
+    """For texts that show special tokens, and no spaces between two of them."""
+
+    def __init__(self, tokenizer: Tokenizer, inner: Increments) -> None:
+        self._added_tokens = tokenizer.added_tokens
+        self._inner = inner
+        self._was_added = False  # the last token
+
+    def append(self, token_id: int) -> str:
+        text = self._inner.append(token_id)
+        added = self._added_tokens.get(token_id)
+        follows, self._was_added = self._was_added, added is not None
+        return added if added is not None and follows else text
+
+    def finish(self) -> str:
+        return self._inner.finish()
 
 
 class _Characters:
@@ -113,7 +156,10 @@ class _Characters:
         byte = self._bytes.get(token_id)
         if byte is not None:
             return self._tokens(self._utf8.decode(byte))
-        return [*self._tokens(self._utf8.decode(b"", final=True)), token_id]
+        return [*self.finish(), token_id]
+
+    def finish(self) -> list[int]:
+        return self._tokens(self._utf8.decode(b"", final=True))
 
     def _tokens(self, text: str) -> list[int]:
         return [self._byte_tokens[byte] for byte in text.encode()]

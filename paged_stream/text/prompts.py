@@ -30,6 +30,7 @@ class PromptEncoder:
         model: its name, for messages.
         vocab_size: token ids are below it.
         length_limit: tokens that a sequence may have; ``None``: any number.
+        num_visible: tokens that one token sees at most.
     """
 
     def __init__(
@@ -39,11 +40,13 @@ class PromptEncoder:
         model: str,
         vocab_size: int,
         length_limit: int | None,
+        num_visible: int,
     ) -> None:
         self._tokenizer = tokenizer
         self._model = model
         self._vocab_size = vocab_size
         self._length_limit = length_limit
+        self._num_visible = num_visible
 
     def encode(self, prompt: Prompt, *, continues: bool = False) -> list[int]:
         """Turn a prompt into token ids and check them.
@@ -127,6 +130,13 @@ class PromptEncoder:
             raise ValueError(f"{self._model} has no tokenizer; name one with tokenizer=")
         return self._tokenizer.copy_for_users
 
+    def truncate(self, token_ids: list[int], params: SamplingParams) -> list[int]:
+        """The end of a prompt that ``truncate_prompt_tokens`` keeps."""
+        most = params.truncate_prompt_tokens
+        if most is None:
+            return token_ids
+        return token_ids[-(self._num_visible if most < 0 else most) :]
+
     def check_length(self, num_tokens: int) -> None:
         """Refuse more tokens than full attention can have; a window has no limit.
 
@@ -146,8 +156,10 @@ class PromptEncoder:
             ValueError: names the field.
         """
         check_params_type(params)
-        if params.stop and self._tokenizer is None:
-            raise ValueError(f"stop needs a tokenizer, and {self._model} has none")
-        for token_id in params.stop_token_ids or ():
-            if token_id >= self._vocab_size:
-                raise ValueError(f"stop_token_ids must be below {self._vocab_size}, got {token_id}")
+        for name in ("stop", "bad_words"):
+            if getattr(params, name) and self._tokenizer is None:
+                raise ValueError(f"{name} needs a tokenizer, and {self._model} has none")
+        for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+            highest = max(getattr(params, name) or (), default=0)
+            if highest >= self._vocab_size:
+                raise ValueError(f"{name} must be below {self._vocab_size}, got {highest}")

@@ -13,23 +13,31 @@ class StopStrings:
         self._longest = max(map(len, self._stop), default=0)
         self._held = ""
 
-    def append(self, text: str) -> tuple[str, bool]:
+    def append(self, text: str, *, may_stop: bool = True) -> tuple[str, str | None]:
         """Add a piece.
 
+        Args:
+            may_stop: whether a stop string that ends in this piece counts.
+
         Returns:
-            The text that is free now, and whether a stop string is complete. If one is, the text
-            ends where the first of them begins.
+            The text that is free now, and the stop string that is complete, if one is. Then the
+            text ends where it begins. Of several, it is the first to begin.
         """
         if not self._stop:
-            return text, False
+            return text, None
+        # What is held may have a stop string in it that did not count.
+        starts = [max(0, len(self._held) - len(stop) + 1) for stop in self._stop]
         text = self._held + text
-        found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
-        if found:
-            self._held = ""
-            return text[: min(found)], True
+        if may_stop:
+            places = map(text.find, self._stop, starts)
+            found = [place for place in zip(places, self._stop, strict=True) if place[0] >= 0]
+            if found:
+                self._held = ""
+                at, stop = min(found, key=lambda place: place[0])
+                return text[:at], stop
         free = len(text) - self._num_held(text)
         self._held = text[free:]
-        return text[:free], False
+        return text[:free], None
 
     def take_held(self) -> str:
         """What was held back, if nothing more will come."""

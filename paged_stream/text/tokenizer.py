@@ -68,19 +68,34 @@ class Tokenizer:
 
     def is_special(self, token_id: int) -> bool:
         """Whether a token marks something and is no text."""
-        return token_id in self._special_ids
+        return token_id in self.special_tokens
 
     @cached_property
-    def _special_ids(self) -> frozenset[int]:
+    def special_tokens(self) -> dict[int, str]:
+        """Special tokens, as they are written where `decode` does not skip them."""
         added = self._tokenizer.added_tokens_decoder.items()
-        return frozenset(token_id for token_id, token in added if token.special)
+        return {token_id: token.content for token_id, token in added if token.special}
 
-    def has_text(self, token_id: int) -> bool:
+    @cached_property
+    def added_tokens(self) -> dict[int, str]:
+        """Tokens beside the model's vocabulary proper, special or not, as they are written."""
+        added = self._tokenizer.added_tokens_decoder.items()
+        return {token_id: token.content for token_id, token in added}
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The token that ends a text, as the tokenizer's own files say it."""
+        token_id: int | None = self._tokenizer.eos_token_id
+        return token_id
+
+    def has_text(self, token_id: int, skip_special_tokens: bool = True) -> bool:
         """False for tokens that `decode` skips: special ones, and ids that are in no vocabulary.
         Unusual tokenizers may skip others too."""
         if self._backend is None:
             return True
-        return token_id not in self._special_ids and self._backend.id_to_token(token_id) is not None
+        if skip_special_tokens and token_id in self.special_tokens:
+            return False
+        return self._backend.id_to_token(token_id) is not None
 
     @cached_property
     def is_byte_level(self) -> bool:
@@ -102,10 +117,11 @@ class Tokenizer:
         decoder = None if self._backend is None else self._backend.decoder
         return {} if decoder is None else dict(json.loads(decoder.__getstate__()))
 
-    def token_bytes(self, token_id: int) -> bytes:
+    def token_bytes(self, token_id: int, skip_special_tokens: bool = True) -> bytes:
         """Bytes of a token, which need not be whole characters; none of a token that is skipped.
         Only for tokenizers that are byte-level."""
-        token = None if token_id in self._special_ids else self._backend.id_to_token(token_id)
+        is_skipped = skip_special_tokens and token_id in self.special_tokens
+        token = None if is_skipped else self._backend.id_to_token(token_id)
         if token is None:
             return b""
         try:

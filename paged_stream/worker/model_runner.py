@@ -36,7 +36,7 @@ from paged_stream.worker.input_batch import build_forward_batch
 from paged_stream.worker.kv_cache import KVCache
 from paged_stream.worker.lanes import make_lanes
 from paged_stream.worker.parking import ParkedStore
-from paged_stream.worker.sampler import prepare_draw, sample, token_logprobs
+from paged_stream.worker.sampler import NO_TOKEN, prepare_draw, sample, token_logprobs
 from paged_stream.worker.staging import to_device
 
 # Rows of logits held at once for prompt log-probabilities. On a CPU, what the allocator takes from
@@ -127,7 +127,7 @@ class ModelRunner:
                 hidden = hidden[draw.rows]
             results = sample(self.model.compute_logits(hidden), sampling, draw)
             for i, token_id, logprob in zip(sampled, *results, strict=True):
-                token_ids[i], logprobs[i] = [token_id], logprob
+                token_ids[i], logprobs[i] = [token_id] if token_id != NO_TOKEN else [], logprob
         return ModelOutput(token_ids, logprobs, prompt_logprobs)
 
     @torch.inference_mode()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import logging
 from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,7 +11,12 @@ import torch
 
 from paged_stream import ops
 from paged_stream.scheduler.output import ScheduledSequence, TokenLogprob
+from paged_stream.worker.logits import LogitsProcessorError, change_logits
 from paged_stream.worker.staging import to_device
+
+logger = logging.getLogger(__name__)
+
+NO_TOKEN = -1
 
 
 def sampling_tensors(sequences: Sequence[ScheduledSequence]) -> ops.SamplingTensors:
@@ -55,8 +60,8 @@ def sample(
 ) -> tuple[list[int], list[TokenLogprob | None]]:
     """Sample one token per row.
 
-    The order is vLLM's: log-probabilities are of the raw logits; then penalties and the bar on
-    stop tokens, temperature, min_p, top_k, top_p.
+    The order is vLLM's: log-probabilities are of the raw logits; then come the changes of
+    `change_logits`, temperature, min_p, top_k, top_p.
 
     Args:
         logits: float32 [N, vocab]; changed in place.
@@ -64,7 +69,8 @@ def sample(
         draw: from `prepare_draw`, for these sequences.
 
     Returns:
-        The tokens, and their log-probabilities where asked for.
+        The tokens, `NO_TOKEN` where a logits processor failed, and their log-probabilities where
+        asked for.
     """
     nums_top = {
         row: sequence.sampling_params.logprobs
@@ -72,12 +78,14 @@ def sample(
         if sequence.sampling_params.logprobs is not None
     }
     raw = torch.log_softmax(logits[list(nums_top)], dim=-1) if nums_top else None
+    failed = []
     for row, sequence in enumerate(sequences):
-        params = sequence.sampling_params
-        if params.has_penalties:
-            _apply_penalties(logits[row], sequence)
-        if params.min_tokens > sequence.num_output_tokens:
-            logits[row, list(sequence.stop_token_ids)] = -math.inf
+        if sequence.changes_logits:
+            try:
+                change_logits(logits[row], sequence)
+            except LogitsProcessorError:
+                logger.exception("sequence %d is aborted", sequence.seq_id)
+                failed.append(row)
     tokens: list[int] = ops.sample_tokens(logits, draw.sampling, draw.positions).tolist()
     logprobs: list[TokenLogprob | None] = [None] * len(sequences)
     if raw is not None:
@@ -86,6 +94,8 @@ def sample(
             nums_top, token_logprobs(raw, chosen, list(nums_top.values())), strict=True
         ):
             logprobs[row] = entry
+    for row in failed:
+        tokens[row], logprobs[row] = NO_TOKEN, None
     return tokens, logprobs
 
 
@@ -116,29 +126,6 @@ def token_logprobs(
             strict=True,
         )
     ]
-
-
-def _apply_penalties(row: torch.Tensor, sequence: ScheduledSequence) -> None:
-    """Penalise the tokens still visible: what has left the window is forgotten here as well."""
-    params = sequence.sampling_params
-    history = torch.frombuffer(sequence.history, dtype=torch.int32).to(row.device).long()
-    if params.repetition_penalty != 1.0:
-        values = row[history]  # a token that is there twice is written twice, and is the same
-        penalty = params.repetition_penalty
-        row[history] = torch.where(values > 0, values / penalty, values * penalty)
-    if params.presence_penalty or params.frequency_penalty:
-        generated, counts = torch.unique(_generated(history, sequence), return_counts=True)
-        row[generated] -= params.presence_penalty + params.frequency_penalty * counts
-
-
-def _generated(history: torch.Tensor, sequence: ScheduledSequence) -> torch.Tensor:
-    """The part of the visible tokens that was generated: of the sinks as well as of the window."""
-    sinks = sequence.sink_window.num_sink_tokens
-    window_start = sequence.sink_window.window_start(sequence.num_tokens - 1)
-    if window_start <= sinks:  # nothing is missing between them
-        return history[sequence.num_prompt_tokens :]
-    window = history[sinks:][max(0, sequence.num_prompt_tokens - window_start) :]
-    return torch.cat((history[sequence.num_prompt_tokens : sinks], window))
 
 
 # Through arrays: torch looks at each number of a list several times.

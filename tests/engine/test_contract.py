@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 import pickle
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -225,6 +227,102 @@ def test_an_aborted_request_ends_and_keeps_what_it_has(engine, reference):
     same = min(10, len(endless.outputs[0].token_ids))
     assert endless.outputs[0].token_ids[:same] == expected[0].outputs[0].token_ids[:same]
     assert engine.stats().num_running == engine.stats().num_waiting == 0
+
+
+def letters(text: str) -> list[int]:
+    """Token ids of a text, in the vocabulary of `save_tokenizer`."""
+    return [ord(letter) - 30 for letter in text]
+
+
+def likely(text: str, bias: float = 100.0) -> dict[int, float]:
+    return dict.fromkeys(letters(text), bias)
+
+
+def ways_to_sample() -> list[SamplingParams]:
+    """One for each field that says more than how to draw."""
+
+    def counts(token_ids, logits):  # within this function, so that Ray sends the code along
+        logits[letters("0")[0] + len(token_ids)] += 1000
+        return logits
+
+    base: dict[str, Any] = {"temperature": 0, "max_tokens": 6, "ignore_eos": True}
+    return [
+        SamplingParams(**base, allowed_token_ids=letters("ab"), logit_bias=likely("bc")),
+        SamplingParams(**base, logit_bias=likely("b") | likely("a", 50.0), bad_words=["bb", "aa"]),
+        SamplingParams(**base, logits_processors=counts),
+        SamplingParams(**base, logits_processors=counts, stop=["23", "45"], min_tokens=4),
+        SamplingParams(
+            **base, logits_processors=counts, stop="23", include_stop_str_in_output=True
+        ),
+        SamplingParams(**base, logits_processors=counts, stop_token_ids=letters("2")),
+        SamplingParams(
+            **base,
+            logits_processors=counts,
+            stop_token_ids=letters("2"),
+            include_stop_str_in_output=True,
+        ),
+        SamplingParams(**base, logits_processors=counts, detokenize=False),
+        SamplingParams(**base, logit_bias={0: 100.0}, skip_special_tokens=False, stop="s>"),
+        SamplingParams(**base, logit_bias={0: 100.0}, stop="</s>"),
+        SamplingParams(temperature=0, logit_bias={0: 100.0}),
+    ]
+
+
+SAMPLED = [  # text, number of tokens, why it ended
+    ("bbbbbb", 6, "length", None),
+    ("bababa", 6, "length", None),
+    ("012345", 6, "length", None),
+    ("0123", 6, "stop", "45"),
+    ("0123", 4, "stop", "23"),
+    ("01", 3, "stop", letters("2")[0]),
+    ("012", 3, "stop", letters("2")[0]),
+    ("", 6, "length", None),
+    ("</", 1, "stop", "s>"),
+    ("", 1, "stop", "</s>"),
+    ("", 1, "stop", None),
+]
+
+
+def test_every_way_to_sample(engine, stream):
+    params = ways_to_sample()
+    outputs = engine.generate([PROMPT] * len(params), params, use_tqdm=False)
+    completions = [output.outputs[0] for output in outputs]
+    assert SAMPLED == [
+        (each.text, len(each.token_ids), each.finish_reason, each.stop_reason)
+        for each in completions
+    ]
+    for each, expected in zip(params, SAMPLED, strict=True):
+        deltas = list(stream.complete(PROMPT, each))
+        text, last = "".join(delta.delta_text for delta in deltas), deltas[-1]
+        assert (text, len(ids(deltas)), last.finish_reason, last.stop_reason) == expected
+
+
+def test_a_function_that_fails_ends_its_request(engine, stream, reference):
+    def fails(token_ids, logits):
+        return logits if len(token_ids) < 3 else None
+
+    failing = SamplingParams(temperature=0, max_tokens=10, logits_processors=fails, ignore_eos=True)
+    bad, good = engine.generate([PROMPT] * 2, [failing, GREEDY], use_tqdm=False)
+    assert answers([good]) == answers(reference.generate(PROMPT, GREEDY, use_tqdm=False))
+    assert bad.outputs[0].finish_reason == "abort"
+    assert bad.outputs[0].token_ids == good.outputs[0].token_ids[:3]
+    deltas = list(stream.complete(PROMPT, failing))
+    assert len(ids(deltas)) == 3 and deltas[-1].finish_reason == "abort"
+    assert len(ids(stream.generate(GREEDY))) == 10
+
+
+def test_truncated_prompts(engine, reference, stream, twin):
+    cut = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True, truncate_prompt_tokens=7)
+    visible = SamplingParams(temperature=0, max_tokens=5, truncate_prompt_tokens=-1)
+    size = SETTINGS["num_sink_tokens"] + SETTINGS["window_size"]
+    for params, most in ((cut, 7), (visible, size)):
+        plain = dataclasses.replace(params, truncate_prompt_tokens=None)
+        expected = answers(reference.generate(PROMPT[-most:], plain, use_tqdm=False))
+        assert answers(engine.generate(PROMPT, params, use_tqdm=False)) == expected
+    assert ids(stream.complete(PROMPT, cut)) == ids(twin.complete(PROMPT[-7:], GREEDY))[:5]
+    assert stream.position == 7 + 5
+    list(stream.chat("hello", cut))
+    assert stream.position == 2 * (7 + 5)
 
 
 def test_conversations(engine, reference):

@@ -80,7 +80,9 @@ def test_settings_that_there_are_not(name, hint):
         ("window_size", "belongs to EngineConfig"),
         ("temprature", "did you mean 'temperature'"),
         ("topp", "did you mean 'top_p'"),
-        ("xyz", "it has frequency_penalty"),
+        ("xyz", "it has allowed_token_ids, bad_words"),
+        ("logits_processor", "write logits_processors"),
+        ("suppress_tokens", "write logit_bias"),
     ],
 )
 def test_parameters_that_there_are_not(name, hint):

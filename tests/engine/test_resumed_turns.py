@@ -8,6 +8,14 @@ from paged_stream import SamplingParams, Stream
 from paged_stream.engine.outputs import DeltaQueue
 from paged_stream.engine.stream_file import read_stream, write_stream_file
 
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def turned(token_ids, logits):
+    """Depends on every token that was generated and is visible."""
+    return logits.roll(sum(token_ids))
+
+
 PARAMS = {
     "greedy": SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True),
     "penalties": SamplingParams(
@@ -19,6 +27,14 @@ PARAMS = {
         presence_penalty=0.5,
     ),
     "min_tokens": SamplingParams(temperature=2.0, seed=5, max_tokens=40, min_tokens=30),
+    "functions": SamplingParams(seed=5, max_tokens=40, ignore_eos=True, logits_processors=turned),
+    "bad words": SamplingParams(
+        seed=5,
+        max_tokens=40,
+        ignore_eos=True,
+        bad_words=[a + b for a in LETTERS for b in LETTERS[::2]],
+        logit_bias={index + 67: 4.0 for index in range(20)},
+    ),
 }
 
 
@@ -81,11 +97,14 @@ def test_a_resumed_turn_is_the_turn(make_engine, tmp_path, name, replayed, num_d
         stream.close()
 
 
-def test_stop_strings_across_the_interruption(make_engine, tmp_path):
+@pytest.mark.parametrize("min_tokens", [0, 19])
+def test_stop_strings_across_the_interruption(make_engine, tmp_path, min_tokens):
     engine = make_engine()
     text = flat(whole(engine, PARAMS["greedy"]))[1]
-    stop = text[12:18]
-    params = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True, stop=[stop])
+    stop = [text[12:18], text[18:24]]
+    params = SamplingParams(
+        temperature=0.0, max_tokens=40, ignore_eos=True, stop=stop, min_tokens=min_tokens
+    )
     expected = flat(whole(engine, params))
     assert expected[2] == "stop"
     for count in range(10, len(expected[0])):

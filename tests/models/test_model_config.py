@@ -87,11 +87,11 @@ def test_windows_of_layers(folder_of, variant, windows):
     assert config.local_window == (9 if set(windows) == {9} else None)
 
 
-def test_generation_config_names_the_end_tokens(folder_of):
+def test_generation_config_names_more_end_tokens(folder_of):
     folder = folder_of("llama3", eos_token_id=3)
     assert load_config(resolve_model(folder)).eos_token_ids == (3,)
     (folder / "generation_config.json").write_text('{"eos_token_id": [2, 7]}')
-    assert load_config(resolve_model(folder)).eos_token_ids == (2, 7)
+    assert load_config(resolve_model(folder)).eos_token_ids == (3, 2, 7)
     (folder / "generation_config.json").write_text("{}")
     assert load_config(resolve_model(folder)).eos_token_ids == (3,)
 

@@ -32,6 +32,7 @@ def delta_of(token_ids=(), text="", *, reason=None, logprobs=None, prompt_logpro
         delta_token_ids=list(token_ids),
         finished=reason is not None,
         finish_reason=reason,
+        stop_reason=None,
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
         metrics=METRICS,

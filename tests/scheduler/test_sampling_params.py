@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from paged_stream.scheduler.sampling_params import SamplingParams
@@ -48,6 +49,24 @@ from paged_stream.scheduler.sampling_params import SamplingParams
         ("logprobs", -1),
         ("prompt_logprobs", -1),
         ("seed", "x"),
+        ("include_stop_str_in_output", 1),
+        ("bad_words", ""),
+        ("bad_words", [3]),
+        ("allowed_token_ids", []),
+        ("allowed_token_ids", [-1]),
+        ("allowed_token_ids", 5),
+        ("logit_bias", [5]),
+        ("logit_bias", {-1: 1.0}),
+        ("logit_bias", {"a": 1.0}),
+        ("logit_bias", {1: math.nan}),
+        ("logit_bias", {1: "a lot"}),
+        ("truncate_prompt_tokens", 0),
+        ("truncate_prompt_tokens", -2),
+        ("skip_special_tokens", None),
+        ("spaces_between_special_tokens", "no"),
+        ("detokenize", 0),
+        ("logits_processors", 5),
+        ("logits_processors", [5]),
     ],
 )
 def test_bad_values_name_the_field(field, value):
@@ -59,3 +78,23 @@ def test_stop_is_normalised():
     assert SamplingParams(stop="x").stop == ("x",)
     assert SamplingParams(stop=["x", "y"]).stop == ("x", "y")
     assert SamplingParams().stop == ()
+
+
+def test_biases_are_those_of_ids_and_no_larger_than_100():
+    params = SamplingParams(logit_bias={"7": -1e9, 8: 3, np.int64(9): np.float32(1e9)})
+    assert params.logit_bias == {7: -100.0, 8: 3.0, 9: 100.0}
+    assert SamplingParams().logit_bias is None
+
+
+def test_one_function_or_several():
+    def processor(token_ids, logits):
+        return logits
+
+    assert SamplingParams(logits_processors=processor).logits_processors == (processor,)
+    assert SamplingParams(logits_processors=[processor]).logits_processors == (processor,)
+    assert SamplingParams(logits_processors=None).logits_processors == ()
+
+
+def test_stop_strings_need_a_text():
+    with pytest.raises(ValueError, match="stop needs a text"):
+        SamplingParams(stop="a", detokenize=False)

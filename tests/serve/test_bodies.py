@@ -24,8 +24,15 @@ VALUES = {
     "min_tokens": 3,
     "stop": ["a", "b"],
     "stop_token_ids": [1, 2],
+    "include_stop_str_in_output": True,
     "ignore_eos": True,
+    "bad_words": ["a", "b"],
+    "allowed_token_ids": [1, 2],
+    "logit_bias": {"1": -100.0},
     "seed": 3,
+    "truncate_prompt_tokens": 5,
+    "skip_special_tokens": False,
+    "spaces_between_special_tokens": False,
 }
 
 
@@ -45,7 +52,9 @@ def test_what_is_null_is_left_out():
     assert body.params() == SamplingParams()
 
 
-@pytest.mark.parametrize("name", ["logprobs", "prompt_logprobs", "best_of"])
+@pytest.mark.parametrize(
+    "name", ["logprobs", "prompt_logprobs", "detokenize", "logits_processors", "best_of"]
+)
 def test_other_fields_are_refused(name):
     with pytest.raises(ValueError, match=f"{name}\n.*Extra inputs are not permitted"):
         bodies.Completion.model_validate({"prompt": "a", name: 1})
@@ -54,7 +63,7 @@ def test_other_fields_are_refused(name):
 @pytest.mark.parametrize("name", VALUES)
 def test_wrong_values_are_named(name):
     with pytest.raises(ValueError, match=name):
-        bodies.Completion.model_validate({"prompt": "a", name: {}}).params()
+        bodies.Completion.model_validate({"prompt": "a", name: {"a": {}}}).params()
 
 
 def test_the_schema_says_what_fields_mean():

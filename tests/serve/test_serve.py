@@ -143,7 +143,8 @@ def test_completions(client, llm):
     body = {"model": "any", "prompt": "once upon"} | SAMPLING
     answer = client.post("/v1/completions", json=body).json()
     assert answer["object"] == "text_completion"
-    assert answer["choices"] == [{"index": 0, "text": expected, "finish_reason": "length"}]
+    ending = {"finish_reason": "length", "stop_reason": None}
+    assert answer["choices"] == [{"index": 0, "text": expected, **ending}]
     assert answer["usage"] == {"prompt_tokens": 9, "completion_tokens": 12, "total_tokens": 21}
     in_order(answer["metrics"])
     parts = [event["choices"][0] for event in events(client, "/v1/completions", body)]
@@ -160,6 +161,7 @@ def test_every_sampling_field_arrives(client, llm):
     stop = {"stop_token_ids": more["stop_token_ids"]}
     answer = client.post("/v1/completions", json={"prompt": "once upon"} | SAMPLING | stop).json()
     assert answer["choices"][0]["finish_reason"] == "stop"
+    assert answer["choices"][0]["stop_reason"] == first.token_ids[2]
     assert answer["usage"]["completion_tokens"] <= 3
 
 

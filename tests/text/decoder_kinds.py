@@ -51,18 +51,19 @@ class Kind:
     def vocab(self) -> dict[str, int]:
         return self.wrapped.get_vocab()
 
-    def expected(self, ids: Sequence[int]) -> str:
+    def expected(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of all tokens. An unfinished character at the end is left out; other bytes that
         are no UTF-8 become U+FFFD."""
         whole = self.wrapped.decode(
-            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
         )
         assert isinstance(whole, str)
         if self.piece is None:
             return whole.removesuffix("\ufffd") if self.hides_end else whole
         tokens = (self.wrapped.convert_ids_to_tokens(token_id) for token_id in ids)
+        skipped = SPECIAL if skip_special_tokens else []
         pieces = [
-            self.piece(token) for token in tokens if isinstance(token, str) and token not in SPECIAL
+            self.piece(token) for token in tokens if isinstance(token, str) and token not in skipped
         ]
         runs = [run_of(list(pieces)) for _, pieces in itertools.groupby(pieces, type)]
         # Only what ends a run of bytes tells that its last character will stay unfinished.

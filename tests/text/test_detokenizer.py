@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from paged_stream.text.detokenizer import CONTEXT_TOKENS, Detokenizer
 from paged_stream.text.tokenizer import Tokenizer
-from tests.text.decoder_kinds import BYTES, KINDS, LETTER_OF, SPECIAL, Kind
+from tests.text.decoder_kinds import ADDED, BYTES, KINDS, LETTER_OF, SPECIAL, Kind
 
 # Random sequences for each property and each kind of decoder.
 NUM_SEQUENCES = int(os.environ.get("NUM_SEQUENCES", "100"))
@@ -45,34 +45,40 @@ def sequence(kind: Kind, rng: random.Random) -> list[int]:
     return ids
 
 
-def turn(kind: Kind, ids: list[int], begin: int, end: int, stop=()) -> tuple[list[str], bool]:
+def turn(
+    kind: Kind, ids: list[int], begin: int, end: int, stop=(), **how
+) -> tuple[list[str], bool]:
     """Pieces of the text of one turn, and whether it was stopped."""
     context = ids[max(0, begin - CONTEXT_TOKENS) : begin]
-    return run(kind.tokenizer, ids[begin:end], stop, context)
+    return run(kind.tokenizer, ids[begin:end], stop, context, **how)
 
 
-def run(tokenizer: Tokenizer, ids: list[int], stop=(), context=()) -> tuple[list[str], bool]:
-    detokenizer = Detokenizer(tokenizer, stop, context)
+def run(
+    tokenizer: Tokenizer, ids: list[int], stop=(), context=(), *, is_last=False, **how
+) -> tuple[list[str], bool]:
+    detokenizer = Detokenizer(tokenizer, stop, context, **how)
     pieces = []
     for token_id in ids:
         piece, stopped = detokenizer.append(token_id)
         pieces.append(piece)
         if stopped:
+            assert stopped in stop
             return pieces, True
-    return [*pieces, detokenizer.finish()], False
+    return [*pieces, detokenizer.finish(is_last=is_last)], False
 
 
 @every_kind
-def test_turns_join_to_the_whole(kind):
+@pytest.mark.parametrize("skip", [True, False], ids=["skipping special tokens", "showing them"])
+def test_turns_join_to_the_whole(kind, skip):
     for seed in range(NUM_SEQUENCES):
         rng = random.Random(seed)
         ids = sequence(kind, rng)
         cuts = [rng.randint(0, len(ids)) for _ in range(rng.randrange(5))]
         text, begin = "", 0
         for end in [*sorted(cuts), len(ids)]:
-            text += "".join(turn(kind, ids, begin, end)[0])
+            text += "".join(turn(kind, ids, begin, end, skip_special_tokens=skip)[0])
             begin = end
-            assert text == kind.expected(ids[:end]), seed
+            assert text == kind.expected(ids[:end], skip), seed
 
 
 @every_kind
@@ -81,30 +87,85 @@ def test_stop_strings_end_the_text_where_a_search_in_the_whole_finds_them(kind):
         rng = random.Random(seed)
         ids = sequence(kind, rng)
         begin = rng.randint(0, min(3, len(ids)))
-        stop, expected = stopped_text(kind, ids, begin, rng)
-        pieces, is_stopped = turn(kind, ids, begin, len(ids), stop)
-        assert ("".join(pieces), is_stopped, len(pieces)) == expected, seed
+        barred = rng.choice((0, 0, rng.randrange(8)))
+        stop, text, found, count = stopped_text(kind, ids, begin, barred, rng)
+        pieces, is_stopped = turn(kind, ids, begin, len(ids), stop, min_tokens=barred)
+        assert ("".join(pieces), is_stopped, len(pieces)) == (text, bool(found), count), seed
+        pieces, _ = turn(kind, ids, begin, len(ids), stop, min_tokens=barred, includes_stop=True)
+        assert "".join(pieces) in [text + each for each in found or [""]], seed
 
 
 def stopped_text(
-    kind: Kind, ids: list[int], begin: int, rng: random.Random
-) -> tuple[list[str], tuple[str, bool, int]]:
-    """Stop strings, most of them from the text from ``begin`` on; what is left of the text, whether
-    one stops it, and after how many pieces it ends."""
+    kind: Kind, ids: list[int], begin: int, barred: int, rng: random.Random
+) -> tuple[list[str], str, list[str], int]:
+    """Stop strings, most of them from the text from ``begin`` on; what is left of the text, those
+    that stop it once ``barred`` tokens are there, and after how many pieces it ends."""
     before = kind.expected(ids[:begin])
 
     def text(count: int) -> str:
         return kind.expected(ids[: begin + count])[len(before) :]
 
     counts = range(1, len(ids) - begin + 1)
-    whole = text(len(counts))
+    whole, early = text(len(counts)), len(text(min(barred, len(counts))))
     starts = [rng.randint(0, len(whole)) for _ in range(rng.randint(1, 3))]
     stop = [whole[at : at + rng.randint(1, 6)] or "ab" for at in starts]
-    count = 1 + bisect.bisect_left(counts, True, key=lambda n: any(s in text(n) for s in stop))
+
+    def places(count: int) -> dict[str, int]:
+        """Where stop strings begin whose end is in the text of later tokens."""
+        found = {each: text(count).find(each, max(0, early - len(each) + 1)) for each in stop}
+        return {each: at for each, at in found.items() if at >= 0}
+
+    count = 1 + bisect.bisect_left(counts, True, key=lambda n: bool(places(n)))
     if count > len(counts):
-        return stop, (whole, False, count)
-    whole = text(count)
-    return stop, (whole[: min(whole.find(s) for s in stop if s in whole)], True, count)
+        return stop, whole, [], count
+    found = places(count)
+    first = min(found.values())
+    return stop, text(count)[:first], [each for each in found if found[each] == first], count
+
+
+@byte_kinds
+@pytest.mark.parametrize("stop", ["</s>", "b</s>", "</s>c", "ab</s></s>"])
+def test_stop_strings_may_name_special_tokens_that_the_text_does_not_show(kind, stop):
+    parts = {"a": [kind.vocab["a"]], "b": [kind.vocab["b"]], "c": byte_ids(kind, b"c")}
+    end, other = [kind.vocab["</s>"]], [kind.vocab["<s>"]]
+    ids = parts["a"] + other + parts["b"] + end + (end if stop.count("<") > 1 else []) + parts["c"]
+    shown = "ab" + "</s>" * stop.count("<") + "c"
+    text = shown.partition(stop)[0]
+    pieces, stopped = run(kind.tokenizer, ids, [stop, "x"])
+    assert stopped and "".join(pieces) == text
+    assert len(pieces) == (len(ids) if stop.endswith("c") else len(ids) - 1)
+    pieces, _ = run(kind.tokenizer, ids, [stop], includes_stop=True)
+    assert "".join(pieces) == text + stop
+    ids.remove(other[0])
+    pieces, stopped = run(kind.tokenizer, ids, [stop], skip_special_tokens=False)
+    assert stopped and "".join(pieces) == text
+    pieces, stopped = run(
+        kind.tokenizer, byte_ids(kind, shown.encode()), [stop]
+    )  # letter by letter
+    assert stopped and "".join(pieces) == text
+
+
+@byte_kinds
+def test_named_special_tokens_that_stop_nothing_are_not_shown(kind):
+    ids = [*byte_ids(kind, b"a"), kind.vocab["</s>"], *byte_ids(kind, b"b"), kind.vocab["</s>"]]
+    assert run(kind.tokenizer, ids, ["</s>c"]) == (["a", "", "b", "", ""], False)
+
+
+@byte_kinds
+def test_a_character_that_nothing_can_finish_is_shown_as_bad(kind):
+    for seed in range(NUM_SEQUENCES):
+        data = random.Random(seed).choice(("日語".encode(), b"a\xf0\x9f\x98\x80"))[: seed % 7]
+        pieces, _ = run(kind.tokenizer, byte_ids(kind, data), ["zz"], is_last=True)
+        assert "".join(pieces) == data.decode(errors="replace")
+
+
+def test_special_tokens_with_and_without_spaces_between():
+    kind = KINDS["none"]
+    ids = [kind.vocab[token] for token in ("a", "<s>", "</s>", ADDED, "a", "<s>")]
+    shown = "".join(run(kind.tokenizer, ids, skip_special_tokens=False)[0])
+    assert shown == kind.expected(ids, False) == f"a <s> </s> {ADDED} a <s>"
+    how = {"skip_special_tokens": False, "spaces_between_special_tokens": False}
+    assert "".join(run(kind.tokenizer, ids, **how)[0]) == f"a <s></s>{ADDED} a <s>"
 
 
 @byte_kinds
@@ -202,3 +263,4 @@ def test_tokenizers_of_which_only_decode_is_known(value):
     whole = data.decode(errors="replace").removeprefix(" ")
     # Whether the last character is bad or just unfinished, only the next byte would tell.
     assert "".join(run(Unknown(), list(data))[0]) == whole.removesuffix("\ufffd")
+    assert "".join(run(Unknown(), list(data), is_last=True)[0]) == whole

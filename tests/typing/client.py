@@ -41,6 +41,20 @@ from paged_stream import (
 GREEDY = SamplingParams(temperature=0.0, max_tokens=64, stop=["\n"], logprobs=2)
 
 
+def without_zero(token_ids: list[int], logits: torch.Tensor) -> torch.Tensor:
+    logits[0] = -1e9
+    return logits
+
+
+SHAPED = SamplingParams(
+    logit_bias={5: -1.0},
+    bad_words=["no"],
+    allowed_token_ids=[5, 6],
+    logits_processors=[without_zero],
+    truncate_prompt_tokens=-1,
+)
+
+
 def offline(folder: Path) -> list[str]:
     with LLM(str(folder), window_size=1024, num_sink_tokens=4, dtype=torch.bfloat16) as llm:
         outputs: list[RequestOutput] = llm.generate(["one", "two"], GREEDY, use_tqdm=False)
@@ -52,7 +66,7 @@ def offline(folder: Path) -> list[str]:
         llm.generate([text, token_ids])
         several: list[Prompt] = [torch.tensor([1, 2]), "text", [3], text]
         llm.generate(several, [GREEDY, GREEDY, GREEDY])
-        llm.chat([{"role": "user", "content": "hello"}], GREEDY)
+        llm.chat([{"role": "user", "content": "hello"}], SHAPED)
         scores: list[float | None] = llm.score("a text of any length")
         of_each: list[list[float | None]] = llm.score(["one", text, [1, 2, 3]])
         words: list[str] = llm.get_tokenizer().tokenize("a text")
@@ -63,11 +77,12 @@ def offline(folder: Path) -> list[str]:
 def text_of(output: RequestOutput) -> str:
     first: CompletionOutput = output.outputs[0]
     reason: Literal["stop", "length", "abort"] | None = first.finish_reason
+    why: int | str | None = first.stop_reason
     entries: list[TokenLogprob] = first.logprobs or []
     likely = [entry.logprob for entry in entries if entry.top]
     waited: float | None = output.metrics.time_in_queue
     print(waited, output.metrics.arrival_time)
-    return f"{output.prompt} {first.text} {first.token_ids} {reason} {likely}"
+    return f"{output.prompt} {first.text} {first.token_ids} {reason} {why} {likely}"
 
 
 def step_by_step(config: EngineConfig) -> Iterator[RequestDelta]:

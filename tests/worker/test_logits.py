@@ -1,0 +1,140 @@
+"""What a request changes in its logits: each field alone, and all in vLLM's order."""
+
+from __future__ import annotations
+
+import math
+from array import array
+
+import pytest
+import torch
+
+from paged_stream.scheduler.output import ScheduledSequence
+from paged_stream.scheduler.sampling_params import SamplingParams
+from paged_stream.scheduler.sink_window import SinkWindow
+from paged_stream.worker.logits import LogitsProcessorError, change_logits
+from paged_stream.worker.sampler import NO_TOKEN, prepare_draw, sample
+
+VOCAB = 12
+INF = math.inf
+
+
+def sequence(params, *, generated=(), prompt=(1, 2, 3), bad_words=(), stop=()):
+    """The prompt and what was generated are visible, all of them."""
+    history = [*prompt, *generated]
+    return ScheduledSequence(
+        seq_id=0,
+        token_ids=array("i", history[-1:]),
+        num_computed_tokens=len(history) - 1,
+        num_prompt_tokens=len(prompt),
+        next_token_id=-1,
+        block_row=array("i"),
+        ring_blocks=1,
+        sink_window=SinkWindow(4, 32),
+        sampling_params=params,
+        stop_token_ids=stop,
+        seed=0,
+        max_new_tokens=1,
+        history=array("i", history if params.needs_history else ()),
+        bad_words=bad_words,
+    )
+
+
+def changed(params, **kwargs) -> list[float]:
+    """Logits 0, 1, 2, ... after the changes."""
+    row = torch.arange(VOCAB, dtype=torch.float32)
+    asked = sequence(params, **kwargs)
+    assert asked.changes_logits and not asked.decodes_alone
+    change_logits(row, asked)
+    return row.tolist()
+
+
+def barred(row: list[float]) -> set[int]:
+    return {token_id for token_id, value in enumerate(row) if value == -INF}
+
+
+def test_requests_that_ask_for_nothing_change_nothing():
+    assert not sequence(SamplingParams(temperature=0.5, top_p=0.5, seed=1)).changes_logits
+
+
+def test_only_allowed_tokens():
+    row = changed(SamplingParams(allowed_token_ids=[3, 5, 3]))
+    assert barred(row) == set(range(VOCAB)) - {3, 5} and (row[3], row[5]) == (3, 5)
+
+
+def test_biases_are_added():
+    row = changed(SamplingParams(logit_bias={3: 2.5, 5: -100}))
+    assert (row[2], row[3], row[4], row[5]) == (2, 5.5, 4, -95)
+
+
+@pytest.mark.parametrize(
+    ("generated", "expected"),
+    [
+        ([], {6}),
+        ([7], {6, 8}),
+        ([7, 8], {6, 9}),
+        ([8, 7, 9], {6}),
+        ([7, 8, 7], {6, 8}),
+    ],
+)
+def test_what_would_complete_a_bad_word_is_barred(generated, expected):
+    words = ((6,), (7, 8), (7, 8, 9), (VOCAB,))
+    params = SamplingParams(bad_words=["words"])
+    assert barred(changed(params, generated=generated, bad_words=words)) == expected
+
+
+def test_the_prompt_is_no_part_of_a_bad_word():
+    params = SamplingParams(bad_words=["words"])
+    assert not barred(changed(params, prompt=(1, 7), bad_words=((7, 8),)))
+
+
+def test_functions_see_what_was_generated_and_follow_each_other():
+    seen = []
+
+    def note(token_ids, logits):
+        seen.append((token_ids, logits.tolist()))
+        return logits * 2
+
+    def last(token_ids, logits):
+        seen.append((token_ids, logits.tolist()))
+        logits[0] = 77  # in place
+        return logits
+
+    row = changed(SamplingParams(logits_processors=[note, last]), generated=[4, 5])
+    plain = [float(i) for i in range(VOCAB)]
+    doubled = [2 * value for value in plain]
+    assert seen == [([4, 5], plain), ([4, 5], doubled)]
+    assert row == [77, *doubled[1:]]
+
+
+def test_the_order_is_that_of_vllm():
+    """Allowed tokens, bad words, the bar on stop tokens, biases, functions, then penalties."""
+    params = SamplingParams(
+        allowed_token_ids=[4, 5, 6, 7, 8],
+        bad_words=["words"],
+        min_tokens=3,
+        logit_bias={4: 1.0, 5: 1.0, 6: 1.0, 9: 1.0},
+        logits_processors=lambda token_ids, logits: logits + 10,
+        repetition_penalty=2.0,
+        presence_penalty=1.0,
+    )
+    row = changed(params, generated=[4], bad_words=((5,),), stop=(6,))
+    assert row == [-INF] * 4 + [(4 + 1 + 10) / 2 - 1, -INF, -INF, 17, 18] + [-INF] * 3
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda token_ids, logits: 1 / 0,
+        lambda token_ids, logits: None,
+        lambda token_ids, logits: logits[:1],
+    ],
+)
+def test_a_function_that_fails_fails_alone(function):
+    params = [SamplingParams(temperature=0, logits_processors=function, logprobs=1)]
+    params += [SamplingParams(temperature=0, logit_bias={3: 100})]
+    rows = [sequence(each) for each in params]
+    with pytest.raises(LogitsProcessorError):
+        change_logits(torch.zeros(VOCAB), rows[0])
+    logits = torch.zeros(2, VOCAB)
+    tokens, logprobs = sample(logits, rows, prepare_draw(rows, [0, 1], logits.device))
+    assert tokens == [NO_TOKEN, 3] and logprobs == [None, None]
