@@ -98,7 +98,7 @@ class StreamApi(Protocol):
     def append(self, prompt: Prompt) -> None:
         """Add text or token ids of any length, at any time.
 
-        Text that begins a stream gets the tokenizer's special tokens, text that goes on does not.
+        Text begins a document in an empty stream and goes on in any other, as `StreamApi` says.
         While the stream generates, the tokens queue behind the turn. Otherwise the call returns
         once no more of them than ``max_num_batched_tokens`` are left to compute; the next turn
         computes these.
@@ -384,6 +384,7 @@ class EngineApi(Protocol):
         Args:
             prompts: text or token ids, of any length, also in the dicts that vLLM takes,
                 ``{"prompt": text}`` and ``{"prompt_token_ids": ids}``; or a list of such prompts.
+                Each text is the beginning of a document, and gets no EOS token.
             sampling_params: one for all prompts, or one per prompt. By default
                 ``SamplingParams()``, which generates 16 tokens at most.
             request_ids: a name for each prompt, for `abort`: one string for one prompt, a list of

@@ -28,10 +28,12 @@ from paged_stream.text.prompts import PromptEncoder
 
 @dataclass(frozen=True, slots=True)
 class Addition:
-    """What is to be appended, tokenized; ``continues`` says whether as what follows something."""
+    """What is to be appended, tokenized; ``continues`` says whether as what follows something, and
+    ``answered`` whether as what follows an answer."""
 
     token_ids: list[int]
     continues: bool
+    answered: bool = False
 
 
 class LiveStream:
@@ -129,9 +131,11 @@ class LiveStream:
             ValueError: the model has no chat template that can go on, or the stream is closed.
         """
         self.check_open()
-        continues = self.has_chatted
-        token_ids = self._prompts.encode_chat(messages, self._pinned_messages, continues=continues)
-        return Addition(token_ids, continues)
+        continues, answered = not self._is_empty, self.has_chatted
+        token_ids = self._prompts.encode_chat(
+            messages, self._pinned_messages, continues=continues, answered=answered
+        )
+        return Addition(token_ids, continues, answered)
 
     @property
     def _is_empty(self) -> bool:
@@ -214,10 +218,10 @@ class LiveStream:
         self.enter()
         self.check_at_rest()
         self._check_params(params)
-        if addition.continues != self.has_chatted:
+        if (addition.continues, addition.answered) != (not self._is_empty, self.has_chatted):
             addition = self.encode_chat(messages)
         token_ids = addition.token_ids
-        if addition.continues:
+        if addition.answered:
             token_ids = without_repeated_end(token_ids, *self._sequence.last_token_ids(1))
         token_ids = self._prompts.truncate(token_ids, params)
         self._queue(token_ids)

@@ -131,7 +131,7 @@ class LoadedEngine:
 
         Args:
             prompt: text, or token ids in a list, an array or a tensor of one dimension.
-            continues: the text goes on from another, so it gets no special tokens of its own.
+            continues: the text goes on from another; by default it begins a document.
 
         Returns:
             Its token ids.

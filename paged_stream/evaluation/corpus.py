@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +47,17 @@ class Corpus:
     @property
     def num_text_tokens(self) -> int:
         """Tokens of all texts, each read once."""
-        return sum(
-            len(self._tokenizer.encode(text, add_special_tokens=False)) for text in self._texts
-        )
+        leading = len(self._tokenizer.leading_ids) if self._texts else 0
+        return sum(map(len, self._pieces(self._texts))) - leading
 
     def pieces(self) -> Iterator[list[int]]:
-        """Token ids, one text at a time; special tokens that a text begins with come once."""
+        """Token ids, one text at a time; the first begins a document, the others go on."""
         texts = itertools.cycle(self._texts) if self._cycle else iter(self._texts)
+        return self._pieces(texts)
+
+    def _pieces(self, texts: Iterable[str]) -> Iterator[list[int]]:
         for number, text in enumerate(texts):
-            yield self._tokenizer.encode(text, add_special_tokens=number == 0)
+            yield self._tokenizer.encode(text, continues=number > 0)
 
     def token_ids(self, start: int, stop: int) -> Iterator[int]:
         """The ids at positions ``[start, stop)``, as far as there are any."""

@@ -23,13 +23,19 @@ def is_messages(value: object) -> TypeIs[Messages]:
 
 
 def first_turn(
-    tokenizer: Tokenizer, pinned: Messages, messages: Messages, *, is_open: bool = True
+    tokenizer: Tokenizer,
+    pinned: Messages,
+    messages: Messages,
+    *,
+    is_open: bool = True,
+    continues: bool = False,
 ) -> list[int]:
     """Ids of a conversation's first messages.
 
     Args:
         pinned: messages before them, which are in the stream already.
         is_open: end where an answer begins.
+        continues: the stream has other tokens already, so no document begins here.
 
     Raises:
         ValueError: the template writes the pinned ones differently when others follow.
@@ -38,7 +44,11 @@ def first_turn(
     before = tokenizer.render_chat_template(pinned, False) if pinned else ""
     if not text.startswith(before):
         raise ValueError("messages: this model's chat template cannot go on from pinned messages")
-    return tokenizer.encode(text[len(before) :], add_special_tokens=False)
+    if not (pinned or continues):
+        return tokenizer.encode(text, add_special_tokens=False)
+    if not pinned:  # the template may write what begins a document
+        before = tokenizer.decode(tokenizer.leading_ids, skip_special_tokens=False)
+    return tokenizer.encode(text.removeprefix(before), continues=True)
 
 
 def next_turn(tokenizer: Tokenizer, messages: Messages, last_token_id: int = -1) -> list[int]:
@@ -59,7 +69,7 @@ def next_turn(tokenizer: Tokenizer, messages: Messages, last_token_id: int = -1)
     text = tokenizer.render_chat_template([*history, *messages])
     if text.count(_ANSWER) != 1:
         raise ValueError("messages: this model's chat template cannot go on turn by turn")
-    ids = tokenizer.encode(text.split(_ANSWER)[1], add_special_tokens=False)
+    ids = tokenizer.encode(text.split(_ANSWER)[1], continues=True)
     return without_repeated_end(ids, last_token_id)
 
 
@@ -75,7 +85,7 @@ def end_of_turn(tokenizer: Tokenizer) -> int | None:
     except ValueError:
         return None
     after = text.rpartition(_ANSWER)[2].lstrip()
-    ids = tokenizer.encode(after, add_special_tokens=False)
+    ids = tokenizer.encode(after, continues=True)
     return ids[0] if ids and tokenizer.is_special(ids[0]) else None
 
 

@@ -52,7 +52,7 @@ class PromptEncoder:
         """Turn a prompt into token ids and check them.
 
         Args:
-            continues: the text goes on from another, so it gets no special tokens of its own.
+            continues: the text goes on from another, as `seams` describes it.
 
         Raises:
             ValueError: an empty prompt, text without a tokenizer, ids out of range or no ids.
@@ -66,7 +66,7 @@ class PromptEncoder:
                 "with tokenizer="
             )
         else:
-            token_ids = self._tokenizer.encode(prompt, add_special_tokens=not continues)
+            token_ids = self._tokenizer.encode(prompt, continues=continues)
         check_range(token_ids, self._vocab_size)
         return token_ids
 
@@ -86,14 +86,15 @@ class PromptEncoder:
         return Pin(token_ids, messages)
 
     def encode_chat(
-        self, messages: str | Messages, pinned: Messages, *, continues: bool
+        self, messages: str | Messages, pinned: Messages, *, continues: bool, answered: bool
     ) -> list[int]:
         """Turn the next messages of a conversation into token ids.
 
         Args:
             messages: text is one message of the user.
             pinned: those before the first.
-            continues: an answer came before them, whose end may have to be left out.
+            continues: the stream has tokens already, the pinned messages or others.
+            answered: an answer came before them, whose end may have to be left out.
 
         Raises:
             ValueError: they are no messages, or the model has no chat template that can go on.
@@ -103,9 +104,10 @@ class PromptEncoder:
             messages = [{"role": "user", "content": messages}]
         if not is_messages(messages):
             raise ValueError(f"messages must be text or a list of messages, got {messages!r}")
-        token_ids = (
-            next_turn(tokenizer, messages) if continues else first_turn(tokenizer, pinned, messages)
-        )
+        if answered:
+            token_ids = next_turn(tokenizer, messages)
+        else:
+            token_ids = first_turn(tokenizer, pinned, messages, continues=continues)
         check_range(token_ids, self._vocab_size)
         return token_ids
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+from paged_stream.text.seams import leading_ids, seams
+
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 # Classes that are nothing but tokenizer.json; importing the others costs seconds.
 PLAIN_CLASSES = {"TokenizersBackend", "PreTrainedTokenizerFast"}
@@ -23,11 +25,17 @@ class Tokenizer:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._backend = _plain_backend(tokenizer)
+        self._seams = seams(tokenizer)
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Tokenize a text of any length; special tokens are added as the model expects at a start.
+    def encode(
+        self, text: str, *, continues: bool = False, add_special_tokens: bool = True
+    ) -> list[int]:
+        """Tokenize a text of any length, by the rule that `seams` describes.
 
-        Pass ``add_special_tokens=False`` for text that continues a stream.
+        Args:
+            continues: the text goes on from another; by default it is the beginning of a document.
+            add_special_tokens: put before a beginning what the model expects there. Not for texts
+                that have it, as those of chat templates do.
 
         Raises:
             ValueError: the text has half a surrogate pair, which no tokenizer takes.
@@ -36,10 +44,15 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"prompt is not valid text: {error}") from None
-        # verbose=False: a text longer than the trained length is nothing to warn about here.
-        encoding = self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)
-        ids: list[int] = encoding["input_ids"]
-        return ids
+        if continues:
+            return self._seams.go_on(text)
+        ids = self._seams.begin(text)
+        return [*self.leading_ids, *ids] if add_special_tokens else ids
+
+    @cached_property
+    def leading_ids(self) -> list[int]:
+        """Tokens before every document: BOS, or none."""
+        return leading_ids(self._tokenizer)
 
     @cached_property
     def copy_for_users(self) -> PreTrainedTokenizerBase:

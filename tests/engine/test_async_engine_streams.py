@@ -261,10 +261,10 @@ async def test_what_was_tokenized_for_an_empty_stream_is_not_put_behind_another(
     tokenizer = engine.tokenizer
     encode, both = tokenizer.encode, threading.Barrier(2)
 
-    def with_start(text, add_special_tokens=True):
+    def with_start(text, continues=False):
         if not is_late:
             both.wait()
-        return [1] * add_special_tokens + encode(text, add_special_tokens=False)
+        return [1] * (not continues) + encode(text, continues=True)
 
     is_late = False
     monkeypatch.setattr(tokenizer, "encode", with_start)

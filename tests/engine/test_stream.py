@@ -187,8 +187,8 @@ def test_text_that_continues_gets_no_special_tokens(make_engine, monkeypatch):
     engine = make_engine()
     encode = engine.tokenizer.encode
 
-    def with_bos(text, *, add_special_tokens=True):
-        return [1] * add_special_tokens + encode(text, add_special_tokens=False)
+    def with_bos(text, *, continues=False):
+        return [1] * (not continues) + encode(text, continues=True)
 
     monkeypatch.setattr(engine.tokenizer, "encode", with_bos)
     stream = engine.open_stream()
