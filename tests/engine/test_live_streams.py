@@ -44,8 +44,8 @@ class Live:
             return
         self.reader.close()
         self.reader = None
+        end = self.stream.position - len(self.queued)  # which ends the turn for good
         sequence = self.stream.inner._sequence
-        end = sequence.num_tokens - len(self.queued)
         for token_id in sequence.token_ids(self.oracle.num_tokens, end):
             self.oracle.take(token_id)
         self.oracle.pending += self.queued
@@ -312,6 +312,20 @@ def test_any_history_gives_the_oracles_tokens(machine):
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+def test_what_is_ready_when_a_reader_leaves_comes_before_what_was_queued(machine):
+    state = machine()
+    state.start(caching=False, host_bytes=0, decode_steps=3, ahead=False)
+    state.open(sinks=1, where=0, window=11)
+    state.append(index=0, token_ids=[15, 4])
+    state.begin(index=0, num_tokens=12)
+    state.append(index=0, token_ids=[19, 45])
+    state.step(where=0)
+    state.everything_adds_up()
+    state.leave(index=0)
+    state.everything_adds_up()
+    state.teardown()
 
 
 def test_a_block_that_comes_behind_what_may_be_computed_ahead(machine):
