@@ -122,7 +122,7 @@ def test_the_package_is_the_command():
 
 
 def test_the_first_use_says_what_it_does(gguf_file, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(gguf, "convert", lambda path, folder: (folder / "config.json").touch())
+    monkeypatch.setattr(gguf, "convert", lambda path, folder, _: (folder / "config.json").touch())
     arguments = ["info", str(gguf_file)]
     assert main(arguments) == 2  # nothing was written that could be read
     assert f"converting {gguf_file} once into {tmp_path}" in capsys.readouterr().err

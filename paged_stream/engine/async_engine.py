@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, overload
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self, overload
 from paged_stream.config import EngineConfig, takes_config
 from paged_stream.engine.api import AsyncDeltas, AsyncEngineApi, FilePath, OnEvict, Scores
 from paged_stream.engine.async_stream import AsyncStream, AsyncStreams, beside_the_loop
+from paged_stream.engine.core import EngineCore
 from paged_stream.engine.lifetime import EngineStoppedError, when_abandoned
 from paged_stream.engine.loaded_engine import LoadedEngine
 from paged_stream.engine.mailbox import Mailbox
@@ -99,14 +100,21 @@ class AsyncLLMEngine(LoadedEngine, AsyncEngineApi):
         request_id: str | None,
         priority: int,
     ) -> AsyncDeltas:
-        intake, core = self._intake, self._core
-        name = next(self._names) if request_id is None else request_id
+        intake, core, names = self._intake, self._core, self._names
+        name = request_id
 
         def start(mailbox: Mailbox, token_ids: list[int]) -> None:
+            nonlocal name
+            if name is None:
+                name = _free_name(core, names)
             intake.add_request(name, token_ids, params, priority=priority, inbox=mailbox)
             mailbox.num_unfinished = params.n
 
-        return self.thread.deltas(encode, start, lambda mailbox: core.turns.drop(name))
+        def stop(mailbox: Mailbox) -> None:
+            assert name is not None  # as it has started
+            core.turns.drop(name)
+
+        return self.thread.deltas(encode, start, stop)
 
     @overload
     async def score(self, prompts: Prompt) -> Scores: ...  # type: ignore[overload-overlap]
@@ -117,11 +125,12 @@ class AsyncLLMEngine(LoadedEngine, AsyncEngineApi):
     async def score(self, prompts: Prompt | Sequence[Prompt]) -> Scores | list[Scores]:
         """As `EngineApi.score`."""
         self.thread.check()
-        intake, core = self._intake, self._core
+        intake, core, names = self._intake, self._core, self._names
         prompt_list, is_one = split_prompts(prompts)
-        scores: dict[str, Scores] = {next(self._names): [None] for _ in prompt_list}
+        scores: dict[str, Scores] = {}
 
         def start(mailbox: Mailbox, token_ids: list[list[int]]) -> None:
+            scores.update({_free_name(core, names): [None] for _ in token_ids})
             requests = {
                 name: ids for name, ids in zip(scores, token_ids, strict=True) if len(ids) > 1
             }
@@ -238,3 +247,8 @@ class AsyncLLMEngine(LoadedEngine, AsyncEngineApi):
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
+
+
+def _free_name(core: EngineCore, names: Iterator[str]) -> str:
+    """A name that no request has; for the engine's thread."""
+    return next(itertools.filterfalse(core.turns.is_in_use, names))

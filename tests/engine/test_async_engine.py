@@ -64,6 +64,20 @@ async def test_several_completions(make, make_engine):
 
 
 @in_loop
+async def test_names_of_the_engine_are_none_that_a_request_has(make):
+    async with make(max_unread=1) as engine:
+        names = [f"request-{number}" for number in range(4)]
+        endless = SamplingParams(max_tokens=None, ignore_eos=True)
+        held = [engine.generate(PROMPTS[0], endless, request_id=name) for name in names]
+        for deltas in held:
+            await anext(deltas)
+        assert len(await engine.score([PROMPTS[0], PROMPTS[1]])) == 2
+        assert (await anext(engine.generate(PROMPTS[0]))).request_id not in names
+        for deltas in held:
+            await deltas.aclose()
+
+
+@in_loop
 async def test_scores_are_those_of_the_engine(make, make_engine):
     alone = make_engine()
     alone.intake.add_scoring("r", PROMPTS[0])
@@ -77,7 +91,8 @@ async def test_scores_are_those_of_the_engine(make, make_engine):
         others = [read(engine.generate(prompt, GREEDY)) for prompt in PROMPTS]
         assert (await asyncio.gather(*scored, *others))[:2] == [want, [None]]
         with pytest.raises(ValueError, match="must not be empty"):
-            await engine.score([])
+            await engine.score("")
+        assert await engine.score([]) == []
         leaving = asyncio.create_task(engine.score(PROMPTS[1]))
         await asyncio.sleep(0)
         leaving.cancel()

@@ -226,7 +226,8 @@ def test_an_aborted_request_ends_and_keeps_what_it_has(engine, reference):
     assert answers([other]) == answers(expected)
     same = min(10, len(endless.outputs[0].token_ids))
     assert endless.outputs[0].token_ids[:same] == expected[0].outputs[0].token_ids[:same]
-    assert engine.stats().num_running == engine.stats().num_waiting == 0
+    while (stats := engine.stats()).num_running or stats.num_waiting:
+        pass  # a pool hears of the end before the replica has cleared up
 
 
 def letters(text: str) -> list[int]:

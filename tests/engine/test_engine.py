@@ -140,7 +140,6 @@ def test_prompt_logprobs_come_with_the_output(folder):
         (7, None, "prompt must be text or a list of token ids, got 7"),
         (None, None, "prompt must be text or a list of token ids, got None"),
         (b"ab", None, "prompt must be text or a list of token ids, got b'ab'"),
-        ({"prompt": "a"}, None, "prompt must be text or a list of token ids, got {"),
         ("\ud800", None, "prompt is not valid text"),
         ("a", {"temperature": 1}, "params must be SamplingParams"),
         ("a", SamplingParams(stop_token_ids=[97]), "stop_token_ids must be below 97, got 97"),

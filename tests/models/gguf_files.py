@@ -96,6 +96,8 @@ def _metadata(config: Any, architecture: str) -> dict[str, Any]:
 
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
     kinds = {bool: "bool", int: "uint32", float: "float32", str: "string", list: "array"}
+    for part in writer.kv_data:
+        part.pop(key, None)  # some releases of gguf refuse to write a key twice
     if value is not None:
         getattr(writer, f"add_{kinds[type(value)]}")(key, value)
 

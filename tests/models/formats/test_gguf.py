@@ -54,7 +54,7 @@ def test_failure_leaves_nothing(tmp_path, monkeypatch):
 def test_leftovers_of_a_killed_process_go(tmp_path, monkeypatch):
     path = tmp_path / "some.gguf"
     path.write_bytes(b"x")
-    monkeypatch.setattr(converter, "convert", lambda path, folder: (folder / "done").touch())
+    monkeypatch.setattr(converter, "convert", lambda path, folder, _: (folder / "done").touch())
     folder = converter.cached_conversion(path, tmp_path / "cache")
     stale = folder.with_name(f"{folder.name}.tmpabc")
     folder.rename(stale)
@@ -72,7 +72,7 @@ def test_simultaneous_starts_convert_once(tmp_path, monkeypatch):
         return lock(path)
 
     monkeypatch.setattr(converter, "_lock", lock_together)
-    monkeypatch.setattr(converter, "convert", lambda path, folder: calls.append(folder))
+    monkeypatch.setattr(converter, "convert", lambda path, folder, _: calls.append(folder))
     with ThreadPoolExecutor(4) as threads:
         cache = [tmp_path / "cache"] * 4
         folders = list(threads.map(converter.cached_conversion, [path] * 4, cache))
