@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from paged_stream.engine.outputs import RequestOutput as RequestOutput
     from paged_stream.engine.outputs import StreamStats as StreamStats
     from paged_stream.engine.outputs import TokenLogprob as TokenLogprob
+    from paged_stream.engine.outputs import VisibleRun as VisibleRun
+    from paged_stream.engine.outputs import VisibleText as VisibleText
     from paged_stream.engine.stream import Stream as Stream
     from paged_stream.pool.async_ray_llm import AsyncRayLLM as AsyncRayLLM
     from paged_stream.pool.errors import PoolError as PoolError
@@ -64,6 +66,8 @@ _HOME = {
     "TextPrompt": "text.inputs",
     "TokenLogprob": "engine.outputs",
     "TokensPrompt": "text.inputs",
+    "VisibleRun": "engine.outputs",
+    "VisibleText": "engine.outputs",
     "build_app": "serve.ray_app",
 }
 __all__ = ["__version__", *sorted(_HOME)]

@@ -7,9 +7,11 @@ thing: ``num_computed_tokens`` chases ``num_tokens``.
 from __future__ import annotations
 
 import enum
+import itertools
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, TypeAlias
 
 from .prefix import hash_block, hash_seed
 from .sampling_params import SamplingParams
@@ -27,6 +29,17 @@ class SequenceStatus(enum.Enum):
     RUNNING = enum.auto()
     IDLE = enum.auto()
     FINISHED = enum.auto()
+
+
+Missing: TypeAlias = Literal["evicted", "cut"]
+
+
+class VisibleTokens(NamedTuple):
+    """Tokens that follow each other from position ``start`` on, and what is missing before them."""
+
+    start: int
+    token_ids: array[int]
+    missing: Missing | None
 
 
 class Sequence:
@@ -61,6 +74,8 @@ class Sequence:
         "num_prefix_queries",
         "num_prefix_hits",
         "queued",
+        "cuts",
+        "num_cut",
         "sampling_params",
         "stop_token_ids",
         "bad_words",
@@ -96,6 +111,8 @@ class Sequence:
         self.num_prefix_queries = 0  # tokens looked for in the cache
         self.num_prefix_hits = 0  # and found
         self.queued = array("i")
+        self.cuts: list[int] = []  # positions right before which something was cut out
+        self.num_cut = 0  # tokens that were cut out; older ones have moved up by as many
         self.sampling_params = SamplingParams()
         self.stop_token_ids: tuple[int, ...] = ()
         self.bad_words: tuple[tuple[int, ...], ...] = ()
@@ -138,6 +155,26 @@ class Sequence:
         sinks = min(self.sink_window.num_sink_tokens, last + 1)
         start = max(sinks, self.sink_window.window_start(last))
         return self._sink_ids[:sinks] + self.token_ids(start, last + 1)
+
+    def visible_runs(self) -> list[VisibleTokens]:
+        """What the next token will see. The last run is empty if something was cut out right before
+        it."""
+        count, window = self.num_tokens, self.sink_window
+        sinks, first = min(window.num_sink_tokens, count), window.first_kept(count)
+        starts = {0} if sinks or not first else set()
+        if first > sinks:
+            starts.add(first)
+        starts.update(position for position in self.cuts if position >= first)
+        runs = []
+        for start, stop in itertools.pairwise([*sorted(starts), count]):
+            ids = self._sink_ids[start : min(stop, sinks)]
+            if start >= sinks or first == sinks:
+                ids += self.token_ids(max(start, sinks), stop)
+            missing: Missing | None = "cut" if start in self.cuts else None
+            if start == first > sinks + self.num_cut and missing is None:
+                missing = "evicted"
+            runs.append(VisibleTokens(start, ids, missing))
+        return runs if count else []
 
     def advance(self, num_tokens: int) -> None:
         """Count ``num_tokens`` as computed."""
@@ -194,6 +231,7 @@ class Sequence:
         child.num_computed_tokens = self.num_computed_tokens
         child.num_prompt_tokens = self.num_prompt_tokens
         child.is_loaded = self.is_loaded
+        child.cuts, child.num_cut = self.cuts[:], self.num_cut
         child._sink_ids = self._sink_ids[:]
         child._tail, child._tail_start = self._tail[:], self._tail_start
         return child
@@ -214,6 +252,11 @@ class Sequence:
         if self.num_prompt_tokens < end:
             self.num_prompt_tokens = min(self.num_prompt_tokens, start) + end - start
         self.sink_window = replace(self.sink_window, window_floor=first + end - start)
+        moved = (
+            at + end - start if at < start else max(at, end) for at in self.cuts if at >= first
+        )
+        self.cuts = sorted({*moved, end})
+        self.num_cut += end - start
 
     def rewind(self, num_tokens: int) -> None:
         """Forget all tokens from position ``num_tokens`` on."""
@@ -226,6 +269,7 @@ class Sequence:
         self.num_tokens = num_tokens
         self.num_computed_tokens = min(self.num_computed_tokens, num_tokens)
         self.num_prompt_tokens = min(self.num_prompt_tokens, num_tokens)
+        self.cuts = [position for position in self.cuts if position <= num_tokens]
 
     @property
     def has_next(self) -> bool:
@@ -254,6 +298,8 @@ class Sequence:
             sink_ids=self._sink_ids.tolist(),
             tail_ids=self._tail.tolist(),
             tail_start=self._tail_start,
+            num_cut=self.num_cut,
+            cuts=[position for position in self.cuts if position >= self.first_kept],
         )
 
     @classmethod
@@ -266,6 +312,7 @@ class Sequence:
         sequence._sink_ids = array("i", state.sink_ids)
         sequence._tail = array("i", state.tail_ids)
         sequence._tail_start = state.tail_start
+        sequence.cuts, sequence.num_cut = list(state.cuts), state.num_cut
         sequence.is_parked = sequence.is_loaded = state.num_computed_tokens > 0
         return sequence
 
@@ -280,6 +327,8 @@ class SequenceState:
         num_prompt_tokens: of its last turn.
         sink_ids: the first tokens, as many as are pinned.
         tail_ids: the tokens from position ``tail_start`` to the end of the stream.
+        num_cut: how many tokens were cut out.
+        cuts: positions in the window right before which something was cut out, in order.
     """
 
     sink_window: SinkWindow
@@ -288,6 +337,8 @@ class SequenceState:
     sink_ids: list[int]
     tail_ids: list[int]
     tail_start: int
+    num_cut: int
+    cuts: list[int]
 
     @property
     def num_kept(self) -> int:

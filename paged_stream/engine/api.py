@@ -27,7 +27,13 @@ import os
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Protocol, Self, TypeAlias, overload
 
-from paged_stream.engine.outputs import EngineStats, RequestDelta, RequestOutput, StreamStats
+from paged_stream.engine.outputs import (
+    EngineStats,
+    RequestDelta,
+    RequestOutput,
+    StreamStats,
+    VisibleText,
+)
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.text.chat import Messages
 from paged_stream.text.inputs import Prompt, Prompts
@@ -73,9 +79,14 @@ class StreamApi(Protocol):
 
     Append to it and generate from it, in any order, for ever: only new tokens are computed, and
     memory stays the same. A turn is one call of `generate`, `complete`, `chat` or `score`, and a
-    stream has at most one at a time. While it runs, `append`, `end_turn`, `stats`, `position`,
-    `is_generating` and `close` may be used; everything else raises ``ValueError: the stream is
-    generating``. Use the stream as a context manager, or call `close`.
+    stream has at most one at a time. While it runs, `append`, `end_turn`, `stats`, `visible`,
+    `position`, `is_generating` and `close` may be used; everything else raises ``ValueError: the
+    stream is generating``. Use the stream as a context manager, or call `close`.
+
+    The first text of a stream is the beginning of a document: the tokenizer puts its BOS token and
+    its dummy space before it, if it has these. Every later text, by whichever method, goes on where
+    the stream is, with nothing put between. So the tokens of several texts decode to these texts
+    joined. No text gets an EOS token. The page "Text in streams" says more.
 
     A stream of `LLM` or `LLMEngine` computes in the thread that calls it, and one thread at a time
     may use the engine and its streams. A stream of `RayLLM` may be used from any number of threads.
@@ -265,6 +276,11 @@ class StreamApi(Protocol):
         """Describe the stream: tokens seen, visible and evicted; what it holds, and where."""
         ...
 
+    def visible(self) -> VisibleText:
+        """Tell what the next token will see: the sink tokens, the window, and between them the
+        places where something is missing. What queues behind a turn is not in it yet."""
+        ...
+
     def close(self) -> None:
         """Free the stream and end its turn. Harmless twice, after the engine, and in a forked
         child."""
@@ -350,6 +366,10 @@ class AsyncStreamApi(Protocol):
 
     async def stats(self) -> StreamStats:
         """As `StreamApi.stats`."""
+        ...
+
+    async def visible(self) -> VisibleText:
+        """As `StreamApi.visible`."""
         ...
 
     async def close(self) -> None:
@@ -475,13 +495,15 @@ class EngineApi(Protocol):
                 as the engine's setting says.
             window_size: how many of its most recent tokens are visible; by default the engine's.
             pin: text, token ids or messages that the stream begins with and sees for ever, such as
-                a system prompt: these tokens are its sink tokens. Streams with the same pin share
-                its blocks.
+                a system prompt: these tokens are its sink tokens. Of messages, it is all that the
+                chat template writes before what the user says next, whatever that is. Streams with
+                the same pin share its blocks.
             on_evict: called when tokens leave the window; see `OnEvict`.
 
         Raises:
-            ValueError: sinks or window are out of range or do not fit the cache, or ``pin`` and
-                ``num_sink_tokens`` are both given.
+            ValueError: sinks or window are out of range or do not fit the cache; ``pin`` and
+                ``num_sink_tokens`` are both given; or the chat template does not begin with what
+                the pinned messages say.
         """
         ...
 

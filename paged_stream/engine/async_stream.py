@@ -14,7 +14,7 @@ from paged_stream.engine.api import AsyncDeltas, AsyncStreamApi, FilePath, OnEvi
 from paged_stream.engine.lifetime import refuse_pickling
 from paged_stream.engine.live_stream import Addition, LiveStream
 from paged_stream.engine.mailbox import Mailbox
-from paged_stream.engine.outputs import StreamStats
+from paged_stream.engine.outputs import StreamStats, VisibleText
 from paged_stream.engine.stream_file import SavedStream, stream_bytes, write_stream_file
 from paged_stream.engine.stream_rules import closed_error
 from paged_stream.engine.thread import EngineThread
@@ -211,6 +211,12 @@ class AsyncStream(AsyncStreamApi):
         """As `StreamApi.stats`."""
         self._check_open()
         return await self._thread.call(self.inner.stats)
+
+    async def visible(self) -> VisibleText:
+        """As `StreamApi.visible`."""
+        self._check_open()
+        visible = await self._thread.call(self.inner.visible_runs)
+        return await asyncio.to_thread(self.inner.with_text, visible)
 
     async def close(self) -> None:
         """As `StreamApi.close`."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, SupportsIndex
 
 from paged_stream.engine import stream_rules
 from paged_stream.engine.api import OnEvict
 from paged_stream.engine.core import EngineCore
 from paged_stream.engine.lifetime import finish_before_exit, when_abandoned
-from paged_stream.engine.outputs import Inbox, StreamStats
+from paged_stream.engine.outputs import Inbox, StreamStats, VisibleRun, VisibleText
 from paged_stream.engine.stats import stream_stats
 from paged_stream.engine.stream_file import SavedStream
 from paged_stream.scheduler.sampling_params import SamplingParams
@@ -401,6 +401,27 @@ class LiveStream:
         """As `StreamApi.stats`."""
         self.enter()
         return stream_stats(self.core, self.seq_id)
+
+    def visible_runs(self) -> VisibleText:
+        """As `StreamApi.visible`, but without text."""
+        self.enter()
+        sequence = self._sequence
+        runs = [
+            VisibleRun(start=start, token_ids=ids.tolist(), text=None, missing=missing)
+            for start, ids, missing in sequence.visible_runs()
+        ]
+        sinks = min(sequence.sink_window.num_sink_tokens, sequence.num_tokens)
+        return VisibleText(num_sink_tokens=sinks, runs=runs)
+
+    @finish_before_exit
+    def with_text(self, visible: VisibleText) -> VisibleText:
+        """Add the text of each run; in any thread."""
+        decode = self._prompts.decode
+        runs = [
+            replace(run, text=decode(run.token_ids, continues=run.start > 0))
+            for run in visible.runs
+        ]
+        return replace(visible, runs=runs)
 
     def close(self) -> None:
         """As `StreamApi.close`."""

@@ -21,6 +21,8 @@ __all__ = [
     "RequestMetrics",
     "RequestOutput",
     "StreamStats",
+    "VisibleRun",
+    "VisibleText",
     "TokenLogprob",
 ]
 
@@ -176,6 +178,8 @@ class StreamStats:
 
     Args:
         num_tokens: length of the stream. Positions count from 0 to here.
+        num_sink_tokens: how many tokens at the beginning stay visible for ever: those that are
+            pinned, if something is. A shorter stream will have so many.
         num_pending_tokens: tokens that are not computed yet, including those that queue behind the
             turn.
         num_visible_tokens: tokens that the last computed token sees.
@@ -193,6 +197,7 @@ class StreamStats:
     """
 
     num_tokens: int
+    num_sink_tokens: int
     num_pending_tokens: int
     num_visible_tokens: int
     num_evicted_tokens: int
@@ -203,6 +208,50 @@ class StreamStats:
     num_prefix_queries: int
     num_prefix_hits: int
     queue_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisibleRun:
+    """Visible tokens of a stream that follow each other.
+
+    Args:
+        start: position of the first.
+        token_ids: these tokens.
+        text: their text, special tokens included; ``None`` without a tokenizer.
+        missing: what is gone right before them: ``"evicted"`` (tokens that have left the window) or
+            ``"cut"`` (tokens that were cut out). ``None`` if nothing is: at the beginning of the
+            stream, and behind the sink tokens if the rest has only moved up to close a gap.
+    """
+
+    start: int
+    token_ids: list[int]
+    text: str | None
+    missing: Literal["evicted", "cut"] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisibleText:
+    """What the next token of a stream will see.
+
+    Args:
+        num_sink_tokens: how many of the tokens, from the first on, are sink tokens.
+        runs: the tokens in order, a run for each row of positions without a gap. The last run is
+            empty if something was cut out at the end of the stream.
+    """
+
+    num_sink_tokens: int
+    runs: list[VisibleRun]
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The ids of all runs."""
+        return [token_id for run in self.runs for token_id in run.token_ids]
+
+    @property
+    def text(self) -> str | None:
+        """The texts of all runs, joined; ``None`` without a tokenizer."""
+        texts = [run.text for run in self.runs if run.text is not None]
+        return "".join(texts) if len(texts) == len(self.runs) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ def stream_stats(core: EngineCore, seq_id: int) -> StreamStats:
     block_bytes, kept = executor.cache_plan.block_bytes, sinks + computed - sequence.first_kept
     return StreamStats(
         num_tokens=sequence.num_tokens,
+        num_sink_tokens=window.num_sink_tokens,
         num_pending_tokens=sequence.num_tokens + len(sequence.queued) - computed,
         num_visible_tokens=window.num_visible(computed - 1) if computed else 0,
         num_evicted_tokens=sequence.first_kept - sinks,

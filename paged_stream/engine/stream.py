@@ -10,7 +10,7 @@ from typing import NoReturn, Self
 from paged_stream.engine.api import Deltas, FilePath, OnEvict, StreamApi
 from paged_stream.engine.lifetime import refuse_pickling
 from paged_stream.engine.live_stream import LiveStream
-from paged_stream.engine.outputs import DeltaQueue, StreamStats
+from paged_stream.engine.outputs import DeltaQueue, StreamStats, VisibleText
 from paged_stream.engine.stream_file import stream_bytes, write_stream_file
 from paged_stream.scheduler.sampling_params import SamplingParams, whole_answer
 from paged_stream.text.chat import Messages
@@ -138,6 +138,10 @@ class Stream(StreamApi):
     def stats(self) -> StreamStats:
         """As `StreamApi.stats`."""
         return self.inner.stats()
+
+    def visible(self) -> VisibleText:
+        """As `StreamApi.visible`."""
+        return self.inner.with_text(self.inner.visible_runs())
 
     def close(self) -> None:
         """As `StreamApi.close`."""

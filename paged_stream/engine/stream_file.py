@@ -19,7 +19,7 @@ from paged_stream.scheduler.sequence import SequenceState
 from paged_stream.scheduler.sink_window import SinkWindow
 
 FORMAT = "paged_stream.stream"
-VERSION = 2
+VERSION = 3
 # `EngineConfig.kv_cache_dtype` by what only one of its values caches.
 _KV_CACHE_DTYPES = {torch.int8: "int8", torch.float8_e4m3fn: "fp8"}
 
@@ -183,8 +183,8 @@ def _check_format(metadata: dict[str, str], name: str) -> None:
 
 def _check_types(saved: SavedStream) -> None:
     state = saved.state
-    counts = (state.num_computed_tokens, state.num_prompt_tokens, state.tail_start)
-    ids = (*state.sink_ids, *state.tail_ids)
+    counts = (state.num_computed_tokens, state.num_prompt_tokens, state.tail_start, state.num_cut)
+    ids = (*state.sink_ids, *state.tail_ids, *state.cuts)
     if not all(type(number) is int for number in (saved.seed, saved.num_turns, *counts, *ids)):
         raise ValueError("a number in its header is no integer")
     if min(saved.seed, saved.num_turns, *counts) < 0:
@@ -206,6 +206,8 @@ def _check_counts(saved: SavedStream) -> None:
     # No stream has seen so many; beyond, the kernels' arithmetic would overflow.
     if not 0 <= state.tail_start <= first_kept <= computed <= num_tokens <= 1 << 60:
         raise ValueError("its positions contradict each other")
+    if any(not state.tail_start <= cut <= num_tokens for cut in state.cuts):
+        raise ValueError("something was cut out where it has no tokens")
     if len(state.sink_ids) != min(sinks, num_tokens):
         raise ValueError("its sink tokens are not all there")
     if num_kept != state.num_kept:

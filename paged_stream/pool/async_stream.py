@@ -12,7 +12,7 @@ from typing import Any, NoReturn, Self
 
 from paged_stream.engine.api import AsyncDeltas, AsyncStreamApi, FilePath, OnEvict
 from paged_stream.engine.lifetime import refuse_pickling, when_abandoned
-from paged_stream.engine.outputs import StreamStats
+from paged_stream.engine.outputs import StreamStats, VisibleText
 from paged_stream.pool.history import History
 from paged_stream.pool.home import Home
 from paged_stream.pool.placement import Placement
@@ -180,6 +180,11 @@ class AsyncPoolStream(AsyncStreamApi):
         stats: StreamStats = await self._home.call("stream_stats", may_move=False)
         pending = stats.num_pending_tokens + self._turns.num_queued
         return replace(stats, num_pending_tokens=pending)
+
+    async def visible(self) -> VisibleText:
+        """As `StreamApi.visible`."""
+        visible: VisibleText = await self._home.call("stream_visible", may_move=False)
+        return visible
 
     async def close(self) -> None:
         """As `StreamApi.close`."""

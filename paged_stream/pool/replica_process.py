@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from paged_stream.config import EngineConfig
 from paged_stream.engine.async_engine import AsyncLLMEngine
 from paged_stream.engine.async_stream import AsyncStream, beside_the_loop
-from paged_stream.engine.outputs import EngineStats, RequestDelta, StreamStats
+from paged_stream.engine.outputs import EngineStats, RequestDelta, StreamStats, VisibleText
 from paged_stream.engine.stream_file import stream_bytes, write_stream_file
 from paged_stream.pool.delta_batches import DeltaBatches
 from paged_stream.pool.messages import StreamFacts
@@ -249,6 +249,9 @@ class ReplicaProcess:
 
     async def stream_stats(self, name: str) -> StreamStats:
         return await self._streams[name].stats()
+
+    async def stream_visible(self, name: str) -> VisibleText:
+        return await self._streams[name].visible()
 
     async def close(self, name: str) -> None:
         self._turns.pop(name, None)

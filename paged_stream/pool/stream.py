@@ -6,7 +6,7 @@ from typing import NoReturn, Self
 
 from paged_stream.engine.api import Deltas, FilePath, OnEvict, StreamApi
 from paged_stream.engine.lifetime import refuse_pickling
-from paged_stream.engine.outputs import StreamStats
+from paged_stream.engine.outputs import StreamStats, VisibleText
 from paged_stream.pool.async_stream import AsyncPoolStream
 from paged_stream.pool.loop_thread import LoopThread
 from paged_stream.scheduler.sampling_params import SamplingParams
@@ -92,6 +92,10 @@ class PoolStream(StreamApi):
     def stats(self) -> StreamStats:
         """As `StreamApi.stats`."""
         return self._thread.run(self.inner.stats())
+
+    def visible(self) -> VisibleText:
+        """As `StreamApi.visible`."""
+        return self._thread.run(self.inner.visible())
 
     def close(self) -> None:
         """As `StreamApi.close`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter
@@ -33,6 +34,7 @@ class StreamRoutes:
         self.router = APIRouter(prefix="/v1/streams")
         self.router.post("")(self.open)
         self.router.get("/{stream_id}")(self.describe)
+        self.router.get("/{stream_id}/visible")(self.visible)
         self.router.delete("/{stream_id}")(self.close)
         self.router.post("/{stream_id}/append")(self.append)
         self.router.post("/{stream_id}/generate")(self.generate)
@@ -46,9 +48,18 @@ class StreamRoutes:
         return {
             "id": stream_id,
             "position": stats.num_tokens,
+            "sink_tokens": stats.num_sink_tokens,
             "visible_tokens": stats.num_visible_tokens,
             "evicted_tokens": stats.num_evicted_tokens,
             "location": stats.location,
+        }
+
+    async def visible(self, stream_id: str) -> dict[str, Any]:
+        visible = await self._find(stream_id).visible()
+        return {
+            "id": stream_id,
+            "sink_tokens": visible.num_sink_tokens,
+            "runs": [asdict(run) for run in visible.runs],
         }
 
     async def append(self, stream_id: str, body: AppendBody) -> dict[str, Any]:

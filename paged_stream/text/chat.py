@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from typing_extensions import TypeIs
 
-from paged_stream.text.tokenizer import Tokenizer
+from paged_stream.text.tokenizer import Tokenizer, content_text
 
 # Stands for the answer that is already in the stream; letters only, so that no template edits it.
 _ANSWER = "PagedStreamAnswer"
 _QUESTION = "PagedStreamQuestion"
+_QUESTIONS = (_QUESTION, "AnotherQuestion")  # unlike from their first letters on
 
 
 Messages = Sequence[Mapping[str, Any]]
@@ -22,28 +24,45 @@ def is_messages(value: object) -> TypeIs[Messages]:
     return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], Mapping)
 
 
+def pinned_text(tokenizer: Tokenizer, messages: Messages) -> str:
+    """What a conversation begins with, whatever the user says after these messages. A space at the
+    end belongs to what follows: many tokenizers have one token for both.
+
+    Raises:
+        ValueError: the template refuses the messages, or writes one of them elsewhere, or not as it
+            is.
+    """
+    turns = [[*messages, {"role": "user", "content": question}] for question in _QUESTIONS]
+    texts = [tokenizer.render_chat_template(turn) for turn in turns]
+    common = os.path.commonprefix(texts).rstrip(" ")
+    for content in (content_text(message).strip() for message in messages):
+        if content not in common:
+            raise ValueError(
+                f"pin: this model's chat template does not begin a conversation with {content!r} "
+                f"whatever the user says, but with {common!r}; pin text instead"
+            )
+    return common
+
+
 def first_turn(
-    tokenizer: Tokenizer,
-    pinned: Messages,
-    messages: Messages,
-    *,
-    is_open: bool = True,
-    continues: bool = False,
+    tokenizer: Tokenizer, pinned: Messages, messages: Messages, *, continues: bool = False
 ) -> list[int]:
-    """Ids of a conversation's first messages.
+    """Ids of a conversation's first messages, up to where an answer begins.
 
     Args:
-        pinned: messages before them, which are in the stream already.
-        is_open: end where an answer begins.
+        pinned: messages before them, of which `pinned_text` is in the stream already.
         continues: the stream has other tokens already, so no document begins here.
 
     Raises:
-        ValueError: the template writes the pinned ones differently when others follow.
+        ValueError: the template writes the pinned ones differently when these follow.
     """
-    text = tokenizer.render_chat_template([*pinned, *messages], is_open)
-    before = tokenizer.render_chat_template(pinned, False) if pinned else ""
+    text = tokenizer.render_chat_template([*pinned, *messages])
+    before = pinned_text(tokenizer, pinned) if pinned else ""
     if not text.startswith(before):
-        raise ValueError("messages: this model's chat template cannot go on from pinned messages")
+        raise ValueError(
+            "messages: what follows a pin must begin with a message of the user; with others, this "
+            f"model's chat template does not begin with the {before!r} that is pinned"
+        )
     if not (pinned or continues):
         return tokenizer.encode(text, add_special_tokens=False)
     if not pinned:  # the template may write what begins a document

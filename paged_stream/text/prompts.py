@@ -3,11 +3,12 @@ may use it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from paged_stream.scheduler.sampling_params import SamplingParams, check_params_type
-from paged_stream.text.chat import Messages, first_turn, is_messages, next_turn
+from paged_stream.text.chat import Messages, first_turn, is_messages, next_turn, pinned_text
 from paged_stream.text.inputs import Prompt, as_token_ids, check_range, plain_prompt
 from paged_stream.text.tokenizer import Tokenizer
 
@@ -70,18 +71,29 @@ class PromptEncoder:
         check_range(token_ids, self._vocab_size)
         return token_ids
 
+    def decode(self, token_ids: Sequence[int], *, continues: bool) -> str | None:
+        """The text of tokens, special ones included; ``None`` without a tokenizer.
+
+        Args:
+            continues: other tokens came before.
+        """
+        if self._tokenizer is None:
+            return None
+        return self._tokenizer.decode(token_ids, skip_special_tokens=False, continues=continues)
+
     def encode_pin(self, pin: Prompt | Messages | None) -> Pin:
         """Turn what a stream is to begin with into token ids.
 
         Raises:
-            ValueError: as `encode`, or messages that the chat template refuses.
+            ValueError: as `encode`, or as `pinned_text`.
         """
         if pin is None:
             return Pin([], [])
         if not is_messages(pin):
             return Pin(self.encode(pin), [])
         messages = [dict(message) for message in pin]
-        token_ids = first_turn(self.chat_tokenizer(), [], messages, is_open=False)
+        tokenizer = self.chat_tokenizer()
+        token_ids = tokenizer.encode(pinned_text(tokenizer, messages), add_special_tokens=False)
         check_range(token_ids, self._vocab_size)
         return Pin(token_ids, messages)
 

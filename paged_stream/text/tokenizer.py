@@ -61,9 +61,20 @@ class Tokenizer:
         tokenizer: PreTrainedTokenizerBase = copy.deepcopy(self._tokenizer)
         return tokenizer
 
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Turn ids into text, byte for byte (no cosmetic removal of spaces)."""
+    def decode(
+        self, ids: Sequence[int], skip_special_tokens: bool = True, *, continues: bool = False
+    ) -> str:
+        """Turn ids into text, byte for byte (no cosmetic removal of spaces).
+
+        Args:
+            continues: others came before them, so a space that they begin with is none that the
+                tokenizer puts before a document.
+        """
         text: str
+        if continues:
+            before = self._anchor_ids
+            text = self.decode([*before, *ids], skip_special_tokens)
+            return text[len(self.decode(before, skip_special_tokens)) :]
         if self._backend is not None:
             text = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
             return text
@@ -71,6 +82,10 @@ class Tokenizer:
             ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
         )
         return text
+
+    @cached_property
+    def _anchor_ids(self) -> list[int]:
+        return self.encode(".", add_special_tokens=False)
 
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
@@ -197,16 +212,28 @@ def _with_text(message: Mapping[str, Any]) -> Mapping[str, Any]:
         raise ValueError(
             f"messages: {message!r} is no message; pass dicts with 'role' and 'content'"
         )
+    text = content_text(message)
+    return message if message.get("content") is None else {**message, "content": text}
+
+
+def content_text(message: Mapping[str, Any]) -> str:
+    """The content of a message, which may come in parts of text, or as none beside tool calls.
+
+    Raises:
+        ValueError: it has other parts, or is nothing of these.
+    """
     parts = message.get("content")
-    if isinstance(parts, str) or (parts is None and message.get("tool_calls")):
-        return message
+    if isinstance(parts, str):
+        return parts
+    if parts is None and message.get("tool_calls"):
+        return ""
     if not isinstance(parts, list):
         raise ValueError(
             f"messages: the content must be text, or parts of text, got {parts!r} in {message!r}"
         )
     if not all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in parts):
         raise ValueError(f"messages: the content must be text, or parts of text, got {parts!r}")
-    return {**message, "content": "".join(part["text"] for part in parts)}
+    return "".join(part["text"] for part in parts)
 
 
 def _plain_backend(tokenizer: Any) -> Any:

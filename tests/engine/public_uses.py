@@ -43,6 +43,7 @@ STREAM = {
     "save": lambda stream: stream.save(NOWHERE),
     "save_bytes": lambda stream: stream.save_bytes(),
     "stats": lambda stream: stream.stats(),
+    "visible": lambda stream: stream.visible(),
     "close": None,
 }
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from paged_stream import EngineConfig, EngineStoppedError, LLMEngine, SamplingParams
-from paged_stream.engine.outputs import EngineStats
+from paged_stream.engine.outputs import EngineStats, VisibleText
 from tests.engine.contract import CLASSES, ENGINES, EVERY_ENGINE, SETTINGS
 
 GREEDY = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True)
@@ -535,6 +535,61 @@ def test_scores_of_a_stream_are_those_of_its_text(engine, stream):
     assert again[0] is None and None not in again[1:]
 
 
+def test_texts_that_follow_each_other_are_one_text(engine, stream):
+    stream.append("hello wor")
+    stream.score("ld, ")
+    stream.append("and")
+    assert stream.visible().token_ids == engine.encode("hello world, and")
+    assert stream.visible().text == "hello world, and"
+
+
+def test_what_the_next_token_will_see(engine, stream):
+    """Four sinks, and of a window of 24 what is before the next token."""
+    assert stream.visible() == VisibleText(num_sink_tokens=0, runs=[])
+    text = "abcdefghijklmnopqrstuvwxyz"
+    stream.append(text)
+    [whole] = stream.visible().runs
+    assert (whole.start, whole.text, whole.missing) == (0, text, None)
+    assert whole.token_ids == engine.encode(text)
+    stream.append(text)
+    told = [(0, "abcd", None), (29, text[3:], "evicted")]
+    assert runs(stream) == told
+    stream.cut(35, 40)  # jklmn
+    told = [(0, "abcd", None), (33, "cdefghi", "evicted"), (40, "opqrstuvwxyz", "cut")]
+    assert runs(stream) == told
+    loaded, fork = engine.load_stream(stream.save_bytes()), stream.fork()
+    for each in (loaded, fork):
+        assert runs(each) == told
+        each.append("ABCDEFGH")
+        told_later = [
+            (0, "abcd", None),
+            (37, "ghi", "evicted"),
+            (40, text[14:] + "ABCDEFGH", "cut"),
+        ]
+        assert runs(each) == told_later
+        assert each.stats().num_sink_tokens == each.visible().num_sink_tokens == 4
+        each.close()
+    stream.cut(46, 51)
+    told = [(38, "cdefghi", "evicted"), (45, "opqrst", "cut"), (51, "z", "cut")]
+    assert runs(stream)[1:] == told
+
+
+def runs(stream) -> list[tuple]:
+    return [(run.start, run.text, run.missing) for run in stream.visible().runs]
+
+
+def test_a_pin_is_what_every_conversation_begins_with(engine):
+    pin = [{"role": "system", "content": "be brief"}]
+    with engine.open_stream(pin=pin, window_size=100) as stream:
+        assert stream.visible().text == "<system>be brief</s><user>"
+        assert stream.stats().num_sink_tokens == stream.position
+        list(stream.chat("hello", GREEDY))
+        begin = "<system>be brief</s><user>hello</s><assistant>"
+        assert stream.visible().text.startswith("<system>be brief</s><user>")
+        stream.rewind(stream.position - GREEDY.max_tokens)
+        assert stream.visible().text == begin
+
+
 def test_a_turn_begins_with_its_first_item(stream):
     stream.append(PROMPT)
     for deltas in (stream.generate(GREEDY), stream.complete("a", GREEDY), stream.chat("a", GREEDY)):
@@ -566,6 +621,7 @@ def test_during_a_turn(stream, start, tmp_path):
             use()
     stream.append("queued")
     assert stream.stats().num_pending_tokens >= len("queued")
+    assert stream.visible().num_sink_tokens == 4
     stream.end_turn()
     rest = list(deltas)
     assert not any(delta.finished for delta in rest)
@@ -699,6 +755,7 @@ def uses(stream, tmp_path):
     yield lambda: stream.save(tmp_path / "a")
     yield lambda: stream.save_bytes()
     yield lambda: stream.stats()
+    yield lambda: stream.visible()
     yield lambda: stream.__enter__()
 
 

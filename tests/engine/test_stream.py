@@ -6,7 +6,7 @@ import pytest
 
 from paged_stream import SamplingParams
 from paged_stream.engine import turns
-from paged_stream.text.chat import first_turn, next_turn
+from paged_stream.text.chat import first_turn, next_turn, pinned_text
 
 GREEDY = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True)
 
@@ -222,5 +222,5 @@ def test_chat_turns_equal_the_whole_template(make_engine):
     assert first + [*answer, eos] + next_turn(tokenizer, messages[3:], eos) == whole
     # An answer that was cut off gets the end token it lacks.
     assert first + answer + next_turn(tokenizer, messages[3:], answer[-1]) == whole
-    pinned = first_turn(tokenizer, [], messages[:1], is_open=False)
+    pinned = tokenizer.encode(pinned_text(tokenizer, messages[:1]), add_special_tokens=False)
     assert pinned + first_turn(tokenizer, messages[:1], messages[1:2]) == first

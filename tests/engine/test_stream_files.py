@@ -255,7 +255,7 @@ def test_rewriting_as_it_is_changes_nothing(engine, saved_path):
 @pytest.mark.parametrize(
     "metadata, message",
     [
-        ({"version": "3"}, "has format version 3, this is version 2"),
+        ({"version": "4"}, "has format version 4, this is version 3"),
         ({"format": "other"}, "is no stream"),
         ({"stream": "{"}, "is damaged"),
         ({"stream": "[]"}, "is damaged"),
@@ -296,6 +296,9 @@ def test_edited_header(engine, saved_path, header):
         ({"num_computed_tokens": -1}, "is damaged"),
         ({"num_computed_tokens": 80.0}, "is damaged"),
         ({"tail_start": 0}, "is damaged"),
+        ({"cuts": [0]}, "is damaged"),
+        ({"cuts": [10**6]}, "is damaged"),
+        ({"cuts": ["a"]}, "is damaged"),
         ({"tail_start": 10**6}, "is damaged"),
         ({"tail_start": -5}, "is damaged"),
         ({"tail_ids": []}, "is damaged"),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from paged_stream.scheduler.output import CopyBlock, ParkTokens
 from paged_stream.scheduler.sampling_params import SamplingParams
-from paged_stream.scheduler.sequence import _TRIM_SLACK, SequenceStatus
+from paged_stream.scheduler.sequence import _TRIM_SLACK, Sequence, SequenceStatus
 from paged_stream.scheduler.sink_window import SinkWindow
 from tests.scheduler.builders import (
     SMALL,
@@ -185,6 +187,87 @@ def test_nothing_follows_from_the_beginning_of_the_window():
 
 def test_a_stream_without_tokens_has_no_next():
     assert not make_scheduler().open(0, SMALL, is_stream=True).has_next
+
+
+# What is visible
+
+
+class Shown:
+    """What a sequence shows, kept in lists: of each token whether something was cut out before."""
+
+    def __init__(self, sinks: int, window: int) -> None:
+        self.sinks, self.window = sinks, window
+        self.tokens: list[tuple[int, bool]] = []  # the sinks, and behind them what is left
+        self.count = 0
+        self.is_cut = self.has_evicted = False  # what is before the next token
+
+    def append(self, token_id: int) -> None:
+        self.tokens.append((token_id, self.is_cut))
+        self.count, self.is_cut = self.count + 1, False
+        while len(self.tokens) > self.sinks and len(self.tokens) - self.sinks >= self.window:
+            del self.tokens[self.sinks]
+            self.has_evicted = True
+
+    def cut(self, back: int, length: int) -> None:
+        at = len(self.tokens) - back
+        del self.tokens[at : at + length]
+        if at < len(self.tokens):
+            self.tokens[at] = (self.tokens[at][0], True)
+        else:
+            self.is_cut = True
+
+    def rewind(self, length: int) -> None:
+        self.is_cut = self.tokens[-length][1]
+        self.count -= length
+        del self.tokens[-length:]
+
+    def runs(self) -> list[tuple[int, list[int], str | None]]:
+        sinks = min(self.sinks, len(self.tokens))
+        rest = [*self.tokens[sinks:], (None, self.is_cut)]
+        runs: list[tuple[int, list[int], str | None]] = []
+        if sinks:
+            runs.append((0, [token for token, _ in self.tokens[:sinks]], None))
+        for index, (token, is_cut) in enumerate(rest):
+            position = self.count - len(rest) + 1 + index
+            is_first = index == 0 and position > sinks
+            if is_cut or is_first or (token is not None and not runs):
+                gone = "cut" if is_cut else "evicted" if is_first and self.has_evicted else None
+                runs.append((position, [], gone))
+            if token is not None:
+                runs[-1][1].append(token)
+        return runs if self.count else []
+
+
+@given(st.data(), st.integers(0, 3), st.integers(1, 9))
+def test_what_is_visible_comes_in_runs_between_which_something_is_missing(data, sinks, window):
+    sequence = Sequence(0, SinkWindow(sinks, window), is_stream=True)
+    shown, new_ids = Shown(sinks, window), itertools.count()
+    for _ in range(data.draw(st.integers(1, 12))):
+        behind = max(0, sequence.num_tokens - max(sequence.first_kept, sinks))
+        operation = data.draw(
+            st.sampled_from(["append", "cut", "rewind"] if behind else ["append"])
+        )
+        if operation == "append":
+            for token_id in itertools.islice(new_ids, data.draw(st.integers(1, 6))):
+                sequence.append([token_id])
+                sequence.advance(1)
+                sequence.trim(sequence.num_tokens, slack=0)
+                shown.append(token_id)
+        elif operation == "cut":
+            back = data.draw(st.integers(1, behind))
+            length = data.draw(st.integers(1, back))
+            start = sequence.num_tokens - back
+            sequence.cut(start, start + length)
+            shown.cut(back, length)
+        else:
+            length = data.draw(st.integers(1, behind))
+            sequence.rewind(sequence.num_tokens - length)
+            shown.rewind(length)
+        found = [(at, ids.tolist(), gone) for at, ids, gone in sequence.visible_runs()]
+        assert found == shown.runs()
+        assert len(sequence.cuts) <= sequence.num_tokens
+        restored = Sequence.restore(0, sequence.state(), max_tokens=None)
+        assert restored.visible_runs() == sequence.visible_runs()
 
 
 # On the host

@@ -275,6 +275,10 @@ def test_streams(client, llm):
         position = stream.position
     body = {"prompt": "a beginning"}
     assert client.post(f"{path}/append", json=body).json()["position"] == 11
+    visible = client.get(f"{path}/visible").json()
+    run = {"start": 0, "token_ids": llm.encode("a beginning"), "text": "a beginning"}
+    assert visible["runs"] == [run | {"missing": None}]
+    assert visible["sink_tokens"] == client.get(path).json()["sink_tokens"] == 4
     answer = client.post(f"{path}/generate", json=SAMPLING).json()
     assert (answer["text"], answer["position"]) == (expected[0], 23)
     in_order(answer["metrics"])

@@ -35,6 +35,7 @@ from paged_stream import (
     TextPrompt,
     TokenLogprob,
     TokensPrompt,
+    VisibleText,
     __version__,
 )
 
@@ -107,8 +108,18 @@ def live(engine: EngineApi, path: Path) -> int:
         branch.cut(3, 5)
         stream.save(path)
         stats: StreamStats = stream.stats()
+        visible: VisibleText = stream.visible()
+        missing: Literal["evicted", "cut"] | None = visible.runs[0].missing
         where: Literal["cache", "host", "disk", "none"] = stats.location
-        print(where, first, stream.score("more"), branch.is_generating, stream.save_bytes()[:4])
+        print(
+            missing,
+            visible.token_ids,
+            where,
+            first,
+            stream.score("more"),
+            branch.is_generating,
+            stream.save_bytes()[:4],
+        )
     with contextlib.suppress(EngineStoppedError, ValueError):
         engine.load_stream(path).close()
     overall: EngineStats = engine.stats()
