@@ -19,6 +19,8 @@ OURS = {"paged_stream", "scheduler", "benchmarks", "tests"}
 NEEDS_EXTRA = {
     "paged_stream/commands/line_reader.py": "chat",
     "paged_stream/attention/xformers.py": "cuda",
+    "paged_stream/commands/lm_eval.py": "eval",
+    "paged_stream/evaluation/lm_eval_model.py": "eval",
     "paged_stream/evaluation/plot_style.py": "eval",
     "paged_stream/batch/dataset.py": "ray",
     "paged_stream/batch/files.py": "ray",

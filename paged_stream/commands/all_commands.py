@@ -9,6 +9,7 @@ from paged_stream.commands import (
     dialogue,
     generate,
     info,
+    lm_eval,
     perplexity,
     serve,
     streameval,
@@ -24,4 +25,5 @@ COMMANDS = (
     streameval.COMMAND,
     dialogue.COMMAND,
     attention_map.COMMAND,
+    lm_eval.COMMAND,
 )
