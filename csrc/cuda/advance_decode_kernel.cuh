@@ -15,10 +15,11 @@ __global__ void __launch_bounds__(kAdvanceThreads)
     advance_decode_kernel(const DecodeRows rows, const int64_t count) {
   const int64_t row = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (row >= count || !rows.is_running(row)) return;
-  // The CPU op rejects a token that has no room; here it must not be written elsewhere.
+  // The CPU op rejects a row whose token or next position has no place; here it is skipped.
+  if (!rows.has_room(row) || !rows.has_valid_window(row)) return;
   const bool goes_on = rows.num_left[row] > 1;
-  const bool has_place = rows.num_generated[row] < rows.max_generated;
-  if (has_place && (!goes_on || rows.next_column(row) < rows.batch.table_width)) rows.advance(row);
+  if (goes_on && rows.next_column(row) >= rows.batch.table_width) return;
+  rows.write(row, rows.next(row));
 }
 
 inline void run_advance_decode(const DecodeRows& rows, int64_t count, Stream stream) {

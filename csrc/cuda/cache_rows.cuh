@@ -8,13 +8,14 @@
 namespace paged_stream {
 
 inline CacheGeometry geometry_of(const Checker& check, const Tensor& cache) {
-  const CacheGeometry geometry{cache.size(0) * cache.size(2), cache.size(2), cache.stride(0),
+  const CacheGeometry geometry{cache.size(0) * cache.size(2), cache.size(2), row_stride(cache),
                                cache.size(3), static_cast<int>(cache.size(1))};
   const bool fits = is_aligned(cache.data_ptr(), 4) &&
                     divides(4, geometry.block_stride * static_cast<int64_t>(cache.element_size()));
   check.require(!is_quantized(cache) || fits,
-                "blocks of a cache of Char must begin at multiples "
-                "of 4 bytes");
+                "the blocks of an int8 (Char) cache must be aligned to 4 bytes, got address ",
+                reinterpret_cast<uintptr_t>(cache.data_ptr()), " and block stride ",
+                geometry.block_stride);
   return geometry;
 }
 
@@ -32,11 +33,12 @@ inline const float* angles_of(const std::optional<Tensor>& rotary) {
 inline int count_of(const Checker& check, const Tensor& slot_mapping, int64_t rows,
                     const Tensor& cache) {
   check.metadata(slot_mapping, "slot_mapping", ScalarType::Long, "[T]", {rows}, cache);
-  check.require(slot_mapping.size(0) <= INT32_MAX, "slot_mapping must have fewer than 2^31 slots");
+  check.require(slot_mapping.size(0) <= INT32_MAX,
+                "slot_mapping must have fewer than 2^31 slots, got ", slot_mapping.size(0));
   return static_cast<int>(slot_mapping.size(0));
 }
 
-inline TokenHeads heads_of(const Tensor& t) { return {t.data_ptr(), t.stride(0)}; }
+inline TokenHeads heads_of(const Tensor& t) { return {t.data_ptr(), row_stride(t)}; }
 
 // Moves rows between two sides, at least one of which is the cache.
 inline void move_rows(const Checker& check, const RowSide& from, const RowSide& to,

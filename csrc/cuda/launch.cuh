@@ -40,11 +40,12 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
   if (shared_bytes > kSharedWithoutAsking) {
     check_cuda(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(shared_bytes)),
-               "asking for " + std::to_string(shared_bytes) + " bytes of shared memory per block");
+               "requesting " + std::to_string(shared_bytes) +
+                   " bytes of shared memory per thread block failed");
   }
   void* pointers[] = {&args...};
   check_cuda(cudaLaunchKernel(function, grid, block, pointers, shared_bytes, stream),
-             "starting a kernel");
+             "kernel launch failed");
 }
 
 #endif

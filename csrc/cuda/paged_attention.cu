@@ -16,21 +16,22 @@ namespace paged_stream {
 namespace {
 
 // The kernels copy rows in units of `bytes` bytes.
-void check_alignment(const Tensor& t, const char* name, int64_t stride, int64_t bytes) {
+void check_alignment(const Checker& check, const Tensor& t, const char* name, int64_t bytes) {
   const auto address = reinterpret_cast<uintptr_t>(t.const_data_ptr());
-  const int64_t stride_bytes = stride * static_cast<int64_t>(t.element_size());
-  STD_TORCH_CHECK(address % bytes == 0 && stride_bytes % bytes == 0, "paged_attention: ", name,
-                  " must start at a multiple of ", bytes, " bytes and have a first stride of such,",
-                  " got ", address % bytes, " beyond one and a stride of ", stride_bytes);
+  const int64_t stride_bytes = row_stride(t) * static_cast<int64_t>(t.element_size());
+  check.require(
+      address % bytes == 0 && stride_bytes % bytes == 0, name, " must start at a multiple of ",
+      bytes, " bytes, and its first stride must be a multiple of ", bytes,
+      " bytes, got an address ", address % bytes, " bytes past one and a stride of ", stride_bytes);
 }
 
-void check_alignments(const Tensor& query, const Tensor& sink_query, const Tensor& k_cache,
-                      const Tensor& v_cache) {
-  check_alignment(query, "query", query.stride(0), 16);
-  check_alignment(sink_query, "sink_query", sink_query.stride(0), 16);
+void check_alignments(const Checker& check, const Tensor& query, const Tensor& sink_query,
+                      const Tensor& k_cache, const Tensor& v_cache) {
+  check_alignment(check, query, "query", 16);
+  check_alignment(check, sink_query, "sink_query", 16);
   const int64_t bytes = is_quantized(k_cache) ? 4 : k_cache.element_size() == 1 ? 8 : 16;
-  check_alignment(k_cache, "k_cache", k_cache.stride(0), bytes);
-  check_alignment(v_cache, "v_cache", v_cache.stride(0), bytes);
+  check_alignment(check, k_cache, "k_cache", bytes);
+  check_alignment(check, v_cache, "v_cache", bytes);
 }
 
 PagedAttentionArguments pack(const Tensor& query, const Tensor& sink_query, const Tensor& k_cache,
@@ -38,8 +39,8 @@ PagedAttentionArguments pack(const Tensor& query, const Tensor& sink_query, cons
   PagedAttentionArguments in{};
   in.query = query.const_data_ptr();
   in.sink_query = sink_query.const_data_ptr();
-  in.query_stride = query.stride(0);
-  in.sink_query_stride = sink_query.stride(0);
+  in.query_stride = row_stride(query);
+  in.sink_query_stride = row_stride(sink_query);
   in.num_heads = static_cast<int>(query.size(1));
   in.num_kv_heads = static_cast<int>(k_cache.size(1));
   in.group_size = in.num_heads / in.num_kv_heads;
@@ -47,7 +48,7 @@ PagedAttentionArguments pack(const Tensor& query, const Tensor& sink_query, cons
   const int64_t element_size = static_cast<int64_t>(k_cache.element_size());
   in.k_cache = static_cast<const uint8_t*>(k_cache.const_data_ptr());
   in.v_cache = static_cast<const uint8_t*>(v_cache.const_data_ptr());
-  in.block_stride = k_cache.stride(0) * element_size;
+  in.block_stride = row_stride(k_cache) * element_size;
   in.num_blocks = static_cast<int>(k_cache.size(0));
   in.block_size = static_cast<int>(k_cache.size(2));
   in.row_bytes = static_cast<int>(k_cache.size(3) * element_size);
@@ -79,7 +80,7 @@ Tensor paged_attention(const Tensor& query, const std::optional<Tensor>& sink_qu
       check.scoring(scale, alibi_slopes, softcap, local_window, num_heads, query);
   const Batch fields = read_batch(check, batch, query, num_tokens);
   const Tensor& sinks = sink_query ? *sink_query : query;
-  check_alignments(query, sinks, k_cache, v_cache);
+  check_alignments(check, query, sinks, k_cache, v_cache);
 
   const int64_t head_dim = head_dim_of(k_cache), num_sequences = fields.num_sequences;
   Tensor out = torch::stable::new_empty(query, {num_tokens, num_heads, head_dim});

@@ -15,8 +15,8 @@ Tensor sample_tokens(Tensor logits, std::vector<Tensor> sampling, Tensor positio
   const int64_t rows = logits.size(0);
   Tensor tokens = torch::stable::new_empty(logits, {rows}, ScalarType::Long);
   const SampleTokensParams params{
-      logits.const_data_ptr<float>(),   logits.stride(0), rows,
-      static_cast<int>(logits.size(1)), parameters,       tokens.mutable_data_ptr<int64_t>(),
+      logits.const_data_ptr<float>(),   row_stride(logits), rows,
+      static_cast<int>(logits.size(1)), parameters,         tokens.mutable_data_ptr<int64_t>(),
   };
   const DeviceScope device(logits);
   run_sample_tokens(params, device.stream());

@@ -15,8 +15,9 @@ void scatter_blocks(Tensor key, Tensor value, Tensor k_cache, Tensor v_cache, Te
   count_of(check, slot_mapping, n, k_cache);
   if (rotary) check.rotary(*rotary, "rotary", n, head_dim_of(k_cache), k_cache);
   check.require(n <= 1 || key.stride(0) == value.stride(0),
-                "key and value must have the same stride between tokens");
-  const RowSide from{key.data_ptr(), value.data_ptr(), key.stride(0), false};
+                "key and value must have the same stride between tokens, got ", key.stride(0),
+                " and ", value.stride(0));
+  const RowSide from{key.data_ptr(), value.data_ptr(), row_stride(key), false};
   const RowSide to{k_cache.data_ptr(), v_cache.data_ptr(), 0, true};
   move_rows(check, from, to, k_cache, slot_mapping, rotary, interleaved);
 }

@@ -22,7 +22,7 @@ class DeviceScope {
     void* stream = nullptr;
     const int32_t index = t.get_device_index();
     STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(index, &stream) == AOTI_TORCH_SUCCESS,
-                    "torch has no current stream on device ", index);
+                    "paged_stream: could not get torch's current stream on CUDA device ", index);
     stream_ = static_cast<Stream>(stream);
   }
   Stream stream() const { return stream_; }

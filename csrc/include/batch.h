@@ -59,6 +59,7 @@ View read_batch(const Checker& check, const BatchTensors& tensors, const Tensor&
                 int64_t num_tokens) {
   BatchReader reader(check, tensors, like);
   View batch{};
+  check.in_range(num_tokens, 0, kMaxCount, "the number of tokens");
   const int64_t t = batch.num_tokens = num_tokens;
   reader.read(batch.token_ids, "token_ids", "[T]", {t});
   reader.read(batch.positions, "positions", "[T]", {t});
@@ -67,8 +68,9 @@ View read_batch(const Checker& check, const BatchTensors& tensors, const Tensor&
   reader.read(batch.block_table, "block_table", "[B, width]", {kAny, kAny}, 1);
   const Tensor& table = reader.last();
   batch.table_width = table.size(1);
-  batch.table_stride = table.stride(0);
+  batch.table_stride = row_stride(table);
   const int64_t b = batch.num_sequences = table.size(0);
+  check.in_range(b, 0, kMaxCount, "the number of sequences");
   reader.read(batch.query_start_loc, "query_start_loc", "[B + 1]", {b + 1});
   reader.read(batch.seq_lens, "seq_lens", "[B]", {b});
   reader.read(batch.num_sink_tokens, "num_sink_tokens", "[B]", {b});

@@ -12,6 +12,7 @@
 #include <string>
 
 #include "cache_layout.h"
+#include "value_limits.h"
 
 namespace paged_stream {
 
@@ -29,6 +30,8 @@ inline bool is_float8(const Tensor& cache) {
 inline int64_t head_dim_of(const Tensor& cache) {
   return cache.size(3) - (is_quantized(cache) ? kScaleBytes : 0);
 }
+// Returns the stride between a tensor's rows. A single row may have any: its stride is 0 here.
+inline int64_t row_stride(const Tensor& t) { return t.size(0) > 1 ? t.stride(0) : 0; }
 
 // Checks an op's arguments. Every message starts with the op's name.
 class Checker {
@@ -39,6 +42,13 @@ class Checker {
   template <class... Parts>
   void require(bool condition, const Parts&... parts) const {
     if (!condition) STD_TORCH_CHECK(false, op_, ": ", parts...);
+  }
+
+  // Checks a number, before any arithmetic on it. name: the parts of what the message calls it.
+  template <class... Name>
+  void in_range(int64_t value, int64_t least, int64_t most, const Name&... name) const {
+    require(value >= least && value <= most, name..., " must be in [", least, ", ", most, "], got ",
+            value);
   }
 
   // layout: the expected shape in words, as in "[T, num_heads, head_dim]"; kAny matches any size.
@@ -55,6 +65,15 @@ class Checker {
                     ", got ", describe(t.sizes()));
   }
 
+  void same_shape(const Tensor& t, const char* name, const Tensor& other,
+                  const char* other_name) const {
+    bool matches = t.dim() == other.dim();
+    for (int64_t i = 0; matches && i < t.dim(); ++i) matches = t.size(i) == other.size(i);
+    if (matches) return;
+    STD_TORCH_CHECK(false, op_, ": ", name, " must have the shape of ", other_name, ", ",
+                    describe(other.sizes()), ", got ", describe(t.sizes()));
+  }
+
   void dtype(const Tensor& t, const char* name, ScalarType expected) const {
     dtype_is(t.scalar_type(), name, expected);
   }
@@ -68,24 +87,24 @@ class Checker {
   // Checks for a dtype that models compute in on the tensor's device.
   void kv_dtype(const Tensor& t, const char* name) const {
     STD_TORCH_CHECK(is_kv_dtype(t), op_, ": ", name, " must be Float",
-                    t.is_cpu() ? " or BFloat16" : ", BFloat16 or Half", ", got ",
+                    t.is_cpu() ? " or BFloat16 on CPU" : ", BFloat16 or Half on CUDA", ", got ",
                     torch::headeronly::toString(t.scalar_type()));
   }
 
   void cache_dtype(const Tensor& t, const char* name) const {
     STD_TORCH_CHECK(is_kv_dtype(t) || is_quantized(t) || is_float8(t), op_, ": ", name,
                     " must be Float, BFloat16",
-                    t.is_cpu() ? " or Char" : ", Half, Char or Float8_e4m3fn", ", got ",
-                    torch::headeronly::toString(t.scalar_type()));
+                    t.is_cpu() ? " or Char on CPU" : ", Half, Char or Float8_e4m3fn on CUDA",
+                    ", got ", torch::headeronly::toString(t.scalar_type()));
   }
 
   // Checks that dimensions `from` and up are contiguous.
   void dense(const Tensor& t, const char* name, int64_t from) const {
+    if (t.numel() == 0) return;
     int64_t expected = 1;
     for (int64_t i = t.dim() - 1; i >= from; --i) {
       const int64_t size = t.size(i);
       if (size != 1 && t.stride(i) != expected) {
-        if (t.numel() == 0) return;
         STD_TORCH_CHECK(false, op_, ": ", name, " must be contiguous from dimension ", from,
                         " on, got shape ", describe(t.sizes()), " and strides ",
                         describe(t.strides()));
@@ -97,7 +116,8 @@ class Checker {
   void same_device(const Tensor& t, const char* name, const Tensor& other) const {
     STD_TORCH_CHECK(
         t.is_cpu() == other.is_cpu() && t.get_device_index() == other.get_device_index(), op_, ": ",
-        name, " must be on the device of the other tensors");
+        name, " must be on the same device as the other tensors, got ", device_of(t), " and ",
+        device_of(other));
   }
 
   // Checks a contiguous tensor of plain metadata.
@@ -114,22 +134,24 @@ class Checker {
     shape(t, name, "[num_blocks, num_kv_heads, block_size, row_size]", {kAny, kAny, kAny, kAny});
     cache_dtype(t, name);
     dense(t, name, 1);
-    const int64_t head_dim = head_dim_of(t);
-    STD_TORCH_CHECK(head_dim >= 8 && head_dim <= kMaxHeadDim && head_dim % 8 == 0, op_,
-                    ": head_dim must be a multiple of 8 up to ", kMaxHeadDim, ", got ", head_dim,
-                    is_quantized(t) ? " beside the scale in rows of Char" : "");
-    STD_TORCH_CHECK(t.size(1) >= 1 && t.size(2) >= 1, op_, ": ", name,
-                    " must have num_kv_heads and block_size of at least 1, got shape ",
-                    describe(t.sizes()));
-    STD_TORCH_CHECK(t.size(0) <= INT32_MAX / t.size(2), op_, ": ", name,
+    head_dim(head_dim_of(t), is_quantized(t) ? " (row_size minus the 4-byte scale)" : "");
+    in_range(t.size(1), 1, kMaxHeads, "num_kv_heads of ", name);
+    in_range(t.size(2), 1, kMaxCount, "block_size of ", name);
+    STD_TORCH_CHECK(t.size(0) <= kMaxCount / t.size(2), op_, ": ", name,
                     " must have fewer than 2^31 slots, got shape ", describe(t.sizes()));
+  }
+
+  // note: what the message says behind the number.
+  void head_dim(int64_t value, const char* note = "") const {
+    STD_TORCH_CHECK(value >= 8 && value <= kMaxHeadDim && value % 8 == 0, op_,
+                    ": head_dim must be a multiple of 8 from 8 to ", kMaxHeadDim, ", got ", value,
+                    note);
   }
 
   void cache_pair(const Tensor& k_cache, const Tensor& v_cache) const {
     cache(k_cache, "k_cache");
     cache(v_cache, "v_cache");
-    shape(v_cache, "v_cache", "of k_cache",
-          {k_cache.size(0), k_cache.size(1), k_cache.size(2), k_cache.size(3)});
+    same_shape(v_cache, "v_cache", k_cache, "k_cache");
     dtype(v_cache, "v_cache", k_cache.scalar_type());
     same_device(v_cache, "v_cache", k_cache);
     STD_TORCH_CHECK(k_cache.size(0) <= 1 || k_cache.stride(0) == v_cache.stride(0), op_,
@@ -142,6 +164,8 @@ class Checker {
   void heads(const Tensor& t, const char* name, const char* layout, int64_t rows, int64_t heads,
              const Tensor& cache) const {
     shape(t, name, layout, {rows, heads, head_dim_of(cache)});
+    in_range(t.size(0), 0, kMaxCount, "tokens of ", name);
+    in_range(t.size(1), 0, kMaxHeads, "heads of ", name);
     if (is_quantized(cache) || is_float8(cache)) {
       kv_dtype(t, name);
     } else {
@@ -195,7 +219,7 @@ class Checker {
     this->rotary(rotary, "rotary", num_tokens, head_dim, cache);
     if (!sink_rotary) return;
     this->rotary(*sink_rotary, "sink_rotary", num_tokens, head_dim, cache);
-    shape(*sink_rotary, "sink_rotary", "of rotary", {num_tokens, rotary.size(1)});
+    same_shape(*sink_rotary, "sink_rotary", rotary, "rotary");
   }
 
   void copy_blocks(const Tensor& kv_cache, const Tensor& block_mapping) const {
@@ -204,15 +228,18 @@ class Checker {
     cache_dtype(kv_cache, "kv_cache");
     dense(kv_cache, "kv_cache", 0);
     metadata(block_mapping, "block_mapping", ScalarType::Long, "[n, 2]", {kAny, 2}, kv_cache);
+    in_range(block_mapping.size(0), 0, kMaxCount, "pairs of block_mapping");
   }
 
   // Checks the residual stream and the delta to add to it, both [T, dim].
   void residual(const Tensor& t, const std::optional<Tensor>& delta, int64_t dim = kAny) const {
     shape(t, "residual", "[T, dim]", {kAny, dim});
+    in_range(t.size(0), 0, kMaxCount, "tokens of residual");
+    in_range(t.size(1), 1, kMaxCount, "dim of residual");
     kv_dtype(t, "residual");
     dense(t, "residual", 0);
     if (!delta) return;
-    shape(*delta, "delta", "of residual", {t.size(0), t.size(1)});
+    same_shape(*delta, "delta", t, "residual");
     dtype(*delta, "delta", t.scalar_type());
     dense(*delta, "delta", 0);
     same_device(*delta, "delta", t);
@@ -234,6 +261,8 @@ class Checker {
 
   void gate_up(const Tensor& t) const {
     shape(t, "gate_up", "[T, 2 * dim]", {kAny, kAny});
+    in_range(t.size(0), 0, kMaxCount, "tokens of gate_up");
+    in_range(t.size(1), 0, kMaxCount, "columns of gate_up");
     kv_dtype(t, "gate_up");
     dense(t, "gate_up", 0);
     require(t.size(1) % 2 == 0, "gate_up must have an even number of columns, got ", t.size(1));
@@ -254,6 +283,11 @@ class Checker {
       text += *it == kAny ? "*" : std::to_string(*it);
     }
     return text + "]";
+  }
+
+  static std::string device_of(const Tensor& t) {
+    if (t.is_cpu()) return "cpu";
+    return (t.is_cuda() ? "cuda:" : "another device:") + std::to_string(t.get_device_index());
   }
 
   const char* op_;

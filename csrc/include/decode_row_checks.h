@@ -17,7 +17,7 @@ inline DecodeRows checked_decode_rows(const Checker& check, const Tensor& sample
   check.metadata(num_generated, "num_generated", kLong, "[B]", {b}, sampled);
   check.metadata(num_left, "num_left", kLong, "[B]", {b}, sampled);
   check.metadata(stop_token_ids, "stop_token_ids", kLong, "[B, num_stops]", {b, kAny}, sampled);
-  check.require(block_size >= 1, "block_size must be at least 1");
+  check.in_range(block_size, 1, kMaxCount, "block_size");
   const auto fields = read_batch<MutableBatch>(check, batch, sampled, b);
   check.require(fields.num_sequences == b, "block_table must have a row for each of the ", b,
                 " tokens, got ", fields.num_sequences);

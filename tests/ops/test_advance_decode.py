@@ -141,25 +141,39 @@ def test_the_next_step_is_laid_out_as_the_scheduler_would(batch):
     [
         ("sampled", lambda x: x.int(), "sampled must be Long, got Int"),
         ("generated", lambda x: x[:1], r"generated must have shape \[B, max_generated\] = \[2, \*"),
-        ("num_generated", lambda x: x + 2, "row 1 has 3 of at most 3 generated tokens"),
+        (
+            "num_generated",
+            lambda x: x + 2,
+            r"row 1 has no room in generated: num_generated must be in \[0, 3\), got 3",
+        ),
         ("num_generated", lambda x: x.int(), "num_generated must be Long, got Int"),
         ("num_left", lambda x: x[:1], r"num_left must have shape \[B\] = \[2\], got \[1\]"),
         ("stop_token_ids", lambda x: x[0], r"stop_token_ids must have shape \[B, num_stops\]"),
         ("stop_token_ids", lambda x: x.t(), "stop_token_ids must be contiguous"),
         ("token_ids", lambda x: x.int(), "token_ids must be Long, got Int"),
         ("positions", lambda x: x[:1], r"positions must have shape \[T\] = \[2\], got \[1\]"),
-        ("positions", lambda x: x - 20, "row 0 must have a position of at least 0"),
+        ("positions", lambda x: x - 20, r"positions\[0\] must be in \[0, \d+\], got -1"),
         ("sink_positions", lambda x: x.int(), "sink_positions must be Long, got Int"),
         ("seq_lens", lambda x: x[:1], "seq_lens must have shape"),
         ("slot_mapping", lambda x: x.int(), "slot_mapping must be Long, got Int"),
         ("block_table", lambda x: x.long(), "block_table must be Int, got Long"),
         ("block_table", lambda x: x.t(), "block_table must be contiguous from dimension 1"),
-        ("block_table", lambda x: x[:, :2].contiguous(), "position 20 is in column 2 of a row of"),
+        (
+            "block_table",
+            lambda x: x[:, :2].contiguous(),
+            "position 20 needs column 2, but the block-table row has only 2 col",
+        ),
         ("num_sink_tokens", lambda x: x.long(), "num_sink_tokens must be Int, got Long"),
         ("window_size", lambda x: x[:1], "window_size must have shape"),
         ("window_floor", lambda x: x.int(), "window_floor must be Long, got Int"),
-        ("ring_blocks", lambda x: x * 0, "row 0 .* and at least one column"),
-        ("block_size", lambda x: 0, "block_size must be at least 1"),
+        ("ring_blocks", lambda x: x * 0, r"ring_blocks of sequence 0 must be in \[1, \d+\], got 0"),
+        ("num_generated", lambda x: x - 2, r"row 0 has no room in generated: .* got -2"),
+        ("positions", lambda x: x * 0 + 2**63 - 1, r"positions\[0\] must be in .*, got 92233"),
+        ("num_sink_tokens", lambda x: x * 0 - 2**31, "num_sink_tokens of sequence 0 must be in"),
+        ("window_size", lambda x: x * 0, "window_size of sequence 0 must be in"),
+        ("window_floor", lambda x: x + 2**62, "window_floor of sequence 0 must be 0, or"),
+        ("block_size", lambda x: 2**62, r"block_size must be in \[1, \d+\], got 46"),
+        ("block_size", lambda x: 0, r"block_size must be in \[1, \d+\], got 0"),
     ],
 )
 def test_bad_arguments_are_named(name, change, message):
@@ -167,6 +181,29 @@ def test_bad_arguments_are_named(name, change, message):
     value = arguments[name] if name in arguments else getattr(arguments["batch"], name)
     with pytest.raises(RuntimeError, match="advance_decode: " + message):
         ops.advance_decode(**decode_arguments(**{name: change(value)}))
+
+
+def test_what_is_refused_is_left_alone():
+    """The second row has no room, so the first one stays too."""
+    arguments = decode_arguments(num_generated=torch.tensor([0, 3]))
+    before, generated = state_of(arguments["batch"]), arguments["generated"].clone()
+    with pytest.raises(RuntimeError, match="row 1 has no room"):
+        ops.advance_decode(**arguments)
+    assert all(map(torch.equal, state_of(arguments["batch"]).values(), before.values()))
+    assert torch.equal(arguments["generated"], generated)
+
+
+def test_arguments_in_the_same_memory_write_nowhere_else():
+    """The counts of later rows become tokens while earlier ones are written."""
+    counts = torch.tensor([0, 0])
+    arguments = decode_arguments(
+        sampled=torch.tensor([2**40, 2**40]),
+        generated=counts.view(2, 1),
+        num_generated=counts,
+        num_left=torch.tensor([3, 3]),
+    )
+    ops.advance_decode(**arguments)
+    assert arguments["batch"].positions.tolist() == [20, 5]
 
 
 def test_a_batch_has_one_token_of_each_sequence():

@@ -181,14 +181,47 @@ def test_weights_are_checked_when_they_are_laid_out():
     bfloat16 = torch.bfloat16
     refuses("packed_weight must have shape", num_heads=8)
     refuses("num_heads must be a multiple of num_kv_heads 2, got 5", num_heads=5)
-    refuses("qkv_weight must take 64 inputs", qkv=packed(QKV_SIZE, 32, "plain", bfloat16, 1))
+    refuses(
+        "in_features of qkv_weight must be 64 and of output_weight 96, got 32 and",
+        qkv=packed(QKV_SIZE, 32, "plain", bfloat16, 1),
+    )
     refuses("packed_weight must have shape", output=packed(32, 96, "plain", bfloat16, 1))
     refuses("weight must be Float", norm=torch.zeros(DIM).bfloat16())
-    refuses("weights must have a tensor at 1", qkv=None)
+    refuses(r"weights\[1\] must be a tensor, got None", qkv=None)
     both = {"softcap": 3.0, "alibi_slopes": torch.ones(HEADS)}
     refuses("softcap and alibi_slopes must not both be given", scoring=both)
     with pytest.raises(RuntimeError, match="input must be BFloat16, got Float"):
         problem().layer(torch.float32)
+
+
+@pytest.mark.parametrize(
+    "heads, message",
+    [
+        # With head_dim 16, their product is that of 4 heads in 64 bits.
+        ((2**60 + 4, 2, 16), "num_heads must be in"),
+        ((4, 0, 16), "num_kv_heads must be in .*, got 0"),
+        ((4, -1, 16), "num_kv_heads must be in .*, got -1"),
+        ((4, 2, -16), "head_dim must be a multiple of 8 from 8 to 256, got -16"),
+        ((4, 2, 2**60 + 16), "head_dim must be a multiple of 8 from 8 to 256"),
+    ],
+)
+def test_heads_out_of_range(heads, message):
+    dtype = torch.float32
+    qkv, output = packed(128, 64, "plain", dtype, 1), packed(64, 64, "plain", dtype, 2)
+    weights = ops.AttentionWeights(torch.ones(64), qkv, None, output, None)
+    ops.AttentionLayer(
+        *(weights, ops.HeadShape(4, 2, 16), ops.Scoring(1.0)),
+        eps=EPS,
+        interleaved=False,
+        dtype=dtype,
+    )
+    with pytest.raises(RuntimeError, match="lay_out_attention_layer: " + message):
+        ops.AttentionLayer(
+            *(weights, ops.HeadShape(*heads), ops.Scoring(1.0)),
+            eps=EPS,
+            interleaved=False,
+            dtype=dtype,
+        )
 
 
 def test_what_a_step_brings_is_checked():
@@ -202,13 +235,15 @@ def test_what_a_step_brings_is_checked():
         with pytest.raises(RuntimeError, match="attention_layer: " + message):
             mine.run(problem().layer())
 
-    refuses("delta must have shape of residual", delta=torch.zeros(2, DIM).bfloat16())
+    refuses("delta must have the shape of residual", delta=torch.zeros(2, DIM).bfloat16())
     refuses("slot_mapping must have shape", slot_mapping=torch.zeros(3, dtype=torch.int64))
     refuses("rotary must have shape", rotary=torch.zeros(3, HEAD_DIM))
     refuses("k_cache must be BFloat16, got Float", **float_caches(problem()))
     heads = {name: getattr(problem(), name)[:, :1] for name in ("k_cache", "v_cache")}
-    refuses("k_cache must have 2 heads of 16, got 1 of 16", **heads)
+    refuses("k_cache must have 2 heads with head_dim 16, got 1 with 16", **heads)
     refuses("query_start_loc must run from 0 to 79", query_start_loc=torch.zeros(6).int())
+    unknown = torch.full_like(problem().batch.block_table, 10**6)
+    refuses("block_table column 0, for position 0, must be a block id", block_table=unknown)
 
 
 def float_caches(mine: Problem) -> dict[str, torch.Tensor]:

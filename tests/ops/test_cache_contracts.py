@@ -21,20 +21,20 @@ def test_the_smallest_and_the_largest_head(head_dim):
 
 @pytest.mark.parametrize("head_dim", [0, 4, 12, 264])
 def test_other_heads_are_refused(head_dim):
-    message = f"head_dim must be a multiple of 8 up to 256, got {head_dim}"
+    message = f"head_dim must be a multiple of 8 from 8 to 256, got {head_dim}"
     with pytest.raises(RuntimeError, match=message):
         gather(torch.zeros(2, 1, 4, head_dim))
 
 
 @pytest.mark.parametrize("shape", [(2, 0, 4, 8), (2, 1, 0, 8)])
 def test_a_block_has_heads_and_slots(shape):
-    with pytest.raises(RuntimeError, match="num_kv_heads and block_size of at least 1, got shape"):
+    with pytest.raises(RuntimeError, match=r"of k_cache must be in \[1, \d+\], got 0"):
         gather(torch.zeros(shape))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float8_e4m3fn])
 def test_the_cpu_has_no_smaller_floats(dtype):
-    with pytest.raises(RuntimeError, match="k_cache must be Float, BFloat16 or Char, got"):
+    with pytest.raises(RuntimeError, match="k_cache must be Float, BFloat16 or Char on CPU, got"):
         gather(torch.zeros(2, 1, 4, 8).to(dtype))
 
 
@@ -79,7 +79,7 @@ def test_the_stride_of_one_element_or_of_none_does_not_matter():
 def test_angles_towards_the_sinks_are_as_many_as_the_others():
     k_cache, heads = torch.zeros(2, 1, 4, 8), torch.zeros(2, 1, 8)
     for sink_rotary in (torch.zeros(2, 4), torch.zeros(1, 8)):
-        with pytest.raises(RuntimeError, match="sink_rotary must have shape"):
+        with pytest.raises(RuntimeError, match="sink_rotary must have (the )?shape"):
             ops.rotary_and_cache(
                 *(heads, heads.clone(), heads, heads, k_cache, k_cache.clone()),
                 *(torch.zeros(2, 8), sink_rotary, SLOTS, False),

@@ -92,7 +92,9 @@ def test_opcheck(name, dtype, cache_dtype):
 
 
 def test_isa_by_unknown_name():
-    with pytest.raises(RuntimeError, match="set_cpu_isa.*mmx"):
+    with pytest.raises(
+        RuntimeError, match='this processor does not support "mmx"; the names are "avx512vnni"'
+    ):
         ops.set_cpu_isa("mmx")
 
 
@@ -145,22 +147,32 @@ def test_a_batch_has_all_its_fields():
         ("query", lambda x: x.double(), r"query must be Float, got Double"),
         ("query", lambda x: x.transpose(0, 1).contiguous().transpose(0, 1), "query must be contig"),
         ("sink_query", lambda x: x[:3], r"sink_query must have shape .*\[4, 6, 64\], got \[3, 6"),
-        ("v_cache", lambda x: x[:-1], r"v_cache must have shape of k_cache"),
+        ("v_cache", lambda x: x[:-1], r"v_cache must have the shape of k_cache, \[.*\], got \["),
         ("v_cache", lambda x: x.bfloat16(), r"v_cache must be Float, got BFloat16"),
         ("k_cache", lambda x: x[..., :60], r"k_cache must be contiguous from dimension 1"),
         ("block_table", lambda x: x.long(), r"block_table must be Int, got Long"),
         ("block_table", lambda x: x[:, :2], r"block_table must have at least 4 columns"),
         ("seq_lens", lambda x: x[:1], r"seq_lens must have shape \[B\] = \[2\], got \[1\]"),
-        ("seq_lens", lambda x: x * 0 + 2, r"seq_lens\[0\] must be at least the chunk's length 3"),
+        ("seq_lens", lambda x: x * 0 + 2**63 - 1, r"seq_lens\[0\], .* must be in .*, got 92233"),
+        ("query_start_loc", lambda x: x * 0 + 2**31 - 1, r"query_start_loc must run from 0"),
+        (
+            "seq_lens",
+            lambda x: x * 0 + 2,
+            r"seq_lens\[0\], with a chunk of 3, must be in \[3, \d+\], got 2",
+        ),
         ("query_start_loc", lambda x: x + 1, r"query_start_loc must run from 0 to 4, got 1 to 5"),
-        ("window_size", lambda x: x * 0, r"window_size >= 1, got 4 and 0"),
+        ("window_size", lambda x: x * 0, r"window_size of sequence 0 must be in \[1, \d+\], got 0"),
         ("window_floor", lambda x: x.int(), r"window_floor must be Long, got Int"),
         ("window_floor", lambda x: x[:1], r"window_floor must have shape \[B\] = \[2\], got \[1\]"),
         ("window_floor", lambda x: x + 3, r"sequence 0 must be 0, or at least 4 .*, got 3"),
         ("window_floor", lambda x: x + 88, r"at most its first query's position 87, got 88"),
         ("window_floor", lambda x: x - 1, r"sequence 0 must be 0, or at least 4 .*, got -1"),
         ("ring_blocks", lambda x: x * 0 + 1, r"ring_blocks of sequence . must be at least 2"),
-        ("num_sink_tokens", lambda x: x - 5, r"num_sink_tokens >= 0"),
+        (
+            "num_sink_tokens",
+            lambda x: x - 5,
+            r"num_sink_tokens of sequence 0 must be in \[0, \d+\], got -1",
+        ),
         ("alibi_slopes", lambda x: torch.ones(5), r"alibi_slopes must have shape .*\[6\], got"),
         ("softcap", lambda x: -2.5, "softcap must be a positive float32, or 0 for none, got -2.5"),
         ("softcap", lambda x: float("nan"), "softcap must be a positive float32"),
@@ -177,16 +189,20 @@ def test_attention_names_the_bad_argument(name, change, message):
     "name, change, message",
     [
         ("query", lambda x: x[..., :32], r"query must have shape .* = \[\*, \*, 64\], got \[4, 6"),
-        ("query", lambda x: x.to(torch.int8), "query must be Float or BFloat16, got Char"),
+        ("query", lambda x: x.to(torch.int8), "query must be Float or BFloat16 on CPU, got Char"),
         ("query", lambda x: x.bfloat16(), "sink_query must be BFloat16, got Float"),
-        ("v_cache", lambda x: x[..., :64].float(), "v_cache must have shape of k_cache"),
+        ("v_cache", lambda x: x[..., :64].float(), "v_cache must have the shape of k_cache"),
         ("v_cache", lambda x: x[..., :64], "v_cache must be contiguous from dimension 1"),
         (
             "k_cache",
             lambda x: x[..., :64].contiguous(),
-            "head_dim must be a multiple of 8 up to 256, got 60 beside the scale in rows of Char",
+            r"head_dim must be a multiple of 8 from 8 to 256, got 60 \(row_size minus the 4-byte",
         ),
-        ("k_cache", lambda x: x.view(torch.uint8), "must be Float, BFloat16 or Char, got Byte"),
+        (
+            "k_cache",
+            lambda x: x.view(torch.uint8),
+            "must be Float, BFloat16 or Char on CPU, got Byte",
+        ),
     ],
 )
 def test_attention_over_int8_names_the_bad_argument(name, change, message):
@@ -198,7 +214,7 @@ def test_attention_over_int8_names_the_bad_argument(name, change, message):
     "place, change, message",
     [
         (2, lambda x: x.bfloat16(), "key must be Float, got BFloat16"),
-        (3, lambda x: x.to(torch.int8), "value must be Float or BFloat16, got Char"),
+        (3, lambda x: x.to(torch.int8), "value must be Float or BFloat16 on CPU, got Char"),
         (1, lambda x: x.bfloat16(), "sink_query must be Float, got BFloat16"),
         (3, lambda x: x[..., :60], r"value must have shape .* = \[5, 3, 64\], got \[5, 3, 60\]"),
     ],
@@ -235,8 +251,26 @@ def test_heads_must_share_kv_heads_evenly(count):
 
 @pytest.mark.parametrize("block_id", [-1, 1000])
 def test_attention_refuses_block_ids_outside_the_cache(block_id):
-    with pytest.raises(RuntimeError, match=rf"in \[0, \d+\), got {block_id}"):
+    with pytest.raises(
+        RuntimeError, match=rf"for position \d+, must be a block id in \[0, \d+\), got {block_id}"
+    ):
         attention_without(block_table=lambda table: torch.full_like(table, block_id))
+
+
+def test_the_cache_has_at_least_the_blocks_of_each_sequence():
+    """Or a table of few blocks and one stride could stand for more keys than memory has bytes."""
+    with pytest.raises(RuntimeError, match="k_cache must have at least the 3 blocks of sequence 0"):
+        attention_without(k_cache=lambda x: x[:2], v_cache=lambda x: x[:2])
+
+
+def test_slots_may_lie_in_the_memory_that_is_written():
+    """A copied block lies over the slots of the rows behind it."""
+    k_cache = torch.zeros(4, 1, 2, 8)
+    slots = k_cache.view(-1).view(torch.int64)[:3]
+    slots.copy_(torch.tensor([0, 1, 2]))
+    key = torch.full((3, 1, 8), -3e38)
+    ops.scatter_blocks(key, key, k_cache, torch.zeros_like(k_cache), slots, None, False)
+    assert torch.equal(k_cache.view(-1, 8)[:3], key[:, 0])
 
 
 def test_full_attention_has_no_sinks():
@@ -256,7 +290,7 @@ def test_full_attention_has_no_floor():
 @pytest.mark.parametrize("slot", [-2, 36])
 def test_slots_outside_the_cache(slot):
     k_cache, v_cache = caches(torch.float32)
-    message = rf"slot_mapping must lie in \[-1, 36\), got {slot} at 1"
+    message = rf"slot_mapping values must be in \[-1, 36\), got {slot} at index 1"
     with pytest.raises(RuntimeError, match=message):
         ops.gather_blocks(k_cache, v_cache, torch.tensor([0, slot]))
     with pytest.raises(RuntimeError, match=message):
@@ -286,7 +320,7 @@ def test_sink_query_needs_its_angles():
     [
         ([[0, 4]], r"lie in \[0, 4\), got 4 in pair 0"),
         ([[0, 1], [2, 1]], "not name destination 1 twice"),
-        ([[0, 1], [1, 2]], "not have block 1 both as source and as destination"),
+        ([[0, 1], [1, 2]], "not use block 1 both as a source and as a destination"),
     ],
 )
 def test_copy_blocks_refuses_ambiguous_pairs(pairs, message):

@@ -136,8 +136,8 @@ def test_what_a_step_brings_is_checked():
     refuses("residual must have shape", residual=lambda x: x[:, :32].contiguous())
     refuses("token_ids must have shape", residual=lambda x: x[:3])
     refuses("rotary must have shape", tables=lambda x: [(a[:3], b[:3]) for a, b in x])
-    refuses("k_caches and v_caches must be 3 each, got 2", attention=lambda x: x[:2])
-    refuses("rotary must have the table 1", tables=lambda x: x[:1])
+    refuses("k_caches and v_caches must have 3 tensors each, got 2", attention=lambda x: x[:2])
+    refuses("a layer uses rotary table 1, but rotary has only 1 tables", tables=lambda x: x[:1])
     refuses("k_cache must be BFloat16, got Float", attention=in_float32(0, 1, 2))
     refuses("k_caches must be BFloat16, got Float", attention=in_float32(1))
 
@@ -154,12 +154,12 @@ def test_layers_are_checked_when_they_are_put_together():
     mine = three_layers()
     attention = [layer.layer() for layer in mine.attention]
     mlp = [test_gated_mlp.lay_out(weights) for weights in mine.mlp]
-    with pytest.raises(RuntimeError, match="must have as many numbers, at least 1, got 3, 2 and 3"):
+    with pytest.raises(RuntimeError, match="must have the same length, at least 1, got 3, 2 and 3"):
         ops.DecoderLayers(attention, mlp[:2], LAYER_ROTARY)
     with pytest.raises(RuntimeError, match="layer_rotary must be at least 0, got -1"):
         ops.DecoderLayers(attention, mlp, [0, -1, 0])
     other = test_gated_mlp.lay_out(test_gated_mlp.problem(1, dim=96)[2])
-    with pytest.raises(RuntimeError, match="all layers must have inputs of one size and dtype"):
+    with pytest.raises(RuntimeError, match="all layers must have the same input size and dtype"):
         ops.DecoderLayers(attention, [*mlp[:2], other], LAYER_ROTARY)
 
 

@@ -53,7 +53,7 @@ def test_opcheck(dtype):
 
 def test_misuse_is_explained():
     x, weight = torch.randn(3, 24), torch.randn(24)
-    with pytest.raises(RuntimeError, match="delta must have shape of residual"):
+    with pytest.raises(RuntimeError, match="delta must have the shape of residual"):
         ops.add_rms_norm(x, x[:2], weight, 1e-6)
     with pytest.raises(RuntimeError, match="weight must be Float"):
         ops.add_rms_norm(x.bfloat16(), None, weight.bfloat16(), 1e-6)

@@ -85,13 +85,15 @@ def test_misuse_is_explained():
 
     bfloat16 = torch.bfloat16
     refuses("weight must be Float", norm=torch.zeros(64).bfloat16())
-    refuses("up_weight must take 64 inputs", up=packed(192, 32, "plain", bfloat16, 1))
+    refuses(
+        "in_features of gate_up_weight must be 64, got 32", up=packed(192, 32, "plain", bfloat16, 1)
+    )
     refuses("input must be Float, got BFloat16", up=packed(192, 64, "plain", torch.float32, 1))
     refuses("packed_weight must have shape", down=packed(32, 96, "plain", bfloat16, 1))
     refuses("packed_weight must have shape", down=packed(64, 80, "plain", bfloat16, 1))
-    refuses("weights must have a tensor at 3", down=None)
+    refuses(r"weights\[3\] must be a tensor, got None", down=None)
     mlp = lay_out(weights)
-    with pytest.raises(RuntimeError, match="delta must have shape of residual"):
+    with pytest.raises(RuntimeError, match="delta must have the shape of residual"):
         ops.gated_mlp(residual, torch.zeros(1, 64).bfloat16(), mlp)
     with pytest.raises(RuntimeError, match=r"residual must have shape \[T, dim\] = \[\*, 64\]"):
         ops.gated_mlp(residual[:, :32], None, mlp)

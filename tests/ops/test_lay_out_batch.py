@@ -80,7 +80,9 @@ def test_tokens_go_where_the_scheduler_says(batch):
 
 
 def test_a_row_that_is_too_short():
-    with pytest.raises(RuntimeError, match="position 12 is in column 3 of a row of 2"):
+    with pytest.raises(
+        RuntimeError, match="position 12 needs column 3, but the block-table row has only 2 columns"
+    ):
         lay_out([(SinkWindow(0, None), 12, 1, 9, 2)])
 
 
@@ -91,8 +93,43 @@ def test_chunks_and_rows_of_other_lengths():
         ops.lay_out_batch(ids, rows, one, BLOCK_SIZE)
     with pytest.raises(RuntimeError, match=r"block_rows must have shape .* = \[4\], got \[3\]"):
         ops.lay_out_batch(ids[:1], rows, one._replace(row_lengths=[4]), BLOCK_SIZE)
-    with pytest.raises(RuntimeError, match="sequence 0 must have .* at least one column"):
+    with pytest.raises(RuntimeError, match=r"ring_blocks of sequence 0 must be in \[1, .*, got 0"):
         ops.lay_out_batch(ids[:1], rows, one._replace(ring_blocks=[0]), BLOCK_SIZE)
+
+
+@pytest.mark.parametrize(
+    "field, values, message",
+    [
+        # Sums that wrap around to the lengths of the arrays.
+        ("lengths", [2**62, 2**62, 2**62, 2**62 + 4], "length of sequence 0 must be in"),
+        ("row_lengths", [2**62, 2**62, 2**62, 2**62 + 12], "row_length of sequence 0 must be in"),
+        ("lengths", [2**31 - 1, 1, 1, 1], "the sum of lengths must be in"),
+        ("lengths", [1, 1, 1, -1], "length of sequence 3 must be in .*, got -1"),
+        ("row_lengths", [3, 3, 3, 0], "row_length of sequence 3 must be in .*, got 0"),
+        ("starts", [2**63 - 2] * 4, "start of sequence 0 must be in .*, got 9223372036854775806"),
+        ("starts", [0, 0, -1, 0], "start of sequence 2 must be in .*, got -1"),
+        ("num_sink_tokens", [0, -(10**5), 0, 0], "num_sink_tokens of sequence 1 must be in"),
+        ("num_sink_tokens", [2**63 - 1] * 4, "num_sink_tokens of sequence 0 must be in"),
+        ("window_size", [8, 8, 8, 0], "window_size of sequence 3 must be in .*, got 0"),
+        ("window_size", [2**31, 8, 8, 8], "window_size of sequence 0 must be in"),
+        ("window_floor", [-1, 0, 0, 0], "window_floor of sequence 0 must be 0, or at least 0"),
+        ("window_floor", [0, 2**62, 0, 0], "window_floor of sequence 1 must be .* at most .* 0"),
+        ("ring_blocks", [3, 2**32, 3, 3], "ring_blocks of sequence 1 must be in"),
+    ],
+)
+def test_numbers_out_of_range_are_named(field, values, message):
+    ids, rows = torch.zeros(4, dtype=torch.int32), torch.zeros(12, dtype=torch.int32)
+    four = ops.SequenceColumns([1] * 4, [0] * 4, [0] * 4, [8] * 4, [0] * 4, [3] * 4, [3] * 4)
+    with pytest.raises(RuntimeError, match="lay_out_batch: " + message):
+        ops.lay_out_batch(ids, rows, four._replace(**{field: values}), BLOCK_SIZE)
+
+
+@pytest.mark.parametrize("block_size", [0, -4, 2**31, 2**63 - 1])
+def test_block_sizes_out_of_range(block_size):
+    one = ops.SequenceColumns([1], [0], [0], [8], [0], [3], [3])
+    ids, rows = torch.zeros(1, dtype=torch.int32), torch.zeros(3, dtype=torch.int32)
+    with pytest.raises(RuntimeError, match=rf"block_size must be in \[1, .*, got {block_size}"):
+        ops.lay_out_batch(ids, rows, one, block_size)
 
 
 @pytest.mark.parametrize("scaling", [1.0, 1.3])

@@ -92,6 +92,11 @@ def test_misuse_is_explained():
         ops.linear(input.T.contiguous().T, packed, bias, 20)
     with pytest.raises(RuntimeError, match="in_features must be .* even for BFloat16, got 33"):
         ops.pack_linear_weight(weight[:, :33].contiguous())
+    for out_features in (-1, 0, 2**63 - 1):
+        with pytest.raises(RuntimeError, match="linear: out_features must be in"):
+            ops.linear(torch.zeros(2, 8), torch.zeros(1, 8, 16, 1), None, out_features)
+    with pytest.raises(RuntimeError, match="linear: steps of packed_weight must be in .*, got 0"):
+        ops.linear(torch.zeros(2, 0), torch.zeros(1, 0, 16, 1), None, 16)
     with pytest.raises(RuntimeError, match="in_features must be positive.*got 0"):
         ops.pack_linear_weight(torch.empty(5, 0))
     with pytest.raises(RuntimeError, match="weight must be Float or BFloat16"):

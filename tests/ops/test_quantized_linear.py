@@ -156,9 +156,12 @@ def test_misuse_is_explained():
         ops.linear(inputs(3, 96), packed, None, 20)
     with pytest.raises(RuntimeError, match="packed_weight must have shape"):
         ops.linear(inputs(3, 64), packed, None, 40)
-    with pytest.raises(RuntimeError, match="must be from pack_quantized_weight, got groups of 100"):
+    with pytest.raises(
+        RuntimeError,
+        match="must come from pack_quantized_weight; no format has panel groups of 100",
+    ):
         ops.linear(inputs(3, 64), packed[:, :, :100].contiguous(), None, 20)
-    with pytest.raises(RuntimeError, match="input must be Float or BFloat16"):
+    with pytest.raises(RuntimeError, match="input must be Float or BFloat16, got "):
         ops.linear(inputs(3, 64).double(), packed, None, 20)
     with pytest.raises(RuntimeError, match="bias must be Float, got BFloat16"):
         ops.linear(inputs(3, 64), packed, torch.zeros(20).bfloat16(), 20)

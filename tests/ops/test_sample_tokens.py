@@ -169,6 +169,18 @@ def test_bad_temperature(temperature):
         sample(torch.zeros(1, 5), [Row(temperature)])
 
 
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        *(("min_p", value) for value in (-0.1, 1.1, torch.nan)),
+        *(("top_p", value) for value in (0.0, -1.0, 1.1, torch.nan)),
+    ],
+)
+def test_probabilities_out_of_range(name, value):
+    with pytest.raises(RuntimeError, match=rf"sample_tokens: {name} must be in .*, got "):
+        sample(torch.zeros(1, 5), [Row(**{name: value})])
+
+
 def test_a_vocabulary_has_tokens():
     with pytest.raises(RuntimeError, match=r"vocab must be in \[1, 2\^31\), got 0"):
         sample(torch.zeros(1, 0), [Row()])

@@ -29,8 +29,11 @@ int64_t lay_out_attention_layer(LayerWeights weights, std::vector<int64_t> heads
   check_weights(check, weights, 6, {2, 4, 5});
   check.require(heads.size() == 3, "heads must have 3 numbers, got ", heads.size());
   const int64_t num_heads = heads[0], num_kv_heads = heads[1], head_dim = heads[2];
-  check.require(num_kv_heads >= 1 && num_heads >= 1 && num_heads % num_kv_heads == 0,
-                "num_heads must be a multiple of num_kv_heads ", num_kv_heads, ", got ", num_heads);
+  check.in_range(num_heads, 1, kMaxHeads, "num_heads");
+  check.in_range(num_kv_heads, 1, kMaxHeads, "num_kv_heads");
+  check.head_dim(head_dim);
+  check.require(num_heads % num_kv_heads == 0, "num_heads must be a multiple of num_kv_heads ",
+                num_kv_heads, ", got ", num_heads);
   const ScalarType dtype = model_dtype(is_bfloat16);
   const InputNorm norm = InputNorm::read(check, *weights[0], eps, dtype);
   const int64_t query_size = num_heads * head_dim,
@@ -38,8 +41,8 @@ int64_t lay_out_attention_layer(LayerWeights weights, std::vector<int64_t> heads
   const auto qkv = PackedWeight::read(check, *weights[1], weights[2], qkv_size, dtype);
   const auto output = PackedWeight::read(check, *weights[3], weights[4], norm.dim, dtype);
   check.require(qkv.in_features == norm.dim && output.in_features == query_size,
-                "qkv_weight must take ", norm.dim, " inputs and output_weight ", query_size,
-                ", got ", qkv.in_features, " and ", output.in_features);
+                "in_features of qkv_weight must be ", norm.dim, " and of output_weight ",
+                query_size, ", got ", qkv.in_features, " and ", output.in_features);
   const Scoring scoring =
       check.scoring(scale, weights[5], softcap, local_window, num_heads, *weights[0]);
   AttentionLayer layer{norm,         qkv,      output,      scoring,           num_heads,
@@ -57,10 +60,9 @@ Tensor attention_layer(Tensor residual, std::optional<Tensor> delta, int64_t lay
   const RmsNormInput input = of->norm.of(check, residual, delta);
   of->check_cache(check, k_cache, v_cache);
   const Batch fields = read_batch(check, batch, residual, input.rows);
-  const Slots slots(fields.slot_mapping, fields.num_tokens);
-  check_slots(check, slots, k_cache);
+  const std::vector<int64_t> slots = checked_slots(check, slots_of(fields), k_cache);
   const auto turns = RotaryStep::read(check, rotary, sink_rotary, of->interleaved, slots, k_cache);
-  AttentionStep step(check, fields, input.rows, k_cache.size(2));
+  AttentionStep step(check, fields, input.rows, k_cache);
   Tensor out = torch::stable::empty_like(residual);
   if (input.rows > 0) of->run(input, k_cache, v_cache, turns, step, out.data_ptr());
   return out;
@@ -77,8 +79,8 @@ void AttentionLayer::check_cache(const Checker& check, const Tensor& k_cache,
                                  const Tensor& v_cache) const {
   check.cache_pair(k_cache, v_cache);
   check.require(k_cache.size(1) == num_kv_heads && head_dim_of(k_cache) == head_dim,
-                "k_cache must have ", num_kv_heads, " heads of ", head_dim, ", got ",
-                k_cache.size(1), " of ", head_dim_of(k_cache));
+                "k_cache must have ", num_kv_heads, " heads with head_dim ", head_dim, ", got ",
+                k_cache.size(1), " with ", head_dim_of(k_cache));
   if (!is_quantized(k_cache)) check.dtype(k_cache, "k_cache", norm.dtype);
 }
 

@@ -10,6 +10,8 @@ namespace {
 constexpr int64_t kTileRows = 96;
 constexpr int64_t kSplitKeys = 512;
 constexpr int64_t kSplitAlignment = 16;
+// More work than any number of threads can share: counting stops there.
+constexpr int64_t kMostWork = int64_t{1} << 40;
 
 int64_t cdiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -61,7 +63,7 @@ AttentionPlan plan_attention(const std::vector<SequenceView>& sequences, int gro
       }
       const int32_t index = static_cast<int32_t>(plan.tiles.size());
       for (int split = 0; split < tile.num_splits; ++split) plan.items.emplace_back(index, split);
-      plan.work += tile.num_keys() * tile.num_tokens * group_size;
+      plan.work = std::min(plan.work + tile.num_keys() * tile.num_tokens * group_size, kMostWork);
       plan.max_tile_tokens = std::max(plan.max_tile_tokens, tile.num_tokens);
       plan.tiles.push_back(tile);
     }

@@ -1,7 +1,5 @@
 #include "ops/attention_run.h"
 
-#include <torch/headeronly/util/Exception.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -51,15 +49,15 @@ class Attention {
     countdowns_.reset(new std::atomic<int>[num_counters]());
   }
 
-  void run() {
+  void run(const Checker& check) {
     const int64_t num_items = static_cast<int64_t>(plan_.items.size()) * in_.num_kv_heads;
     for_each_item(num_items, plan_.work * in_.num_kv_heads, kMinWorkPerThread, [&](int64_t i) {
       const auto [tile, split] = plan_.items[i / in_.num_kv_heads];
       run_item(plan_.tiles[tile], split, i % in_.num_kv_heads);
     });
-    STD_TORCH_CHECK(!bad_block_.found, "paged_attention: block_table column ", bad_block_.column,
-                    " must hold the block of position ", bad_block_.position, ", in [0, ",
-                    in_.num_blocks, "), got ", bad_block_.block_id);
+    check.require(!bad_block_.found, "block_table column ", bad_block_.column, ", for position ",
+                  bad_block_.position, ", must be a block id in [0, ", in_.num_blocks, "), got ",
+                  bad_block_.block_id);
   }
 
  private:
@@ -263,9 +261,9 @@ class Attention {
 
 }  // namespace
 
-void run_attention(const AttentionInputs& inputs, const AttentionPlan& plan,
+void run_attention(const Checker& check, const AttentionInputs& inputs, const AttentionPlan& plan,
                    const AttentionKernels& kernels) {
-  Attention(inputs, plan, kernels).run();
+  Attention(inputs, plan, kernels).run(check);
 }
 
 }  // namespace paged_stream

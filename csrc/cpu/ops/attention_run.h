@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "checks.h"
 #include "kernels/attention.h"
 #include "ops/attention_plan.h"
 
@@ -32,7 +33,7 @@ struct AttentionInputs {
   int64_t group_size() const { return num_heads / num_kv_heads; }
 };
 
-void run_attention(const AttentionInputs& inputs, const AttentionPlan& plan,
+void run_attention(const Checker& check, const AttentionInputs& inputs, const AttentionPlan& plan,
                    const AttentionKernels& kernels);
 
 }  // namespace paged_stream

@@ -14,8 +14,12 @@ namespace paged_stream {
 class AttentionStep {
  public:
   // Checks the batch's values against each other and against num_tokens.
-  AttentionStep(const Checker& check, const Batch& batch, int64_t num_tokens, int64_t block_size);
+  AttentionStep(const Checker& check, const Batch& batch, int64_t num_tokens,
+                const Tensor& k_cache);
   AttentionStep(const AttentionStep&) = delete;
+
+  // Names the op in errors that are found while it runs.
+  const Checker& checker() const { return check_; }
 
   const AttentionPlan& plan(int group_size, int64_t local_window);
 
@@ -26,6 +30,7 @@ class AttentionStep {
     AttentionPlan plan;
   };
 
+  const Checker check_;
   std::vector<SequenceView> sequences_;
   std::list<Cut> cuts_;  // a list, so that references to plans stay valid
 };

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <vector>
 
 #include "cache_layout.h"
 #include "checks.h"
@@ -27,7 +28,7 @@ struct CacheShape {
         block_size(cache.size(2)),
         row_size(cache.size(3)),
         head_dim(head_dim_of(cache)),
-        block_stride(cache.stride(0)),
+        block_stride(row_stride(cache)),
         element_size(static_cast<int64_t>(cache.element_size())) {}
 
   int64_t head_stride() const { return block_size * row_size; }
@@ -63,23 +64,26 @@ inline const char* const_bytes(const Tensor& t) {
   return static_cast<const char*>(t.const_data_ptr());
 }
 
-// Checks all slots, before anything is written.
-inline void check_slots(const Checker& check, const Slots& slots, const Tensor& cache) {
+// Checks all slots, before anything is written, and returns a copy: what an op writes may be the
+// memory that it read them from.
+inline std::vector<int64_t> checked_slots(const Checker& check, const Slots& slots,
+                                          const Tensor& cache) {
   const int64_t num_slots = cache.size(0) * cache.size(2);
-  for (size_t i = 0; i < slots.size(); ++i) {
-    if (slots[i] >= -1 && slots[i] < num_slots) continue;
-    check.require(false, "slot_mapping must lie in [-1, ", num_slots, "), got ", slots[i], " at ",
-                  i);
+  std::vector<int64_t> copy(slots.begin(), slots.end());
+  for (size_t i = 0; i < copy.size(); ++i) {
+    if (copy[i] >= -1 && copy[i] < num_slots) continue;
+    check.require(false, "slot_mapping values must be in [-1, ", num_slots, "), got ", copy[i],
+                  " at index ", i);
   }
+  return copy;
 }
 
 // Checks a slot_mapping tensor and its slots, and returns the slots.
-inline Slots read_slots(const Checker& check, const Tensor& slot_mapping, int64_t rows,
-                        const Tensor& cache) {
+inline std::vector<int64_t> read_slots(const Checker& check, const Tensor& slot_mapping,
+                                       int64_t rows, const Tensor& cache) {
   check.metadata(slot_mapping, "slot_mapping", ScalarType::Long, "[T]", {rows}, cache);
   const Slots slots(slot_mapping.const_data_ptr<int64_t>(), slot_mapping.size(0));
-  check_slots(check, slots, cache);
-  return slots;
+  return checked_slots(check, slots, cache);
 }
 
 inline int64_t size_of(DType dtype) {
@@ -121,6 +125,6 @@ struct SlotWriter {
   }
 };
 
-inline Heads heads_of(const Tensor& t) { return {t.data_ptr(), t.stride(0), t.size(1)}; }
+inline Heads heads_of(const Tensor& t) { return {t.data_ptr(), row_stride(t), t.size(1)}; }
 
 }  // namespace paged_stream

@@ -44,10 +44,10 @@ void check_alike(const Checker& check, const DecoderLayers& of, const Layer& lay
     return norm.dim == of.input().dim && norm.dtype == of.input().dtype;
   };
   check.require(has_input(a.norm) && has_input(layer.mlp->norm),
-                "all layers must have inputs of one size and dtype");
+                "all layers must have the same input size and dtype");
   check.require(a.num_kv_heads == first.num_kv_heads && a.head_dim == first.head_dim &&
                     a.interleaved == first.interleaved,
-                "all layers must have the cache's heads and turn them alike");
+                "all layers must have the same num_kv_heads, head_dim and interleaved");
 }
 
 // attention, mlp: handles. layer_rotary: the index of each layer's rotary table.
@@ -56,7 +56,7 @@ int64_t lay_out_decoder_layers(std::vector<int64_t> attention, std::vector<int64
   constexpr Checker check("lay_out_decoder_layers");
   const size_t count = attention.size();
   check.require(count > 0 && mlp.size() == count && layer_rotary.size() == count,
-                "attention, mlp and layer_rotary must have as many numbers, at least 1, got ",
+                "attention, mlp and layer_rotary must have the same length, at least 1, got ",
                 count, ", ", mlp.size(), " and ", layer_rotary.size());
   DecoderLayers of;
   for (size_t i = 0; i < count; ++i) {
@@ -73,14 +73,13 @@ void free_decoder_layers(int64_t layers) { Handles::instance().remove(layers); }
 void check_caches(const Checker& check, const DecoderLayers& of, const Tensors& k_caches,
                   const Tensors& v_caches) {
   check.require(k_caches.size() == of.size() && v_caches.size() == of.size(),
-                "k_caches and v_caches must be ", of.size(), " each, got ", k_caches.size(),
-                " and ", v_caches.size());
+                "k_caches and v_caches must have ", of.size(), " tensors each, got ",
+                k_caches.size(), " and ", v_caches.size());
   const Tensor& first = k_caches[0];
   of.first().check_cache(check, first, v_caches[0]);
   for (size_t i = 1; i < of.size(); ++i) {
     check.cache_pair(k_caches[i], v_caches[i]);
-    check.shape(k_caches[i], "k_caches", "of the first",
-                {first.size(0), first.size(1), first.size(2), first.size(3)});
+    check.same_shape(k_caches[i], "k_caches", first, "k_caches[0]");
     check.dtype(k_caches[i], "k_caches", first.scalar_type());
   }
 }
@@ -89,8 +88,8 @@ std::vector<RotaryStep> read_tables(const Checker& check, const DecoderLayers& o
                                     const Tensors& rotary, const Tensors& sink_rotary,
                                     const Slots& slots, const Tensor& cache) {
   check.require(sink_rotary.empty() || sink_rotary.size() == rotary.size(),
-                "sink_rotary must be none or ", rotary.size(), ", got ", sink_rotary.size());
-  check_slots(check, slots, cache);
+                "sink_rotary must have no tensors or ", rotary.size(),
+                ", one per rotary table, got ", sink_rotary.size());
   std::vector<RotaryStep> tables;
   for (size_t i = 0; i < rotary.size(); ++i) {
     std::optional<Tensor> sinks;
@@ -99,8 +98,8 @@ std::vector<RotaryStep> read_tables(const Checker& check, const DecoderLayers& o
         RotaryStep::read(check, rotary[i], sinks, of.first().interleaved, slots, cache));
   }
   for (const Layer& layer : of.layers) {
-    check.require(layer.rotary < tables.size(), "rotary must have the table ", layer.rotary,
-                  " that a layer takes, got ", tables.size());
+    check.require(layer.rotary < tables.size(), "a layer uses rotary table ", layer.rotary,
+                  ", but rotary has only ", tables.size(), " tables");
   }
   return tables;
 }
@@ -119,9 +118,9 @@ Tensor decoder_layers(Tensor residual, int64_t layers, Tensors rotary, Tensors s
   const RmsNormInput input = of->input().of(check, residual, {});
   check_caches(check, *of, k_caches, v_caches);
   const Batch fields = read_batch(check, batch, residual, input.rows);
-  const Slots slots(fields.slot_mapping, fields.num_tokens);
+  const std::vector<int64_t> slots = checked_slots(check, slots_of(fields), k_caches[0]);
   const auto tables = read_tables(check, *of, rotary, sink_rotary, slots, k_caches[0]);
-  AttentionStep step(check, fields, input.rows, k_caches[0].size(2));
+  AttentionStep step(check, fields, input.rows, k_caches[0]);
   Tensor out = torch::stable::empty_like(residual);
   if (input.rows == 0) return out;
 

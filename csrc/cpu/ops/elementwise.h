@@ -18,6 +18,7 @@ constexpr int64_t kMinElementsPerThread = 1 << 14;
 // Calls run(begin, end) for ranges of rows of `columns` elements, in parallel if there are many.
 template <class Run>
 void for_rows(int64_t rows, int64_t columns, const Run& run) {
+  if (columns == 0) return;
   const int64_t grain = std::max<int64_t>(1, kMinElementsPerThread / std::max<int64_t>(columns, 1));
   for_each_range(rows, grain, run);
 }

@@ -19,9 +19,10 @@ int64_t lay_out_gated_mlp(LayerWeights weights, double eps, bool is_bfloat16) {
   const InputNorm norm = InputNorm::read(check, *weights[0], eps, dtype);
   const auto down = PackedWeight::read(check, *weights[3], weights[4], norm.dim, dtype);
   const int64_t intermediate_size = down.in_features;
+  check.in_range(intermediate_size, 1, kMaxCount / 2, "in_features of down_weight");
   const auto up = PackedWeight::read(check, *weights[1], weights[2], 2 * intermediate_size, dtype);
-  check.require(up.in_features == norm.dim, "up_weight must take ", norm.dim, " inputs, got ",
-                up.in_features);
+  check.require(up.in_features == norm.dim, "in_features of gate_up_weight must be ", norm.dim,
+                ", got ", up.in_features);
   GatedMlp mlp{norm, up, down, intermediate_size, std::move(weights)};
   return Registry<GatedMlp>::instance().add(std::make_shared<const GatedMlp>(std::move(mlp)));
 }

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <optional>
 #include <tuple>
+#include <vector>
 
 #include "ops/cache_rows.h"
 #include "threads/parallel.h"
@@ -18,7 +19,7 @@ std::tuple<Tensor, Tensor> gather_blocks(const Tensor& k_cache, const Tensor& v_
                                          const std::optional<Tensor>& rotary, bool interleaved) {
   const Checker check("gather_blocks");
   check.cache_pair(k_cache, v_cache);
-  const Slots slots = read_slots(check, slot_mapping, kAny, k_cache);
+  const std::vector<int64_t> slots = read_slots(check, slot_mapping, kAny, k_cache);
   const int64_t n = slot_mapping.size(0);
   if (rotary) check.rotary(*rotary, "rotary", n, head_dim_of(k_cache), k_cache);
   const CacheShape shape(k_cache);

@@ -7,6 +7,7 @@
 #include <optional>
 #include <span>
 
+#include "batch_view.h"
 #include "checks.h"
 
 namespace paged_stream {
@@ -29,6 +30,8 @@ struct Heads {
 
 // Slots of tokens in the cache; -1 for none.
 using Slots = std::span<const int64_t>;
+
+inline Slots slots_of(const Batch& batch) { return Slots(batch.slot_mapping, batch.num_tokens); }
 
 // Angles of every token, [T, dim], cosines then sines. Without angles, rows are only copied.
 struct Angles {

@@ -9,6 +9,7 @@
 
 #include "batch.h"
 #include "decode_rows.h"
+#include "window_checks.h"
 
 namespace paged_stream {
 namespace {
@@ -24,15 +25,17 @@ struct Sequence {
 std::vector<Sequence> read_sequences(const Checker& check, const Tensor& t) {
   check.metadata(t, "sequences", ScalarType::Long, "[7, B]", {7, kAny}, t);
   const int64_t count = t.size(1);
+  check.in_range(count, 0, kMaxCount, "the number of sequences");
   const auto* const numbers = t.const_data_ptr<int64_t>();
   std::vector<Sequence> sequences;
   sequences.reserve(count);
   for (int64_t b = 0; b < count; ++b) {
     const auto column = [&](int64_t field) { return numbers[field * count + b]; };
     const Sequence s{column(0), column(1), column(2), column(3), column(4), column(5), column(6)};
-    check.require(s.length >= 0 && s.start >= 0 && s.ring_blocks >= 1 && s.row_length >= 1,
-                  "sequence ", b,
-                  " must have a length and a start of at least 0, and at least one column");
+    check.in_range(s.length, 0, kMaxCount, "length of sequence ", b);
+    check.in_range(s.start, 0, kMaxPosition - kMaxCount, "start of sequence ", b);
+    check.in_range(s.row_length, 1, kMaxCount, "row_length of sequence ", b);
+    check_window(check, b, s.window(), s.ring_blocks, s.start);
     sequences.push_back(s);
   }
   return sequences;
@@ -69,8 +72,8 @@ bool write_tokens(const Checker& check, const MutableBatch& batch, int64_t t, co
   bool has_gap = false;
   for (int64_t position = s.start; position < s.start + s.length; ++position, ++t) {
     const int64_t column = window.column(position / block_size, s.ring_blocks, block_size);
-    check.require(column < s.row_length, "position ", position, " is in column ", column,
-                  " of a row of ", s.row_length);
+    check.require(column < s.row_length, "position ", position, " needs column ", column,
+                  ", but the block-table row has only ", s.row_length, " columns");
     batch.positions[t] = position;
     batch.sink_positions[t] = window.sink_position(position);
     batch.slot_mapping[t] = slot_of(position, row[column], block_size);
@@ -82,9 +85,10 @@ bool write_tokens(const Checker& check, const MutableBatch& batch, int64_t t, co
 std::tuple<BatchTensors, bool> lay_out_batch(Tensor token_ids, Tensor block_rows, Tensor sequences,
                                              int64_t block_size) {
   constexpr Checker check("lay_out_batch");
-  check.require(block_size >= 1, "block_size must be at least 1");
+  check.in_range(block_size, 1, kMaxCount, "block_size");
   const auto rows = read_sequences(check, sequences);
   const Totals totals(rows);
+  check.in_range(totals.num_tokens, 0, kMaxCount, "the sum of lengths");
   check.metadata(token_ids, "token_ids", ScalarType::Int, "[sum of lengths]", {totals.num_tokens},
                  sequences);
   check.metadata(block_rows, "block_rows", ScalarType::Int, "[sum of row lengths]",

@@ -21,7 +21,8 @@ inline void check_weights(const Checker& check, const LayerWeights& weights, siz
   for (size_t i = 0; i < count; ++i) {
     bool may_lack = false;
     for (const size_t index : optional) may_lack |= index == i;
-    check.require(may_lack || weights[i].has_value(), "weights must have a tensor at ", i);
+    check.require(may_lack || weights[i].has_value(), "weights[", i,
+                  "] must be a tensor, got None");
   }
 }
 
@@ -38,6 +39,7 @@ struct InputNorm {
 
   static InputNorm read(const Checker& check, const Tensor& weight, double eps, ScalarType dtype) {
     check.norm_weight(weight);
+    check.in_range(weight.size(0), 1, kMaxCount, "dim of weight");
     return {weight.const_data_ptr<float>(), weight.size(0), static_cast<float>(eps), dtype};
   }
 

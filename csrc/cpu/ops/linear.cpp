@@ -88,10 +88,11 @@ Tensor linear(Tensor input, Tensor packed_weight, std::optional<Tensor> bias, in
   const ScalarType dtype = input.scalar_type();
   const auto weight = PackedWeight::read(check, packed_weight, bias, out_features, dtype);
   check.shape(input, "input", "[T, in_features]", {kAny, weight.in_features});
+  check.in_range(input.size(0), 0, kMaxCount, "tokens of input");
   check.dense(input, "input", 1);
   const ScalarType out_type = float_output ? ScalarType::Float : dtype;
   Tensor out = torch::stable::new_empty(input, {input.size(0), out_features}, out_type);
-  run_linear({input.data_ptr(), input.size(0), input.stride(0), dtype_of(input)}, weight,
+  run_linear({input.data_ptr(), input.size(0), row_stride(input), dtype_of(input)}, weight,
              out.data_ptr(), float_output);
   return out;
 }
@@ -101,7 +102,9 @@ GroupFormat format_of(const Checker& check, const Tensor& packed_weight) {
     const auto format = static_cast<GroupFormat>(i);
     if (packed_weight.size(2) == kLinearPanel * group_layout(format).bytes()) return format;
   }
-  check.require(false, "packed_weight must be from pack_quantized_weight, got groups of ",
+  check.require(false,
+                "packed_weight of dtype Byte must come from pack_quantized_weight; no format has "
+                "panel groups of ",
                 packed_weight.size(2), " bytes");
   return GroupFormat::kQ8_0;
 }
@@ -111,14 +114,16 @@ GroupFormat format_of(const Checker& check, const Tensor& packed_weight) {
 PackedWeight PackedWeight::read(const Checker& check, const Tensor& packed_weight,
                                 const std::optional<Tensor>& bias, int64_t out_features,
                                 ScalarType dtype) {
+  check.in_range(out_features, 1, kMaxCount, "out_features");
   const int64_t panels = num_panels(out_features);
   PackedWeight weight{packed_weight.data_ptr(), nullptr, 0, out_features, {}};
   if (packed_weight.scalar_type() == ScalarType::Byte) {
     check.require(dtype == ScalarType::Float || dtype == ScalarType::BFloat16,
-                  "input must be Float or BFloat16");
+                  "input must be Float or BFloat16, got ", torch::headeronly::toString(dtype));
     check.shape(packed_weight, "packed_weight", "[panels, in_features / 32, bytes]",
                 {panels, kAny, kAny});
     weight.format = format_of(check, packed_weight);
+    check.in_range(packed_weight.size(1), 1, kMaxCount / kGroupSize, "groups of packed_weight");
     weight.in_features = packed_weight.size(1) * kGroupSize;
   } else {
     check.kv_dtype(packed_weight, "packed_weight");
@@ -126,11 +131,13 @@ PackedWeight PackedWeight::read(const Checker& check, const Tensor& packed_weigh
     check.shape(packed_weight, "packed_weight", "[panels, in_features / step, 16, step]",
                 {panels, kAny, kLinearPanel, step});
     check.dtype_is(dtype, "input", packed_weight.scalar_type());
+    check.in_range(packed_weight.size(1), 1, kMaxCount / step, "steps of packed_weight");
     weight.in_features = packed_weight.size(1) * step;
   }
   check.dense(packed_weight, "packed_weight", 0);
   if (bias) {
     check.shape(*bias, "bias", "[out_features]", {out_features});
+    check.same_device(*bias, "bias", packed_weight);
     check.dtype(*bias, "bias", dtype);
     check.dense(*bias, "bias", 0);
     weight.bias = bias->data_ptr();

@@ -19,6 +19,8 @@ Tensor pack_linear_weight(Tensor weight) {
   check.kv_dtype(weight, "weight");
   check.dense(weight, "weight", 0);
   const int64_t out_features = weight.size(0), in_features = weight.size(1);
+  check.in_range(out_features, 0, kMaxCount, "out_features");
+  check.in_range(in_features, 0, kMaxCount, "in_features");
   const int64_t step = 4 / weight.element_size(), steps = in_features / step;
   check.require(in_features > 0 && in_features % step == 0,
                 "in_features must be positive, and even for BFloat16, got ", in_features);

@@ -44,6 +44,7 @@ Tensor pack_quantized_weight(Tensor groups, std::string format) {
   check.dtype(groups, "groups", ScalarType::Byte);
   check.dense(groups, "groups", 0);
   const int64_t out_features = groups.size(0), bytes = layout.bytes();
+  check.in_range(out_features, 0, kMaxCount, "out_features");
   check.require(groups.size(1) > 0 && groups.size(1) % bytes == 0,
                 "groups must have rows of a positive multiple of ", bytes, " bytes for ", format,
                 ", got ", groups.size(1));

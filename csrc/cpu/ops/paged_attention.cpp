@@ -26,13 +26,13 @@ Tensor paged_attention(const Tensor& query, const std::optional<Tensor>& sink_qu
   const Scoring scoring =
       check.scoring(scale, alibi_slopes, softcap, local_window, num_heads, query);
   const Batch fields = read_batch(check, batch, query, num_tokens);
-  AttentionStep step(check, fields, num_tokens, k_cache.size(2));
+  AttentionStep step(check, fields, num_tokens, k_cache);
   Tensor out = torch::stable::new_empty(query, {num_tokens, num_heads, head_dim_of(k_cache)});
   const Tensor& sinks = sink_query ? *sink_query : query;
   if (num_tokens > 0) {
-    attend({query.data_ptr(), query.stride(0), num_heads},
-           {sinks.data_ptr(), sinks.stride(0), num_heads}, dtype_of(query), k_cache, v_cache, step,
-           scoring, out.mutable_data_ptr());
+    attend({query.data_ptr(), row_stride(query), num_heads},
+           {sinks.data_ptr(), row_stride(sinks), num_heads}, dtype_of(query), k_cache, v_cache,
+           step, scoring, out.mutable_data_ptr());
   }
   return out;
 }
@@ -51,7 +51,7 @@ void attend(const Heads& query, const Heads& sink_query, DType dtype, const Tens
   inputs.k_cache = k_cache.const_data_ptr();
   inputs.v_cache = v_cache.const_data_ptr();
   inputs.num_blocks = k_cache.size(0);
-  inputs.block_stride = k_cache.stride(0);
+  inputs.block_stride = row_stride(k_cache);
   inputs.num_heads = query.num_heads;
   inputs.num_kv_heads = k_cache.size(1);
   inputs.block_size = k_cache.size(2);
@@ -64,7 +64,7 @@ void attend(const Heads& query, const Heads& sink_query, DType dtype, const Tens
   const AttentionKernels* table =
       kernels().attention(dtype, dtype_of(k_cache), static_cast<int>(inputs.head_dim));
   const int group_size = static_cast<int>(inputs.group_size());
-  run_attention(inputs, step.plan(group_size, inputs.local_window), *table);
+  run_attention(step.checker(), inputs, step.plan(group_size, inputs.local_window), *table);
 }
 
 }  // namespace paged_stream

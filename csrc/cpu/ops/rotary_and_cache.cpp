@@ -4,6 +4,8 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <vector>
+
 #include "dtype.h"
 #include "ops/cache_rows.h"
 #include "threads/parallel.h"
@@ -18,7 +20,7 @@ void rotary_and_cache(const Tensor& query, const std::optional<Tensor>& sink_que
                       bool interleaved) {
   constexpr Checker check("rotary_and_cache");
   check.rotary_and_cache(query, sink_query, key, value, k_cache, v_cache, rotary, sink_rotary);
-  const Slots slots = read_slots(check, slot_mapping, query.size(0), k_cache);
+  const std::vector<int64_t> slots = read_slots(check, slot_mapping, query.size(0), k_cache);
   const auto step = RotaryStep::read(check, rotary, sink_rotary, interleaved, slots, k_cache);
   const Heads sinks = sink_query ? heads_of(*sink_query) : Heads{nullptr, 0, query.size(1)};
   rotate_and_store(heads_of(query), sinks, heads_of(key), heads_of(value), dtype_of(query), k_cache,

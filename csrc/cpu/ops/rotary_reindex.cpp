@@ -3,6 +3,8 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <vector>
+
 #include "ops/cache_rows.h"
 #include "threads/parallel.h"
 
@@ -13,7 +15,7 @@ void rotary_reindex(const Tensor& k_cache, const Tensor& slot_mapping, const Ten
                     bool interleaved) {
   const Checker check("rotary_reindex");
   check.cache(k_cache, "k_cache");
-  const Slots slots = read_slots(check, slot_mapping, kAny, k_cache);
+  const std::vector<int64_t> slots = read_slots(check, slot_mapping, kAny, k_cache);
   const int64_t n = slot_mapping.size(0);
   check.rotary(rotary, "rotary", n, head_dim_of(k_cache), k_cache);
   const CacheShape shape(k_cache);

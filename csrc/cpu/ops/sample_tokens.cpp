@@ -21,11 +21,13 @@ constexpr int64_t kMinLogitsPerThread = 1 << 14;
 // Outside this range, float32 logit differences over the temperature leave the range of float64.
 constexpr double kLeastTemperature = 1e-5, kMostTemperature = 1e30;
 
-void check_temperatures(const Checker& check, const double* temperature, int64_t rows) {
+void check_values(const Checker& check, const SamplingParameters& params, int64_t rows) {
   for (int64_t i = 0; i < rows; ++i) {
-    const double value = temperature[i];
+    const double value = params.temperature[i], min_p = params.min_p[i], top_p = params.top_p[i];
     check.require(value == 0.0 || (value >= kLeastTemperature && value <= kMostTemperature),
                   "temperature must be 0 or in [1e-5, 1e30], got ", value);
+    check.require(min_p >= 0.0 && min_p <= 1.0, "min_p must be in [0, 1], got ", min_p);
+    check.require(top_p > 0.0 && top_p <= 1.0, "top_p must be in (0, 1], got ", top_p);
   }
 }
 
@@ -35,7 +37,7 @@ class Sampler {
   Sampler(const Tensor& logits, const SamplingParameters& params)
       : params_(params),
         logits_(logits.const_data_ptr<float>()),
-        stride_(logits.stride(0)),
+        stride_(row_stride(logits)),
         rows_(logits.size(0)),
         vocab_(logits.size(1)),
         num_tiles_((vocab_ + kVocabTile - 1) / kVocabTile),
@@ -98,7 +100,7 @@ Tensor sample_tokens(Tensor logits, std::vector<Tensor> sampling, Tensor positio
   constexpr Checker check("sample_tokens");
   const SamplingParameters params = read_sampling(check, logits, sampling, positions);
   const int64_t rows = logits.size(0);
-  check_temperatures(check, params.temperature, rows);
+  check_values(check, params, rows);
   Tensor tokens = torch::stable::new_empty(logits, {rows}, ScalarType::Long);
   if (rows > 0) Sampler(logits, params).run(tokens.mutable_data_ptr<int64_t>());
   return tokens;

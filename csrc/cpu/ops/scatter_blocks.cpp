@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <optional>
+#include <vector>
 
 #include "ops/cache_rows.h"
 #include "threads/parallel.h"
@@ -20,7 +21,7 @@ void scatter_blocks(const Tensor& key, const Tensor& value, const Tensor& k_cach
   const int64_t n = key.size(0);
   check.cache_rows(value, "value", n, k_cache);
   if (rotary) check.rotary(*rotary, "rotary", n, head_dim_of(k_cache), k_cache);
-  const Slots slots = read_slots(check, slot_mapping, n, k_cache);
+  const std::vector<int64_t> slots = read_slots(check, slot_mapping, n, k_cache);
   const SlotWriter writer(heads_of(key), heads_of(value), dtype_of(key), key.size(2), k_cache,
                           v_cache, slots, Angles(rotary, interleaved));
   for_each_range(n, writer.shape.grain(2 * k_cache.size(1)), [&](int64_t begin, int64_t end) {
