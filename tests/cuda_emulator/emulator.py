@@ -14,7 +14,6 @@ arguments of `Emulator.call` and launches the kernel.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shlex
 import struct
@@ -22,6 +21,8 @@ import subprocess
 from pathlib import Path
 
 import torch
+
+from tests import compilation
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "cuda_emulator"
@@ -46,28 +47,9 @@ class EmulatorError(RuntimeError):
 
 def build() -> Path:
     """Compile the changed sources and return the path of the emulator's program."""
-    BUILD.mkdir(parents=True, exist_ok=True)
     compiler = shlex.split(os.environ.get("CXX", "g++"))
-    objects = [_compile(compiler, s) for s in sorted(Path(__file__).parent.glob("*.cpp"))]
-    digest = hashlib.sha256("".join(path.name for path in objects).encode()).hexdigest()[:20]
-    return _make(BUILD / f"emulator-{digest}", [*compiler, *FLAGS, *map(str, objects)])
-
-
-def _compile(compiler: list[str], source: Path) -> Path:
-    command = [*compiler, *FLAGS, str(source)]
-    preprocessed = subprocess.run([*command, "-E"], capture_output=True, check=True).stdout
-    digest = hashlib.sha256(" ".join(command).encode() + preprocessed).hexdigest()[:20]
-    return _make(BUILD / f"{source.stem}-{digest}.o", [*command, "-c"])
-
-
-def _make(target: Path, command: list[str]) -> Path:
-    if not target.exists():
-        unfinished = target.with_suffix(f".{os.getpid()}")
-        result = subprocess.run([*command, "-o", str(unfinished)], capture_output=True, text=True)
-        if result.returncode or "warning:" in result.stderr:
-            raise RuntimeError(f"building {target.name} failed:\n{result.stderr}")
-        unfinished.rename(target)
-    return target
+    sources = sorted(Path(__file__).parent.glob("*.cpp"))
+    return compilation.build(BUILD, "emulator", [*compiler, *FLAGS], sources)
 
 
 class Emulator:

@@ -3,7 +3,6 @@ machine and, if Debian's cross compiler and qemu are installed, on emulated ARM.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shlex
 import shutil
@@ -11,6 +10,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
+from tests import compilation
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "portable"
@@ -30,24 +31,7 @@ FLAGS = [
 
 def build(compiler: list[str], name: str) -> Path:
     """Compile the changed sources and return the path of the driver."""
-    BUILD.mkdir(parents=True, exist_ok=True)
-    objects = []
-    for source in SOURCES:
-        command = [*compiler, *FLAGS, str(source)]
-        preprocessed = subprocess.run([*command, "-E"], capture_output=True, check=True).stdout
-        digest = hashlib.sha256(" ".join(command).encode() + preprocessed).hexdigest()[:20]
-        objects.append(make(BUILD / f"{source.stem}-{digest}.o", [*command, "-c"]))
-    digest = hashlib.sha256("".join(path.name for path in objects).encode()).hexdigest()[:20]
-    return make(BUILD / f"{name}-{digest}", [*compiler, *FLAGS, *map(str, objects)])
-
-
-def make(target: Path, command: list[str]) -> Path:
-    if not target.exists():
-        unfinished = target.with_suffix(f".{os.getpid()}")
-        result = subprocess.run([*command, "-o", str(unfinished)], capture_output=True, text=True)
-        assert result.returncode == 0, f"building {target.name} failed:\n{result.stderr}"
-        unfinished.rename(target)
-    return target
+    return compilation.build(BUILD, name, [*compiler, *FLAGS], SOURCES)
 
 
 def check(command: list[str]) -> None:
