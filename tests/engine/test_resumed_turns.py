@@ -7,6 +7,8 @@ import pytest
 from paged_stream import SamplingParams, Stream
 from paged_stream.engine.outputs import DeltaQueue
 from paged_stream.engine.stream_file import read_stream, write_stream_file
+from paged_stream.engine.turn import Turn
+from paged_stream.text.tokenizer import load_tokenizer
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -109,3 +111,12 @@ def test_stop_strings_across_the_interruption(make_engine, tmp_path, min_tokens)
     assert expected[2] == "stop"
     for count in range(10, len(expected[0])):
         assert flat(resumed(engine, params, count, tmp_path, replayed=3)[0]) == expected
+
+
+def test_min_tokens_counts_those_that_are_not_looked_at_again(folder):
+    params = SamplingParams(max_tokens=2000, min_tokens=1000, stop="b")
+    turn = Turn(request_id="a", index=0, params=params)
+    tokenizer = load_tokenizer(folder, "mine")
+    [before, end] = tokenizer.encode("ab")
+    turn.begin_text(tokenizer, [before] * 600, 999)
+    assert [turn.completes_stop(end) for _ in range(2)] == [False, True]
