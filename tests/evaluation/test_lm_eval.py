@@ -115,8 +115,7 @@ def assert_same(one, other):
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
     pytest.importorskip("lm_eval")
-    import datasets
-
+    datasets = pytest.importorskip("datasets")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
     write_tasks(tmp_path)
