@@ -97,7 +97,7 @@ class Placement:
 
     def new_name(self, kind: str) -> str:
         """Make a name that nothing else in this pool has."""
-        return f"pooled-{kind}-{next(self._numbers)}"  # engines name theirs "request-..."
+        return f"{kind}-{next(self._numbers)}"
 
     @property
     def summary(self) -> str:

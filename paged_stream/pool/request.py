@@ -30,7 +30,8 @@ class PoolRequest:
         priority: int,
     ) -> None:
         self._placement = placement
-        self._name = placement.new_name("request")  # the user's may not be free again there
+        # The user's may not be free again there, and the engine inside calls its own "request-...".
+        self._name = placement.new_name("pooled-request")
         self._request = (prompt, params, priority)
         self._progress = RequestProgress(request_id, params.n)
         self._replica: Replica | None = None
