@@ -16,7 +16,7 @@ ENGINE = engine_group()
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "arguments", nargs="*", metavar="ARGUMENT", help="what `lm-eval run` takes, behind a --"
+        "arguments", nargs="*", metavar="ARGUMENT", help="what lm-eval run takes, behind a --"
     )
 
 
