@@ -1,30 +1,64 @@
-"""What was yielded of a request, so that a second run yields only the rest."""
+"""What was yielded of a request, so that a second run yields only the rest.
+
+A request may generate without end, so no tokens are kept: their number tells what to leave out, and
+a digest whether the second run comes to the same.
+"""
 
 from __future__ import annotations
 
 import time
 from array import array
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from typing import Any
 
 from paged_stream.engine.outputs import FinishReason, RequestDelta, RequestMetrics
 from paged_stream.pool.errors import PoolError
+
+
+def _new_digest() -> Any:
+    return blake2b(digest_size=16)
 
 
 @dataclass(slots=True)
 class _Completion:
     """What was yielded of one completion, and how far the current run has come."""
 
-    token_ids: array[int] = field(default_factory=lambda: array("i"))
+    num_tokens: int = 0
     num_chars: int = 0
     num_prompt_logprobs: int = 0
     is_finished: bool = False
+    known: bytes = b""  # the digest of the tokens that were yielded before the current run
+    digest: Any = field(default_factory=_new_digest)  # of the current run
     at_token: int = 0
     at_char: int = 0
     at_prompt_logprob: int = 0
     metrics: RequestMetrics = field(default_factory=RequestMetrics.of_arrival)
 
     def begin(self) -> None:
+        if self.at_token == self.num_tokens:  # otherwise the last run has not come so far
+            self.known = self.digest.digest()
+        self.digest = _new_digest()
         self.at_token = self.at_char = self.at_prompt_logprob = 0
+
+    def fresh_tokens(self, token_ids: list[int], is_last: bool) -> list[int] | None:
+        """Take tokens of the current run; returns those that were not yielded before, ``None`` if
+        the run is another one than the first."""
+        num_known = min(len(token_ids), self.num_tokens - self.at_token)
+        known, fresh = token_ids[:num_known], token_ids[num_known:]
+        self._add(known)
+        if known and self.at_token == self.num_tokens and self.digest.digest() != self.known:
+            return None
+        ends_early = is_last and self.at_token < self.num_tokens
+        if ends_early or (fresh and self.is_finished):
+            return None
+        self._add(fresh)
+        self.num_tokens = max(self.num_tokens, self.at_token)
+        return fresh
+
+    def _add(self, token_ids: list[int]) -> None:
+        self.digest.update(array("q", token_ids).tobytes())
+        self.at_token += len(token_ids)
 
 
 class RequestProgress:
@@ -59,7 +93,12 @@ class RequestProgress:
         """
         done = self._completions[delta.index]
         self._num_unfinished -= delta.finished
-        token_ids = self._fresh_tokens(done, delta.delta_token_ids)
+        token_ids = done.fresh_tokens(delta.delta_token_ids, delta.finished)
+        if token_ids is None:
+            raise PoolError(
+                f"request {self._request_id}: its replica died after {done.num_tokens} tokens, "
+                "and another one does not come to the same; send it again"
+            )
         num_known = len(delta.delta_token_ids) - len(token_ids)
         text = delta.delta_text[max(0, done.num_chars - done.at_char) :]
         done.at_char += len(delta.delta_text)
@@ -103,15 +142,3 @@ class RequestProgress:
             for index, completion in enumerate(self._completions)
             if not completion.is_finished
         ]
-
-    def _fresh_tokens(self, done: _Completion, token_ids: list[int]) -> list[int]:
-        known = done.token_ids[done.at_token : done.at_token + len(token_ids)].tolist()
-        if known != token_ids[: len(known)]:
-            raise PoolError(
-                f"request {self._request_id}: its replica died after {len(done.token_ids)} tokens, "
-                "and another one does not come to the same; send it again"
-            )
-        done.at_token += len(token_ids)
-        fresh = token_ids[len(known) :]
-        done.token_ids.extend(fresh)
-        return fresh

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 
 import pytest
@@ -101,11 +102,40 @@ def test_what_nobody_finished_has_ended_now():
     assert last.metrics.finished_time >= first.metrics.arrival_time == last.metrics.arrival_time
 
 
-def test_other_tokens_are_refused():
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ([delta_of([1, 2, 3])], [delta_of([1]), delta_of([2, 4, 5, 6])]),
+        ([delta_of([1, 2, 3])], [delta_of([4, 2]), delta_of([3])]),
+        ([delta_of([1, 2, 3])], [delta_of([2, 1, 3])]),
+        ([delta_of([1, 2, 3])], [delta_of([1, 2], reason="stop")]),
+        ([delta_of([1, 2], reason="stop")], [delta_of([1, 2, 3])]),
+        ([delta_of([1, 2], reason="stop")], [delta_of([1, 2]), delta_of([3])]),
+    ],
+)
+def test_other_tokens_are_refused(first, second):
+    progress = RequestProgress("mine", 1)
+    for run in (first, second[:-1]):  # one that ends before it shows that it is another
+        progress.begin()
+        for delta in run:
+            progress.note(delta)
+    progress.begin()
+    with pytest.raises(PoolError, match=r"mine: its replica died after [23] tokens"):
+        for delta in second:
+            progress.note(delta)
+
+
+def test_an_endless_request_takes_no_memory():
     progress = RequestProgress("mine", 1)
     progress.begin()
-    progress.note(delta_of([1, 2, 3]))
-    progress.begin()
-    progress.note(delta_of([1]))
-    with pytest.raises(PoolError, match="mine: its replica died after 3 tokens"):
-        progress.note(delta_of([2, 4, 5, 6]))
+
+    def note(count):
+        for _ in range(count):
+            progress.note(delta_of(TOKENS, TEXT))
+
+    note(10)
+    tracemalloc.start()
+    note(1000)
+    grown, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert grown < 4 * 1000 * len(TOKENS) / 10
