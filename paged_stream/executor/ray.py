@@ -31,7 +31,7 @@ from paged_stream.models.model_config import ModelConfig
 from paged_stream.models.sharding import Rank, check_size, kv_heads_of
 from paged_stream.scheduler.output import KVOperation, ModelOutput, SchedulerOutput
 from paged_stream.scheduler.sink_window import SinkWindow
-from paged_stream.system.ray_extra import import_ray
+from paged_stream.system.ray_extra import import_ray, start_ray
 from paged_stream.worker.kv_cache import CachePlan
 
 ray = import_ray("util.scheduling_strategies")
@@ -104,8 +104,7 @@ class RayExecutor(Executor):
         check_size(model_config, size)
         self._failure: str | None = None
         self._heads = [kv_heads_of(model_config, Rank(index, size)) for index in range(size)]
-        if not ray.is_initialized():
-            ray.init(include_dashboard=False)
+        start_ray(ray)
         placement = _place(config)
         self._release = weakref.finalize(self, _remove, placement, os.getpid())
         self._actors = [_start_actor(Rank(index, size), placement, config) for index in range(size)]

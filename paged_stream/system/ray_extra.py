@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 from typing import Any
+
+_NICENESS = "RAY_worker_niceness"  # Ray's processes read it when they start
 
 
 def import_ray(*submodules: str) -> Any:
@@ -25,5 +28,25 @@ def import_ray(*submodules: str) -> Any:
 
 def connect(ray: Any) -> None:
     """Join a cluster or start Ray here, quietly, unless that has been done."""
-    if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    start_ray(ray, log_to_driver=False, logging_level=logging.ERROR)
+
+
+def start_ray(ray: Any, **options: Any) -> None:
+    """Join a cluster or start Ray here, unless that has been done.
+
+    Ray runs its workers at niceness 15, unless ``RAY_worker_niceness`` says otherwise. That leaves
+    them nearly nothing beside any busy process, and only root may take it back. So a Ray that is
+    started here runs them like this process. A cluster that is there already stays as it is.
+
+    Args:
+        options: of ``ray.init``.
+    """
+    if ray.is_initialized():
+        return
+    is_set = _NICENESS in os.environ
+    os.environ.setdefault(_NICENESS, str(os.getpriority(os.PRIO_PROCESS, 0)))
+    try:
+        ray.init(include_dashboard=False, **options)
+    finally:
+        if not is_set:
+            os.environ.pop(_NICENESS, None)

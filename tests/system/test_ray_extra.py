@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 import pytest
 
 from paged_stream.cli import main
+from paged_stream.system.ray_extra import start_ray
 
 
 def test_the_command_names_it(monkeypatch, capsys):
@@ -26,3 +28,29 @@ def test_what_is_missing_is_named(monkeypatch, module):
             monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ImportError, match=r'pip install "paged-stream\[ray\]"'):
         importlib.import_module(f"paged_stream.{module}")
+
+
+class Ray:
+    """Notes at which niceness it would run its workers."""
+
+    niceness = None
+
+    def __init__(self, is_initialized):
+        self.is_initialized = lambda: is_initialized
+
+    def init(self, **options):
+        self.niceness = os.environ["RAY_worker_niceness"]
+
+
+@pytest.mark.parametrize("chosen", [None, "7"])
+def test_workers_of_a_ray_that_is_started_here_are_as_nice_as_this_process(monkeypatch, chosen):
+    monkeypatch.delenv("RAY_worker_niceness", raising=False)
+    if chosen is not None:
+        monkeypatch.setenv("RAY_worker_niceness", chosen)
+    ray = Ray(is_initialized=False)
+    start_ray(ray)
+    assert ray.niceness == (chosen or str(os.getpriority(os.PRIO_PROCESS, 0)))
+    assert os.environ.get("RAY_worker_niceness") == chosen
+    ray = Ray(is_initialized=True)
+    start_ray(ray)
+    assert ray.niceness is None
