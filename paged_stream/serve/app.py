@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, Response
 
 from paged_stream.engine.lifetime import EngineStoppedError
 from paged_stream.serve.backend import Backend
+from paged_stream.serve.clients import ClientLeftError
 from paged_stream.serve.completions import CompletionRoutes
 from paged_stream.serve.events import error_body
 from paged_stream.serve.live_streams import StreamRoutes, UnknownStreamError
@@ -69,6 +70,10 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(UnknownStreamError)
     async def not_found(request: Request, error: UnknownStreamError) -> JSONResponse:
         return answer(error, "not_found_error", 404)
+
+    @app.exception_handler(ClientLeftError)
+    async def give_up(request: Request, error: ClientLeftError) -> Response:
+        return Response(status_code=499)  # as proxies log it: nobody reads this
 
     @app.exception_handler(EngineStoppedError)
     async def fail(request: Request, error: EngineStoppedError) -> JSONResponse:

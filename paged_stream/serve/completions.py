@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from paged_stream.engine.api import AsyncDeltas
@@ -16,6 +16,7 @@ from paged_stream.engine.outputs import RequestDelta, RequestMetrics
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.serve.backend import Backend
 from paged_stream.serve.bodies import ChatCompletion, Completion, Stateless
+from paged_stream.serve.clients import while_connected
 from paged_stream.serve.events import event_stream, metrics_json
 
 # Makes the JSON of a completion from its index, its text and why it ended.
@@ -37,17 +38,19 @@ class CompletionRoutes:
         self.router.post("/completions")(self.complete)
         self.router.post("/chat/completions")(self.chat)
 
-    async def complete(self, body: Completion) -> Response:
+    async def complete(self, body: Completion, request: Request) -> Response:
         answer = Answer(self._model, "text_completion", _text_choice, _text_choice)
-        return await self._respond(body, body.prompt, answer)
+        return await self._respond(body, body.prompt, answer, request)
 
-    async def chat(self, body: ChatCompletion) -> Response:
+    async def chat(self, body: ChatCompletion, request: Request) -> Response:
         prompt = await self._backend.encode_chat(body.messages)
         kind = "chat.completion.chunk" if body.stream else "chat.completion"
         answer = Answer(self._model, kind, _message_choice, MessageParts())
-        return await self._respond(body, prompt, answer)
+        return await self._respond(body, prompt, answer, request)
 
-    async def _respond(self, body: Stateless, prompt: str | list[int], answer: Answer) -> Response:
+    async def _respond(
+        self, body: Stateless, prompt: str | list[int], answer: Answer, request: Request
+    ) -> Response:
         """Answer when all is there, or part by part."""
         params = body.params()
         # Errors are to be known before anything is sent.
@@ -55,7 +58,8 @@ class CompletionRoutes:
         answer.num_prompt_tokens = len(token_ids)
         deltas = self._backend.engine.generate(token_ids, params)
         if not body.stream:
-            return JSONResponse(await answer.whole(deltas, params))
+            whole = answer.whole(deltas, params)
+            return JSONResponse(await while_connected(request.receive, whole))
         options = body.stream_options
         tells_usage = options is not None and options.include_usage
         return event_stream(deltas, answer.part, answer.end if tells_usage else lambda: None)

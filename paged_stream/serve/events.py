@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import asdict
 from typing import Any
 
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from paged_stream.engine.api import AsyncDeltas
 from paged_stream.engine.lifetime import EngineStoppedError
 from paged_stream.engine.outputs import RequestDelta, RequestMetrics
+from paged_stream.serve.clients import ClientLeftError, while_connected
 
 
 def error_body(error: Exception, kind: str) -> dict[str, Any]:
@@ -69,4 +71,17 @@ def event_stream(
             yield f"data: {json.dumps(end)}\n\n"
         yield "data: [DONE]\n\n"
 
-    return StreamingResponse(lines(), media_type="text/event-stream")
+    return _EventStream(lines(), media_type="text/event-stream")
+
+
+class _EventStream(StreamingResponse):
+    """Closes its content as soon as the client leaves. Starlette's own would cancel it again and
+    again while it cleans up, and would leave it to the garbage collector during a write."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with suppress(ClientLeftError):
+            await while_connected(receive, self._send(send))
+
+    async def _send(self, send: Send) -> None:
+        async with aclosing(self.body_iterator):  # type: ignore[type-var]
+            await self.stream_response(send)

@@ -7,12 +7,13 @@ from contextlib import aclosing
 from dataclasses import asdict
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from paged_stream.engine.api import AsyncDeltas, AsyncEngineApi, AsyncStreamApi
 from paged_stream.engine.outputs import RequestDelta
 from paged_stream.serve.bodies import AppendBody, NewStream, TurnBody
+from paged_stream.serve.clients import while_connected
 from paged_stream.serve.events import begun, event_stream, metrics_json
 from paged_stream.serve.open_streams import OpenStreams
 
@@ -40,8 +41,9 @@ class StreamRoutes:
         self.router.post("/{stream_id}/generate")(self.generate)
         self.router.post("/{stream_id}/fork")(self.fork)
 
-    async def open(self, body: NewStream) -> dict[str, Any]:
-        return await self._add(await self._engine.open_stream(**body.model_dump()))
+    async def open(self, body: NewStream, request: Request) -> dict[str, Any]:
+        opening = self._engine.open_stream(**body.model_dump())
+        return await self._add(await while_connected(request.receive, opening))
 
     async def describe(self, stream_id: str) -> dict[str, Any]:
         stats = await self._find(stream_id).stats()
@@ -67,22 +69,17 @@ class StreamRoutes:
         await stream.append(body.prompt)
         return {"id": stream_id, "position": stream.position}
 
-    async def generate(self, stream_id: str, body: TurnBody) -> Response:
+    async def generate(self, stream_id: str, body: TurnBody, request: Request) -> Response:
         stream = self._find(stream_id)
-        deltas = await begun(_turn(stream, body))
+        deltas = await while_connected(request.receive, begun(_turn(stream, body)))
         if body.stream:
             return event_stream(deltas, lambda delta: _event(stream_id, delta))
-        text, token_ids, ending, metrics = "", [], {}, None
-        async with aclosing(deltas):
-            async for delta in deltas:
-                text += delta.delta_text
-                token_ids += delta.delta_token_ids
-                ending, metrics = _ending(delta), metrics_json(delta.metrics)
-        turn = {"id": stream_id, "text": text, "token_ids": token_ids, **ending}
-        return JSONResponse(turn | {"position": stream.position, "metrics": metrics})
+        turn = await while_connected(request.receive, _whole(deltas))
+        return JSONResponse({"id": stream_id, "position": stream.position} | turn)
 
-    async def fork(self, stream_id: str) -> dict[str, Any]:
-        return await self._add(await self._find(stream_id).fork())
+    async def fork(self, stream_id: str, request: Request) -> dict[str, Any]:
+        forking = self._find(stream_id).fork()
+        return await self._add(await while_connected(request.receive, forking))
 
     async def close(self, stream_id: str) -> dict[str, Any]:
         await _known(stream_id, self._streams.remove(stream_id)).close()
@@ -113,6 +110,16 @@ def _turn(stream: AsyncStreamApi, body: TurnBody) -> AsyncDeltas:
     if body.messages is not None:
         return stream.chat(body.messages, params)
     return stream.generate(params)
+
+
+async def _whole(deltas: AsyncDeltas) -> dict[str, Any]:
+    text, token_ids, ending, metrics = "", [], {}, None
+    async with aclosing(deltas):
+        async for delta in deltas:
+            text += delta.delta_text
+            token_ids += delta.delta_token_ids
+            ending, metrics = _ending(delta), metrics_json(delta.metrics)
+    return {"text": text, "token_ids": token_ids, **ending, "metrics": metrics}
 
 
 def _event(stream_id: str, delta: RequestDelta) -> dict[str, Any]:
