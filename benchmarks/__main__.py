@@ -35,8 +35,16 @@ MODULES = {
     "batch_crash": "bench_batch",
     "batch_overhead": "bench_batch",
     "pool": "bench_pool",
+    "disconnects": "disconnects",
 }
-BY_NAME_ONLY = ("sink_effect", "quantized_perplexity", "batch_crash", "batch_overhead", "pool")
+BY_NAME_ONLY = (
+    "sink_effect",
+    "quantized_perplexity",
+    "batch_crash",
+    "batch_overhead",
+    "pool",
+    "disconnects",
+)
 
 
 def main() -> int:

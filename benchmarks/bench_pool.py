@@ -29,7 +29,8 @@ SETTINGS: dict[str, Any] = {
     "max_num_batched_tokens": 256,
     "kv_cache_memory_bytes": 16 << 20,
 }
-PARAMS = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
+NUM_TOKENS = 12  # of an answer
+PARAMS = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True)
 
 
 def turn_of(stream: int, turn: int) -> list[int]:

@@ -47,6 +47,7 @@ class AsyncRayLLM(AsyncEngineApi):
         num_replicas: as in `PoolOptions`.
         save_dir: as in `PoolOptions`.
         save_every_tokens: as in `PoolOptions`.
+        heartbeat_seconds: as in `PoolOptions`.
         settings: any other field of `EngineConfig`.
 
     Raises:
@@ -60,10 +61,14 @@ class AsyncRayLLM(AsyncEngineApi):
         num_replicas: int = 1,
         save_dir: FilePath | None = None,
         save_every_tokens: int = 1024,
+        heartbeat_seconds: float = 60.0,
         **settings: Unpack[EngineSettings],
     ) -> None:
         options = PoolOptions(
-            num_replicas=num_replicas, save_dir=save_dir, save_every_tokens=save_every_tokens
+            num_replicas=num_replicas,
+            save_dir=save_dir,
+            save_every_tokens=save_every_tokens,
+            heartbeat_seconds=heartbeat_seconds,
         )
         self.config = EngineConfig(model=model, **settings)
         self._placement = Placement(self.config, options)

@@ -136,14 +136,9 @@ class AsyncPoolStream(AsyncStreamApi):
             child = AsyncPoolStream(
                 home.placement, home.history.options, self._seeds, self._pool, on_evict
             )
-            await child._make(self._fork(child._home))
+            await child._make(home.fork_into(child._home))
             child._home.history.seed = self._seeds.getrandbits(63)
             return child
-
-    async def _fork(self, child: Home) -> None:
-        path = child.history.next_path()
-        facts = await self._home.call("fork", child.history.name, str(path))
-        child.begin(self._home.replica, facts, path)
 
     async def cut(self, start: int, end: int) -> None:
         """As `StreamApi.cut`."""

@@ -36,7 +36,7 @@ class Evictions:
         self._window_start = after
         try:
             self._on_evict(before, after)
-        except Exception:
+        except BaseException:  # SystemExit, too, which would end the event loop for everybody
             logger.exception("on_evict failed")  # the tokens are in the stream, all the same
 
     def move_to(self, window_start: int) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ class History:
     """The tokens of one stream, as a file and those that came since, and its other properties.
 
     Attributes:
+        key: its name on the replica where it lives or is being restored. Every attempt has another
+            one, so that what Ray still does of an earlier attempt cannot be mistaken for this.
         seed: 63 bits that the seeds of its turns are made from.
         num_turns: how many turns have begun.
         has_chatted: whether a message was answered.
@@ -34,7 +38,7 @@ class History:
         options: dict[str, Any],
         on_evict: Callable[[int, int], object] | None = None,
     ) -> None:
-        self.name = name
+        self.name = self.key = name
         self.options = options
         self.seed = self.num_turns = 0
         self.has_chatted = False
@@ -42,7 +46,8 @@ class History:
         self._on_evict = on_evict
         self._evictions: Evictions | None = None
         self._journal: Journal | None = None
-        self._version = 0
+        self._version = self._num_keys = 0
+        self._is_editing = False
 
     @property
     def journal(self) -> Journal:
@@ -66,9 +71,18 @@ class History:
         if self._evictions is not None:
             self._evictions.tell(self.journal.end)
 
+    @contextmanager
+    def editing(self) -> Iterator[None]:
+        """While the stream is edited. A save that is made meanwhile may hold the edit, or not, and
+        nobody knows whether the edit will succeed. So it is no part of the journal."""
+        self._journal, self._is_editing = replace(self.journal), True
+        try:
+            yield
+        finally:
+            self._is_editing = False
+
     def note_edit(self, facts: StreamFacts, path: Path) -> None:
-        """Note that the stream was edited, and saved afterwards. Saves that are still under way
-        belong to the old journal.
+        """Note that the stream was edited, and saved afterwards.
 
         Args:
             path: the file with the edited stream.
@@ -79,15 +93,21 @@ class History:
             self._evictions.move_to(facts.window_start)
         delete([*old.forget_ahead(), *([] if old.path is None else [old.path])])
 
+    def new_key(self) -> str:
+        """Make a new `key`."""
+        self._num_keys += 1
+        self.key = f"{self.name}.{self._num_keys}"
+        return self.key
+
     async def restore_on(self, replica: Replica) -> None:
         """Restore the stream on a replica.
 
         Raises:
-            ReplicaLostError: the replica died meanwhile.
+            NoAnswerError: perhaps it is there, and perhaps not.
         """
         journal = self.journal
         path = None if journal.path is None else str(journal.path)
-        args = (self.name, self.options, path, journal.tokens, self.has_chatted)
+        args = (self.new_key(), self.options, path, journal.tokens, self.has_chatted)
         facts = await replica.call("restore", *args)
         assert facts.position == journal.end, f"restored to {facts.position}, not {journal.end}"
         journal.num_unsaved = len(journal.tokens)
@@ -96,17 +116,28 @@ class History:
         """Save the stream, which lives on this replica.
 
         Raises:
-            ReplicaLostError: the replica died meanwhile.
+            NoAnswerError: it is not saved.
             OSError: the file cannot be written.
         """
-        path, journal = self.next_path(), self.journal
+        journal = None if self._is_editing else self.journal
+        path, position = await self.write_on(replica)
+        if journal is None or journal is not self._journal or replica.is_gone:
+            delete([path])
+        else:
+            delete(journal.saved(position, path))
+
+    async def write_on(self, replica: Replica) -> tuple[Path, int]:
+        """Have a replica write the stream's next file; returns its path and the stream's position.
+
+        Raises:
+            NoAnswerError, OSError: as `save_on`.
+        """
+        path = self.next_path()
         try:
-            position = await replica.call("save", self.name, str(path))
+            return path, await replica.call("save", self.key, str(path))
         except BaseException:
             delete([path, *path.parent.glob(f".{path.name}.*")])
             raise
-        is_current = journal is self._journal and not replica.is_gone
-        delete(journal.saved(position, path) if is_current else [path])
 
     def next_path(self) -> Path:
         """A new path for the stream's next file."""

@@ -1,24 +1,29 @@
 """Where a stream of a pool lives: on one replica, until that dies or ends.
 
 The stream is then restored on another replica from what the pool has acknowledged (`history`).
-Anything that the lost replica did beyond that has not happened, and is done again.
+Anything that the lost replica did beyond that has not happened, and is done again. The same is done
+when a call has no answer: nobody knows what the replica did, so it is undone.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from paged_stream.engine.stream_rules import closed_error
+from paged_stream.pool.errors import PoolError
 from paged_stream.pool.history import History, delete
 from paged_stream.pool.messages import StreamFacts
 from paged_stream.pool.placement import Attempts, Placement
-from paged_stream.pool.replica import Replica, ReplicaLostError
+from paged_stream.pool.replica import NoAnswerError, Replica
 from paged_stream.pool.saver import Saver
 from paged_stream.pool.uninterrupted import uninterrupted
+
+logger = logging.getLogger(__name__)
+NO_ANSWER = object()
 
 
 class Home:
@@ -52,27 +57,26 @@ class Home:
             replica = await self.placement.replica_for_stream(self)
             try:
                 await self._open_on(replica, source)
-            except ReplicaLostError as error:
-                self.lost(error, attempts)
+            except NoAnswerError as error:
+                await self._undo_on(replica)
+                attempts.failed(error)
             except BaseException:
-                replica.streams.discard(self)
+                await self._undo_on(replica)
                 raise
 
     async def _open_on(self, replica: Replica, source: str | bytes | None) -> None:
-        history, own = self.history, None
-        facts = await replica.call("restore", history.name, history.options, source, [], False)
+        history, own, key = self.history, None, self.history.new_key()
+        facts = await replica.call("restore", key, history.options, source, [], False)
         if source is not None:  # which may be gone when the stream is to be restored
             history.seed, history.num_turns = facts.seed, facts.num_turns
-            own = history.next_path()
-            await replica.call("save", history.name, str(own))
+            own, _ = await history.write_on(replica)
         self.begin(replica, facts, own)
 
-    def begin(self, replica: Replica | None, facts: StreamFacts, path: Path | None) -> None:
-        """Note that the stream exists: on a replica, in a file, or both."""
+    def begin(self, replica: Replica, facts: StreamFacts, path: Path | None) -> None:
+        """Note that the stream exists on a replica, and perhaps in a file."""
         self.history.begin(facts, path)
         self.placement.open_streams.add(self)
-        if replica is not None:
-            self._settle_on(replica)
+        self._settle_on(replica)
 
     async def close(self) -> None:
         """Free the stream on its replica, and remove its files. Harmless twice, and after the
@@ -101,8 +105,8 @@ class Home:
     # Between replicas
 
     async def call(self, method: str, *args: Any, may_move: bool = True) -> Any:
-        """Call a method of the stream's replica. If the replica dies meanwhile, restore the stream
-        on another one and call it there.
+        """Call a method of the stream's replica. If there is no answer, restore the stream on a
+        replica as it was before, and call it there.
 
         Args:
             may_move: as in `attach`.
@@ -113,27 +117,40 @@ class Home:
         """
         attempts = Attempts(self.placement.replicas)
         while True:
-            replica = await self.attach(may_move)
-            try:
-                return await replica.call(method, self.history.name, *args)
-            except ReplicaLostError as error:
-                self.lost(error, attempts)
-            except ValueError:
-                raise  # the replica has refused it, and changed nothing
-            except Exception:
-                await self.leave(saves=False)  # it may be half done, so it is undone
-                raise
+            answer = await self.ask(await self.attach(may_move), attempts, method, *args)
+            if answer is not NO_ANSWER:
+                return answer
 
-    def lost(self, error: ReplicaLostError, attempts: Attempts) -> None:
-        """Report a replica that was lost. If the stream lived there, it is on no replica now.
+    async def ask(self, replica: Replica, attempts: Attempts, method: str, *args: Any) -> Any:
+        """Call a method of the replica that the stream lives on.
+
+        Returns:
+            The answer, or `NO_ANSWER`. Then the stream is on no replica any more, which undoes
+            whatever was done.
 
         Raises:
+            ValueError: as the method.
             PoolError: as `Attempts.failed`.
         """
-        error.replica.streams.discard(self)
-        if error.replica is self.replica:
-            self._detach()
-        attempts.failed(error)
+        try:
+            return await replica.call(method, self.history.key, *args)
+        except NoAnswerError as error:
+            if replica is self.replica:
+                await uninterrupted(self.leave(saves=False))
+            attempts.failed(error)
+            return NO_ANSWER
+        except ValueError:
+            raise  # the replica has refused it, and changed nothing
+        except Exception:
+            if replica is self.replica:
+                await uninterrupted(self.leave(saves=False))  # it may be half done
+            raise
+
+    async def _undo_on(self, replica: Replica) -> None:
+        """Close the stream on a replica where it was to be opened or restored, if it is there."""
+        if replica is not self.replica:
+            replica.streams.discard(self)
+            await self._close_on(replica)
 
     async def attach(self, may_move: bool = True) -> Replica:
         """Return the replica that the stream lives on; restore it on one first if need be.
@@ -161,11 +178,15 @@ class Home:
             replica = await self.placement.replica_for_stream(self)
             try:
                 await uninterrupted(self._restore_on(replica))
-            except ReplicaLostError as error:
-                self.lost(error, attempts)
-            except Exception:
-                replica.streams.discard(self)
+            except NoAnswerError as error:
+                await self._undo_on(replica)
+                attempts.failed(error)
+            except Exception as error:
+                await self._undo_on(replica)
                 self.check_open()  # if it was closed meanwhile, so were its files
+                raise PoolError(f"{self.history.name} cannot be restored: {error}") from error
+            except BaseException:
+                await self._undo_on(replica)
                 raise
             finally:
                 if self.is_closed and self.replica is not None:
@@ -188,12 +209,16 @@ class Home:
         async with self._saver.lock:
             replica = self.replica
             if saves:
-                with contextlib.suppress(ReplicaLostError):
+                try:
                     await self._saver.save_locked()
+                except Exception as error:  # then more is computed again
+                    logger.warning("%s cannot be saved: %s", self.history.name, error)
             self._detach()
-            if replica is not None and not replica.is_gone:
-                with contextlib.suppress(ReplicaLostError):
-                    await replica.call("close", self.history.name)
+            if replica is not None:
+                await self._close_on(replica)
+
+    async def _close_on(self, replica: Replica) -> None:
+        await uninterrupted(replica.clean_up("close", self.history.key))
 
     def _settle_on(self, replica: Replica) -> None:
         self.replica = replica
@@ -234,11 +259,34 @@ class Home:
             ValueError: as the method, or the stream was closed meanwhile.
         """
         path = self.history.next_path()
-        facts = await self.call("edit", method, args, str(path))
-        if self.is_closed:
-            delete([path])
-        self.check_open()
-        self.history.note_edit(facts, path)
+        with self.history.editing():
+            try:
+                facts = await self.call("edit", method, args, str(path))
+                self.check_open()
+            except BaseException:
+                delete([path])
+                raise
+            self.history.note_edit(facts, path)
+
+    async def fork_into(self, child: Home) -> None:
+        """Fork the stream on its replica.
+
+        Raises:
+            OSError: the copy cannot be saved.
+            PoolError: no replica can do it.
+        """
+        attempts = Attempts(self.placement.replicas)
+        facts: Any = NO_ANSWER
+        while facts is NO_ANSWER:
+            replica = await self.attach()
+            key, path = child.history.new_key(), child.history.next_path()
+            try:
+                facts = await self.ask(replica, attempts, "fork", key, str(path))
+            finally:
+                if facts is NO_ANSWER:
+                    await replica.clean_up("close", key)
+                    delete([path])
+        child.begin(replica, facts, path)
 
     async def save_now(self) -> None:
         """As `Saver.save`."""

@@ -47,7 +47,11 @@ class LoopThread:
 
         Raises:
             PoolError: the pool is closed, or was closed meanwhile.
+            RuntimeError: this is the thread itself, which would wait for ever.
         """
+        if threading.current_thread() is self.thread:
+            coroutine.close()
+            raise RuntimeError("on_evict is called in the pool's own thread and cannot wait for it")
         future = self.submit(coroutine)
         try:
             return future.result()

@@ -15,11 +15,12 @@ from paged_stream.config import EngineConfig
 from paged_stream.engine.lifetime import Lifetime
 from paged_stream.pool.errors import PoolError
 from paged_stream.pool.pool_options import PoolOptions
-from paged_stream.pool.replica import Replica, ReplicaLostError, Resident
+from paged_stream.pool.replica import NoAnswerError, Replica, Resident
 from paged_stream.pool.replica_set import ReplicaSet
 from paged_stream.pool.stats import PoolStats, ReplicaStats, sum_stats
+from paged_stream.pool.uninterrupted import uninterrupted
 
-MAX_ATTEMPTS = 4  # replicas that may die of one thing
+MAX_ATTEMPTS = 4  # at one thing, whether replicas die of it or do not answer
 
 
 class Placement:
@@ -39,7 +40,7 @@ class Placement:
     def __init__(self, config: EngineConfig, options: PoolOptions) -> None:
         self.config = config
         self.lifetime = Lifetime("pool")
-        self.replicas = ReplicaSet(config, options.num_replicas)
+        self.replicas = ReplicaSet(config, options.num_replicas, options.heartbeat_seconds)
         self.save_every_tokens = options.save_every_tokens
         self.open_streams: set[Resident] = set()
         self.num_restored_streams = 0
@@ -72,9 +73,12 @@ class Placement:
         forked child."""
         if not self.lifetime.is_over:
             self.lifetime.is_closed = True
-            await self.replicas.close()
-            if self._folder is not None:
-                shutil.rmtree(self._folder, ignore_errors=True)
+            await uninterrupted(self._close())
+
+    async def _close(self) -> None:
+        await self.replicas.close()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def check(self) -> None:
         """Refuse to be used unless the pool is open.
@@ -113,8 +117,8 @@ class Placement:
                 continue
             try:
                 answers.append((replica, await replica.call("stats")))
-            except ReplicaLostError as error:
-                self.replicas.report_lost(replica, error)
+            except NoAnswerError as error:
+                self.replicas.report(error)
         sums = sum_stats([engine for _, engine in answers])
         return PoolStats(
             **(sums | {"num_streams": len(self.open_streams)}),
@@ -159,7 +163,7 @@ class Placement:
         return replica
 
     async def ask(self, method: str, *args: Any) -> Any:
-        """Call a method on some replica; on another one if that dies meanwhile.
+        """Call a method on some replica; again, perhaps on another one, if there is no answer.
 
         Args:
             method: one that changes nothing on the replica.
@@ -174,7 +178,7 @@ class Placement:
             async with self.replica_for_request() as replica:
                 try:
                     return await replica.call(method, *args)
-                except ReplicaLostError as error:
+                except NoAnswerError as error:
                     attempts.failed(error)
 
 
@@ -183,19 +187,20 @@ class Attempts:
 
     def __init__(self, replicas: ReplicaSet) -> None:
         self._replicas = replicas
-        self._num_lost = 0
+        self._num_failed = 0
 
-    def failed(self, error: ReplicaLostError) -> None:
-        """Report the replica that was lost.
+    def failed(self, error: NoAnswerError) -> None:
+        """Note that there was no answer, and report the replica if it is lost.
 
         Raises:
-            PoolError: so many were lost that another would be, too.
+            PoolError: it has failed so often that it would fail again.
         """
-        self._replicas.report_lost(error.replica, error)
-        self._num_lost += 1
-        if self._num_lost >= MAX_ATTEMPTS:
-            raise PoolError(f"{self._num_lost} replicas were lost over this: {error}") from error
+        self._replicas.report(error)
+        self._num_failed += 1
+        if self._num_failed >= MAX_ATTEMPTS:
+            times = f"{self._num_failed} replicas, one after the other"
+            raise PoolError(f"there was no answer from {times}: {error}") from error
 
     def succeeded(self) -> None:
         """Begin to count anew: what comes next is another thing."""
-        self._num_lost = 0
+        self._num_failed = 0

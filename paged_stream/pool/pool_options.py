@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from paged_stream.scheduler.fields import Integer
+from paged_stream.scheduler.fields import Integer, Number
 from paged_stream.scheduler.settings import check_fields, setting
 from paged_stream.setting_kinds import FilePath, Folder
 
@@ -22,6 +22,8 @@ class PoolOptions:
         save_every_tokens: save a stream once this many tokens came since the last save. When a
             replica dies, each of its streams computes at most these again when it is used next,
             plus what one ``append`` brought and what came during a save.
+        heartbeat_seconds: a replica whose process does not answer for so long is lost: it is ended
+            and replaced. One whose process dies is replaced at once.
 
     Raises:
         ValueError: names the field, its value and what is allowed.
@@ -30,6 +32,7 @@ class PoolOptions:
     num_replicas: int = setting(1, Integer(1))
     save_dir: FilePath | None = setting(None, Folder(optional=True))
     save_every_tokens: int = setting(1024, Integer(1))
+    heartbeat_seconds: float = setting(60.0, Number(0.0, open_low=True))
 
     def __post_init__(self) -> None:
         check_fields(self)

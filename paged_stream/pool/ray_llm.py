@@ -48,6 +48,7 @@ class RayLLM(EngineApi):
         num_replicas: as in `PoolOptions`.
         save_dir: as in `PoolOptions`.
         save_every_tokens: as in `PoolOptions`.
+        heartbeat_seconds: as in `PoolOptions`.
         settings: any other field of `EngineConfig`.
 
     Raises:
@@ -61,6 +62,7 @@ class RayLLM(EngineApi):
         num_replicas: int = 1,
         save_dir: FilePath | None = None,
         save_every_tokens: int = 1024,
+        heartbeat_seconds: float = 60.0,
         **settings: Unpack[EngineSettings],
     ) -> None:
         self.inner = AsyncRayLLM(
@@ -68,6 +70,7 @@ class RayLLM(EngineApi):
             num_replicas=num_replicas,
             save_dir=save_dir,
             save_every_tokens=save_every_tokens,
+            heartbeat_seconds=heartbeat_seconds,
             **settings,
         )
         self._names = (f"pool-{number}" for number in itertools.count())

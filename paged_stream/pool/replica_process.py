@@ -42,11 +42,15 @@ class ReplicaProcess:
         self._is_loaded = True
         return os.getpid()
 
-    async def live(self) -> None:
-        """Never return. The pool waits for this, and so hears when the process or engine dies."""
-        while True:
-            await self._engine.stats()
-            await asyncio.sleep(1.0)
+    async def beat(self, seconds: float) -> None:
+        """Answer after so many seconds, which shows that the process lives. The pool always waits
+        for one of these answers, and so hears at once when the process dies.
+
+        Raises:
+            EngineStoppedError: the engine has failed.
+        """
+        await asyncio.sleep(seconds)
+        self._engine.thread.check()
 
     async def stats(self) -> EngineStats:
         return await self._engine.stats()
@@ -126,8 +130,6 @@ class ReplicaProcess:
             token_ids: tokens to append.
             has_chatted: whether a message was answered in these.
         """
-        if name in self._streams:  # of an attempt that was given up
-            await self.close(name)
         intake = self._engine.intake
         facts: dict[str, int] = {}
         if source is None:
@@ -196,7 +198,8 @@ class ReplicaProcess:
         await asyncio.sleep(0)  # lets the turn begin, so that it can be stopped
 
     async def take_turn(self, name: str) -> list[RequestDelta]:
-        return await self._turns[name].take()
+        turn = self._turns.get(name)
+        return [] if turn is None else await turn.take()
 
     async def stop_turn(self, name: str) -> list[RequestDelta]:
         """End a turn where it is; returns what was generated and not taken yet."""
@@ -254,5 +257,7 @@ class ReplicaProcess:
         return await self._streams[name].visible()
 
     async def close(self, name: str) -> None:
+        """Close a stream, if it is there."""
         self._turns.pop(name, None)
-        await self._streams.pop(name).close()
+        if (stream := self._streams.pop(name, None)) is not None:
+            await stream.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import time
 from collections.abc import Callable, Coroutine
@@ -11,8 +12,16 @@ from typing import Any
 from paged_stream.config import EngineConfig
 from paged_stream.pool.cluster import check_room, replica_options
 from paged_stream.pool.errors import PoolError
-from paged_stream.pool.replica import Replica, ReplicaLostError, ray
+from paged_stream.pool.heartbeat import listen
+from paged_stream.pool.replica import (
+    NoAnswerError,
+    Replica,
+    ReplicaLostError,
+    by_the_pool,
+    ray,
+)
 from paged_stream.pool.replica_process import ReplicaProcess
+from paged_stream.system.ray_extra import start_ray
 
 logger = logging.getLogger(__name__)
 
@@ -28,11 +37,15 @@ class ReplicaSet:
     Attributes:
         size: how many replicas are wanted.
         num_started: how many were started so far.
-        num_lost: how many of them died.
+        num_lost: how many of them died or did not answer.
+
+    Args:
+        heartbeat_seconds: as in `PoolOptions`.
     """
 
-    def __init__(self, config: EngineConfig, size: int) -> None:
+    def __init__(self, config: EngineConfig, size: int, heartbeat_seconds: float) -> None:
         self._config = config
+        self._heartbeat_seconds = heartbeat_seconds
         self._replicas: list[Replica] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Condition()
@@ -53,8 +66,7 @@ class ReplicaSet:
         Raises:
             ValueError: as `LLMEngine`.
         """
-        if not ray.is_initialized():
-            await asyncio.to_thread(ray.init, include_dashboard=False)
+        await asyncio.to_thread(start_ray, ray)
         self._want(self.size)
         await self.wait_for_size()
 
@@ -97,13 +109,19 @@ class ReplicaSet:
         """
 
         def candidates() -> list[Replica]:
-            return [r for r in self._replicas if r.is_ready and not r.is_draining]
+            return [r for r in self._replicas if r.takes_work]
 
         await self._wait(lambda: bool(candidates()))
         return min(candidates(), key=key)
 
+    def report(self, error: NoAnswerError) -> None:
+        """Replace the replica that a call had no answer from, if it is lost. Otherwise its
+        heartbeat decides."""
+        if isinstance(error, ReplicaLostError):
+            self.report_lost(error.replica, error)
+
     def report_lost(self, replica: Replica, error: Exception) -> None:
-        """Kill a replica that did not answer, so that it does nothing any more, and replace it."""
+        """Kill a replica that is lost, so that it does nothing any more, and replace it."""
         if not (replica.is_gone or replica.is_ending or self._is_closed):
             logger.warning("lost %s", error)
             self.num_lost += 1
@@ -121,7 +139,10 @@ class ReplicaSet:
         except Exception as error:  # it may be gone, or Ray itself
             logger.debug("ray.kill: %r", error)
         if not self._is_closed:
-            self._fill()
+            try:
+                self._fill()
+            except Exception as error:  # Ray itself is gone
+                self._failure = PoolError(f"no replica can be started any more: {error}")
             self._notify()
 
     async def _replace(self, replica: Replica, drain_seconds: float) -> None:
@@ -131,10 +152,10 @@ class ReplicaSet:
         deadline = time.monotonic() + drain_seconds
         while replica.load and not replica.is_gone and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
-        try:
-            await asyncio.gather(*(stream.save_now() for stream in list(replica.streams)))
-        except Exception as error:
-            logger.warning("not all streams could be saved, so more is replayed: %s", error)
+        saves = (stream.save_now() for stream in list(replica.streams))
+        for result in await asyncio.gather(*saves, return_exceptions=True):
+            if isinstance(result, Exception):
+                logger.warning("a stream could not be saved, so more is replayed: %s", result)
         await self._end(replica)
         await self.wait_for_size()
 
@@ -152,7 +173,7 @@ class ReplicaSet:
         if replica.is_ready:  # one that is being started has nothing to end, and answers late
             try:
                 await asyncio.wait_for(replica.call("close_engine"), _GRACE)
-            except (TimeoutError, ReplicaLostError):
+            except (TimeoutError, NoAnswerError):
                 pass
         self._remove(replica)
 
@@ -161,7 +182,7 @@ class ReplicaSet:
             process = ray.remote(ReplicaProcess).options(
                 max_concurrency=_CALLS_AT_ONCE, **replica_options(self._config)
             )
-            replica = Replica(self.num_started, process.remote())
+            replica = Replica(self.num_started, by_the_pool(process.remote))
             self.num_started += 1
             self._replicas.append(replica)
             self.spawn(self._watch(replica))
@@ -173,7 +194,7 @@ class ReplicaSet:
             replica.is_ready = True
             self._failed_starts = 0
             self._notify()
-            await replica.call("live")
+            await listen(replica, self._heartbeat_seconds, self._notify)
         except Exception as error:
             self.report_lost(replica, error)
 
@@ -201,6 +222,7 @@ class ReplicaSet:
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine in the background, until the set is closed."""
-        task = asyncio.get_running_loop().create_task(coroutine)
+        # In a context of its own: it outlives the request that this may be part of.
+        task = asyncio.get_running_loop().create_task(coroutine, context=contextvars.Context())
         self._tasks.add(task)  # the loop itself does not keep it
         task.add_done_callback(self._tasks.discard)

@@ -6,8 +6,9 @@ import contextlib
 
 from paged_stream.engine.api import AsyncDeltas
 from paged_stream.pool.placement import Attempts, Placement
-from paged_stream.pool.replica import Replica, ReplicaLostError
+from paged_stream.pool.replica import NoAnswerError, Replica
 from paged_stream.pool.request_progress import RequestProgress
+from paged_stream.pool.uninterrupted import uninterrupted
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.text.inputs import Prompt
 
@@ -30,8 +31,7 @@ class PoolRequest:
         priority: int,
     ) -> None:
         self._placement = placement
-        # The user's may not be free again there, and the engine inside calls its own "request-...".
-        self._name = placement.new_name("pooled-request")
+        self._name = ""  # of the present run: its replica may still be busy with the last one
         self._request = (prompt, params, priority)
         self._progress = RequestProgress(request_id, params.n)
         self._replica: Replica | None = None
@@ -46,13 +46,17 @@ class PoolRequest:
                 that were yielded already, which rounding can cause.
         """
         attempts = Attempts(self._placement.replicas)
-        progress, name = self._progress, self._name
+        progress = self._progress
         while not (progress.is_over or self._is_aborted):
             async with self._placement.replica_for_request() as replica:
+                name = self._name = self._placement.new_name("pooled-request")
                 progress.begin()
                 self._replica = replica
                 try:
-                    await replica.call("start_request", name, *self._request)
+                    # To its end: Ray may reorder calls, and what is forgotten must have begun.
+                    await uninterrupted(replica.call("start_request", name, *self._request))
+                    if self._is_aborted:  # while it was being started
+                        await replica.call("stop_request", name)
                     while not progress.is_over:
                         deltas = await replica.call("take_request", name)
                         if not deltas:  # it was aborted
@@ -60,11 +64,11 @@ class PoolRequest:
                         for delta in deltas:
                             if (fresh := progress.note(delta)) is not None:
                                 yield fresh
-                except ReplicaLostError as error:
+                except NoAnswerError as error:
                     attempts.failed(error)
                 finally:
                     self._replica = None
-                    replica.call_soon("forget_request", name)
+                    self._placement.replicas.spawn(replica.clean_up("forget_request", name))
         for delta in progress.last_deltas("abort"):
             yield delta
 
@@ -72,5 +76,5 @@ class PoolRequest:
         """End the request. Its unfinished completions keep what they have."""
         self._is_aborted = True
         if (replica := self._replica) is not None:
-            with contextlib.suppress(ReplicaLostError):  # its reader will notice
+            with contextlib.suppress(NoAnswerError):  # its reader will notice
                 await replica.call("stop_request", self._name)

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 
 from paged_stream.pool.history import History
-from paged_stream.pool.replica import Replica, ReplicaLostError
+from paged_stream.pool.replica import NoAnswerError, Replica
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Saver:
         """Save the stream as it is now, also in a turn. On no replica it is saved already.
 
         Raises:
-            ReplicaLostError: its replica died meanwhile.
+            NoAnswerError: as `History.save_on`.
             OSError: the file cannot be written.
         """
         async with self.lock:
@@ -60,7 +60,7 @@ class Saver:
     async def _save_quietly(self) -> None:
         try:
             await self.save()
-        except ReplicaLostError:
+        except NoAnswerError:
             pass  # the next use of the stream will report it
         except Exception as error:
             logger.warning("stream %s cannot be saved: %s", self._history.name, error)

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from paged_stream.engine.outputs import RequestDelta, RequestMetrics
-from paged_stream.pool.home import Home
+from paged_stream.pool.home import NO_ANSWER, Home
 from paged_stream.pool.placement import Attempts
-from paged_stream.pool.replica import ReplicaLostError
 from paged_stream.pool.uninterrupted import uninterrupted
 from paged_stream.scheduler.sampling_params import SamplingParams
 
@@ -49,8 +48,6 @@ class PoolTurn:
                 if not self._home.has_turn:
                     await uninterrupted(self._start())
                 await self._take()
-            except ReplicaLostError as error:
-                self._home.lost(error, self._attempts)
             except ValueError:
                 self._home.turn_ended()
                 if self._home.is_closed:
@@ -66,24 +63,23 @@ class PoolTurn:
             replica = self._home.replica
             if replica is None or not self._home.has_turn or self._home.is_closed:
                 return
-            try:
-                rest = await replica.call("stop_turn", self._home.history.name)
-                if self._taking is not None:
-                    await self._taking  # what it got comes before the rest
-                self._count()
-                self._note(rest)
-                self._home.turn_ended()
-            except ReplicaLostError as error:  # and with it what nobody has read
-                self._home.lost(error, Attempts(self._home.placement.replicas))
+            rest = await self._home.ask(replica, self._attempts, "stop_turn")
+            if self._taking is not None:
+                await asyncio.wait([self._taking])  # what it got comes before the rest
+            if rest is NO_ANSWER or not self._home.has_turn:
+                return  # it was undone: what nobody has read is no part of the stream
+            self._count()
+            self._note(rest)
+            self._home.turn_ended()
 
     async def _start(self) -> None:
         async with self._lock:
             if self._is_over:
                 return
             replica = await self._home.attach()
-            name = self._home.history.name
-            await replica.call("start_turn", name, self._params, self._num_generated)
-            self._home.turn_began(replica)
+            how = (self._params, self._num_generated)
+            if await self._home.ask(replica, self._attempts, "start_turn", *how) is not NO_ANSWER:
+                self._home.turn_began(replica)
 
     async def _take(self) -> None:
         """Wait for deltas. If the reader is cancelled meanwhile, `stop` takes care of them."""
@@ -96,10 +92,13 @@ class PoolTurn:
         replica = await self._home.attach(may_move=False)
         if not self._home.has_turn:  # it was lost in this moment
             return
-        deltas = await replica.call("take_turn", self._home.history.name)
+        deltas = await self._home.ask(replica, self._attempts, "take_turn")
+        if deltas is NO_ANSWER:
+            return
         self._attempts.succeeded()
-        if not deltas:  # the replica has let go of the stream
-            self._home.turn_ended()
+        if not deltas:  # the replica has let go of the stream, or `stop` gets the rest
+            if not self._is_over:
+                self._home.turn_ended()
             return
         self._count()
         self._note(deltas)

@@ -18,6 +18,26 @@ from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.text.inputs import Prompt
 
 
+class _Place:
+    """The place of one turn or scoring in the queue for its stream."""
+
+    def __init__(self, lock: asyncio.Lock) -> None:
+        self._lock = lock
+        self._is_held = False
+
+    async def take(self) -> None:
+        """Wait until nothing else is done with the stream. Harmless twice."""
+        if not self._is_held:
+            await self._lock.acquire()
+            self._is_held = True
+
+    def leave(self) -> None:
+        """Let the next one in. Harmless twice, and before it was taken."""
+        if self._is_held:
+            self._is_held = False
+            self._lock.release()
+
+
 class Turns:
     """The turns of one stream, wherever it lives."""
 
@@ -28,6 +48,7 @@ class Turns:
         self._is_scoring = False
         self._queued: list[int] = []
         self._lock = asyncio.Lock()
+        self._place = _Place(self._lock)  # of the turn
         self._changed = asyncio.Condition()  # a turn or the stream has ended
 
     @property
@@ -96,7 +117,7 @@ class Turns:
         params = SamplingParams() if sampling_params is None else sampling_params
         turn = self._begin(params)
         try:
-            await uninterrupted(self._take_lock())
+            await self._place.take()
             if method is not None:
                 await uninterrupted(self._append(method, addition, params))
             self._is_running = True
@@ -113,11 +134,8 @@ class Turns:
         history = self._home.history
         if params.seed is None:
             params = replace(params, seed=stream_rules.turn_seed(history.seed, history.num_turns))
-        self._turn = PoolTurn(self._home, params)
+        self._turn, self._place = PoolTurn(self._home, params), _Place(self._lock)
         return self._turn
-
-    async def _take_lock(self) -> None:
-        await self._lock.acquire()
 
     async def end_turn(self) -> None:
         """As `StreamApi.end_turn`."""
@@ -137,19 +155,21 @@ class Turns:
         finally:
             if turn is self._turn:
                 self._turn, self._is_running = None, False
-                await self._append_queued()
+                await self._append_queued(self._place)
 
-    async def _append_queued(self) -> None:
+    async def _append_queued(self, place: _Place) -> None:
         """Append what queued behind a turn, also if the turn never began."""
         queued, self._queued = self._queued, []
         try:
+            if queued:
+                await place.take()
             if queued and not self._home.is_closed:
                 await self._append("append", queued)
         except PoolError:
             self._home.note(queued)  # it was acknowledged, so it is appended on the next replica
             raise
         finally:
-            self._lock.release()
+            place.leave()
             await self.notify()
 
     async def notify(self) -> None:
@@ -164,17 +184,18 @@ class Turns:
             PoolError: no replica can do it.
         """
         self._check_idle()
-        self._is_scoring = True
+        self._is_scoring, place = True, _Place(self._lock)
         try:
-            await uninterrupted(self._take_lock())
-            token_ids, scores = await self._home.call("score_next", prompt)
+            await place.take()
+            try:
+                token_ids, scores = await self._home.call("score_next", prompt)
+            except asyncio.CancelledError:
+                await uninterrupted(self._home.leave(saves=False))  # which ends the scoring
+                raise
             self._home.note(token_ids)
-        except asyncio.CancelledError:
-            await uninterrupted(self._home.leave(saves=False))  # which ends the scoring
-            raise
         finally:
             self._is_scoring = False
-            await uninterrupted(self._append_queued())
+            await uninterrupted(self._append_queued(place))
         result: list[float | None] = scores
         return result
 

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 async def uninterrupted(coroutine: Coroutine[Any, Any, T]) -> T:
     """Await a coroutine. If the waiting task is cancelled, the coroutine still runs to its end, and
-    only then is the cancellation passed on.
+    only then is the cancellation passed on, whatever the coroutine has raised.
 
     A replica cannot be told to stop what it is doing, and the pool must know what it has done.
     """
@@ -25,7 +25,6 @@ async def uninterrupted(coroutine: Coroutine[Any, Any, T]) -> T:
             is_cancelled = True
         except Exception:
             break  # raised below
-    result = task.result()
     if is_cancelled:
-        raise asyncio.CancelledError
-    return result
+        raise asyncio.CancelledError from task.exception()
+    return task.result()

@@ -54,6 +54,7 @@ def build_app(
     num_replicas: int = 1,
     save_dir: FilePath | None = None,
     save_every_tokens: int = 1024,
+    heartbeat_seconds: float = 60.0,
     max_idle_seconds: float | None = None,
     **settings: Unpack[EngineSettings],
 ) -> Any:
@@ -64,6 +65,7 @@ def build_app(
         num_replicas: as in `PoolOptions`.
         save_dir: as in `PoolOptions`.
         save_every_tokens: as in `PoolOptions`.
+        heartbeat_seconds: as in `PoolOptions`.
         max_idle_seconds: as in `ServeOptions`.
         settings: any other field of `EngineConfig`.
 
@@ -74,7 +76,10 @@ def build_app(
     serve = import_ray("serve").serve
     service = ServeOptions(max_idle_seconds=max_idle_seconds)
     pool = PoolOptions(
-        num_replicas=num_replicas, save_dir=save_dir, save_every_tokens=save_every_tokens
+        num_replicas=num_replicas,
+        save_dir=save_dir,
+        save_every_tokens=save_every_tokens,
+        heartbeat_seconds=heartbeat_seconds,
     )
     EngineConfig(model=model, **settings)  # refuses what is wrong
     ingress = serve.deployment(

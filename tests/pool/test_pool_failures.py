@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 
 import pytest
@@ -35,6 +37,20 @@ def test_every_stream_goes_on_when_a_replica_is_killed(ray, model):
     assert 1 <= counts["streams_restored"] <= 8
     most = 40 + 12 + 8 + 64  # since the last save: what is due, a turn, and what it was late
     assert counts["tokens_replayed"] <= most * counts["streams_restored"]
+
+
+def test_a_replica_that_does_not_answer_is_replaced(ray, model):
+    settings = bench_pool.SETTINGS
+    with RayLLM(model, num_replicas=2, heartbeat_seconds=10.0, **settings) as pool:
+        with pool.open_stream() as stream:
+            stream.append(bench_pool.turn_of(0, 0))
+            number = stream.inner.replica
+            [pid] = [each.pid for each in pool.stats().replicas if each.number == number]
+            os.kill(pid, signal.SIGSTOP)
+            answer = [t for d in stream.generate(bench_pool.PARAMS) for t in d.delta_token_ids]
+            assert stream.inner.replica != number
+        assert pool.inner._placement.replicas.num_lost >= 1
+    assert [[answer]] == bench_pool.undisturbed(model, 1, 1)
 
 
 def test_rolling_restart_and_scaling_under_load(ray, model):
