@@ -92,7 +92,7 @@ class Replica:
             return await answer
         except asyncio.CancelledError:
             if ray.is_initialized():  # otherwise this would start another Ray
-                ray.cancel(answer)
+                ray.cancel(answer, recursive=False)
             raise
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, EngineStoppedError):

@@ -48,7 +48,7 @@ class LocalRay:
     def kill(self, handle: Any) -> None:
         handle._end()
 
-    def cancel(self, answer: Any) -> None:
+    def cancel(self, answer: Any, *, recursive: bool) -> None:
         answer.task.cancel()
 
     def fault_of(self, method: str) -> str | None:
