@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from paged_stream.pool.stats import PoolStats as PoolStats
     from paged_stream.pool.stats import ReplicaStats as ReplicaStats
     from paged_stream.scheduler.sampling_params import SamplingParams as SamplingParams
+    from paged_stream.scheduler.structured_outputs import (
+        StructuredOutputsParams as StructuredOutputsParams,
+    )
     from paged_stream.serve.ray_app import build_app as build_app
     from paged_stream.text.inputs import Prompt as Prompt
     from paged_stream.text.inputs import TextPrompt as TextPrompt
@@ -63,6 +66,7 @@ _HOME = {
     "Stream": "engine.stream",
     "StreamApi": "engine.api",
     "StreamStats": "engine.outputs",
+    "StructuredOutputsParams": "scheduler.structured_outputs",
     "TextPrompt": "text.inputs",
     "TokenLogprob": "engine.outputs",
     "TokensPrompt": "text.inputs",

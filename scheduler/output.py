@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from array import array
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from .sampling_params import SamplingParams
 from .sink_window import SinkWindow
@@ -12,6 +13,27 @@ from .sink_window import SinkWindow
 # Why a turn is over: a stop token or string; its limit; somebody aborted it, or a function of the
 # user's failed.
 FinishReason: TypeAlias = Literal["stop", "length", "abort"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenMask:
+    """The tokens that may come next: a bit for each id, beginning with the lowest bit of the first
+    byte. It may be worked out while the step is computed."""
+
+    work: Future[bytes]
+
+    def bits(self) -> bytes:
+        """Wait for it."""
+        return self.work.result()
+
+    def __reduce__(self) -> Any:
+        return _known_mask, (self.bits(),)
+
+
+def _known_mask(bits: bytes) -> TokenMask:
+    work: Future[bytes] = Future()
+    work.set_result(bits)
+    return TokenMask(work)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +57,7 @@ class ScheduledSequence:
         history: int32, the tokens visible at the place to sample, in order. Filled when the
             parameters need them and the step samples; empty otherwise.
         bad_words: token ids of each of the parameters' bad words, in each way to write it.
+        mask: set when the parameters have a structure and the step samples.
     """
 
     seq_id: int
@@ -51,6 +74,7 @@ class ScheduledSequence:
     max_new_tokens: int
     history: array[int]
     bad_words: tuple[tuple[int, ...], ...] = ()
+    mask: TokenMask | None = None
 
     @property
     def samples(self) -> bool:
@@ -171,7 +195,7 @@ class ModelOutput:
 
     Args:
         token_ids: the sampled tokens, one per step up to the one that ends the turn; none for a
-            sequence that was not sampled, or whose logits processor failed.
+            sequence that was not sampled, or whose logits processor failed or mask was empty.
         logprobs: of the sampled token, where asked for (then there is only one).
         prompt_logprobs: of the known tokens that follow each of the chunk's tokens, where asked
             for (one fewer when the chunk ends the prompt); empty otherwise.
@@ -190,7 +214,7 @@ class SequenceUpdate:
         seq_id: the sequence.
         token_ids: the tokens it gained.
         num_computed_tokens: those of the stream that are computed now.
-        finish_reason: set when its turn is over; ``"abort"`` if its logits processor failed.
+        finish_reason: set when its turn is over; ``"abort"`` if no token could be sampled.
         logprob: of the token it gained, where asked for.
         prompt_logprobs: as in `ModelOutput`.
     """

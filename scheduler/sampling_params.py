@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 from .fields import LARGEST_INT, Integer, Number, Switch
 from .hints import explains_settings
 from .settings import changes_repr, check_fields, setting
+from .structured_outputs import Structure, StructuredOutputsParams
 from .word_fields import Biases, Functions, Integers, Texts
 
 # Takes the ids of the tokens that were generated so far, as far as they are still visible, and a
@@ -45,6 +46,11 @@ _HINTS = {
     "logits_processor": "write logits_processors, functions of token ids and logits",
     "no_repeat_ngram_size": "write repetition_penalty or frequency_penalty",
     "random_seed": "write seed",
+    "guided_decoding": "write structured_outputs=StructuredOutputsParams(...)",
+    "guided_json": "write structured_outputs=StructuredOutputsParams(json=...)",
+    "guided_regex": "write structured_outputs=StructuredOutputsParams(regex=...)",
+    "guided_choice": "write structured_outputs=StructuredOutputsParams(choice=...)",
+    "guided_grammar": "write structured_outputs=StructuredOutputsParams(grammar=...)",
     "window_size": _ENGINE,
     "num_sink_tokens": _ENGINE,
 }
@@ -97,6 +103,10 @@ class SamplingParams:
             are still visible, as for the penalties. A result that depends on these two arguments
             only is the same in any batch, and after a turn was interrupted. A function that raises
             ends its request with the ``finish_reason`` ``"abort"``. In a pool, it is pickled.
+        structured_outputs: what the text has to be: JSON by a schema, a match of a regular
+            expression, one of some texts, or text of a grammar. Nothing else can be generated, and
+            the turn ends where the text is complete and cannot go on. What the other fields ask for
+            counts as far as that leaves a token to choose.
 
     Raises:
         ValueError: names the field, its value and what is allowed.
@@ -130,6 +140,7 @@ class SamplingParams:
     logits_processors: LogitsProcessor | Seq[LogitsProcessor] | None = setting(
         (), Functions(), **_IN_PYTHON
     )
+    structured_outputs: StructuredOutputsParams | None = setting(None, Structure(optional=True))
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -168,7 +179,10 @@ class SamplingParams:
     def changes_logits(self) -> bool:
         """Whether the logits change before temperature and the like, at any place."""
         return (
-            self.needs_history or self.allowed_token_ids is not None or self.logit_bias is not None
+            self.needs_history
+            or self.allowed_token_ids is not None
+            or self.logit_bias is not None
+            or self.structured_outputs is not None
         )
 
 

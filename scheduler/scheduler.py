@@ -356,7 +356,7 @@ class Scheduler:
             computed = sequence.num_computed_tokens
             sequence.trim(self.kv.remember(sequence.seq_id, computed, sequence.token_ids))
             if scheduled.samples and not gained:
-                finish_reason = "abort"  # its logits processor failed
+                finish_reason = "abort"  # no token could be sampled
             elif sequence.num_pending_tokens == 0:  # it gained none, and has nothing to compute
                 finish_reason = "length"
             if finish_reason is not None:

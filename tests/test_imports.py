@@ -15,7 +15,8 @@ ROOT = Path(__file__).parent.parent
 # What each room may see beside itself: rooms, or single modules of them. A room is a folder or a
 # module of the root package.
 ALLOWED = {
-    "": {"config", "engine", "pool", "scheduler.sampling_params", "serve", "text", "version"},
+    "": {"config", "engine", "pool", "scheduler.sampling_params", "scheduler.structured_outputs"}
+    | {"serve", "text", "version"},
     "__main__": {"cli"},
     "cli": {"commands", "version"},
     "commands": {"batch", "config", "engine", "evaluation", "info", "models", "pool.pool_options"}
@@ -31,7 +32,7 @@ ALLOWED = {
     "pool": {"config", "engine", "scheduler.fields", "scheduler.sampling_params"}
     | {"scheduler.settings", "scheduler.sink_window", "setting_kinds", "system", "text"},
     "engine": {"config", "executor", "models", "scheduler", "system", "text"},
-    "text": {"scheduler.sampling_params"},
+    "text": {"scheduler.sampling_params", "scheduler.structured_outputs"},
     # Below the engine, the scheduler is its messages and what they are made of.
     "executor": {"config", "layers", "models", "scheduler.output", "scheduler.sink_window"}
     | {"system", "worker"},

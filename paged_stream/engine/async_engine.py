@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Self, overload
 
 from paged_stream.config import EngineConfig, takes_config
 from paged_stream.engine.api import AsyncDeltas, AsyncEngineApi, FilePath, OnEvict, Scores
-from paged_stream.engine.async_stream import AsyncStream, AsyncStreams, beside_the_loop
+from paged_stream.engine.async_stream import (
+    AsyncStream,
+    AsyncStreams,
+    beside_the_loop,
+    check_beside_the_loop,
+)
 from paged_stream.engine.core import EngineCore
 from paged_stream.engine.lifetime import EngineStoppedError, when_abandoned
 from paged_stream.engine.loaded_engine import LoadedEngine
@@ -103,6 +108,10 @@ class AsyncLLMEngine(LoadedEngine, AsyncEngineApi):
         intake, core, names = self._intake, self._core, self._names
         name = request_id
 
+        async def prepare() -> list[int]:
+            await check_beside_the_loop(intake.prompts, params)
+            return await encode()
+
         def start(mailbox: Mailbox, token_ids: list[int]) -> None:
             nonlocal name
             if name is None:
@@ -114,7 +123,7 @@ class AsyncLLMEngine(LoadedEngine, AsyncEngineApi):
             assert name is not None  # as it has started
             core.turns.drop(name)
 
-        return self.thread.deltas(encode, start, stop)
+        return self.thread.deltas(prepare, start, stop)
 
     @overload
     async def score(self, prompts: Prompt) -> Scores: ...  # type: ignore[overload-overlap]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from paged_stream.engine.thread import EngineThread
 from paged_stream.scheduler.sampling_params import SamplingParams, whole_answer
 from paged_stream.text.chat import Messages, is_messages
 from paged_stream.text.inputs import Prompt, plain_prompt
+from paged_stream.text.prompts import PromptEncoder
 
 T = TypeVar("T")
 
@@ -94,17 +95,18 @@ class AsyncStream(AsyncStreamApi):
         """As `StreamApi.generate`."""
         return self.resume(SamplingParams() if sampling_params is None else sampling_params, 0)
 
-    def resume(self, params: SamplingParams, num_generated: int) -> AsyncDeltas:
+    def resume(
+        self, params: SamplingParams, num_generated: int, generated: Sequence[int] = ()
+    ) -> AsyncDeltas:
         """Go on with a turn that was interrupted after so many tokens, as in
         `LiveStream.start_turn`."""
 
-        async def prepare() -> None:
-            pass
-
         def start(mailbox: Mailbox, prepared: None) -> None:
-            self.inner.start_turn(params, mailbox, num_generated=num_generated)
+            self.inner.start_turn(
+                params, mailbox, num_generated=num_generated, generated=generated
+            )
 
-        return self._turn(prepare, start)
+        return self._turn(lambda: check_beside_the_loop(self.inner.prompts, params), start)
 
     def complete(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None
@@ -115,7 +117,11 @@ class AsyncStream(AsyncStreamApi):
         def start(mailbox: Mailbox, addition: Addition) -> None:
             self.inner.start_completion(prompt, params, addition, mailbox)
 
-        return self._turn(lambda: beside_the_loop(self.inner.encode, prompt), start)
+        async def prepare() -> Addition:
+            await check_beside_the_loop(self.inner.prompts, params)
+            return await beside_the_loop(self.inner.encode, prompt)
+
+        return self._turn(prepare, start)
 
     def chat(
         self, messages: str | Messages, sampling_params: SamplingParams | None = None
@@ -126,7 +132,11 @@ class AsyncStream(AsyncStreamApi):
         def start(mailbox: Mailbox, addition: Addition) -> None:
             self.inner.start_chat(messages, params, addition, mailbox)
 
-        return self._turn(lambda: asyncio.to_thread(self.inner.encode_chat, messages), start)
+        async def prepare() -> Addition:
+            await check_beside_the_loop(self.inner.prompts, params)
+            return await asyncio.to_thread(self.inner.encode_chat, messages)
+
+        return self._turn(prepare, start)
 
     async def score(self, prompt: Prompt) -> list[float | None]:
         """As `AsyncStreamApi.score`."""
@@ -265,3 +275,9 @@ async def beside_the_loop(function: Callable[[Any], T], prompt: Any) -> T:
     if isinstance(plain_prompt(prompt), str) or is_messages(prompt):
         return await asyncio.to_thread(function, prompt)
     return function(prompt)
+
+
+async def check_beside_the_loop(prompts: PromptEncoder, params: SamplingParams) -> None:
+    """Check parameters now if that takes long, so that it does not in the engine's thread."""
+    if not prompts.is_known(params):
+        await asyncio.to_thread(prompts.check_params, params)

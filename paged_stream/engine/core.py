@@ -24,6 +24,7 @@ from paged_stream.models.kv_tokens import KVTokens
 from paged_stream.scheduler.scheduler import Scheduler
 from paged_stream.scheduler.sequence import Sequence, SequenceState
 from paged_stream.scheduler.sink_window import SinkWindow
+from paged_stream.text.structures import Structures
 from paged_stream.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class EngineCore:
         scheduler: Scheduler,
         executor: Executor,
         tokenizer: Tokenizer | None,
+        structures: Structures | None,
         eos_token_ids: tuple[int, ...],
         *,
         model: str,
@@ -64,7 +66,7 @@ class EngineCore:
         self._seq_ids = itertools.count()
         self.scheduler = scheduler
         self.executor = executor
-        self.turns = Turns(scheduler, tokenizer, eos_token_ids, self._seq_ids)
+        self.turns = Turns(scheduler, tokenizer, structures, eos_token_ids, self._seq_ids)
         self.stepper = Stepper(scheduler, executor)
         self.streams: dict[int, StreamRecord] = {}  # by seq_id
         self.num_evicted_tokens = 0
@@ -124,7 +126,7 @@ class EngineCore:
             self.park_idle(self._park_after_seconds)
         with self.stepper.alone():
             began = time.monotonic()
-            step = self.stepper.step(self.turns.unread, self.turns.completes_stop)
+            step = self.stepper.step(self.turns.unread, self.turns.masked, self.turns.ends_with)
             if step is None:
                 return False
             self._note_starts(step)

@@ -39,6 +39,9 @@ class Addition:
 class LiveStream:
     """One stream of an engine.
 
+    Attributes:
+        prompts: checks parameters, and may do so in any thread.
+
     Args:
         seq_id: its number in the core.
         seed: from which its turns draw theirs; ``num_turns`` have done so.
@@ -61,7 +64,7 @@ class LiveStream:
         self.seq_id = seq_id
         self.has_chatted = has_chatted
         self.is_closed = False
-        self._prompts = prompts
+        self.prompts = prompts
         self._seed = seed
         self._num_turns = num_turns
         self._pinned_messages = pinned_messages
@@ -121,7 +124,7 @@ class LiveStream:
             ValueError: as `PromptEncoder.encode`, or the stream is closed.
         """
         continues = not self._is_empty
-        return Addition(self._prompts.encode(prompt, continues=continues), continues)
+        return Addition(self.prompts.encode(prompt, continues=continues), continues)
 
     @finish_before_exit
     def encode_chat(self, messages: str | Messages) -> Addition:
@@ -132,7 +135,7 @@ class LiveStream:
         """
         self.check_open()
         continues, answered = not self._is_empty, self.has_chatted
-        token_ids = self._prompts.encode_chat(
+        token_ids = self.prompts.encode_chat(
             messages, self._pinned_messages, continues=continues, answered=answered
         )
         return Addition(token_ids, continues, answered)
@@ -197,13 +200,13 @@ class LiveStream:
         if addition.continues == self._is_empty:  # it was another when the prompt was encoded
             addition = self.encode(prompt)
         token_ids = addition.token_ids
-        self._queue(token_ids if params is None else self._prompts.truncate(token_ids, params))
+        self._queue(token_ids if params is None else self.prompts.truncate(token_ids, params))
 
     def _queue(self, token_ids: list[int]) -> None:
         sequence = self._sequence
         if sequence.generates:
             stream_rules.check_queue(len(sequence.queued), len(token_ids))
-        self._prompts.check_length(sequence.num_tokens + len(sequence.queued) + len(token_ids))
+        self.prompts.check_length(sequence.num_tokens + len(sequence.queued) + len(token_ids))
         self.core.scheduler.append(self.seq_id, token_ids)
 
     def queue_chat(
@@ -223,7 +226,7 @@ class LiveStream:
         token_ids = addition.token_ids
         if addition.answered:
             token_ids = without_repeated_end(token_ids, *self._sequence.last_token_ids(1))
-        token_ids = self._prompts.truncate(token_ids, params)
+        token_ids = self.prompts.truncate(token_ids, params)
         self._queue(token_ids)
         self.has_chatted = True
         return token_ids
@@ -235,15 +238,24 @@ class LiveStream:
         sequence = self._sequence
         if not appends:
             stream_rules.check_can_generate(sequence.num_tokens, has_next=sequence.has_next)
-        self._prompts.check_length(sequence.num_tokens)
+        self.prompts.check_length(sequence.num_tokens)
 
-    def start_turn(self, params: SamplingParams, inbox: Inbox, *, num_generated: int = 0) -> None:
+    def start_turn(
+        self,
+        params: SamplingParams,
+        inbox: Inbox,
+        *,
+        num_generated: int = 0,
+        generated: Sequence[int] = (),
+    ) -> None:
         """Let the stream generate by the steps that come, into ``inbox``.
 
         Args:
             num_generated: the last so many tokens of the stream are the beginning of this turn,
                 which was interrupted. What they count for (penalties, limits, stop strings) they
                 count for again; none of them is delivered again.
+            generated: if ``params`` have a structure, these tokens. The stream may have forgotten
+                the first of them.
 
         Raises:
             ValueError: as `StreamApi.generate`.
@@ -254,7 +266,7 @@ class LiveStream:
         self._num_turns += 1
         if params.seed is not None:
             seed = params.seed
-        self.core.turns.start(self.seq_id, params, seed, inbox, num_generated)
+        self.core.turns.start(self.seq_id, params, seed, inbox, num_generated, generated)
 
     def start_completion(
         self, prompt: Prompt, params: SamplingParams, addition: Addition, inbox: Inbox
@@ -325,7 +337,7 @@ class LiveStream:
         seq_id = self.core.fork_stream(self.seq_id, on_evict)
         return LiveStream(
             self.core,
-            self._prompts,
+            self.prompts,
             seq_id,
             seed=self.core.new_seed(),
             pinned_messages=self._pinned_messages,
@@ -416,7 +428,7 @@ class LiveStream:
     @finish_before_exit
     def with_text(self, visible: VisibleText) -> VisibleText:
         """Add the text of each run; in any thread."""
-        decode = self._prompts.decode
+        decode = self.prompts.decode
         runs = [
             replace(run, text=decode(run.token_ids, continues=run.start > 0))
             for run in visible.runs
@@ -433,7 +445,7 @@ class LiveStream:
 
     def _check_params(self, params: SamplingParams) -> None:
         stream_rules.check_turn_params(params)
-        self._prompts.check_params(params)
+        self.prompts.check_params(params)
 
 
 def _as_position(name: str, value: SupportsIndex) -> int:

@@ -95,6 +95,7 @@ class LoadedEngine:
             scheduler,
             executor,
             self.tokenizer,
+            prompts.structures,
             self._end_token_ids(),
             model=str(config.model),
             seed=config.seed,

@@ -89,14 +89,18 @@ class Stepper:
             raise
 
     def step(
-        self, unread: Callable[[], set[int]], completes_stop: Callable[[int, int], bool]
+        self,
+        unread: Callable[[], set[int]],
+        masked: Callable[[SchedulerOutput], SchedulerOutput],
+        ends_with: Callable[[int, int], bool],
     ) -> Step | None:
         """Compute one step, or as many as need no look in between; ``None`` if there was nothing
         to compute. Within `alone`.
 
         Args:
             unread: tells the sequences that sit it out.
-            completes_stop: as ``stops`` of `Scheduler.update`.
+            masked: adds masks to what is computed next.
+            ends_with: as ``stops`` of `Scheduler.update`.
 
         Raises:
             RuntimeError: the engine has failed before.
@@ -109,7 +113,7 @@ class Stepper:
             self.flush()
             if not output.sequences:
                 return None
-            submitted = output, self._executor.submit(output)
+            submitted = output, self._executor.submit(masked(output))
         output, wait = submitted
         if self._executor.runs_ahead:
             self._ahead = self._submit_following(output, unread())
@@ -122,7 +126,7 @@ class Stepper:
             # What a step samples is what the next one computes.
             self.num_computed_tokens += len(scheduled.token_ids) + max(0, len(token_ids) - 1)
         self.num_steps += output.num_steps
-        return Step(output, self._scheduler.update(output, result, completes_stop), started)
+        return Step(output, self._scheduler.update(output, result, ends_with), started)
 
     def _submit_following(self, output: SchedulerOutput, unread: set[int]) -> Submitted | None:
         """Let the device go on, if that is sure to be what comes next."""

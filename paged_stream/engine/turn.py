@@ -10,6 +10,7 @@ from paged_stream.engine.outputs import Inbox, RequestDelta, RequestMetrics
 from paged_stream.scheduler.output import FinishReason, SequenceUpdate
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.text.detokenizer import CONTEXT_TOKENS, Detokenizer
+from paged_stream.text.structures import Progress
 from paged_stream.text.tokenizer import Tokenizer
 
 # Tokens of an interrupted turn that are looked at again for text that was held back.
@@ -23,7 +24,8 @@ class Turn:
     ``inbox`` is where its deltas go; without one, they wait for `Turns.take_undelivered`. Once the
     prompt of a request is computed, its sequence ``generates``, and beside it ``num_copies``
     copies. ``new_text`` belongs to the next delta. ``eos_token_ids`` end the turn, besides those
-    that its parameters name. ``is_last`` tells that no other turn goes on where this one ends.
+    that its parameters name; ``stop_token_ids`` are all of these. ``progress`` is in what its
+    text has to be, if it has to be anything. ``is_last`` tells that no other turn goes on where this one ends.
     """
 
     request_id: str
@@ -31,6 +33,8 @@ class Turn:
     params: SamplingParams
     seed: int = 0
     eos_token_ids: tuple[int, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    progress: Progress | None = None
     is_last: bool = False
     detokenizer: Detokenizer | None = None
     new_text: str = ""
@@ -82,21 +86,32 @@ class Turn:
         for token_id in last_ids[split:]:
             self.detokenizer.append(token_id)
 
-    def completes_stop(self, token_id: int) -> bool:
-        """Add a token's text; whether that completes a stop string."""
+    def ends_with(self, token_id: int) -> bool:
+        """Add a token; whether that completes a stop string, or what the text has to be."""
+        if self.progress is not None:
+            if token_id in self.stop_token_ids:  # before min_tokens, where nothing else was left
+                return True
+            self.progress.append(token_id)
+        return self._completes_stop(token_id) or self._is_complete
+
+    def _completes_stop(self, token_id: int) -> bool:
         if self.detokenizer is None:
             return False
         text, self.stop_string = self.detokenizer.append(token_id)
         self.new_text += text
         return self.stop_string is not None
 
+    @property
+    def _is_complete(self) -> bool:
+        return self.progress is not None and self.progress.is_over
+
     def delta(self, update: SequenceUpdate, finish_reason: FinishReason | None) -> RequestDelta:
         """What a step has added, and why the turn is over if it is."""
         stop_token = None
-        if finish_reason == "stop" and self.stop_string is None:
+        if finish_reason == "stop" and self.stop_string is None and not self._is_complete:
             stop_token = update.token_ids[-1]
             if self.params.include_stop_str_in_output:
-                self.completes_stop(stop_token)
+                self._completes_stop(stop_token)
         text, self.new_text = self.new_text, ""
         if finish_reason is not None:
             text += self._last_text()

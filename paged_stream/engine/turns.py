@@ -7,13 +7,15 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
+from paged_stream.engine.masks import Masks
 from paged_stream.engine.outputs import DeltaQueue, Inbox, RequestDelta
 from paged_stream.engine.turn import Turn
-from paged_stream.scheduler.output import SequenceUpdate
+from paged_stream.scheduler.output import SchedulerOutput, SequenceUpdate
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.scheduler.scheduler import Scheduler
 from paged_stream.scheduler.sink_window import SinkWindow
 from paged_stream.text.bad_words import bad_word_ids
+from paged_stream.text.structures import Structures
 from paged_stream.text.tokenizer import Tokenizer
 
 # Deltas of one request that may wait for `step` while others drive the engine.
@@ -31,6 +33,7 @@ class Turns:
         self,
         scheduler: Scheduler,
         tokenizer: Tokenizer | None,
+        structures: Structures | None,
         eos_token_ids: tuple[int, ...],
         seq_ids: Iterator[int],
     ) -> None:
@@ -40,6 +43,8 @@ class Turns:
         self.queue_seconds = 0.0
         self._scheduler = scheduler
         self._tokenizer = tokenizer
+        self._structures = structures
+        self._masks = Masks()
         self._eos_token_ids = eos_token_ids
         self._seq_ids = seq_ids
         self._turns: dict[int, Turn] = {}  # by seq_id
@@ -170,12 +175,13 @@ class Turns:
         seed: int,
         inbox: Inbox,
         num_generated: int = 0,
+        generated: Sequence[int] = (),
     ) -> None:
         """Let a stream generate; its deltas will appear in ``inbox``. The turn has
-        ``num_generated`` tokens already."""
+        ``num_generated`` tokens already; with a structure, these."""
         turn = Turn(request_id=f"stream-{seq_id}", index=0, params=params, seed=seed, inbox=inbox)
         self._turns[seq_id] = turn
-        self._generate(seq_id, turn, num_generated)
+        self._generate(seq_id, turn, num_generated, generated)
 
     def start_scoring(self, seq_id: int, inbox: Inbox) -> None:
         """Compute what was appended to a stream; log-probabilities will appear in ``inbox``."""
@@ -188,6 +194,7 @@ class Turns:
         """Forget a sequence's turn, if it has one."""
         self._turns.pop(seq_id, None)
         self._begun.pop(seq_id, None)
+        self._masks.turns.pop(seq_id, None)
 
     # Within a step
 
@@ -226,11 +233,15 @@ class Turns:
         self.queue_seconds += waited
         return waited
 
-    def completes_stop(self, seq_id: int, token_id: int) -> bool:
-        """Add a token's text to its turn; whether that completes a stop string. A stop token has
-        no text, and does not come here."""
+    def masked(self, output: SchedulerOutput) -> SchedulerOutput:
+        """The same step, with the masks of the turns that have a structure."""
+        return self._masks.added_to(output)
+
+    def ends_with(self, seq_id: int, token_id: int) -> bool:
+        """Add a token to its turn; whether that ends it. A stop token has no text, and does not
+        come here."""
         turn = self._turns.get(seq_id)
-        return turn is not None and turn.completes_stop(token_id)
+        return turn is not None and turn.ends_with(token_id)
 
     def deliver(self, update: SequenceUpdate) -> None:
         """Hand out what a step has added to a turn."""
@@ -274,10 +285,19 @@ class Turns:
         for turn_id, turn in turns.items():
             self._generate(turn_id, turn)
 
-    def _generate(self, seq_id: int, turn: Turn, num_generated: int = 0) -> None:
-        """Let a sequence that has tokens generate; its last ``num_generated`` are of this turn."""
+    def _generate(
+        self, seq_id: int, turn: Turn, num_generated: int = 0, generated: Sequence[int] = ()
+    ) -> None:
+        """Let a sequence that has tokens generate. The rest is as in `start`."""
         params = turn.params
         turn.eos_token_ids = () if params.ignore_eos else self._eos_token_ids
+        turn.stop_token_ids = (*(params.stop_token_ids or ()), *turn.eos_token_ids)
+        if params.structured_outputs is not None:
+            assert self._structures is not None and len(generated) == num_generated
+            turn.progress = self._structures.begin(params.structured_outputs)
+            for token_id in generated:
+                turn.progress.append(token_id)
+            self._masks.turns[seq_id] = turn
         bad_words: tuple[tuple[int, ...], ...] = ()
         if self._tokenizer is not None:
             bad_words = bad_word_ids(self._tokenizer, params.bad_words or ())
@@ -288,7 +308,7 @@ class Turns:
         self._scheduler.start_turn(
             seq_id,
             params,
-            stop_token_ids=(*(params.stop_token_ids or ()), *turn.eos_token_ids),
+            stop_token_ids=turn.stop_token_ids,
             bad_words=bad_words,
             seed=turn.seed,
             num_generated=num_generated,

@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from paged_stream.config import EngineConfig
 from paged_stream.engine.async_engine import AsyncLLMEngine
-from paged_stream.engine.async_stream import AsyncStream, beside_the_loop
+from paged_stream.engine.async_stream import (
+    AsyncStream,
+    beside_the_loop,
+    check_beside_the_loop,
+)
 from paged_stream.engine.outputs import EngineStats, RequestDelta, StreamStats, VisibleText
 from paged_stream.engine.stream_file import stream_bytes, write_stream_file
 from paged_stream.pool.delta_batches import DeltaBatches
@@ -66,6 +70,7 @@ class ReplicaProcess:
         """Tokenize prompts, and check them together with their parameters."""
         encoder = self._engine.intake.prompts
         for each in params:
+            await check_beside_the_loop(encoder, each)
             encoder.check_params(each)
         token_ids = []
         pairs = zip(prompts, params or [SamplingParams()] * len(prompts), strict=True)
@@ -173,6 +178,7 @@ class ReplicaProcess:
         """
         stream = self._streams[name]
         if params is not None:
+            await check_beside_the_loop(self._engine.intake.prompts, params)
             check = partial(stream.inner.check_can_generate, params, appends=True)
             await self._engine.thread.call(check)
         token_ids = await self.encode_next(name, prompt)
@@ -184,6 +190,7 @@ class ReplicaProcess:
     async def append_chat(self, name: str, messages: Any, params: SamplingParams) -> list[int]:
         """Append the next messages of a conversation; returns the token ids."""
         stream = self._streams[name].inner
+        await check_beside_the_loop(stream.prompts, params)
         addition = await asyncio.to_thread(stream.encode_chat, messages)
         return await self._engine.thread.call(lambda: stream.queue_chat(messages, params, addition))
 
@@ -192,8 +199,11 @@ class ReplicaProcess:
         token_ids = await self.encode_next(name, prompt)
         return token_ids, await self._streams[name].score(token_ids)
 
-    async def start_turn(self, name: str, params: SamplingParams, num_generated: int) -> None:
-        deltas = self._streams[name].resume(params, num_generated)
+    async def start_turn(
+        self, name: str, params: SamplingParams, num_generated: int, generated: Sequence[int]
+    ) -> None:
+        await check_beside_the_loop(self._engine.intake.prompts, params)
+        deltas = self._streams[name].resume(params, num_generated, generated)
         self._turns[name] = DeltaBatches(deltas)
         await asyncio.sleep(0)  # lets the turn begin, so that it can be stopped
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,6 +29,7 @@ class PoolTurn:
         self._attempts = Attempts(home.placement.replicas)
         self._items: deque[RequestDelta] = deque()
         self._num_generated = 0
+        self._generated = array("i")  # with a structure, which has to see them all again
         self._metrics = RequestMetrics.of_arrival()
         self._has_begun = self._is_over = False
         self._lock = asyncio.Lock()  # held while it is being started or stopped
@@ -77,7 +79,7 @@ class PoolTurn:
             if self._is_over:
                 return
             replica = await self._home.attach()
-            how = (self._params, self._num_generated)
+            how = (self._params, self._num_generated, self._generated)
             if await self._home.ask(replica, self._attempts, "start_turn", *how) is not NO_ANSWER:
                 self._home.turn_began(replica)
 
@@ -116,6 +118,8 @@ class PoolTurn:
         """Acknowledge what was generated."""
         token_ids = [token_id for delta in deltas for token_id in delta.delta_token_ids]
         self._num_generated += len(token_ids)
+        if self._params.structured_outputs is not None:
+            self._generated.extend(token_ids)
         for delta in deltas:
             self._metrics = self._metrics.updated(delta.metrics)
             self._items.append(replace(delta, metrics=self._metrics))

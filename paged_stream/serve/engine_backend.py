@@ -21,7 +21,7 @@ class EngineBackend:
     async def encode(self, prompt: Prompt, params: SamplingParams) -> list[int]:
         """As `Backend.encode`."""
         prompts = self.engine.intake.prompts
-        prompts.check_params(params)
+        await asyncio.to_thread(prompts.check_params, params)
         return prompts.truncate(await asyncio.to_thread(self.engine.encode, prompt), params)
 
     async def encode_chat(self, messages: Messages) -> list[int]:

@@ -1,5 +1,4 @@
-"""Text, token ids and messages in, checked token ids out. Nothing here ever changes, so any thread
-may use it."""
+"""Text, token ids and messages in, checked token ids out. Any thread may use it."""
 
 from __future__ import annotations
 
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from paged_stream.scheduler.sampling_params import SamplingParams, check_params_type
 from paged_stream.text.chat import Messages, first_turn, is_messages, next_turn, pinned_text
 from paged_stream.text.inputs import Prompt, as_token_ids, check_range, plain_prompt
+from paged_stream.text.structures import Structures
 from paged_stream.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -26,6 +26,9 @@ class Pin:
 
 class PromptEncoder:
     """Knows the vocabulary and the tokenizer of one model.
+
+    Attributes:
+        structures: what was compiled of `structured_outputs`; ``None`` without a tokenizer.
 
     Args:
         model: its name, for messages.
@@ -48,6 +51,7 @@ class PromptEncoder:
         self._vocab_size = vocab_size
         self._length_limit = length_limit
         self._num_visible = num_visible
+        self.structures = None if tokenizer is None else Structures(tokenizer, vocab_size)
 
     def encode(self, prompt: Prompt, *, continues: bool = False) -> list[int]:
         """Turn a prompt into token ids and check them.
@@ -164,16 +168,24 @@ class PromptEncoder:
             )
 
     def check_params(self, params: SamplingParams) -> None:
-        """Check what only the model's vocabulary and tokenizer can tell.
+        """Check what only the model's vocabulary and tokenizer can tell. That may take long if
+        `is_known` denies it.
 
         Raises:
             ValueError: names the field.
         """
         check_params_type(params)
-        for name in ("stop", "bad_words"):
+        for name in ("stop", "bad_words", "structured_outputs"):
             if getattr(params, name) and self._tokenizer is None:
                 raise ValueError(f"{name} needs a tokenizer, and {self._model} has none")
         for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
             highest = max(getattr(params, name) or (), default=0)
             if highest >= self._vocab_size:
                 raise ValueError(f"{name} must be below {self._vocab_size}, got {highest}")
+        if params.structured_outputs is not None and self.structures is not None:
+            self.structures.begin(params.structured_outputs)
+
+    def is_known(self, params: SamplingParams) -> bool:
+        """Whether nothing has to be compiled for such a request."""
+        wanted = getattr(params, "structured_outputs", None)
+        return wanted is None or self.structures is None or self.structures.knows(wanted)

@@ -12,20 +12,31 @@ from paged_stream.scheduler.output import ScheduledSequence
 from paged_stream.scheduler.sampling_params import LogitsProcessor
 
 
-class LogitsProcessorError(RuntimeError):
-    """A function of the user's has raised, or returned no logits."""
+class NoTokenError(RuntimeError):
+    """No token can be sampled: a function of the user's has raised, or returned no logits; or no
+    token of the vocabulary goes on with the text that was asked for."""
 
 
 def change_logits(row: torch.Tensor, sequence: ScheduledSequence) -> None:
     """Change one sequence's logits in place, in vLLM's order: allowed tokens, bad words, the bar on
-    stop tokens, biases, the user's functions, penalties.
+    stop tokens, biases, the user's functions, penalties; last, the mask of a structure.
 
     Args:
         row: float32 [vocab].
 
     Raises:
-        LogitsProcessorError: says which function failed.
+        NoTokenError: says why.
     """
+    mask = sequence.mask
+    if mask is None:
+        _change(row, sequence)
+        return
+    raw = row.clone()
+    _change(row, sequence)
+    _apply_mask(row, raw, mask.bits())
+
+
+def _change(row: torch.Tensor, sequence: ScheduledSequence) -> None:
     params = sequence.sampling_params
     if params.allowed_token_ids is not None:
         _allow_only(row, params.allowed_token_ids)
@@ -86,7 +97,7 @@ def _process(row: torch.Tensor, processor: LogitsProcessor, token_ids: list[int]
             raise ValueError(f"it must return {list(row.shape)} logits, not {list(logits.shape)}")
         row.copy_(logits)
     except Exception as error:  # it is the user's
-        raise LogitsProcessorError(f"the logits processor {processor!r} failed") from error
+        raise NoTokenError(f"the logits processor {processor!r} failed") from error
 
 
 def _apply_penalties(
@@ -105,3 +116,17 @@ def _apply_penalties(
     if params.presence_penalty or params.frequency_penalty:
         ids, counts = torch.unique(generated.long(), return_counts=True)
         row[ids] -= params.presence_penalty + params.frequency_penalty * counts
+
+
+def _apply_mask(row: torch.Tensor, raw: torch.Tensor, bits: bytes) -> None:
+    """Bar what a mask does not allow. Where other changes have barred all that it allows, they
+    count for nothing."""
+    packed = torch.frombuffer(bytearray(bits), dtype=torch.uint8).to(row.device)
+    shifts = torch.arange(8, dtype=torch.uint8, device=row.device)
+    allowed = ((packed[:, None] >> shifts) & 1).flatten()[: len(row)].bool()
+    if not allowed.any():
+        raise NoTokenError("no token of the vocabulary goes on with what structured_outputs wants")
+    row[: len(allowed)].masked_fill_(~allowed, -math.inf)
+    row[len(allowed) :] = -math.inf
+    if not torch.isfinite(row).any():
+        row[: len(allowed)] = raw[: len(allowed)].masked_fill_(~allowed, -math.inf)

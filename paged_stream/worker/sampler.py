@@ -11,7 +11,7 @@ import torch
 
 from paged_stream import ops
 from paged_stream.scheduler.output import ScheduledSequence, TokenLogprob
-from paged_stream.worker.logits import LogitsProcessorError, change_logits
+from paged_stream.worker.logits import NoTokenError, change_logits
 from paged_stream.worker.staging import to_device
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def sample(
         draw: from `prepare_draw`, for these sequences.
 
     Returns:
-        The tokens, `NO_TOKEN` where a logits processor failed, and their log-probabilities where
+        The tokens, `NO_TOKEN` where none can be, and their log-probabilities where
         asked for.
     """
     nums_top = {
@@ -83,7 +83,7 @@ def sample(
         if sequence.changes_logits:
             try:
                 change_logits(logits[row], sequence)
-            except LogitsProcessorError:
+            except NoTokenError:
                 logger.exception("sequence %d is aborted", sequence.seq_id)
                 failed.append(row)
     tokens: list[int] = ops.sample_tokens(logits, draw.sampling, draw.positions).tolist()

@@ -119,4 +119,4 @@ def test_min_tokens_counts_those_that_are_not_looked_at_again(folder):
     tokenizer = load_tokenizer(folder, "mine")
     [before, end] = tokenizer.encode("ab")
     turn.begin_text(tokenizer, [before] * 600, 999)
-    assert [turn.completes_stop(end) for _ in range(2)] == [False, True]
+    assert [turn.ends_with(end) for _ in range(2)] == [False, True]

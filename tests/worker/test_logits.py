@@ -11,7 +11,7 @@ import torch
 from paged_stream.scheduler.output import ScheduledSequence
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.scheduler.sink_window import SinkWindow
-from paged_stream.worker.logits import LogitsProcessorError, change_logits
+from paged_stream.worker.logits import NoTokenError, change_logits
 from paged_stream.worker.sampler import NO_TOKEN, prepare_draw, sample
 
 VOCAB = 12
@@ -133,7 +133,7 @@ def test_a_function_that_fails_fails_alone(function):
     params = [SamplingParams(temperature=0, logits_processors=function, logprobs=1)]
     params += [SamplingParams(temperature=0, logit_bias={3: 100})]
     rows = [sequence(each) for each in params]
-    with pytest.raises(LogitsProcessorError):
+    with pytest.raises(NoTokenError):
         change_logits(torch.zeros(VOCAB), rows[0])
     logits = torch.zeros(2, VOCAB)
     tokens, logprobs = sample(logits, rows, prepare_draw(rows, [0, 1], logits.device))
