@@ -36,6 +36,7 @@ MODULES = {
     "batch_overhead": "bench_batch",
     "pool": "bench_pool",
     "disconnects": "disconnects",
+    "structured": "structured",
 }
 BY_NAME_ONLY = (
     "sink_effect",
@@ -44,6 +45,7 @@ BY_NAME_ONLY = (
     "batch_overhead",
     "pool",
     "disconnects",
+    "structured",
 )
 
 

@@ -1,5 +1,5 @@
-"""Over 200 JSON schemas of the kinds that people write, each with the question that it answers: flat
-and nested objects, arrays, enums, patterns, formats, limits, unions, ``$ref``, recursion."""
+"""Over 200 JSON schemas of the kinds that people write, each with a question that it answers:
+flat and nested objects, arrays, enums, patterns, formats, limits, unions, ``$ref``, recursion."""
 
 from __future__ import annotations
 

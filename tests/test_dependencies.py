@@ -38,6 +38,7 @@ NEEDS_EXTRA = {
     "paged_stream/serve/pool_backend.py": "serve",
     "paged_stream/serve/ray_app.py": "serve",
     "paged_stream/serve/server.py": "serve",
+    "paged_stream/text/structures.py": "structured",
 }
 INSTALLED = packages_distributions()
 # Other engines and kernels that benchmarks compare with where someone installed them.

@@ -102,9 +102,7 @@ class AsyncStream(AsyncStreamApi):
         `LiveStream.start_turn`."""
 
         def start(mailbox: Mailbox, prepared: None) -> None:
-            self.inner.start_turn(
-                params, mailbox, num_generated=num_generated, generated=generated
-            )
+            self.inner.start_turn(params, mailbox, num_generated=num_generated, generated=generated)
 
         return self._turn(lambda: check_beside_the_loop(self.inner.prompts, params), start)
 

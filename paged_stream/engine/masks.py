@@ -1,5 +1,4 @@
-"""Which tokens the turns with a structure may generate next, worked out while the model computes the
-logits of these tokens."""
+"""Which tokens turns with a structure may generate next, worked out while the model computes."""
 
 from __future__ import annotations
 

@@ -25,7 +25,8 @@ class Turn:
     prompt of a request is computed, its sequence ``generates``, and beside it ``num_copies``
     copies. ``new_text`` belongs to the next delta. ``eos_token_ids`` end the turn, besides those
     that its parameters name; ``stop_token_ids`` are all of these. ``progress`` is in what its
-    text has to be, if it has to be anything. ``is_last`` tells that no other turn goes on where this one ends.
+    text has to be, if it has to be anything. ``is_last`` tells that no other turn goes on where
+    this one ends.
     """
 
     request_id: str

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from paged_stream.scheduler.sampling_params import SamplingParams, whole_answer
 from paged_stream.scheduler.settings import settings_of
+from paged_stream.scheduler.structured_outputs import StructuredOutputsParams
 
 # Every field may be left out or null. Ranges are for `SamplingParams` to check.
 _FIELDS: dict[str, Any] = {
@@ -39,12 +40,43 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
+class NamedSchema(BaseModel):
+    """A JSON schema. Its name and ``strict`` change nothing: every answer is valid by it."""
+
+    content: dict[str, Any] = Field(alias="schema")
+
+
+class ResponseFormat(BaseModel):
+    """What the answer has to be, as OpenAI's clients write it."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
+
+    def structure(self) -> dict[str, Any] | None:
+        """The same as ``structured_outputs``."""
+        if self.type == "json_schema":
+            if self.json_schema is None:
+                raise ValueError("response_format must have a json_schema if that is its type")
+            return {"json": self.json_schema.content}
+        return {"json_object": True} if self.type == "json_object" else None
+
+
 class Stateless(Sampling):
     """What OpenAI's clients send beside; a service has one model, and asks nobody who they are."""
 
     model: str | None = None
     user: str | None = None
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+
+    def params(self) -> SamplingParams:
+        params = super().params()
+        structure = None if self.response_format is None else self.response_format.structure()
+        if structure is None:
+            return params
+        if params.structured_outputs is not None:
+            raise ValueError("response_format and structured_outputs are the same; give one")
+        return replace(params, structured_outputs=StructuredOutputsParams(**structure))
 
 
 class Completion(Stateless):

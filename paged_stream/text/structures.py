@@ -1,8 +1,8 @@
-"""What `structured_outputs` asks for, compiled for one tokenizer, and how far a text has come in it.
+"""What `structured_outputs` asks for, compiled for one tokenizer, and how far a text is in it.
 
-llguidance, an extra, does the work. To it, a vocabulary is the bytes of its tokens and one end, which
-is an id of our own behind them: whether a text may end is asked for, and which tokens end a turn is
-decided elsewhere.
+llguidance, an extra, does the work. To it, a vocabulary is the bytes of the tokens and one end, an
+id of our own behind the others. The end is allowed where a text may end; which tokens of the model
+end a turn is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -107,7 +107,9 @@ class Structures:
             _take(bits, self._vocab_size)
             if any(bits):
                 return matcher
-            reason = matcher.get_error() or "no token of the vocabulary begins such a text"
+            reason = "no token of the vocabulary begins such a text"
+            if matcher.stop_reason() != "NoExtensionBias":
+                reason = matcher.get_error().partition("<state>")[0] or reason
         reason = " ".join(reason.split())
         raise ValueError(f"structured_outputs: {name} cannot be used: {reason}")
 

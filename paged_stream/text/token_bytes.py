@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from paged_stream.text.tokenizer import Tokenizer
 
+_REPLACEMENT = "\ufffd"
+
 
 def all_token_bytes(tokenizer: Tokenizer, vocab_size: int) -> list[bytes]:
-    """What each token adds behind others: bytes that need not be whole characters, and none for
-    special tokens and ids that are in no vocabulary."""
+    """What each token adds behind others: bytes that need not be whole characters. Special tokens,
+    ids that are in no vocabulary, and parts of characters whose bytes are not known add none.
+    """
     if tokenizer.is_byte_level:
         return [tokenizer.token_bytes(token_id) for token_id in range(vocab_size)]
     found = _Neighbours(tokenizer)
@@ -32,4 +35,5 @@ class _Neighbours:
         if not self._tokenizer.has_text(token_id):
             return ""
         text = self._tokenizer.decode([*self._ids, token_id, *self._ids])
-        return text[len(self._before) : len(text) - len(self._after)]
+        text = text[len(self._before) : len(text) - len(self._after)]
+        return "" if _REPLACEMENT in text and self._tokenizer.cuts_characters else text

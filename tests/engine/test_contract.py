@@ -6,14 +6,22 @@ import copy
 import dataclasses
 import inspect
 import pickle
+import re
 import threading
 import time
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
-from paged_stream import EngineConfig, EngineStoppedError, LLMEngine, SamplingParams
+from paged_stream import (
+    EngineConfig,
+    EngineStoppedError,
+    LLMEngine,
+    SamplingParams,
+    StructuredOutputsParams,
+)
 from paged_stream.engine.outputs import EngineStats, VisibleText
 from tests.engine.contract import CLASSES, ENGINES, EVERY_ENGINE, SETTINGS
 
@@ -266,6 +274,8 @@ def ways_to_sample() -> list[SamplingParams]:
         SamplingParams(**base, logit_bias={0: 100.0}, skip_special_tokens=False, stop="s>"),
         SamplingParams(**base, logit_bias={0: 100.0}, stop="</s>"),
         SamplingParams(temperature=0, logit_bias={0: 100.0}),
+        SamplingParams(**base, structured_outputs=StructuredOutputsParams(choice=["cab"])),
+        SamplingParams(**base, structured_outputs=StructuredOutputsParams(regex="[0-9]{9}")),
     ]
 
 
@@ -281,6 +291,8 @@ SAMPLED = [  # text, number of tokens, why it ended
     ("</", 1, "stop", "s>"),
     ("", 1, "stop", "</s>"),
     ("", 1, "stop", None),
+    ("cab", 3, "stop", None),
+    (ANY, 6, "length", None),
 ]
 
 
@@ -296,6 +308,36 @@ def test_every_way_to_sample(engine, stream):
         deltas = list(stream.complete(PROMPT, each))
         text, last = "".join(delta.delta_text for delta in deltas), deltas[-1]
         assert (text, len(ids(deltas)), last.finish_reason, last.stop_reason) == expected
+
+
+NO_EXPRESSION = SamplingParams(structured_outputs=StructuredOutputsParams(regex="a("))
+
+
+def test_structures_that_cannot_be_are_refused_at_once(engine, stream):
+    for refused in (
+        lambda: engine.generate(PROMPT, NO_EXPRESSION, use_tqdm=False),
+        lambda: engine.chat(MESSAGES, NO_EXPRESSION, use_tqdm=False),
+        lambda: list(stream.complete(PROMPT, NO_EXPRESSION)),
+        lambda: list(stream.chat("hello", NO_EXPRESSION)),
+    ):
+        with refuses("structured_outputs: regex cannot be used: .*unclosed group"):
+            refused()
+    assert stream.position == 0
+    stream.append(PROMPT)
+    with refuses("structured_outputs: regex"):
+        list(stream.generate(NO_EXPRESSION))
+    assert len(ids(stream.generate(GREEDY))) == 10
+
+
+def test_a_structure_is_of_one_turn(engine, stream, twin):
+    params = SamplingParams(
+        seed=1, max_tokens=50, structured_outputs=StructuredOutputsParams(regex="(ab?){8}[0-9]{8}")
+    )
+    for _ in range(3):  # the window is smaller than two of these
+        text = "".join(delta.delta_text for delta in stream.complete(PROMPT, params))
+        assert re.fullmatch("(ab?){8}[0-9]{8}", text)
+        assert "".join(delta.delta_text for delta in twin.complete(PROMPT, params)) == text
+        same_turn(stream, twin)
 
 
 def test_a_function_that_fails_ends_its_request(engine, stream, reference):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from paged_stream import SamplingParams, Stream
+from paged_stream import SamplingParams, Stream, StructuredOutputsParams
 from paged_stream.engine.outputs import DeltaQueue
 from paged_stream.engine.stream_file import read_stream, write_stream_file
 from paged_stream.engine.turn import Turn
@@ -36,6 +36,12 @@ PARAMS = {
         ignore_eos=True,
         bad_words=[a + b for a in LETTERS for b in LETTERS[::2]],
         logit_bias={index + 67: 4.0 for index in range(20)},
+    ),
+    "structure": SamplingParams(
+        seed=5,
+        max_tokens=60,
+        ignore_eos=True,
+        structured_outputs=StructuredOutputsParams(regex="[a-z]{30}[0-9]{20}"),
     ),
 }
 
@@ -77,7 +83,8 @@ def resumed(engine, params, count, tmp_path, *, replayed=0):
     other, inbox = Stream(engine.intake.restore_stream(saved)), DeltaQueue()
     if tokens[num_saved:]:
         other.append(tokens[num_saved:])
-    other.inner.start_turn(params, inbox, num_generated=len(tokens))
+    generated = tokens if params.structured_outputs is not None else ()
+    other.inner.start_turn(params, inbox, num_generated=len(tokens), generated=generated)
     return deltas + list(deltas_of(engine, inbox)), other
 
 
@@ -93,7 +100,7 @@ def test_a_resumed_turn_is_the_turn(make_engine, tmp_path, name, replayed, num_d
     engine = make_engine(num_decode_steps=num_decode_steps)
     engine.core.executor.runs_ahead = ahead  # a launch may be under way when the stream is saved
     expected = flat(whole(engine, PARAMS[name]))
-    for count in (7, 23):
+    for count in (7, 23, 34):  # the last is more than the window holds
         result, stream = resumed(engine, PARAMS[name], count, tmp_path, replayed=replayed)
         assert flat(result) == expected
         stream.close()

@@ -67,6 +67,9 @@ from paged_stream.scheduler.sampling_params import SamplingParams
         ("detokenize", 0),
         ("logits_processors", 5),
         ("logits_processors", [5]),
+        ("structured_outputs", "yes or no"),
+        ("structured_outputs", {"jsn": {}}),
+        ("structured_outputs", {}),
     ],
 )
 def test_bad_values_name_the_field(field, value):

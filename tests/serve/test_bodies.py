@@ -33,6 +33,7 @@ VALUES = {
     "truncate_prompt_tokens": 5,
     "skip_special_tokens": False,
     "spaces_between_special_tokens": False,
+    "structured_outputs": {"choice": ["yes", "no"]},
 }
 
 
@@ -45,6 +46,37 @@ def test_every_field_arrives_and_alone():
         body = bodies.ChatCompletion.model_validate({"messages": [], name: value})
         expected = dataclasses.replace(SamplingParams(max_tokens=None), **{name: value})
         assert body.params() == expected
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "null"}}}
+
+
+@pytest.mark.parametrize(
+    ("response_format", "expected"),
+    [
+        ({"type": "text"}, None),
+        ({"type": "json_object"}, {"json_object": True}),
+        (
+            {"type": "json_schema", "json_schema": {"name": "a", "strict": True, "schema": SCHEMA}},
+            {"json": SCHEMA},
+        ),
+    ],
+)
+def test_response_formats_are_structures(response_format, expected):
+    body = {"prompt": "a", "response_format": response_format}
+    params = bodies.Completion.model_validate(body).params()
+    assert params == SamplingParams(structured_outputs=expected)
+    if expected is not None:
+        both = bodies.Completion.model_validate(body | {"structured_outputs": {"regex": "a"}})
+        with pytest.raises(ValueError, match="response_format and structured_outputs"):
+            both.params()
+
+
+@pytest.mark.parametrize("response_format", [{"type": "xml"}, {"type": "json_schema"}, {}])
+def test_response_formats_that_are_none_are_named(response_format):
+    body = {"messages": [], "response_format": response_format}
+    with pytest.raises(ValueError, match="response_format"):
+        bodies.ChatCompletion.model_validate(body).params()
 
 
 def test_what_is_null_is_left_out():

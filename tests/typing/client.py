@@ -32,6 +32,7 @@ from paged_stream import (
     Stream,
     StreamApi,
     StreamStats,
+    StructuredOutputsParams,
     TextPrompt,
     TokenLogprob,
     TokensPrompt,
@@ -54,6 +55,14 @@ SHAPED = SamplingParams(
     logits_processors=[without_zero],
     truncate_prompt_tokens=-1,
 )
+STRUCTURED = [
+    SamplingParams(structured_outputs=StructuredOutputsParams(json={"type": "object"})),
+    SamplingParams(structured_outputs=StructuredOutputsParams(json='{"type": "object"}')),
+    SamplingParams(structured_outputs=StructuredOutputsParams(choice=["yes", "no"])),
+    SamplingParams(structured_outputs=StructuredOutputsParams(regex="[0-9]+")),
+    SamplingParams(structured_outputs=StructuredOutputsParams(grammar='start: "a"')),
+    SamplingParams(structured_outputs=StructuredOutputsParams(json_object=True)),
+]
 
 
 def offline(folder: Path) -> list[str]:
@@ -67,6 +76,7 @@ def offline(folder: Path) -> list[str]:
         llm.generate([text, token_ids])
         several: list[Prompt] = [torch.tensor([1, 2]), "text", [3], text]
         llm.generate(several, [GREEDY, GREEDY, GREEDY])
+        llm.generate(["a"] * len(STRUCTURED), STRUCTURED)
         llm.chat([{"role": "user", "content": "hello"}], SHAPED)
         scores: list[float | None] = llm.score("a text of any length")
         of_each: list[list[float | None]] = llm.score(["one", text, [1, 2, 3]])

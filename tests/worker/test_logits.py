@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import pickle
 from array import array
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from paged_stream.scheduler.output import ScheduledSequence
+from paged_stream.scheduler.output import ScheduledSequence, TokenMask
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.scheduler.sink_window import SinkWindow
+from paged_stream.scheduler.structured_outputs import StructuredOutputsParams
 from paged_stream.worker.logits import NoTokenError, change_logits
 from paged_stream.worker.sampler import NO_TOKEN, prepare_draw, sample
 
@@ -18,7 +21,7 @@ VOCAB = 12
 INF = math.inf
 
 
-def sequence(params, *, generated=(), prompt=(1, 2, 3), bad_words=(), stop=()):
+def sequence(params, *, generated=(), prompt=(1, 2, 3), bad_words=(), stop=(), mask=None):
     """The prompt and what was generated are visible, all of them."""
     history = [*prompt, *generated]
     return ScheduledSequence(
@@ -36,6 +39,7 @@ def sequence(params, *, generated=(), prompt=(1, 2, 3), bad_words=(), stop=()):
         max_new_tokens=1,
         history=array("i", history if params.needs_history else ()),
         bad_words=bad_words,
+        mask=mask,
     )
 
 
@@ -138,3 +142,40 @@ def test_a_function_that_fails_fails_alone(function):
     logits = torch.zeros(2, VOCAB)
     tokens, logprobs = sample(logits, rows, prepare_draw(rows, [0, 1], logits.device))
     assert tokens == [NO_TOKEN, 3] and logprobs == [None, None]
+
+
+STRUCTURE = StructuredOutputsParams(choice=["a"])
+
+
+@pytest.fixture(scope="module")
+def mask():
+    """Makes masks of ids, which are worked out in another thread."""
+    with ThreadPoolExecutor(1) as thread:
+
+        def mask_of(*token_ids: int, num_bytes: int = 4) -> TokenMask:
+            bits = sum(1 << token_id for token_id in token_ids)
+            return TokenMask(thread.submit(bits.to_bytes, num_bytes, "little"))
+
+        yield mask_of
+
+
+def test_a_mask_comes_last(mask):
+    params = SamplingParams(structured_outputs=STRUCTURE, logits_processors=lambda _, x: x + 10)
+    row = changed(params, mask=mask(1, 7, 8, 11))
+    assert row == [-INF, 11] + [-INF] * 5 + [17, 18, -INF, -INF, 21]
+    assert changed(params, mask=pickle.loads(pickle.dumps(mask(1, 7, 8, 11)))) == row
+    short = changed(params, mask=mask(1, 7, num_bytes=1))  # the head may have more rows
+    assert barred(short) == set(range(VOCAB)) - {1, 7}
+
+
+def test_other_wishes_count_as_far_as_a_mask_leaves_a_choice(mask):
+    params = SamplingParams(structured_outputs=STRUCTURE, min_tokens=3, logit_bias={5: 1, 6: 2})
+    assert barred(changed(params, stop=(6,), mask=mask(5, 6))) == set(range(VOCAB)) - {5}
+    row = changed(params, stop=(6,), mask=mask(6))
+    assert row == [-INF] * 6 + [6.0] + [-INF] * 5
+
+
+def test_an_empty_mask_leaves_no_token(mask):
+    params = SamplingParams(structured_outputs=STRUCTURE)
+    with pytest.raises(NoTokenError, match="structured_outputs"):
+        changed(params, mask=mask())
