@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from paged_stream.engine.async_engine import AsyncLLMEngine as AsyncLLMEngine
     from paged_stream.engine.async_stream import AsyncStream as AsyncStream
     from paged_stream.engine.lifetime import EngineStoppedError as EngineStoppedError
+    from paged_stream.engine.lifetime import StreamLostError as StreamLostError
     from paged_stream.engine.llm import LLM as LLM
     from paged_stream.engine.llm_engine import LLMEngine as LLMEngine
     from paged_stream.engine.outputs import CompletionOutput as CompletionOutput
@@ -65,6 +66,7 @@ _HOME = {
     "SamplingParams": "scheduler.sampling_params",
     "Stream": "engine.stream",
     "StreamApi": "engine.api",
+    "StreamLostError": "engine.lifetime",
     "StreamStats": "engine.outputs",
     "StructuredOutputsParams": "scheduler.structured_outputs",
     "TextPrompt": "text.inputs",

@@ -161,14 +161,12 @@ class KVCacheManager:
         max_tokens: int | None,
         num_computed: int,
         hashes: Sequence[bytes] = (),
-        *,
-        remembers: bool = True,
     ) -> int | None:
         """Reserve for a sequence that comes back, and give it blocks for what it had computed.
 
         Args:
             hashes: of the leading blocks with nothing but sinks, to be shared if the cache holds
-                them. Those that it does not hold are entered into the index when ``remembers``.
+                them.
 
         Returns:
             How many leading blocks are shared and hold what they should; ``None``, and nothing
@@ -183,10 +181,13 @@ class KVCacheManager:
             if logical_block >= num_shared:
                 self._allocate(table, table.column(logical_block, self.block_size))
         table.num_logical_blocks = cdiv(num_computed, self.block_size)
-        if remembers:
-            for block_id, block_hash in zip(table.row, hashes, strict=False):
-                self.pool.remember(block_id, block_hash)
         return num_shared
+
+    def remember_sinks(self, seq_id: int, hashes: Sequence[bytes]) -> None:
+        """Enter leading blocks with nothing but sinks, which hold what they should by now, into the
+        index."""
+        for block_id, block_hash in zip(self._tables[seq_id].row, hashes, strict=False):
+            self.pool.remember(block_id, block_hash)
 
     def fork(self, parent_id: int, child_id: int, num_computed: int) -> bool:
         """Let a new sequence share all that another has computed. False, and nothing changed, if

@@ -11,8 +11,12 @@ from .sampling_params import SamplingParams
 from .sink_window import SinkWindow
 
 # Why a turn is over: a stop token or string; its limit; somebody aborted it, or a function of the
-# user's failed.
-FinishReason: TypeAlias = Literal["stop", "length", "abort"]
+# user's failed; or it could not go on.
+FinishReason: TypeAlias = Literal["stop", "length", "abort", "error"]
+
+
+class ParkedLostError(Exception):
+    """What was parked of a sequence does not come back: its file is gone, or was altered."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ them, least recently used first. Nobody is parked in vain."""
 from __future__ import annotations
 
 from array import array
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from .kv_cache_manager import KVCacheManager
 from .output import ParkTokens, RestoreTokens
@@ -13,12 +13,17 @@ from .sequence import Sequence, SequenceStatus
 
 
 class Residency:
-    """Moves sequences into the cache and out of it."""
+    """Moves sequences into the cache and out of it.
+
+    Attributes:
+        bring_back: as in `Scheduler.restore_through`.
+    """
 
     def __init__(self, kv: KVCacheManager, sequences: dict[int, Sequence], queues: Queues) -> None:
         self._kv = kv
         self._sequences = sequences
         self._queues = queues
+        self.bring_back: Callable[[RestoreTokens], None] = lambda op: kv.operations.append(op)
         self.num_prefix_queries = 0  # tokens looked for in the cache
         self.num_prefix_hits = 0  # and found
 
@@ -31,6 +36,9 @@ class Residency:
         Args:
             chunk: tokens that its first step would take.
             paused: sequences that may be parked although they have something to compute.
+
+        Raises:
+            ParkedLostError: what was parked of it does not come back; it has no blocks.
         """
         self._hash(sequence)
         if not self._make_room(sequence, paused):
@@ -47,6 +55,7 @@ class Residency:
 
         Raises:
             RuntimeError: what runs leaves no room.
+            ParkedLostError: as `admit`.
         """
         if not sequence.is_parked:
             return
@@ -110,8 +119,9 @@ class Residency:
             self.num_prefix_hits += num_hits
 
     def _restore(self, sequence: Sequence) -> None:
-        """Bring a parked stream back. Its pinned blocks are shared with others that have the same;
-        what a file brought is not shared out, for nobody knows what it is."""
+        """Bring a parked stream back. Its pinned blocks are shared with others that have the same,
+        but not before they hold what they should; what a file brought is not shared out, for
+        nobody knows what it is."""
         seq_id = sequence.seq_id
         num_shared = self._kv.admit_parked(
             seq_id,
@@ -119,14 +129,19 @@ class Residency:
             sequence.max_tokens,
             sequence.num_computed_tokens,
             sequence.block_hashes,
-            remembers=not sequence.is_loaded,
         )
         assert num_shared is not None
-        sequence.is_parked = False
         slots = self.kept_slots(seq_id)
         num_tokens = num_shared * self._kv.block_size
         slots[:num_tokens] = array("q", [-1]) * num_tokens
-        self._kv.operations.append(RestoreTokens(seq_id, slots))
+        try:
+            self.bring_back(RestoreTokens(seq_id, slots))
+        except BaseException:
+            self._kv.free(seq_id)
+            raise
+        sequence.is_parked = False
+        if not sequence.is_loaded:
+            self._kv.remember_sinks(seq_id, sequence.block_hashes)
 
     # Out
 

@@ -18,7 +18,9 @@ from .output import (
     DropParked,
     KVOperation,
     ModelOutput,
+    ParkedLostError,
     ParkTokens,
+    RestoreTokens,
     ScheduledSequence,
     SchedulerOutput,
     SequenceUpdate,
@@ -47,6 +49,7 @@ class Scheduler:
         )
         self.sequences: dict[int, Sequence] = {}
         self._queues = Queues()
+        self._lost: dict[int, ParkedLostError] = {}
         self._residency = Residency(self.kv, self.sequences, self._queues)
 
     # Coming and going
@@ -237,8 +240,28 @@ class Scheduler:
 
         Raises:
             RuntimeError: what runs leaves no room.
+            ParkedLostError: it does not come back; it is to be closed.
         """
         self._residency.make_resident(self.sequences[seq_id], paused)
+
+    def restore_through(self, bring_back: Callable[[RestoreTokens], None]) -> None:
+        """Have what was parked of a sequence brought back at once, behind what `take_operations`
+        has, instead of by one more operation.
+
+        Args:
+            bring_back: raises `ParkedLostError` if it does not come back.
+        """
+        self._residency.bring_back = bring_back
+
+    def lose(self, seq_id: int, error: ParkedLostError) -> None:
+        """Close a sequence that does not come back from where it was parked."""
+        self.close(seq_id)
+        self._lost[seq_id] = error
+
+    def take_lost(self) -> dict[int, ParkedLostError]:
+        """Sequences that were closed since the last call because they do not come back, and why."""
+        lost, self._lost = self._lost, {}
+        return lost
 
     def kept_slots(self, seq_id: int) -> array[int]:
         """Slots of the computed tokens that later ones can see: sinks, then the window."""
@@ -439,7 +462,7 @@ class Scheduler:
 
     def _admit(self, budget: int, paused: Collection[int]) -> Sequence | None:
         """Let in the next waiting sequence, in order; one that has its blocks may pass one that
-        has to wait for them."""
+        has to wait for them. After one that was lost, the others wait for the next step."""
         if self.num_running >= self.config.max_num_seqs:
             return None
         for entry in sorted(self._queues.heads(paused)):
@@ -447,7 +470,12 @@ class Scheduler:
             had_blocks = sequence.seq_id in self.kv
             if (chunk := self._wanted(sequence, budget)) == 0:
                 return None
-            if had_blocks or self._residency.admit(sequence, chunk, paused):
+            try:
+                has_blocks = had_blocks or self._residency.admit(sequence, chunk, paused)
+            except ParkedLostError as error:
+                self.lose(sequence.seq_id, error)
+                return None
+            if has_blocks:
                 self._queues.run(entry, had_blocks=had_blocks)
                 return sequence
         return None

@@ -21,6 +21,13 @@ from .sink_window import SinkWindow
 # next to nothing per token.
 _TRIM_SLACK = 256
 
+# The longest that any sequence gets. The product of a position and a rotary frequency of at most 1
+# is rounded to float64, by up to 2 ** -15 radians at this position, so the angle between a query
+# and a key is exact to 2 ** -14 = 6e-5. At twice the position it is not exact to 1e-4 any more.
+# (Reduction to one turn adds nothing: cos and sin reduce any float64 exactly.) At 1,000 tokens a
+# second, a stream gets here after 17 years.
+MAX_TOKENS = 1 << 39
+
 
 class SequenceStatus(enum.Enum):
     """WAITING for its first or next step, RUNNING, IDLE (a live stream between turns), FINISHED."""
@@ -53,7 +60,7 @@ class Sequence:
         seq_id: unique in the scheduler.
         sink_window: what its queries see.
         is_stream: keep the blocks when a turn ends.
-        max_tokens: the most tokens the sequence can ever have; ``None`` is endless.
+        max_tokens: the most tokens the sequence can ever have; ``None`` is `MAX_TOKENS`.
         priority: smaller runs first; ties in order of arrival.
     """
 
@@ -120,6 +127,11 @@ class Sequence:
         self._sink_ids = array("i")  # the first S ids
         self._tail = array("i")  # ids from position _tail_start on, up to num_tokens
         self._tail_start = 0
+
+    @property
+    def limit(self) -> int:
+        """Tokens at which it ends."""
+        return MAX_TOKENS if self.max_tokens is None else self.max_tokens
 
     @property
     def num_output_tokens(self) -> int:

@@ -7,16 +7,12 @@ from collections.abc import Callable
 from .output import FinishReason
 from .sequence import Sequence
 
-_ENDLESS = 1 << 62
-
 
 def max_new_tokens(sequence: Sequence) -> int:
     """Tokens that a sequence may gain before its turn is over."""
-    most, limit = _ENDLESS, sequence.sampling_params.max_tokens
+    most, limit = sequence.limit - sequence.num_tokens, sequence.sampling_params.max_tokens
     if limit is not None:
         most = min(most, limit - sequence.num_output_tokens)
-    if sequence.max_tokens is not None:
-        most = min(most, sequence.max_tokens - sequence.num_tokens)
     return max(1, most)
 
 
@@ -51,6 +47,6 @@ def _finish_reason(sequence: Sequence, token_id: int) -> FinishReason | None:
         return "stop"
     if params.max_tokens is not None and num_output >= params.max_tokens:
         return "length"
-    if sequence.max_tokens is not None and sequence.num_tokens >= sequence.max_tokens:
+    if sequence.num_tokens >= sequence.limit:
         return "length"
     return None

@@ -32,7 +32,7 @@ ALLOWED = {
     | {"text", "version"},
     "pool": {"config", "engine", "scheduler.fields", "scheduler.sampling_params"}
     | {"scheduler.settings", "scheduler.sink_window", "setting_kinds", "system", "text"},
-    "engine": {"config", "executor", "models", "scheduler", "system", "text"},
+    "engine": {"config", "executor", "models", "scheduler", "system", "text", "version"},
     "text": {"scheduler.sampling_params", "scheduler.structured_outputs"},
     # Below the engine, the scheduler is its messages and what they are made of.
     "executor": {"config", "layers", "models", "scheduler.output", "scheduler.sink_window"}

@@ -29,7 +29,7 @@ MISTAKES = [
     ('llm.score(["one", text, [1, 2, 3]])', "llm.score(text)"),
     ('{"role": "user", "content": "hello"}', '"hello"'),
     ("scores: list[float | None]", "scores: list[float]"),
-    ('Literal["stop", "length", "abort"] | None', 'Literal["stop", "length"]'),
+    ('Literal["stop", "length", "abort", "error"] | None', 'Literal["stop", "length"]'),
     ("entry.logprob for", "entry.log_prob for"),
     ("engine = LLMEngine(config)", 'engine = LLMEngine("a model")'),
     ("priority=1", 'priority="high"'),

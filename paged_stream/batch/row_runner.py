@@ -132,6 +132,8 @@ class RowRunner:
             async for delta in deltas:
                 text.append(delta.delta_text)
                 reason = delta.finish_reason
+                if reason == "error":
+                    raise ValueError(delta.error)
                 count += len(delta.delta_token_ids)
         columns = {"generated_text": "".join(text), "finish_reason": reason}
         return columns | {"prompt_tokens": len(ids), "output_tokens": count}

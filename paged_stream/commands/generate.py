@@ -37,7 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--json",
         action="store_true",
         help="print no text but, at the end, one JSON object on a line: model, text, token_ids, "
-        "finish_reason (stop, length, or abort after Ctrl-C) and usage (prompt_tokens, "
+        "finish_reason (stop, length, error, or abort after Ctrl-C) and usage (prompt_tokens, "
         "completion_tokens, total_tokens)",
     )
 

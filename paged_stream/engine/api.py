@@ -13,6 +13,10 @@ nothing to a method described here and leaves nothing out. The same holds for al
 - **A failed engine** raises RuntimeError in whoever uses it or waits for it; in asynchronous
   engines this is an `EngineStoppedError`. A pool replaces a worker that fails and raises
   `PoolError`, which is a RuntimeError, for work that no worker can do.
+- **A lost stream** raises `StreamLostError` in whoever uses it or waits for it, until it is closed:
+  it was parked, and what was parked is gone or was altered. Everything else goes on. A request to
+  which this happens ends with the ``finish_reason`` ``"error"``. A pool restores the stream from
+  what it knows of it.
 - **Nothing is pickled or copied**: that raises TypeError.
 - **A generator of deltas begins with its first item**: nothing is appended or queued before. It
   raises what is wrong at the latest with that item. Closing it ends its request or turn.
@@ -517,9 +521,10 @@ class EngineApi(Protocol):
             on_evict: as in `open_stream`.
 
         Raises:
-            ValueError: there is no such file; it is truncated, damaged or no saved stream; it was
-                written by a newer version, or with other weights, another ``dtype`` or
-                ``kv_cache_dtype``; or its sinks and window do not fit this engine.
+            ValueError: there is no such file, or it is no regular one; it is truncated, damaged or
+                no saved stream; it was written by another version, or with other weights, another
+                ``dtype`` or ``kv_cache_dtype``; its sinks and window do not fit this engine; or it
+                has more tokens than a stream can.
         """
         ...
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
@@ -19,7 +20,7 @@ from paged_stream.engine.async_stream import (
     check_beside_the_loop,
 )
 from paged_stream.engine.core import EngineCore
-from paged_stream.engine.lifetime import EngineStoppedError, when_abandoned
+from paged_stream.engine.lifetime import EngineStoppedError, StreamLostError, when_abandoned
 from paged_stream.engine.loaded_engine import LoadedEngine
 from paged_stream.engine.mailbox import Mailbox
 from paged_stream.engine.outputs import EngineStats
@@ -34,6 +35,8 @@ from paged_stream.text.inputs import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 
 class AsyncLLMEngine(LoadedEngine, AsyncEngineApi):
@@ -217,7 +220,7 @@ class AsyncLLMEngine(LoadedEngine, AsyncEngineApi):
             save_dir: save every open stream there. One that is generating stops where it is.
 
         Returns:
-            Where each stream was saved.
+            Where each stream was saved. One that was lost is not among them.
 
         Raises:
             EngineStoppedError: there is a ``save_dir``, but the engine has stopped already.
@@ -242,11 +245,16 @@ class AsyncLLMEngine(LoadedEngine, AsyncEngineApi):
             mailbox.end(EngineStoppedError("the engine is being shut down"))
         saved = {}
         for stream in list(self.streams.open):
-            while not stream.inner.is_settled:
-                self._core.advance()
             # A name of its own: streams of an earlier shutdown may lie there.
-            saved[stream] = folder / f"stream-{uuid.uuid4().hex}.safetensors"
-            write_stream_file(saved[stream], stream.inner.snapshot())
+            path = folder / f"stream-{uuid.uuid4().hex}.safetensors"
+            try:
+                while not stream.inner.is_settled:
+                    self._core.advance()
+                write_stream_file(path, stream.inner.snapshot())
+            except StreamLostError as error:  # the others are to be saved all the same
+                logger.error("not saved: %s", error)
+            else:
+                saved[stream] = path
         self.thread.is_stopping = True  # before anybody can go on with a stream
         return saved
 

@@ -11,16 +11,18 @@ import logging
 import random
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from paged_stream.engine.api import OnEvict
-from paged_stream.engine.lifetime import Errands, Lifetime, finish_before_exit
+from paged_stream.engine.lifetime import Errands, Lifetime, StreamLostError, finish_before_exit
 from paged_stream.engine.outputs import Inbox
 from paged_stream.engine.stepper import Step, Stepper
 from paged_stream.engine.turns import Turns
 from paged_stream.executor.base import Executor
 from paged_stream.models.kv_tokens import KVTokens
+from paged_stream.scheduler.output import ParkedLostError
 from paged_stream.scheduler.scheduler import Scheduler
 from paged_stream.scheduler.sequence import Sequence, SequenceState
 from paged_stream.scheduler.sink_window import SinkWindow
@@ -69,6 +71,7 @@ class EngineCore:
         self.turns = Turns(scheduler, tokenizer, structures, eos_token_ids, self._seq_ids)
         self.stepper = Stepper(scheduler, executor)
         self.streams: dict[int, StreamRecord] = {}  # by seq_id
+        self.lost: dict[int, str] = {}  # streams that are over but not closed yet, and why
         self.num_evicted_tokens = 0
         self.lifetime = Lifetime()
         self.errands: Errands[Callable[[EngineCore], object]] = Errands()
@@ -109,6 +112,7 @@ class EngineCore:
         # Streams may keep the core, but not what takes memory.
         del self.scheduler, self.executor, self.turns, self.stepper
         self.streams.clear()
+        self.lost.clear()
 
     # Steps
 
@@ -127,8 +131,9 @@ class EngineCore:
         with self.stepper.alone():
             began = time.monotonic()
             step = self.stepper.step(self.turns.unread, self.turns.masked, self.turns.ends_with)
+            has_lost = self._note_losses()
             if step is None:
-                return False
+                return has_lost  # whoever waited behind what was lost has not been looked at
             self._note_starts(step)
             now = self.clock()
             for update in step.updates:
@@ -184,6 +189,35 @@ class EngineCore:
             except Exception:
                 logger.exception("on_evict failed")  # the step is done, and is others' too
 
+    def _note_losses(self) -> bool:
+        """End what did not come back from where it was parked; whether there is any."""
+        lost = self.scheduler.take_lost()
+        for seq_id, error in lost.items():
+            is_stream = self.streams.pop(seq_id, None) is not None
+            logger.error("%s %d is lost: %s", "stream" if is_stream else "request", seq_id, error)
+            if is_stream:
+                self.lost[seq_id] = str(error)
+            self.turns.lose(seq_id, str(error))
+        return bool(lost)
+
+    @contextmanager
+    def _bringing_back(self, seq_id: int) -> Iterator[None]:
+        """For what needs a stream in the cache, which may be parked.
+
+        Raises:
+            StreamLostError: it does not come back.
+        """
+        try:
+            yield
+        except ParkedLostError as error:
+            self.scheduler.lose(seq_id, error)
+            self._note_losses()
+            raise self.lost_error(seq_id) from error
+
+    def lost_error(self, seq_id: int) -> StreamLostError:
+        """For every use of a stream that is in ``lost``."""
+        return StreamLostError(f"stream {seq_id} is lost: {self.lost[seq_id]}")
+
     # Streams
 
     def peek(self, seq_id: int) -> Sequence | None:
@@ -222,19 +256,23 @@ class EngineCore:
 
         Raises:
             RuntimeError: as `Scheduler.make_resident`.
+            StreamLostError: it is parked, and does not come back.
         """
         child_id = next(self._seq_ids)
-        child = self.scheduler.fork(seq_id, child_id, self.turns.at_rest())
+        with self._bringing_back(seq_id):
+            child = self.scheduler.fork(seq_id, child_id, self.turns.at_rest())
         self.streams[child_id] = StreamRecord(self.clock(), on_evict, child.num_computed_tokens)
         return child_id
 
     def cut_stream(self, seq_id: int, start: int, end: int) -> None:
-        """Take tokens out of an idle stream."""
-        self.scheduler.cut(seq_id, start, end, self.turns.at_rest())
+        """Take tokens out of an idle stream. Raises what `fork_stream` does."""
+        with self._bringing_back(seq_id):
+            self.scheduler.cut(seq_id, start, end, self.turns.at_rest())
 
     def rewind_stream(self, seq_id: int, position: int) -> None:
-        """Forget an idle stream's tokens from ``position`` on."""
-        self.scheduler.rewind(seq_id, position, self.turns.at_rest())
+        """Forget an idle stream's tokens from ``position`` on. Raises what `fork_stream` does."""
+        with self._bringing_back(seq_id):
+            self.scheduler.rewind(seq_id, position, self.turns.at_rest())
         record = self.streams[seq_id]
         record.num_computed_tokens = min(record.num_computed_tokens, position)
 
@@ -260,12 +298,19 @@ class EngineCore:
 
     @finish_before_exit
     def copy_stream(self, seq_id: int) -> tuple[SequenceState, KVTokens]:
-        """All of a stream that is computed, or known, wherever it is."""
+        """All of a stream that is computed, or known, wherever it is.
+
+        Raises:
+            StreamLostError: it is parked, and cannot be read.
+        """
         self.flush()
         sequence = self.scheduler.sequences[seq_id]
         state = sequence.state()
         if sequence.is_parked:  # perhaps with a last token that waits to be read once more
-            return state, self.executor.read_parked(seq_id).first(state.num_kept)
+            try:
+                return state, self.executor.read_parked(seq_id).first(state.num_kept)
+            except ParkedLostError as error:
+                raise StreamLostError(f"stream {seq_id} cannot be read: {error}") from error
         computed = sequence.num_computed_tokens > 0
         slots = self.scheduler.kept_slots(seq_id) if computed else array("q")
         return state, self.executor.read(slots)
@@ -281,6 +326,7 @@ class EngineCore:
         """Free a stream's blocks, or what was parked of it."""
         self.turns.end(seq_id)
         self.streams.pop(seq_id, None)
+        self.lost.pop(seq_id, None)
         self.scheduler.close(seq_id)
         if not self.stepper.has_failed:
             self.flush()  # what was parked goes now, even if nothing is computed any more

@@ -23,6 +23,10 @@ class EngineStoppedError(RuntimeError):
     """The engine is closed or has failed; ``__cause__`` says why it failed."""
 
 
+class StreamLostError(RuntimeError):
+    """What was parked of a stream does not come back, so the stream is over; says why."""
+
+
 class Lifetime:
     """Of one engine or pool, made in this process.
 

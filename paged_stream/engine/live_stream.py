@@ -84,15 +84,19 @@ class LiveStream:
         Raises:
             EngineStoppedError: the engine is closed.
             ValueError: the stream is.
+            StreamLostError: it was parked, and does not come back.
         """
         self.core.lifetime.check()
         if self.is_closed:
             raise stream_rules.closed_error()
+        if self.seq_id in self.core.lost:
+            raise self.core.lost_error(self.seq_id)
 
     @property
     def _sequence(self) -> TokenSequence:
         self.check_open()
         if (sequence := self.core.peek(self.seq_id)) is None:  # another thread was faster
+            self.check_open()
             raise stream_rules.closed_error()
         return sequence
 
@@ -110,7 +114,8 @@ class LiveStream:
         name, lifetime = f"{self.seq_id} of {self.core.model!r}", self.core.lifetime
         sequence = self.core.peek(self.seq_id)
         if sequence is None or not lifetime.is_here:
-            return f"{name}: {'closed' if sequence is None else lifetime.state}"
+            gone = "lost" if self.seq_id in self.core.lost else "closed"
+            return f"{name}: {gone if sequence is None else lifetime.state}"
         computed = sequence.num_computed_tokens
         visible = sequence.sink_window.num_visible(computed - 1) if computed else 0
         state = "generating" if sequence.generates else "parked" if sequence.is_parked else "idle"

@@ -16,6 +16,7 @@ from paged_stream.models.formats.resolve import resolve_model, resolve_tokenizer
 from paged_stream.models.loader import load_config
 from paged_stream.scheduler.scheduler import Scheduler
 from paged_stream.scheduler.scheduler_config import SchedulerConfig
+from paged_stream.scheduler.sequence import MAX_TOKENS
 from paged_stream.system.processor_quota import default_num_threads
 from paged_stream.system.processor_threads import processor_threads
 from paged_stream.text.chat import end_of_turn
@@ -88,7 +89,8 @@ class LoadedEngine:
             self.tokenizer,
             model=str(config.model),
             vocab_size=model_config.vocab_size,
-            length_limit=None if has_window else model_config.max_position_embeddings,
+            length_limit=MAX_TOKENS if has_window else model_config.max_position_embeddings,
+            has_window=has_window,
             num_visible=visible_tokens(model_config, self.sink_window),
         )
         self._core = EngineCore(

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
-from paged_stream.engine.lifetime import EngineStoppedError
 from paged_stream.engine.outputs import RequestDelta
 
 T = TypeVar("T")
@@ -48,7 +47,7 @@ class Mailbox:
     def __init__(self, limit: int, post: Callable[[Callable[[], None]], None]) -> None:
         self.limit = limit  # deltas
         self._post = post
-        self._items: deque[RequestDelta | EngineStoppedError | None] = deque()
+        self._items: deque[RequestDelta | RuntimeError | None] = deque()
         self._loop = asyncio.get_running_loop()
         self._ready = asyncio.Event()  # set by the loop only
         self.num_unfinished = 1  # completions
@@ -68,7 +67,7 @@ class Mailbox:
         else:
             self._notify()
 
-    def end(self, error: EngineStoppedError | None = None) -> None:
+    def end(self, error: RuntimeError | None = None) -> None:
         """Tell the reader that nothing more will come, once it has read what there is."""
         if not self.has_ended:
             self.has_ended = True
@@ -86,6 +85,7 @@ class Mailbox:
 
         Raises:
             EngineStoppedError: the engine is closed or has failed.
+            StreamLostError: the stream is lost.
             RuntimeError: another event loop runs than when the iterator began.
         """
         if asyncio.get_running_loop() is not self._loop:
@@ -99,6 +99,6 @@ class Mailbox:
         # removal: before it, the engine could fill the box in between and never hear.
         if len(self._items) == self.limit - 1:
             self._post(lambda: None)
-        if isinstance(item, EngineStoppedError):
+        if isinstance(item, RuntimeError):
             raise item
         return item

@@ -84,8 +84,8 @@ class RequestDelta:
             comes out in the turn that finishes it; at the end of a request, it is U+FFFD.
         delta_token_ids: new tokens, the stop token included.
         finished: whether this is the completion's last delta.
-        finish_reason: why it ended: ``"stop"`` (a stop token or string), ``"length"`` or
-            ``"abort"``; ``None`` while it goes on.
+        finish_reason: why it ended: ``"stop"`` (a stop token or string), ``"length"``, ``"abort"``
+            or ``"error"``; ``None`` while it goes on.
         stop_reason: the stop string that ended it, or the id of the stop token; ``None`` otherwise,
             and for the model's own end tokens.
         logprobs: one entry per new token, when asked for.
@@ -93,6 +93,7 @@ class RequestDelta:
             asked for. Nothing predicts the first token of a prompt, so all deltas together have an
             entry for each of the others.
         metrics: when the completion passed its stages until now.
+        error: what kept it from going on, if that is why it ended.
     """
 
     request_id: str
@@ -105,6 +106,7 @@ class RequestDelta:
     logprobs: list[TokenLogprob] | None
     prompt_logprobs: list[TokenLogprob] | None
     metrics: RequestMetrics
+    error: str | None = None
 
 
 class Inbox(Protocol):
@@ -116,13 +118,25 @@ class Inbox(Protocol):
 
     def append(self, delta: RequestDelta, /) -> None: ...
 
+    def end(self, error: RuntimeError, /) -> None:
+        """Let whoever reads raise an error behind what there is: the turn is over."""
+
 
 class DeltaQueue(deque[RequestDelta]):
-    """An inbox that holds up its turn as long as anything is unread."""
+    """An inbox that holds up its turn as long as anything is unread.
+
+    Attributes:
+        error: what ended the turn, to be raised behind the last delta.
+    """
+
+    error: RuntimeError | None = None
 
     @property
     def is_full(self) -> bool:
         return bool(self)
+
+    def end(self, error: RuntimeError, /) -> None:
+        self.error = error
 
 
 _repr = reprlib.Repr()
@@ -139,6 +153,7 @@ class CompletionOutput:
     logprobs: list[TokenLogprob] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
+    error: str | None = None
 
     def __repr__(self) -> str:
         return (

@@ -139,7 +139,7 @@ def merge_delta(output: RequestOutput, delta: RequestDelta) -> None:
     completion = output.outputs[delta.index]
     completion.text += delta.delta_text
     completion.token_ids += delta.delta_token_ids
-    completion.finish_reason = delta.finish_reason
+    completion.finish_reason, completion.error = delta.finish_reason, delta.error
     output.metrics = output.metrics.updated(delta.metrics)
     completion.stop_reason = delta.stop_reason
     if delta.logprobs is not None:

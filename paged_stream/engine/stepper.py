@@ -5,13 +5,20 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from paged_stream.engine.lifetime import finish_before_exit
 from paged_stream.executor.base import Executor
-from paged_stream.scheduler.output import ModelOutput, SchedulerOutput, SequenceUpdate
+from paged_stream.scheduler.output import (
+    ModelOutput,
+    ParkedLostError,
+    RestoreTokens,
+    SchedulerOutput,
+    SequenceUpdate,
+)
 from paged_stream.scheduler.scheduler import Scheduler
 
 Submitted = tuple[SchedulerOutput, Callable[[], ModelOutput]]
@@ -27,6 +34,18 @@ class Step:
     started: float
 
 
+def _weakly(method: Callable[[RestoreTokens], None]) -> Callable[[RestoreTokens], None]:
+    """A method that does not keep its object, so that nothing waits for the garbage collector."""
+    reference = weakref.WeakMethod(method)
+
+    def call(operation: RestoreTokens) -> None:
+        bound = reference()
+        assert bound is not None, "the stepper is gone"
+        bound(operation)
+
+    return call
+
+
 class Stepper:
     """Drives a scheduler and an executor."""
 
@@ -39,6 +58,7 @@ class Stepper:
         self._failure: BaseException | None = None
         self._stepping = threading.Lock()
         self._ahead: Submitted | None = None  # computed while the host is busy with what precedes
+        scheduler.restore_through(_weakly(self._bring_back))
 
     @property
     def has_failed(self) -> bool:
@@ -87,6 +107,20 @@ class Stepper:
         except BaseException as error:
             self._failure = error  # some were done, and cannot be done again
             raise
+
+    def _bring_back(self, operation: RestoreTokens) -> None:
+        """Bring a sequence back that was parked. Whatever fails costs that sequence alone.
+
+        Raises:
+            ParkedLostError: says what failed.
+        """
+        self.flush()
+        try:
+            self._executor.apply([operation])
+        except ParkedLostError:
+            raise
+        except Exception as error:
+            raise ParkedLostError(repr(error)) from error
 
     def step(
         self,

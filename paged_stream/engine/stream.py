@@ -97,6 +97,8 @@ class Stream(StreamApi):
                     yield delta
                 elif core.turns.has(seq_id, inbox):
                     core.advance()
+                elif inbox.error is not None:
+                    raise inbox.error
                 else:
                     break  # `end_turn` was called meanwhile
         finally:

@@ -1,25 +1,27 @@
-"""A saved stream: K, V and a versioned header in the safetensors format, as a file or as bytes."""
+"""A saved stream as a file or as bytes: K, V and a header with a version."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save, save_file
 
 from paged_stream.engine.api import FilePath
+from paged_stream.models.kv_file import read_header, read_tokens, to_pieces
 from paged_stream.models.kv_tokens import KVTokens
-from paged_stream.scheduler.sequence import SequenceState
+from paged_stream.scheduler.sequence import MAX_TOKENS, SequenceState
 from paged_stream.scheduler.sink_window import SinkWindow
+from paged_stream.system.short_text import short
+from paged_stream.system.whole_files import Piece, read_regular, write_whole
+from paged_stream.version import __version__
 
 FORMAT = "paged_stream.stream"
-VERSION = 3
+VERSION = 4
 # `EngineConfig.kv_cache_dtype` by what only one of its values caches.
 _KV_CACHE_DTYPES = {torch.int8: "int8", torch.float8_e4m3fn: "fp8"}
 
@@ -78,8 +80,8 @@ class SavedStream:
                 )
 
 
-def _metadata(saved: SavedStream) -> dict[str, str]:
-    header = {
+def _pieces(saved: SavedStream) -> list[Piece]:
+    stream = {
         "state": asdict(saved.state),
         "seed": saved.seed,
         "num_turns": saved.num_turns,
@@ -87,32 +89,18 @@ def _metadata(saved: SavedStream) -> dict[str, str]:
         "has_chatted": saved.has_chatted,
         "fingerprint": saved.fingerprint,
     }
-    return {"format": FORMAT, "version": str(VERSION), "stream": json.dumps(header)}
+    metadata = {"format": FORMAT, "version": str(VERSION), "release": __version__}
+    return to_pieces(saved.tokens, metadata | {"stream": json.dumps(stream)})
 
 
 def stream_bytes(saved: SavedStream) -> bytes:
     """What `write_stream_file` writes."""
-    return save(saved.tokens._asdict(), _metadata(saved))
+    return b"".join(_pieces(saved))
 
 
 def write_stream_file(path: Path, saved: SavedStream) -> None:
     """Write a stream; the file appears whole or not at all."""
-    try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:  # which names the temporary file
-        raise OSError(error.errno, error.strerror, str(path)) from None
-    os.close(descriptor)
-    try:
-        try:
-            save_file(saved.tokens._asdict(), temporary, _metadata(saved))
-        except SafetensorError as error:  # how it reports a full disk
-            raise OSError(f"cannot write {path}: {error}") from error
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_whole(path, _pieces(saved))
 
 
 def read_stream(source: FilePath | bytes) -> tuple[str, SavedStream]:
@@ -125,75 +113,84 @@ def read_stream(source: FilePath | bytes) -> tuple[str, SavedStream]:
         ValueError: names the source and what is wrong with it.
     """
     if isinstance(source, bytes):
-        name = "the stream's bytes"
-        metadata, tokens = _read_bytes(source, name)
+        name, content = "the content", bytearray(source)
     elif isinstance(source, str | os.PathLike):
         path = Path(source).expanduser()
-        name = str(path)
-        metadata, tokens = _read_file(path)
+        name, content = str(path), _read_file(path)
     else:
         raise ValueError(f"source must be a path or bytes, got {source!r}")
     try:
-        header: dict[str, Any] = json.loads(metadata["stream"])
-        state = header.pop("state")
-        sink_window = SinkWindow(**state.pop("sink_window"))
-        saved = SavedStream(
-            state=SequenceState(sink_window=sink_window, **state), tokens=tokens, **header
-        )
-        _check_types(saved)
-        _check_counts(saved)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{name} is damaged: {error}") from error
-    return name, saved
-
-
-def _read_file(path: Path) -> tuple[dict[str, str], KVTokens]:
+        header = read_header(content)
+    except ValueError as error:
+        raise ValueError(f"{name} is truncated or no stream file ({error})") from None
+    _check_format(header.metadata, name)
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            _check_format(metadata, str(path))
-            return metadata, KVTokens(file.get_tensor("key"), file.get_tensor("value"))
+        return name, _saved_stream(read_tokens(content, header), header.metadata)
+    except ValueError as error:
+        raise ValueError(f"{name} is damaged: {error}") from None
+
+
+def _read_file(path: Path) -> bytearray:
+    try:
+        return read_regular(path)
     except FileNotFoundError:
         raise ValueError(f"there is no file {path}") from None
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is truncated or no stream file ({error})") from None
-
-
-def _read_bytes(content: bytes, name: str) -> tuple[dict[str, str], KVTokens]:
-    try:
-        tensors = load(content)
-        # The safetensors library gives metadata of files only: behind 8 bytes of its length, JSON.
-        length = int.from_bytes(content[:8], "little")
-        metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
-        _check_format(metadata, name)
-        return metadata, KVTokens(tensors["key"], tensors["value"])
-    except (SafetensorError, KeyError) as error:
-        raise ValueError(f"{name} are truncated or no stream ({error})") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _check_format(metadata: dict[str, str], name: str) -> None:
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{name} is no stream saved by paged_stream")
-    if metadata.get("version") != str(VERSION):
+    version, release = metadata.get("version"), metadata.get("release", "a release before 0.1.0")
+    if version != str(VERSION):
         raise ValueError(
-            f"{name} has format version {metadata.get('version')}, this is version "
-            f"{VERSION} of paged_stream's; load it with the release that wrote it"
+            f"{name} has format version {short(version)}, and paged_stream {__version__} reads "
+            f"version {VERSION}; load it with the release that wrote it ({short(release)})"
         )
+
+
+def _saved_stream(tokens: KVTokens, metadata: dict[str, str]) -> SavedStream:
+    """Raises ValueError: the header is not what a stream's is."""
+    try:
+        stream: dict[str, Any] = json.loads(metadata["stream"])
+        state = stream.pop("state")
+        sink_window = SinkWindow(**state.pop("sink_window"))
+        state = SequenceState(sink_window=sink_window, **state)
+        saved = SavedStream(state=state, tokens=tokens, **stream)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"its header has not the fields of a stream ({short(error)})") from None
+    _check_types(saved)
+    _check_counts(saved)
+    return saved
 
 
 def _check_types(saved: SavedStream) -> None:
     state = saved.state
     counts = (state.num_computed_tokens, state.num_prompt_tokens, state.tail_start, state.num_cut)
-    ids = (*state.sink_ids, *state.tail_ids, *state.cuts)
+    lists = (state.sink_ids, state.tail_ids, state.cuts)
+    if not all(isinstance(each, list) for each in lists):
+        raise ValueError("its tokens are no lists")
+    ids = itertools.chain(*lists)
     if not all(type(number) is int for number in (saved.seed, saved.num_turns, *counts, *ids)):
         raise ValueError("a number in its header is no integer")
     if min(saved.seed, saved.num_turns, *counts) < 0:
         raise ValueError("a number in its header is negative")
     messages = saved.pinned_messages
-    if not isinstance(messages, list) or not all(isinstance(item, dict) for item in messages):
-        raise ValueError("its pinned messages are no list of messages")
+    if not isinstance(messages, list) or not all(map(_is_message, messages)):
+        raise ValueError("its pinned messages are no list of messages with a role and a content")
     if type(saved.has_chatted) is not bool or not isinstance(saved.fingerprint, str):
         raise ValueError("a field of its header has another type")
+
+
+def _is_message(value: Any) -> bool:
+    """Whether it has a role, and text or parts of text, or calls of tools."""
+    if not isinstance(value, dict) or not isinstance(value.get("role"), str):
+        return False
+    content = value.get("content")
+    if isinstance(content, list):
+        return all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content)
+    return isinstance(content, str) or (content is None and bool(value.get("tool_calls")))
 
 
 def _check_counts(saved: SavedStream) -> None:
@@ -203,11 +200,15 @@ def _check_counts(saved: SavedStream) -> None:
     sinks, computed = state.sink_window.num_sink_tokens, state.num_computed_tokens
     num_tokens = state.tail_start + len(state.tail_ids)
     first_kept = state.sink_window.first_kept(computed)
-    # No stream has seen so many; beyond, the kernels' arithmetic would overflow.
-    if not 0 <= state.tail_start <= first_kept <= computed <= num_tokens <= 1 << 60:
+    if not 0 <= state.tail_start <= first_kept <= computed <= num_tokens:
         raise ValueError("its positions contradict each other")
     if any(not state.tail_start <= cut <= num_tokens for cut in state.cuts):
         raise ValueError("something was cut out where it has no tokens")
+    if num_tokens > MAX_TOKENS:
+        raise ValueError(
+            f"it has {short(num_tokens)} tokens; a stream can have {MAX_TOKENS}, up to where the "
+            "angles of positions are exact"
+        )
     if len(state.sink_ids) != min(sinks, num_tokens):
         raise ValueError("its sink tokens are not all there")
     if num_kept != state.num_kept:

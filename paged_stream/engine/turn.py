@@ -142,8 +142,8 @@ class Turn:
             if has_finished:
                 self.metrics = replace(self.metrics, finished_time=now)
 
-    def aborted(self, index: int) -> RequestDelta:
-        """The end of the turn, or of a copy that it would have had."""
+    def ended(self, index: int, reason: FinishReason, error: str | None = None) -> RequestDelta:
+        """The end of the turn, or of a copy that it would have had, without another token."""
         self._note_progress(has_tokens=False, has_finished=True)
         return RequestDelta(
             request_id=self.request_id,
@@ -151,11 +151,12 @@ class Turn:
             delta_text=self._last_text(),
             delta_token_ids=[],
             finished=True,
-            finish_reason="abort",
+            finish_reason=reason,
             stop_reason=None,
             logprobs=None,
             prompt_logprobs=None,
             metrics=self.metrics,
+            error=error,
         )
 
     def _last_text(self) -> str:

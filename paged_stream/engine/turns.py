@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
+from paged_stream.engine.lifetime import StreamLostError
 from paged_stream.engine.masks import Masks
-from paged_stream.engine.outputs import DeltaQueue, Inbox, RequestDelta
+from paged_stream.engine.outputs import DeltaQueue, FinishReason, Inbox, RequestDelta
 from paged_stream.engine.turn import Turn
 from paged_stream.scheduler.output import SchedulerOutput, SequenceUpdate
 from paged_stream.scheduler.sampling_params import SamplingParams
@@ -135,15 +136,30 @@ class Turns:
         for seq_id in self.requests.pop(request_id, ()):
             turn = self._turns[seq_id]
             self._close(seq_id)
-            to_come = 0 if turn.generates else turn.num_copies
-            for index in range(turn.index, turn.index + to_come + 1):
-                self._hand_out(turn, turn.aborted(index))
+            self._hand_out_ends(turn, "abort")
 
     def drop(self, request_id: str) -> None:
         """Forget a request and what nobody has taken of it; one that is unknown is left alone."""
         for seq_id in self.requests.pop(request_id, ()):
             self._close(seq_id)
         self._undelivered = [d for d in self._undelivered if d.request_id != request_id]
+
+    def lose(self, seq_id: int, error: str) -> None:
+        """End the turn of a sequence that is gone: a request with a last delta that says so, a
+        stream's with what every other use of the stream raises."""
+        if (turn := self._turns.get(seq_id)) is None:
+            return
+        is_request = seq_id in self.requests.get(turn.request_id, ())
+        self._finish(seq_id, turn)
+        if is_request:
+            self._hand_out_ends(turn, "error", error)
+        elif turn.inbox is not None:
+            turn.inbox.end(StreamLostError(f"stream {seq_id} is lost: {error}"))
+
+    def _hand_out_ends(self, turn: Turn, reason: FinishReason, error: str | None = None) -> None:
+        to_come = 0 if turn.generates else turn.num_copies
+        for index in range(turn.index, turn.index + to_come + 1):
+            self._hand_out(turn, turn.ended(index, reason, error))
 
     def _close(self, seq_id: int) -> None:
         self.end(seq_id)

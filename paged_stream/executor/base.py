@@ -37,7 +37,11 @@ class Executor(ABC):
 
     @abstractmethod
     def apply(self, operations: Sequence[KVOperation]) -> None:
-        """Do to the cache what the scheduler decided, in order."""
+        """Do to the cache what the scheduler decided, in order.
+
+        Raises:
+            ParkedLostError: what is to be restored does not come back.
+        """
 
     @abstractmethod
     def read(self, slots: array[int]) -> KVTokens:
@@ -49,7 +53,11 @@ class Executor(ABC):
 
     @abstractmethod
     def read_parked(self, key: int) -> KVTokens:
-        """Look at a sequence that was moved out of the cache."""
+        """Look at a sequence that was moved out of the cache.
+
+        Raises:
+            ParkedLostError: it cannot be read.
+        """
 
     @abstractmethod
     def parked_location(self, key: int) -> Literal["host", "disk"]:

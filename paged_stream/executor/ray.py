@@ -29,7 +29,12 @@ from paged_stream.models.formats.resolve import resolve_model
 from paged_stream.models.kv_tokens import KVTokens
 from paged_stream.models.model_config import ModelConfig
 from paged_stream.models.sharding import Rank, check_size, kv_heads_of
-from paged_stream.scheduler.output import KVOperation, ModelOutput, SchedulerOutput
+from paged_stream.scheduler.output import (
+    KVOperation,
+    ModelOutput,
+    ParkedLostError,
+    SchedulerOutput,
+)
 from paged_stream.scheduler.sink_window import SinkWindow
 from paged_stream.system.ray_extra import import_ray, start_ray
 from paged_stream.worker.kv_cache import CachePlan
@@ -79,8 +84,12 @@ class RankWorker:
         return result if self._rank.index == 0 else None
 
     def call(self, method: str, *args: Any) -> Any:
-        """What `LocalExecutor` has for the whole of a model, for this rank's part."""
-        return getattr(self._executor, method)(*args)
+        """What `LocalExecutor` has for the whole of a model, for this rank's part. A lost
+        sequence is no failure of the rank: its error is returned."""
+        try:
+            return getattr(self._executor, method)(*args)
+        except ParkedLostError as error:
+            return error
 
 
 class RayExecutor(Executor):
@@ -180,6 +189,9 @@ class RayExecutor(Executor):
             results: list[Any] = ray.get(calls)  # the first that fails ends the wait
         except ray.exceptions.RayError as error:
             raise self._fail(calls, error) from error
+        for result in results:
+            if isinstance(result, ParkedLostError):
+                raise result
         return results
 
     def _fail(self, calls: list[Any], error: Exception) -> Exception:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from paged_stream.engine.lifetime import StreamLostError
 from paged_stream.engine.stream_rules import closed_error
 from paged_stream.pool.errors import PoolError
 from paged_stream.pool.history import History, delete
@@ -139,6 +140,10 @@ class Home:
                 await uninterrupted(self.leave(saves=False))
             attempts.failed(error)
             return NO_ANSWER
+        except StreamLostError:
+            if replica is self.replica:
+                await uninterrupted(self.leave_lost())
+            return NO_ANSWER
         except ValueError:
             raise  # the replica has refused it, and changed nothing
         except Exception:
@@ -219,6 +224,11 @@ class Home:
 
     async def _close_on(self, replica: Replica) -> None:
         await uninterrupted(replica.clean_up("close", self.history.key))
+
+    async def leave_lost(self) -> None:
+        """Let go of a stream that its replica has lost; the history has what it was."""
+        logger.warning("stream %s is lost where it lived, and is restored", self.history.name)
+        await self.leave(saves=False)
 
     def _settle_on(self, replica: Replica) -> None:
         self.replica = replica

@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 
-from paged_stream.engine.lifetime import EngineStoppedError
+from paged_stream.engine.lifetime import EngineStoppedError, StreamLostError
 from paged_stream.serve.backend import Backend
 from paged_stream.serve.clients import ClientLeftError
 from paged_stream.serve.completions import CompletionRoutes
@@ -74,6 +74,10 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(ClientLeftError)
     async def give_up(request: Request, error: ClientLeftError) -> Response:
         return Response(status_code=499)  # as proxies log it: nobody reads this
+
+    @app.exception_handler(StreamLostError)
+    async def gone(request: Request, error: StreamLostError) -> JSONResponse:
+        return answer(error, "server_error", 410)
 
     @app.exception_handler(EngineStoppedError)
     async def fail(request: Request, error: EngineStoppedError) -> JSONResponse:

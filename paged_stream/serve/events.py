@@ -12,7 +12,7 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from paged_stream.engine.api import AsyncDeltas
-from paged_stream.engine.lifetime import EngineStoppedError
+from paged_stream.engine.lifetime import EngineStoppedError, StreamLostError
 from paged_stream.engine.outputs import RequestDelta, RequestMetrics
 from paged_stream.serve.clients import ClientLeftError, while_connected
 
@@ -64,7 +64,7 @@ def event_stream(
             try:
                 async for delta in deltas:
                     yield f"data: {json.dumps(event(delta))}\n\n"
-            except (EngineStoppedError, ValueError) as error:
+            except (EngineStoppedError, StreamLostError, ValueError) as error:
                 yield f"data: {json.dumps(error_body(error, 'server_error'))}\n\n"
                 return
         if (end := last()) is not None:

@@ -33,7 +33,8 @@ class PromptEncoder:
     Args:
         model: its name, for messages.
         vocab_size: token ids are below it.
-        length_limit: tokens that a sequence may have; ``None``: any number.
+        length_limit: tokens that a sequence may have.
+        has_window: whether it may have them all, or only those of the model's trained length.
         num_visible: tokens that one token sees at most.
     """
 
@@ -43,13 +44,15 @@ class PromptEncoder:
         *,
         model: str,
         vocab_size: int,
-        length_limit: int | None,
+        length_limit: int,
+        has_window: bool,
         num_visible: int,
     ) -> None:
         self._tokenizer = tokenizer
         self._model = model
         self._vocab_size = vocab_size
         self._length_limit = length_limit
+        self._has_window = has_window
         self._num_visible = num_visible
         self.structures = None if tokenizer is None else Structures(tokenizer, vocab_size)
 
@@ -156,15 +159,16 @@ class PromptEncoder:
         return token_ids[-(self._num_visible if most < 0 else most) :]
 
     def check_length(self, num_tokens: int) -> None:
-        """Refuse more tokens than full attention can have; a window has no limit.
+        """Refuse more tokens than full attention can have, or than a stream can.
 
         Raises:
             ValueError: names the limit.
         """
-        if self._length_limit is not None and num_tokens > self._length_limit:
+        if num_tokens > self._length_limit:
+            reason = "the length of any stream" if self._has_window else "its trained length"
             raise ValueError(
-                f"{self._model} cannot go beyond its trained length of {self._length_limit} "
-                f"tokens, got {num_tokens}"
+                f"{self._model} cannot go beyond {reason} of {self._length_limit} tokens, "
+                f"got {num_tokens}"
             )
 
     def check_params(self, params: SamplingParams) -> None:

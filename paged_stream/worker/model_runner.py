@@ -151,7 +151,8 @@ class ModelRunner:
                 case ParkTokens(key, slots):
                     self.parked.put(key, *self.copies.copy_out(self._slots(slots)))
                 case RestoreTokens(key, slots):
-                    self.copies.copy_in(self._slots(slots), self.parked.pop(key))
+                    self.copies.copy_in(self._slots(slots), self.parked.read(key))
+                    self.parked.drop(key)  # not before: what fails may be tried again
                 case DropParked(key):
                     self.parked.drop(key)
 

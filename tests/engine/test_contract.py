@@ -536,8 +536,8 @@ def test_what_cannot_be_loaded_is_refused(engine, tmp_path, stream):
     for source, message in (
         (tmp_path / "absent", "there is no file"),
         (tmp_path / "garbage", "garbage is truncated or no stream"),
-        (b"garbage", "the stream's bytes are truncated or no stream"),
-        (stream.save_bytes()[:-1], "the stream's bytes are truncated or no stream"),
+        (b"garbage", "the content is truncated or no stream"),
+        (stream.save_bytes()[:-1], "the content is truncated or no stream"),
     ):
         with refuses(message):
             engine.load_stream(source)

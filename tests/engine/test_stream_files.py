@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+from fractions import Fraction
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from paged_stream import SamplingParams
 from paged_stream.engine import stream_file
 from paged_stream.engine.outputs import DeltaQueue
 from paged_stream.engine.stream_rules import turn_seed
+from paged_stream.models.kv_file import read_header, read_tokens, to_pieces
+from paged_stream.models.kv_tokens import KVTokens
+from paged_stream.scheduler.sequence import MAX_TOKENS
 from tests.reference import tiny_llama
 
 WHOLE_VOCAB = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, logprobs=97)
@@ -158,7 +162,7 @@ def test_saving_while_generating_is_refused(make_engine, tmp_path):
         stream.save(tmp_path / "a.stream")
 
 
-@pytest.mark.parametrize("name", ["os.replace", "save_file", "os.fsync"])
+@pytest.mark.parametrize("name", ["replace", "write", "fsync"])
 def test_an_interrupted_write_leaves_the_old_file(make_engine, tmp_path, monkeypatch, name):
     engine, path = make_engine(), tmp_path / "a.stream"
     stream = lived_stream(engine)
@@ -167,10 +171,10 @@ def test_an_interrupted_write_leaves_the_old_file(make_engine, tmp_path, monkeyp
     stream.append(ids(20))
 
     def fail(*args):
-        raise OSError("no space left")
+        raise OSError(errno.ENOSPC, "no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"paged_stream.engine.stream_file.{name}", fail)
+        patch.setattr(os, name, fail)
         with pytest.raises(OSError, match="no space left"):
             stream.save(path)
     assert path.read_bytes() == before
@@ -188,7 +192,7 @@ def refuse(engine, path, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         engine.load_stream(path)
     assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 500
     assert engine.stats().num_streams == before
     engine.core.scheduler.check_integrity()
 
@@ -209,7 +213,16 @@ def saved_path(engine, tmp_path):
 def test_a_truncated_file(engine, saved_path, share):
     content = saved_path.read_bytes()
     saved_path.write_bytes(content[: int(share * len(content))])
-    refuse(engine, saved_path, "truncated or no stream file")
+    refuse(engine, saved_path, "truncated or no stream file|is damaged: it ends within")
+
+
+def test_a_file_with_another_bit(engine, saved_path):
+    content = bytearray(saved_path.read_bytes())
+    for position in range(8, len(content), len(content) // 50):
+        content[position] ^= 4
+        saved_path.write_bytes(content)
+        refuse(engine, saved_path, "truncated or no stream file|is damaged|is no stream|version")
+        content[position] ^= 4
 
 
 def test_files_of_other_kinds(engine, tmp_path):
@@ -219,7 +232,11 @@ def test_files_of_other_kinds(engine, tmp_path):
     path.write_text("{}" * 1000)
     refuse(engine, path, "truncated or no stream file")
     refuse(engine, tmp_path / "nothing", "there is no file")
-    refuse(engine, tmp_path, "no stream file")
+    refuse(engine, tmp_path, "is no regular file")
+    os.mkfifo(tmp_path / "fifo")
+    refuse(engine, tmp_path / "fifo", "is no regular file")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    refuse(engine, tmp_path / "device", "is no regular file")
     save_file({"key": torch.zeros(2, 3)}, path)
     refuse(engine, path, "is no stream saved by paged_stream")
     save_file({"key": torch.zeros(2)}, path, {"format": "pt"})
@@ -229,22 +246,21 @@ def test_files_of_other_kinds(engine, tmp_path):
         path,
         {"format": stream_file.FORMAT, "version": str(stream_file.VERSION)},
     )
-    refuse(engine, path, "truncated or no stream file")
+    refuse(engine, path, "is damaged: its header does not have the checksum")
 
 
 def rewrite(path, *, metadata=None, header=None, state=None, tensors=None) -> None:
-    """Write the file again with some things changed."""
-    with safe_open(path, framework="pt") as file:
-        old = file.metadata()
-        content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    stream = json.loads(old["stream"])
+    """Write the file again with some things changed, and with checksums of that."""
+    buffer = bytearray(path.read_bytes())
+    old = read_header(buffer)
+    tokens = read_tokens(buffer, old)
+    stream = json.loads(old.metadata["stream"])
     stream.update(header or {})
     stream["state"].update(state or {})
-    save_file(
-        content | (tensors(content) if tensors else {}),
-        path,
-        old | {"stream": json.dumps(stream)} | (metadata or {}),
-    )
+    texts = old.metadata | {"stream": json.dumps(stream)} | (metadata or {})
+    changed = tokens._asdict() | (tensors(tokens._asdict()) if tensors else {})
+    pieces = to_pieces(KVTokens(**changed), texts)
+    path.write_bytes(b"".join(pieces))
 
 
 def test_rewriting_as_it_is_changes_nothing(engine, saved_path):
@@ -255,12 +271,15 @@ def test_rewriting_as_it_is_changes_nothing(engine, saved_path):
 @pytest.mark.parametrize(
     "metadata, message",
     [
-        ({"version": "4"}, "has format version 4, this is version 3"),
+        ({"version": "5", "release": "7.8.9"}, r"version 5, .* reads version 4; .*\(7.8.9\)"),
+        ({"version": "2\n" * 9999}, "has format version 2"),
         ({"format": "other"}, "is no stream"),
         ({"stream": "{"}, "is damaged"),
         ({"stream": "[]"}, "is damaged"),
         ({"stream": "{}"}, "is damaged"),
         ({"stream": "3"}, "is damaged"),
+        ({"stream": "[" * 100_000}, "is damaged"),
+        ({"stream": '{"state": {"sink_window": {"' + "x" * 9999 + '": 1}}}'}, "is damaged"),
     ],
 )
 def test_edited_metadata(engine, saved_path, metadata, message):
@@ -277,6 +296,10 @@ def test_edited_metadata(engine, saved_path, metadata, message):
         {"num_turns": 1.5},
         {"pinned_messages": "text"},
         {"pinned_messages": ["text"]},
+        {"pinned_messages": [{"role": "system", "content": 5}]},
+        {"pinned_messages": [{"role": "system", "content": ["text"]}]},
+        {"pinned_messages": [{"role": None, "content": "text"}]},
+        {"pinned_messages": [{"content": "text"}]},
         {"has_chatted": 1},
         {"fingerprint": 5},
         {"tokens": 5},
@@ -302,6 +325,12 @@ def test_edited_header(engine, saved_path, header):
         ({"tail_start": 10**6}, "is damaged"),
         ({"tail_start": -5}, "is damaged"),
         ({"tail_ids": []}, "is damaged"),
+        ({"tail_ids": 5}, "is damaged"),
+        ({"sink_ids": None}, "is damaged"),
+        ({"sink_ids": {"1": 1}}, "is damaged"),
+        ({"cuts": "text"}, "is damaged"),
+        ({"sink_window": "text"}, "is damaged"),
+        ({"sink_window": None}, "is damaged"),
         ({"tail_ids": ["a"] * 40}, "is damaged"),
         ({"sink_ids": [1, 2, 3]}, "is damaged"),
         ({"sink_ids": [1, 2, 3, 97]}, "token ids that the model does not have"),
@@ -312,7 +341,7 @@ def test_edited_header(engine, saved_path, header):
                 {"tail_start": size - 40, "num_computed_tokens": size, "num_prompt_tokens": size},
                 "is damaged",
             )
-            for size in (2**62, 2**63 - 200, 2**63, 2**80)
+            for size in (MAX_TOKENS + 1, 2**62, 2**63 - 200, 2**63, 2**80)
         ),
         ({"num_prompt_tokens": None}, "is damaged"),
         ({"num_prompt_tokens": -2}, "is damaged"),
@@ -346,11 +375,62 @@ def test_edited_state(engine, saved_path, state, message):
         (lambda t: {n: x.bfloat16() for n, x in t.items()}, "the stream has K and V of"),
         (lambda t: {n: x.flatten() for n, x in t.items()}, "is damaged"),
         (lambda t: {n: torch.zeros(()) for n in t}, "is damaged"),
+        (lambda t: {"value": t["value"].bfloat16()}, "the stream has K and V of"),
     ],
 )
 def test_edited_tensors(engine, saved_path, tensors, message):
     rewrite(saved_path, tensors=tensors)
     refuse(engine, saved_path, message)
+
+
+def test_old_versions_are_refused_by_their_number(engine, saved_path):
+    buffer = bytearray(saved_path.read_bytes())
+    header = read_header(buffer)
+    texts = {"format": "paged_stream.stream", "version": "3", "stream": header.metadata["stream"]}
+    save_file(read_tokens(buffer, header)._asdict(), saved_path, texts)
+    refuse(engine, saved_path, r"has format version 3, .* reads version 4; .*before 0\.1\.0")
+
+
+def moved_to(path, position: int) -> None:
+    """Let the stream stand at another position, all of whose window is as it was."""
+    state = json.loads(read_header(bytearray(path.read_bytes())).metadata["stream"])["state"]
+    by = position - state["tail_start"] - len(state["tail_ids"])
+    window = state["sink_window"]
+    moved = {name: state[name] + by for name in ("num_computed_tokens", "tail_start")}
+    moved["num_prompt_tokens"] = position
+    moved["cuts"] = [cut + by for cut in state["cuts"]]
+    moved["sink_window"] = window | {"window_floor": window["window_floor"] + by}
+    rewrite(path, state=moved)
+
+
+def test_no_stream_goes_where_angles_are_not_exact(engine, saved_path):
+    moved_to(saved_path, MAX_TOKENS + 1)
+    refuse(engine, saved_path, f"has {MAX_TOKENS + 1} tokens; a stream can have {MAX_TOKENS}")
+    moved_to(saved_path, MAX_TOKENS - 5)
+    with engine.load_stream(saved_path) as stream:
+        deltas = list(stream.generate(SamplingParams(max_tokens=None, ignore_eos=True)))
+        assert deltas[-1].finish_reason == "length"
+        assert stream.position == MAX_TOKENS
+        with pytest.raises(ValueError, match=f"length of any stream of {MAX_TOKENS} tokens, got"):
+            stream.append([5])
+
+
+def test_angles_are_exact_up_to_there():
+    """Against whole arithmetic: the angle between a query and a key at the end of a stream."""
+    frequencies = [
+        Fraction(float(torch.tensor(theta ** (-2 * i / 64), dtype=torch.float32)))
+        for theta in (1e4, 1e6)
+        for i in range(32)
+    ]
+    for limit, is_exact in ((MAX_TOKENS, True), (2 * MAX_TOKENS, False)):
+        worst = 0.0
+        for frequency in frequencies:
+            for distance in (1, 700, 4095):
+                for query in range(limit - 1, limit - 100_000, -997):
+                    angles = [float(p) * float(frequency) for p in (query, query - distance)]
+                    turned = Fraction(angles[0]) - Fraction(angles[1])
+                    worst = max(worst, abs(float(turned - distance * frequency)))
+        assert (worst < 1e-4) == is_exact
 
 
 def test_another_config(make_engine, folder, saved_path, tmp_path):

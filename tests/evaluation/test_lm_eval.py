@@ -115,7 +115,8 @@ def assert_same(one, other):
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
     pytest.importorskip("lm_eval")
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
     write_tasks(tmp_path)

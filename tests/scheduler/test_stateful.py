@@ -21,6 +21,7 @@ from paged_stream.scheduler.output import (
     DropParked,
     ModelOutput,
     MoveTokens,
+    ParkedLostError,
     ParkTokens,
     RestoreTokens,
     ScheduledSequence,
@@ -105,6 +106,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.truth: dict[int, Truth] = {}
         self.slots: dict[int, int | None] = {}
         self.parked: dict[int, list[int | None]] = {}
+        self.broken: set[int] = set()  # whose parked K and V do not come back
+        self.scheduler.restore_through(self.bring_back)
 
     def sequences(self, *statuses, streams=False):
         return [
@@ -186,6 +189,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         paused = data.draw(st.sets(st.sampled_from(sorted(self.scheduler.sequences))))
         try:
             edit(paused)
+        except ParkedLostError as error:
+            self.scheduler.lose(int(str(error)), error)
+            assert self.note_losses() == 1
+            return False
         except RuntimeError:
             busy = self.sequences(SequenceStatus.RUNNING, SequenceStatus.WAITING)
             assert any(s.seq_id in self.scheduler.kv and s.seq_id not in paused for s in busy)
@@ -310,7 +317,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         follows them is done too. Then one may leave before the host looks at that."""
         output = self.scheduler.schedule(paused)
         self.apply_operations()
-        if not output.sequences:
+        has_lost = self.note_losses() > 0
+        if not output.sequences and not has_lost:
             unpaused = [
                 s
                 for s in self.sequences(SequenceStatus.RUNNING, SequenceStatus.WAITING)
@@ -411,13 +419,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         """The executor raises: the step is scheduled and written, but never counted."""
         output = self.scheduler.schedule()
         self.apply_operations()
+        self.note_losses()
         known = {s.seq_id: len(self.truth[s.seq_id].ids) for s in output.sequences}
         tokens = self.simulate(output, None)
         if data.draw(st.booleans()) and (following := self.follow(output, tokens)) is not None:
             self.simulate(following, None, tokens)
         for seq_id, num_tokens in known.items():
             self.truth[seq_id].take_back(num_tokens)
-        if data.draw(st.booleans()):
+        if self.scheduler.sequences and data.draw(st.booleans()):
             self.leave(data, close=False)
 
     @precondition(lambda self: self.scheduler.has_unfinished())
@@ -426,6 +435,30 @@ class SchedulerMachine(RuleBasedStateMachine):
         paused = data.draw(st.sets(st.sampled_from(sorted(self.scheduler.sequences))))
         for _ in range(steps):
             self.one_step(paused)
+
+    @precondition(lambda self: self.parked.keys() - self.broken)
+    @rule(data=st.data())
+    def a_file_breaks(self, data):
+        """Whoever is brought back from it is lost, and nobody else."""
+        self.broken.add(data.draw(st.sampled_from(sorted(self.parked.keys() - self.broken))))
+
+    def bring_back(self, operation: RestoreTokens) -> None:
+        self.apply_operations()
+        values = self.parked[operation.key]
+        for slot, value in zip(operation.slots, values[: len(operation.slots)], strict=True):
+            if slot >= 0:  # what fails may have written some
+                self.slots[slot] = -1 if operation.key in self.broken else value
+        if operation.key in self.broken:
+            raise ParkedLostError(str(operation.key))
+        del self.parked[operation.key]
+
+    def note_losses(self) -> int:
+        lost = self.scheduler.take_lost()
+        assert lost.keys() <= self.broken
+        assert not lost.keys() & self.scheduler.sequences.keys()
+        self.apply_operations()
+        assert not lost.keys() & self.parked.keys()
+        return len(lost)
 
     def apply_operations(self):
         size = self.config.block_size
@@ -441,11 +474,6 @@ class SchedulerMachine(RuleBasedStateMachine):
                 case ParkTokens(key, slots):
                     assert key not in self.parked
                     self.parked[key] = [self.slots.get(slot) for slot in slots]
-                case RestoreTokens(key, slots):
-                    values = self.parked.pop(key)
-                    for slot, value in zip(slots, values[: len(slots)], strict=True):
-                        if slot >= 0:
-                            self.slots[slot] = value
                 case DropParked(key):
                     del self.parked[key]
 

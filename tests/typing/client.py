@@ -87,7 +87,7 @@ def offline(folder: Path) -> list[str]:
 
 def text_of(output: RequestOutput) -> str:
     first: CompletionOutput = output.outputs[0]
-    reason: Literal["stop", "length", "abort"] | None = first.finish_reason
+    reason: Literal["stop", "length", "abort", "error"] | None = first.finish_reason
     why: int | str | None = first.stop_reason
     entries: list[TokenLogprob] = first.logprobs or []
     likely = [entry.logprob for entry in entries if entry.top]
