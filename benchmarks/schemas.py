@@ -90,7 +90,7 @@ def _object(fields: dict[str, Schema], **others: Any) -> Schema:
 
 
 def _of_things() -> dict[str, Schema]:
-    schemas = {}
+    schemas: dict[str, Schema] = {}
     for name, fields in _THINGS.items():
         thing = _object(fields)
         first, *others = fields
