@@ -26,7 +26,7 @@ class JsonSchema(Kind):
             text = value if isinstance(value, str) else json.dumps(value)
             if isinstance(json.loads(text), dict | bool):
                 return text
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RecursionError):
             pass
         raise ValueError(
             f"{name} must be a JSON schema, as a dict or as text{self._or_none}, got {value!r}"

@@ -143,8 +143,9 @@ class _Vocabulary:
         """The ids of a text as the tokenizer writes it, unless it changes the text; then those of
         the longest tokens, up to bytes that no token begins with."""
         token_ids, data = self._tokenizer.encode(text, continues=True), text.encode()
-        if b"".join(self.tokens[token_id] for token_id in token_ids) == data:
-            return token_ids
+        known = [token_id for token_id in token_ids if token_id < self.eos_token_id]
+        if b"".join(self.tokens[token_id] for token_id in known) == data:
+            return known
         token_ids = []
         while data:
             sizes = range(min(self._longest, len(data)), 0, -1)

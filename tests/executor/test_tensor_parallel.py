@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from paged_stream import LLM, AsyncLLMEngine, EngineConfig, EngineStoppedError, SamplingParams
+from paged_stream import (
+    LLM,
+    AsyncLLMEngine,
+    EngineConfig,
+    EngineStoppedError,
+    SamplingParams,
+    StructuredOutputsParams,
+)
 from paged_stream.engine.llm_engine import LLMEngine
 from paged_stream.engine.outputs import RequestOutput
 from paged_stream.executor.ray import RayExecutor
@@ -19,6 +26,9 @@ from tests.reference import tiny_llama
 pytestmark = pytest.mark.ray
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
+LETTERS = SamplingParams(
+    temperature=0.0, max_tokens=9, structured_outputs=StructuredOutputsParams(regex="[a-f]{6}")
+)
 SETTINGS: dict[str, Any] = {
     "block_size": 8,
     "max_num_seqs": 8,
@@ -98,6 +108,7 @@ def turns(stream, count=3):
     for number in range(count):
         stream.append([5 + number, 60, 7, 8])
         tokens += [t for delta in stream.generate(GREEDY) for t in delta.delta_token_ids]
+        tokens += [t for delta in stream.generate(LETTERS) for t in delta.delta_token_ids]
     return tokens
 
 

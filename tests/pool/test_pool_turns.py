@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from paged_stream import EngineConfig, LLMEngine, SamplingParams
+from paged_stream import EngineConfig, LLMEngine, SamplingParams, StructuredOutputsParams
 from paged_stream.pool.ray_llm import RayLLM
 
 pytestmark = pytest.mark.ray
@@ -81,6 +81,20 @@ def ids_of_requests(llm):
         for delta in llm.step():
             ids[delta.request_id] += delta.delta_token_ids
     return list(ids.values())
+
+
+def test_a_structure_goes_on_on_another_replica(pool, engine):
+    """Behind the middle of a text whose beginning has left the window."""
+    structure = StructuredOutputsParams(regex="[a-z]{40}[0-9]{40}")
+    params = SamplingParams(seed=1, max_tokens=90, structured_outputs=structure)
+    with pool.open_stream() as stream, engine.open_stream() as expected:
+        for each in (stream, expected):
+            each.append("abc")
+        turn, begun = stream.generate(params), []
+        while len(begun) < 45:
+            begun += ids_of([next(turn)])
+        kill(pool, stream)
+        assert begun + ids_of(turn) == ids_of(expected.generate(params))
 
 
 def test_evictions_are_told_once(pool, engine, tmp_path):
