@@ -25,6 +25,7 @@ from paged_stream.setting_kinds import (
     KvCacheDtype,
     Model,
     Quantization,
+    Template,
 )
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class EngineConfig:
             small model that is installed as a package.
         tokenizer: what to load the tokenizer from, if it is not the model's own: a folder, a GGUF
             file or a name.
+        chat_template: how conversations are written, if it is not the model's own way: a Jinja
+            template, or the path of a file that has one; a text with ``{`` in it is a template.
         cache_dir: folder for models converted from GGUF files. ``None`` is the folder
             ``paged_stream`` in ``$XDG_CACHE_HOME``, or in ``~/.cache`` if that is not set.
         device: where the model computes. ``"auto"`` is CUDA if there is a CUDA device and the op
@@ -114,6 +117,7 @@ class EngineConfig:
 
     model: FilePath = field(metadata=takes(Model()))
     tokenizer: FilePath | None = setting(None, Model(optional=True))
+    chat_template: FilePath | None = setting(None, Template(optional=True))
     cache_dir: FilePath | None = setting(None, Folder(optional=True))
     device: str | torch.device = setting("auto", Device())
     dtype: Dtype | Literal["half", "float"] | torch.dtype = setting("auto", DTYPE)
@@ -199,6 +203,7 @@ class EngineSettings(TypedDict, total=False):
     """The fields of `EngineConfig` but ``model``, for the keyword arguments of constructors."""
 
     tokenizer: FilePath | None
+    chat_template: FilePath | None
     cache_dir: FilePath | None
     device: str | torch.device
     dtype: Dtype | Literal["half", "float"] | torch.dtype

@@ -34,6 +34,22 @@ class Model(Kind):
 
 
 @dataclass(frozen=True, slots=True)
+class Template(Kind):
+    """A chat template, or the path of a file that has one; ``~`` is the user's home."""
+
+    metavar: ClassVar[str] = "FILE"
+
+    @property
+    def allowed(self) -> str:
+        return "a Jinja template or a file that has one"
+
+    def _check(self, name: str, value: Any) -> str:
+        if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+            raise ValueError(f"{name} must be {self.allowed}, got {value!r}")
+        return os.path.expanduser(os.fspath(value))
+
+
+@dataclass(frozen=True, slots=True)
 class Folder(Kind):
     """A path of a folder, which need not exist yet; ``~`` is the user's home."""
 

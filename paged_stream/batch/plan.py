@@ -134,7 +134,7 @@ def _check_tokenizer(config: BatchConfig) -> None:
     if not has_tokenizer(source.folder) and config.task != "score":
         raise ValueError(f"task={config.task!r} needs a tokenizer, {config.model} has none")
     if config.task == "chat":
-        load_tokenizer(*source).check_chat_template()
+        load_tokenizer(*source, engine.chat_template).chat_template()
 
 
 def read_sample(

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from typing import TYPE_CHECKING, Protocol, Self, TypeAlias, overload
+from typing import TYPE_CHECKING, Protocol, Self, TypeAlias, Unpack, overload
 
 from paged_stream.engine.outputs import (
     EngineStats,
@@ -40,6 +40,7 @@ from paged_stream.engine.outputs import (
 )
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.text.chat import Messages
+from paged_stream.text.chat_options import ChatSettings
 from paged_stream.text.inputs import Prompt, Prompts
 
 if TYPE_CHECKING:
@@ -160,7 +161,10 @@ class StreamApi(Protocol):
         ...
 
     def chat(
-        self, messages: str | Messages, sampling_params: SamplingParams | None = None
+        self,
+        messages: str | Messages,
+        sampling_params: SamplingParams | None = None,
+        **options: Unpack[ChatSettings],
     ) -> Deltas:
         """Append the next messages of a conversation and generate the answer; neither, if either is
         refused.
@@ -173,10 +177,12 @@ class StreamApi(Protocol):
             sampling_params: as in `generate`. By default the answer ends where the model ends its
                 turn; a model that never does goes on for ever with a window, and up to the trained
                 length without.
+            options: as in `ChatOptions`, for these messages. What came before stays as it was
+                written, and a pin as the engine's chat template writes it without tools.
 
         Raises:
-            ValueError: as `generate`, or the model has no chat template that can go on turn by
-            turn.
+            ValueError: as `generate`, or an option is wrong, or there is no chat template that can
+                go on turn by turn.
         """
         ...
 
@@ -331,7 +337,10 @@ class AsyncStreamApi(Protocol):
         ...
 
     def chat(
-        self, messages: str | Messages, sampling_params: SamplingParams | None = None
+        self,
+        messages: str | Messages,
+        sampling_params: SamplingParams | None = None,
+        **options: Unpack[ChatSettings],
     ) -> AsyncDeltas:
         """As `StreamApi.chat`."""
         ...
@@ -433,20 +442,23 @@ class EngineApi(Protocol):
         request_ids: str | Sequence[str] | None = None,
         priority: int = 0,
         use_tqdm: bool = True,
+        **options: Unpack[ChatSettings],
     ) -> list[RequestOutput]:
         """Answer one conversation or a list of them, written in the model's chat template.
 
         Args:
-            messages: ``[{"role": "user", "content": "..."}, ...]``, or a list of such lists.
+            messages: ``[{"role": "user", "content": "..."}, ...]``, or a list of such lists. A
+                content may also be a list of parts, ``{"type": "text", "text": "..."}``.
             sampling_params: one for all conversations, or one per conversation. By default an
                 answer ends where the model ends its turn; a model that never does goes on for ever
                 with a window, and up to the trained length without.
             request_ids: as in `generate`.
             priority: as in `generate`.
             use_tqdm: as in `generate`.
+            options: as in `ChatOptions`, for all conversations: how they are written.
 
         Raises:
-            ValueError: as `generate`, or the model has no chat template.
+            ValueError: as `generate`, or an option is wrong, or there is no chat template.
         """
         ...
 
@@ -597,6 +609,7 @@ class AsyncEngineApi(Protocol):
         *,
         request_id: str | None = None,
         priority: int = 0,
+        **options: Unpack[ChatSettings],
     ) -> AsyncDeltas:
         """Answer one conversation, as `EngineApi.chat`, yielding deltas as `generate` does."""
         ...

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, overload
+from typing import TYPE_CHECKING, Self, Unpack, overload
 
 from paged_stream.config import EngineConfig, takes_config
 from paged_stream.engine.api import AsyncDeltas, AsyncEngineApi, FilePath, OnEvict, Scores
@@ -31,6 +31,7 @@ from paged_stream.engine.thread import EngineThread
 from paged_stream.scheduler.fields import as_int
 from paged_stream.scheduler.sampling_params import SamplingParams, whole_answer
 from paged_stream.text.chat import Messages
+from paged_stream.text.chat_options import ChatOptions, ChatSettings
 from paged_stream.text.inputs import Prompt
 
 if TYPE_CHECKING:
@@ -92,10 +93,12 @@ class AsyncLLMEngine(LoadedEngine, AsyncEngineApi):
         *,
         request_id: str | None = None,
         priority: int = 0,
+        **options: Unpack[ChatSettings],
     ) -> AsyncDeltas:
         """As `AsyncEngineApi.chat`."""
+        written = ChatOptions(**options)
         return self._request(
-            lambda: asyncio.to_thread(self.intake.encode_chat, messages),
+            lambda: asyncio.to_thread(self.intake.encode_chat, messages, written),
             whole_answer(sampling_params),
             request_id,
             priority,

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar, Unpack
 from weakref import WeakSet
 
 from paged_stream.engine.api import AsyncDeltas, AsyncStreamApi, FilePath, OnEvict
@@ -20,6 +20,7 @@ from paged_stream.engine.stream_rules import closed_error
 from paged_stream.engine.thread import EngineThread
 from paged_stream.scheduler.sampling_params import SamplingParams, whole_answer
 from paged_stream.text.chat import Messages, is_messages
+from paged_stream.text.chat_options import ChatOptions, ChatSettings
 from paged_stream.text.inputs import Prompt, plain_prompt
 from paged_stream.text.prompts import PromptEncoder
 
@@ -122,17 +123,20 @@ class AsyncStream(AsyncStreamApi):
         return self._turn(prepare, start)
 
     def chat(
-        self, messages: str | Messages, sampling_params: SamplingParams | None = None
+        self,
+        messages: str | Messages,
+        sampling_params: SamplingParams | None = None,
+        **options: Unpack[ChatSettings],
     ) -> AsyncDeltas:
         """As `StreamApi.chat`."""
-        params = whole_answer(sampling_params)
+        params, written = whole_answer(sampling_params), ChatOptions(**options)
 
         def start(mailbox: Mailbox, addition: Addition) -> None:
-            self.inner.start_chat(messages, params, addition, mailbox)
+            self.inner.start_chat(messages, params, written, addition, mailbox)
 
         async def prepare() -> Addition:
             await check_beside_the_loop(self.inner.prompts, params)
-            return await asyncio.to_thread(self.inner.encode_chat, messages)
+            return await asyncio.to_thread(self.inner.encode_chat, messages, written)
 
         return self._turn(prepare, start)
 

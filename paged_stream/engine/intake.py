@@ -23,6 +23,7 @@ from paged_stream.models.model_config import ModelConfig
 from paged_stream.scheduler.sampling_params import SamplingParams, check_params_type
 from paged_stream.scheduler.sink_window import SinkWindow
 from paged_stream.text.chat import Messages
+from paged_stream.text.chat_options import USUAL, ChatOptions
 from paged_stream.text.inputs import Prompt, naming_item
 from paged_stream.text.prompts import Pin, PromptEncoder
 
@@ -81,13 +82,13 @@ class Intake:
         return token_ids
 
     @finish_before_exit
-    def encode_chat(self, messages: Messages) -> list[int]:
+    def encode_chat(self, messages: Messages, options: ChatOptions = USUAL) -> list[int]:
         """Token ids of a whole conversation, up to where the answer begins.
 
         Raises:
             ValueError: the model has no chat template, or they are no messages.
         """
-        return self.prompts.chat_tokenizer().apply_chat_template(messages)
+        return self.prompts.chat_tokenizer(options).apply_chat_template(messages, options)
 
     @finish_before_exit
     def prepare_stream(

@@ -22,6 +22,7 @@ from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.scheduler.sequence import Sequence as TokenSequence
 from paged_stream.scheduler.sequence import SequenceStatus
 from paged_stream.text.chat import Messages, without_repeated_end
+from paged_stream.text.chat_options import USUAL, ChatOptions
 from paged_stream.text.inputs import Prompt
 from paged_stream.text.prompts import PromptEncoder
 
@@ -132,7 +133,7 @@ class LiveStream:
         return Addition(self.prompts.encode(prompt, continues=continues), continues)
 
     @finish_before_exit
-    def encode_chat(self, messages: str | Messages) -> Addition:
+    def encode_chat(self, messages: str | Messages, options: ChatOptions = USUAL) -> Addition:
         """Tokenize the next messages of a conversation.
 
         Raises:
@@ -141,7 +142,7 @@ class LiveStream:
         self.check_open()
         continues, answered = not self._is_empty, self.has_chatted
         token_ids = self.prompts.encode_chat(
-            messages, self._pinned_messages, continues=continues, answered=answered
+            messages, self._pinned_messages, options, continues=continues, answered=answered
         )
         return Addition(token_ids, continues, answered)
 
@@ -215,7 +216,11 @@ class LiveStream:
         self.core.scheduler.append(self.seq_id, token_ids)
 
     def queue_chat(
-        self, messages: str | Messages, params: SamplingParams, addition: Addition
+        self,
+        messages: str | Messages,
+        params: SamplingParams,
+        addition: Addition,
+        options: ChatOptions = USUAL,
     ) -> list[int]:
         """Append the messages that a turn with ``params`` is to answer, as `encode_chat` has
         tokenized them; returns what was appended.
@@ -227,7 +232,7 @@ class LiveStream:
         self.check_at_rest()
         self._check_params(params)
         if (addition.continues, addition.answered) != (not self._is_empty, self.has_chatted):
-            addition = self.encode_chat(messages)
+            addition = self.encode_chat(messages, options)
         token_ids = addition.token_ids
         if addition.answered:
             token_ids = without_repeated_end(token_ids, *self._sequence.last_token_ids(1))
@@ -287,7 +292,12 @@ class LiveStream:
         self.start_turn(params, inbox)
 
     def start_chat(
-        self, messages: str | Messages, params: SamplingParams, addition: Addition, inbox: Inbox
+        self,
+        messages: str | Messages,
+        params: SamplingParams,
+        options: ChatOptions,
+        addition: Addition,
+        inbox: Inbox,
     ) -> None:
         """Append what `encode_chat` has made of messages, and answer; neither, if either is
         refused.
@@ -297,7 +307,7 @@ class LiveStream:
         """
         self.enter()
         self.check_can_generate(params, appends=True)
-        self.queue_chat(messages, params, addition)
+        self.queue_chat(messages, params, addition, options)
         self.start_turn(params, inbox)
 
     def start_scoring(self, prompt: Prompt, addition: Addition, inbox: Inbox) -> list[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Self, overload
+from typing import TYPE_CHECKING, Self, Unpack, overload
 
 from paged_stream.config import EngineConfig, takes_config
 from paged_stream.engine.api import EngineApi, FilePath, OnEvict, Scores
@@ -26,6 +26,7 @@ from paged_stream.engine.stream import Stream
 from paged_stream.scheduler.sampling_params import SamplingParams, whole_answer
 from paged_stream.system.progress_bar import Bar
 from paged_stream.text.chat import Messages
+from paged_stream.text.chat_options import ChatOptions, ChatSettings
 from paged_stream.text.inputs import Prompt, Prompts, naming_item
 
 if TYPE_CHECKING:
@@ -118,15 +119,16 @@ class LLMEngine(LoadedEngine, EngineApi):
         request_ids: str | Sequence[str] | None = None,
         priority: int = 0,
         use_tqdm: bool = True,
+        **options: Unpack[ChatSettings],
     ) -> list[RequestOutput]:
         """As `EngineApi.chat`."""
-        intake = self.intake
-        intake.prompts.chat_tokenizer()
+        intake, written = self.intake, ChatOptions(**options)
+        intake.prompts.chat_tokenizer(written)
         conversations = conversations_of(messages)
         prompts = []
         for index, turns in enumerate(conversations):
             with naming_item("messages", index, len(conversations)):
-                prompts.append(intake.encode_chat(turns))
+                prompts.append(intake.encode_chat(turns, written))
         params = params_per_prompt(sampling_params, len(prompts), default=whole_answer(None))
         if isinstance(request_ids, str):
             request_ids = [request_ids]

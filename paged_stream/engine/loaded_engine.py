@@ -60,7 +60,7 @@ class LoadedEngine:
         self.tokenizer: Tokenizer | None = None
         source = resolve_tokenizer(files, config.tokenizer, cache_dir=config.cache_dir)
         if config.tokenizer is not None or has_tokenizer(source.folder):
-            self.tokenizer = load_tokenizer(*source)
+            self.tokenizer = load_tokenizer(*source, config.chat_template)
         executor = make_executor(config, files, self.model_config, self.sink_window)
         try:
             self._start(config, executor)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NoReturn, Self
+from typing import NoReturn, Self, Unpack
 
 from paged_stream.engine.api import Deltas, FilePath, OnEvict, StreamApi
 from paged_stream.engine.lifetime import refuse_pickling
@@ -14,6 +14,7 @@ from paged_stream.engine.outputs import DeltaQueue, StreamStats, VisibleText
 from paged_stream.engine.stream_file import stream_bytes, write_stream_file
 from paged_stream.scheduler.sampling_params import SamplingParams, whole_answer
 from paged_stream.text.chat import Messages
+from paged_stream.text.chat_options import ChatOptions, ChatSettings
 from paged_stream.text.inputs import Prompt
 
 
@@ -62,13 +63,16 @@ class Stream(StreamApi):
         return self._turn(partial(self.inner.start_completion, prompt, params, addition))
 
     def chat(
-        self, messages: str | Messages, sampling_params: SamplingParams | None = None
+        self,
+        messages: str | Messages,
+        sampling_params: SamplingParams | None = None,
+        **options: Unpack[ChatSettings],
     ) -> Deltas:
         """As `StreamApi.chat`."""
-        params = whole_answer(sampling_params)
+        params, written = whole_answer(sampling_params), ChatOptions(**options)
         self.inner.check_can_generate(params, appends=True)
-        addition = self.inner.encode_chat(messages)
-        return self._turn(partial(self.inner.start_chat, messages, params, addition))
+        addition = self.inner.encode_chat(messages, written)
+        return self._turn(partial(self.inner.start_chat, messages, params, written, addition))
 
     def score(self, prompt: Prompt) -> list[float | None]:
         """As `StreamApi.score`."""

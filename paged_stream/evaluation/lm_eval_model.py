@@ -19,6 +19,7 @@ from paged_stream.engine.llm import LLM
 from paged_stream.evaluation.likelihoods import Pair, batches, continuation_likelihoods
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.system.progress_bar import progress_bar
+from paged_stream.text.chat_options import ChatOptions
 
 NAME = "paged_stream"
 
@@ -99,14 +100,12 @@ class PagedStreamLM(TemplateLM):
         self, chat_history: Sequence[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
         """Write a conversation in the model's chat template."""
-        text = self.tokenizer.apply_chat_template(
-            list(chat_history),
-            tokenize=False,
+        assert self.llm.tokenizer is not None  # `get_tokenizer` has refused that
+        options = ChatOptions(
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
         )
-        assert isinstance(text, str)
-        return text
+        return self.llm.tokenizer.render_chat_template(chat_history, options)
 
     # Requests
 

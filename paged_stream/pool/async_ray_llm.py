@@ -28,6 +28,7 @@ from paged_stream.pool.together import together
 from paged_stream.scheduler.fields import as_int
 from paged_stream.scheduler.sampling_params import SamplingParams, check_params_type, whole_answer
 from paged_stream.text.chat import Messages
+from paged_stream.text.chat_options import USUAL, ChatOptions, ChatSettings
 from paged_stream.text.inputs import Prompt
 
 if TYPE_CHECKING:
@@ -164,9 +165,10 @@ class AsyncRayLLM(AsyncEngineApi):
         *,
         request_id: str | None = None,
         priority: int = 0,
+        **options: Unpack[ChatSettings],
     ) -> AsyncDeltas:
         """As `AsyncEngineApi.chat`."""
-        [prompt] = await self.encode_chats([messages])
+        [prompt] = await self.encode_chats([messages], ChatOptions(**options))
         answer = self.generate(
             prompt, whole_answer(sampling_params), request_id=request_id, priority=priority
         )
@@ -222,13 +224,17 @@ class AsyncRayLLM(AsyncEngineApi):
         )
         return token_ids
 
-    async def encode_chats(self, conversations: Sequence[Messages]) -> list[list[int]]:
+    async def encode_chats(
+        self, conversations: Sequence[Messages], options: ChatOptions = USUAL
+    ) -> list[list[int]]:
         """Tokenize conversations in the model's chat template.
 
         Raises:
             ValueError: as `EngineApi.chat`.
         """
-        token_ids: list[list[int]] = await self._placement.ask("encode_chats", list(conversations))
+        token_ids: list[list[int]] = await self._placement.ask(
+            "encode_chats", list(conversations), options
+        )
         return token_ids
 
     async def abort(self, request_id: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Coroutine
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, Self, Unpack
 
 from paged_stream.engine.api import AsyncDeltas, AsyncStreamApi, FilePath, OnEvict
 from paged_stream.engine.lifetime import refuse_pickling, when_abandoned
@@ -21,6 +21,7 @@ from paged_stream.pool.turns import Turns
 from paged_stream.pool.uninterrupted import uninterrupted
 from paged_stream.scheduler.sampling_params import SamplingParams, whole_answer
 from paged_stream.text.chat import Messages
+from paged_stream.text.chat_options import ChatOptions, ChatSettings
 from paged_stream.text.inputs import Prompt
 
 
@@ -113,10 +114,15 @@ class AsyncPoolStream(AsyncStreamApi):
         return self._turns.generate(sampling_params, "append", prompt)
 
     def chat(
-        self, messages: str | Messages, sampling_params: SamplingParams | None = None
+        self,
+        messages: str | Messages,
+        sampling_params: SamplingParams | None = None,
+        **options: Unpack[ChatSettings],
     ) -> AsyncDeltas:
         """As `StreamApi.chat`."""
-        return self._turns.generate(whole_answer(sampling_params), "append_chat", messages)
+        return self._turns.generate(
+            whole_answer(sampling_params), "append_chat", (messages, ChatOptions(**options))
+        )
 
     async def score(self, prompt: Prompt) -> list[float | None]:
         """As `StreamApi.score`. If it is cancelled, nothing is appended."""

@@ -31,6 +31,7 @@ from paged_stream.pool.stream import PoolStream
 from paged_stream.pool.together import together
 from paged_stream.scheduler.sampling_params import SamplingParams, whole_answer
 from paged_stream.text.chat import Messages
+from paged_stream.text.chat_options import ChatOptions, ChatSettings
 from paged_stream.text.inputs import Prompt, Prompts
 
 if TYPE_CHECKING:
@@ -134,9 +135,12 @@ class RayLLM(EngineApi):
         request_ids: str | Sequence[str] | None = None,
         priority: int = 0,
         use_tqdm: bool = True,
+        **options: Unpack[ChatSettings],
     ) -> list[RequestOutput]:
         """As `EngineApi.chat`."""
-        prompts = self._thread.run(self.inner.encode_chats(conversations_of(messages)))
+        conversations = conversations_of(messages)
+        encoding = self.inner.encode_chats(conversations, ChatOptions(**options))
+        prompts = self._thread.run(encoding)
         params = params_per_prompt(sampling_params, len(prompts), default=whole_answer(None))
         return self.generate(
             prompts, params, request_ids=request_ids, priority=priority, use_tqdm=use_tqdm

@@ -23,6 +23,7 @@ from paged_stream.pool.delta_batches import DeltaBatches
 from paged_stream.pool.messages import StreamFacts
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.text.chat import Messages
+from paged_stream.text.chat_options import ChatOptions
 from paged_stream.text.inputs import Prompt, naming_item
 
 if TYPE_CHECKING:
@@ -80,12 +81,14 @@ class ReplicaProcess:
                 token_ids.append(encoder.truncate(encoded, each))
         return token_ids
 
-    async def encode_chats(self, conversations: Sequence[Messages]) -> list[list[int]]:
+    async def encode_chats(
+        self, conversations: Sequence[Messages], options: ChatOptions
+    ) -> list[list[int]]:
         """Tokenize conversations in the chat template."""
         token_ids = []
         for index, messages in enumerate(conversations):
             with naming_item("messages", index, len(conversations)):
-                encoded = asyncio.to_thread(self._engine.intake.encode_chat, messages)
+                encoded = asyncio.to_thread(self._engine.intake.encode_chat, messages, options)
                 token_ids.append(await encoded)
         return token_ids
 
@@ -187,12 +190,17 @@ class ReplicaProcess:
         await stream.append(token_ids)
         return token_ids
 
-    async def append_chat(self, name: str, messages: Any, params: SamplingParams) -> list[int]:
+    async def append_chat(
+        self, name: str, chat: tuple[Any, ChatOptions], params: SamplingParams
+    ) -> list[int]:
         """Append the next messages of a conversation; returns the token ids."""
+        messages, options = chat
         stream = self._streams[name].inner
         await check_beside_the_loop(stream.prompts, params)
-        addition = await asyncio.to_thread(stream.encode_chat, messages)
-        return await self._engine.thread.call(lambda: stream.queue_chat(messages, params, addition))
+        addition = await asyncio.to_thread(stream.encode_chat, messages, options)
+        return await self._engine.thread.call(
+            lambda: stream.queue_chat(messages, params, addition, options)
+        )
 
     async def score_next(self, name: str, prompt: Prompt) -> tuple[list[int], list[float | None]]:
         """Append to a stream and score that; returns the token ids and their log-probabilities."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NoReturn, Self
+from typing import NoReturn, Self, Unpack
 
 from paged_stream.engine.api import Deltas, FilePath, OnEvict, StreamApi
 from paged_stream.engine.lifetime import refuse_pickling
@@ -11,6 +11,7 @@ from paged_stream.pool.async_stream import AsyncPoolStream
 from paged_stream.pool.loop_thread import LoopThread
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.text.chat import Messages
+from paged_stream.text.chat_options import ChatSettings
 from paged_stream.text.inputs import Prompt
 
 
@@ -52,10 +53,13 @@ class PoolStream(StreamApi):
         return self._thread.read(self.inner.complete(prompt, sampling_params))
 
     def chat(
-        self, messages: str | Messages, sampling_params: SamplingParams | None = None
+        self,
+        messages: str | Messages,
+        sampling_params: SamplingParams | None = None,
+        **options: Unpack[ChatSettings],
     ) -> Deltas:
         """As `StreamApi.chat`."""
-        return self._thread.read(self.inner.chat(messages, sampling_params))
+        return self._thread.read(self.inner.chat(messages, sampling_params, **options))
 
     def score(self, prompt: Prompt) -> list[float | None]:
         """As `StreamApi.score`."""

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from paged_stream.engine.api import AsyncEngineApi
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.text.chat import Messages
+from paged_stream.text.chat_options import ChatOptions
 from paged_stream.text.inputs import Prompt
 
 
@@ -27,7 +28,7 @@ class Backend(Protocol):
         """
         ...
 
-    async def encode_chat(self, messages: Messages) -> list[int]:
+    async def encode_chat(self, messages: Messages, options: ChatOptions) -> list[int]:
         """Tokenize a conversation in the model's chat template.
 
         Raises:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from paged_stream.scheduler.sampling_params import SamplingParams, whole_answer
 from paged_stream.scheduler.settings import settings_of
 from paged_stream.scheduler.structured_outputs import StructuredOutputsParams
+from paged_stream.text.chat_options import ChatSettings
 
 # Every field may be left out or null. Ranges are for `SamplingParams` to check.
 _FIELDS: dict[str, Any] = {
@@ -34,6 +35,26 @@ class Sampling(_SamplingFields):  # type: ignore[valid-type, misc]
     @property
     def is_chat(self) -> bool:
         return False
+
+
+class Chat(BaseModel):
+    """The fields of `ChatOptions`. A template is text here: clients name no files of the server."""
+
+    chat_template: str | None = Field(None, pattern=r"\{")
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    tools: list[dict[str, Any]] | None = None
+
+    def settings(self) -> ChatSettings:
+        """The arguments of ``chat``."""
+        return {
+            "chat_template": self.chat_template,
+            "chat_template_kwargs": self.chat_template_kwargs,
+            "add_generation_prompt": self.add_generation_prompt,
+            "continue_final_message": self.continue_final_message,
+            "tools": self.tools,
+        }
 
 
 class StreamOptions(BaseModel):
@@ -83,7 +104,7 @@ class Completion(Stateless):
     prompt: str | list[int]
 
 
-class ChatCompletion(Stateless):
+class ChatCompletion(Stateless, Chat):
     messages: list[dict[str, Any]]
     max_completion_tokens: int | None = None  # the newer name of max_tokens
 
@@ -111,7 +132,7 @@ class AppendBody(BaseModel):
     prompt: str | list[int]
 
 
-class TurnBody(Sampling):
+class TurnBody(Sampling, Chat):
     """A turn of a stream: generate, after appending ``prompt`` or, in the chat template,
     ``messages``, if there are any."""
 

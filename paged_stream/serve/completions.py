@@ -18,6 +18,7 @@ from paged_stream.serve.backend import Backend
 from paged_stream.serve.bodies import ChatCompletion, Completion, Stateless
 from paged_stream.serve.clients import while_connected
 from paged_stream.serve.events import event_stream, metrics_json
+from paged_stream.text.chat_options import ChatOptions
 
 # Makes the JSON of a completion from its index, its text and why it ended.
 Ending = dict[str, int | str | None]
@@ -43,7 +44,7 @@ class CompletionRoutes:
         return await self._respond(body, body.prompt, answer, request)
 
     async def chat(self, body: ChatCompletion, request: Request) -> Response:
-        prompt = await self._backend.encode_chat(body.messages)
+        prompt = await self._backend.encode_chat(body.messages, ChatOptions(**body.settings()))
         kind = "chat.completion.chunk" if body.stream else "chat.completion"
         answer = Answer(self._model, kind, _message_choice, MessageParts())
         return await self._respond(body, prompt, answer, request)

@@ -9,6 +9,7 @@ from paged_stream.engine.async_engine import AsyncLLMEngine
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.serve.metrics import engine_families, family, render
 from paged_stream.text.chat import Messages
+from paged_stream.text.chat_options import ChatOptions
 from paged_stream.text.inputs import Prompt
 
 
@@ -24,9 +25,9 @@ class EngineBackend:
         await asyncio.to_thread(prompts.check_params, params)
         return prompts.truncate(await asyncio.to_thread(self.engine.encode, prompt), params)
 
-    async def encode_chat(self, messages: Messages) -> list[int]:
+    async def encode_chat(self, messages: Messages, options: ChatOptions) -> list[int]:
         """As `Backend.encode_chat`."""
-        return await asyncio.to_thread(self.engine.intake.encode_chat, messages)
+        return await asyncio.to_thread(self.engine.intake.encode_chat, messages, options)
 
     async def health(self) -> dict[str, Any]:
         """As `Backend.health`."""

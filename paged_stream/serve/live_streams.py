@@ -108,7 +108,7 @@ def _turn(stream: AsyncStreamApi, body: TurnBody) -> AsyncDeltas:
     if body.prompt is not None:
         return stream.complete(body.prompt, params)
     if body.messages is not None:
-        return stream.chat(body.messages, params)
+        return stream.chat(body.messages, params, **body.settings())
     return stream.generate(params)
 
 

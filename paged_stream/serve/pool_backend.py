@@ -12,6 +12,7 @@ from paged_stream.pool.stats import PoolStats
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.serve.metrics import engine_families, family, render
 from paged_stream.text.chat import Messages
+from paged_stream.text.chat_options import ChatOptions
 from paged_stream.text.inputs import Prompt
 
 # As in `metrics`: of `PoolStats`, and of `ReplicaStats`.
@@ -39,9 +40,9 @@ class PoolBackend:
         [token_ids] = await self.engine.encode([prompt], [params])
         return token_ids
 
-    async def encode_chat(self, messages: Messages) -> list[int]:
+    async def encode_chat(self, messages: Messages, options: ChatOptions) -> list[int]:
         """As `Backend.encode_chat`."""
-        [token_ids] = await self.engine.encode_chats([messages])
+        [token_ids] = await self.engine.encode_chats([messages], options)
         return token_ids
 
     async def health(self) -> dict[str, Any]:

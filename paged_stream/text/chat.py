@@ -8,7 +8,9 @@ from typing import Any
 
 from typing_extensions import TypeIs
 
-from paged_stream.text.tokenizer import Tokenizer, content_text
+from paged_stream.text.chat_options import USUAL, ChatOptions
+from paged_stream.text.rendering import content_text
+from paged_stream.text.tokenizer import Tokenizer
 
 # Stands for the answer that is already in the stream; letters only, so that no template edits it.
 _ANSWER = "PagedStreamAnswer"
@@ -45,7 +47,12 @@ def pinned_text(tokenizer: Tokenizer, messages: Messages) -> str:
 
 
 def first_turn(
-    tokenizer: Tokenizer, pinned: Messages, messages: Messages, *, continues: bool = False
+    tokenizer: Tokenizer,
+    pinned: Messages,
+    messages: Messages,
+    options: ChatOptions = USUAL,
+    *,
+    continues: bool = False,
 ) -> list[int]:
     """Ids of a conversation's first messages, up to where an answer begins.
 
@@ -56,12 +63,12 @@ def first_turn(
     Raises:
         ValueError: the template writes the pinned ones differently when these follow.
     """
-    text = tokenizer.render_chat_template([*pinned, *messages])
+    text = tokenizer.render_chat_template([*pinned, *messages], options)
     before = pinned_text(tokenizer, pinned) if pinned else ""
     if not text.startswith(before):
         raise ValueError(
-            "messages: what follows a pin must begin with a message of the user; with others, this "
-            f"model's chat template does not begin with the {before!r} that is pinned"
+            "messages: what follows a pin must begin with a message of the user; with others, or "
+            f"with tools, the chat template does not begin with the {before!r} that is pinned"
         )
     if not (pinned or continues):
         return tokenizer.encode(text, add_special_tokens=False)
@@ -70,7 +77,12 @@ def first_turn(
     return tokenizer.encode(text.removeprefix(before), continues=True)
 
 
-def next_turn(tokenizer: Tokenizer, messages: Messages, last_token_id: int = -1) -> list[int]:
+def next_turn(
+    tokenizer: Tokenizer,
+    messages: Messages,
+    options: ChatOptions = USUAL,
+    last_token_id: int = -1,
+) -> list[int]:
     """Ids from the end of an answer to the place where the next one begins.
 
     Args:
@@ -85,7 +97,7 @@ def next_turn(tokenizer: Tokenizer, messages: Messages, last_token_id: int = -1)
         {"role": "user", "content": _QUESTION},
         {"role": "assistant", "content": _ANSWER},
     ]
-    text = tokenizer.render_chat_template([*history, *messages])
+    text = tokenizer.render_chat_template([*history, *messages], options)
     if text.count(_ANSWER) != 1:
         raise ValueError("messages: this model's chat template cannot go on turn by turn")
     ids = tokenizer.encode(text.split(_ANSWER)[1], continues=True)
@@ -100,7 +112,7 @@ def end_of_turn(tokenizer: Tokenizer) -> int | None:
         {"role": "assistant", "content": _ANSWER},
     ]
     try:
-        text = tokenizer.render_chat_template(messages, False)
+        text = tokenizer.render_chat_template(messages, ChatOptions(add_generation_prompt=False))
     except ValueError:
         return None
     after = text.rpartition(_ANSWER)[2].lstrip()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from paged_stream.scheduler.sampling_params import SamplingParams, check_params_type
 from paged_stream.text.chat import Messages, first_turn, is_messages, next_turn, pinned_text
+from paged_stream.text.chat_options import USUAL, ChatOptions
 from paged_stream.text.inputs import Prompt, as_token_ids, check_range, plain_prompt
 from paged_stream.text.structures import Structures
 from paged_stream.text.tokenizer import Tokenizer
@@ -105,32 +106,39 @@ class PromptEncoder:
         return Pin(token_ids, messages)
 
     def encode_chat(
-        self, messages: str | Messages, pinned: Messages, *, continues: bool, answered: bool
+        self,
+        messages: str | Messages,
+        pinned: Messages,
+        options: ChatOptions = USUAL,
+        *,
+        continues: bool,
+        answered: bool,
     ) -> list[int]:
         """Turn the next messages of a conversation into token ids.
 
         Args:
             messages: text is one message of the user.
             pinned: those before the first.
+            options: how they are written.
             continues: the stream has tokens already, the pinned messages or others.
             answered: an answer came before them, whose end may have to be left out.
 
         Raises:
             ValueError: they are no messages, or the model has no chat template that can go on.
         """
-        tokenizer = self.chat_tokenizer()
+        tokenizer = self.chat_tokenizer(options)
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
         if not is_messages(messages):
             raise ValueError(f"messages must be text or a list of messages, got {messages!r}")
         if answered:
-            token_ids = next_turn(tokenizer, messages)
+            token_ids = next_turn(tokenizer, messages, options)
         else:
-            token_ids = first_turn(tokenizer, pinned, messages, continues=continues)
+            token_ids = first_turn(tokenizer, pinned, messages, options, continues=continues)
         check_range(token_ids, self._vocab_size)
         return token_ids
 
-    def chat_tokenizer(self) -> Tokenizer:
+    def chat_tokenizer(self, options: ChatOptions = USUAL) -> Tokenizer:
         """The tokenizer, for its chat template.
 
         Raises:
@@ -138,7 +146,7 @@ class PromptEncoder:
         """
         if self._tokenizer is None:
             raise ValueError(f"messages need a tokenizer, and {self._model} has none")
-        self._tokenizer.check_chat_template()
+        self._tokenizer.chat_template(options)
         return self._tokenizer
 
     def tokenizer_copy(self) -> PreTrainedTokenizerBase:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+from paged_stream.text.chat_options import USUAL, ChatOptions, read_template
+from paged_stream.text.rendering import render_messages
 from paged_stream.text.seams import leading_ids, seams
 
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -88,10 +91,10 @@ class Tokenizer:
         return self.encode(".", add_special_tokens=False)
 
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
+        self, messages: Sequence[Mapping[str, Any]], options: ChatOptions = USUAL
     ) -> list[int]:
-        """Tokenize a conversation with the model's chat template."""
-        text = self.render_chat_template(messages, add_generation_prompt)
+        """Tokenize a conversation with a chat template."""
+        text = self.render_chat_template(messages, options)
         return self.encode(text, add_special_tokens=False)  # templates write their own
 
     def is_special(self, token_id: int) -> bool:
@@ -177,63 +180,31 @@ class Tokenizer:
             return None
         return ids if self.decode([ids[byte] for byte in "é".encode()]) == "é" else None
 
-    def check_chat_template(self) -> None:
-        """Raise ValueError if there is no chat template."""
+    def chat_template(self, options: ChatOptions = USUAL) -> str:
+        """The template that writes conversations.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if options.chat_template is not None:
+            return str(options.chat_template)
         if self._tokenizer.chat_template is None:
-            raise ValueError("messages: this model has no chat template; pass a prompt instead")
+            raise ValueError(
+                "messages: this model has no chat template; pass a prompt, or a chat_template"
+            )
+        template: str = self._tokenizer.get_chat_template(tools=options.tools)
+        return template
 
     def render_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
+        self, messages: Sequence[Mapping[str, Any]], options: ChatOptions = USUAL
     ) -> str:
         """Write a conversation as the text that the model was trained on.
 
         Raises:
             ValueError: there is no template, or it does not take these messages.
         """
-        self.check_chat_template()
-        plain = [_with_text(message) for message in messages]
-        try:
-            text: str = self._tokenizer.apply_chat_template(
-                plain, add_generation_prompt=add_generation_prompt, tokenize=False
-            )
-            return text
-        except Exception as error:  # templates expect strings, and fail on others as they like
-            raise ValueError(f"messages: the chat template refuses them: {error}") from error
-
-
-def _with_text(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A message whose content may have come in parts of text, as OpenAI's clients send it.
-
-    Raises:
-        ValueError: it is no message, or has other parts.
-    """
-    is_message = isinstance(message, Mapping) and isinstance(message.get("role"), str)
-    if not is_message or not {"content", "tool_calls"} & message.keys():
-        raise ValueError(
-            f"messages: {message!r} is no message; pass dicts with 'role' and 'content'"
-        )
-    text = content_text(message)
-    return message if message.get("content") is None else {**message, "content": text}
-
-
-def content_text(message: Mapping[str, Any]) -> str:
-    """The content of a message, which may come in parts of text, or as none beside tool calls.
-
-    Raises:
-        ValueError: it has other parts, or is nothing of these.
-    """
-    parts = message.get("content")
-    if isinstance(parts, str):
-        return parts
-    if parts is None and message.get("tool_calls"):
-        return ""
-    if not isinstance(parts, list):
-        raise ValueError(
-            f"messages: the content must be text, or parts of text, got {parts!r} in {message!r}"
-        )
-    if not all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in parts):
-        raise ValueError(f"messages: the content must be text, or parts of text, got {parts!r}")
-    return "".join(part["text"] for part in parts)
+        special_tokens = self._tokenizer.special_tokens_map
+        return render_messages(self.chat_template(options), special_tokens, messages, options)
 
 
 def _plain_backend(tokenizer: Any) -> Any:
@@ -256,11 +227,14 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in FILES)
 
 
-def load_tokenizer(folder: Path, setting: str) -> Tokenizer:
+def load_tokenizer(
+    folder: Path, setting: str, chat_template: str | os.PathLike[str] | None = None
+) -> Tokenizer:
     """Load the tokenizer in a folder. No code from it is run, nothing is downloaded.
 
     Args:
         setting: which of the user's settings names the folder, for messages.
+        chat_template: instead of its own, as in `ChatOptions`.
 
     Raises:
         ValueError: there is none, or it cannot be read.
@@ -270,8 +244,12 @@ def load_tokenizer(folder: Path, setting: str) -> Tokenizer:
             f"{setting}: no tokenizer ({' or '.join(FILES)}) in {folder}; "
             "copy the tokenizer files of the model there, or name another folder with tokenizer="
         )
+    own = None if chat_template is None else read_template(chat_template)
     try:
-        return Tokenizer(_load(folder))
+        tokenizer = _load(folder)
+        if own is not None:
+            tokenizer.chat_template = own
+        return Tokenizer(tokenizer)
     except Exception as error:  # transformers and tokenizers raise almost anything on a bad file
         reason = " ".join(str(error).split())
         raise ValueError(
