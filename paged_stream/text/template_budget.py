@@ -71,7 +71,7 @@ class Budget:
             TemplateLimitError: the time is over.
         """
         if time.thread_time() > self._end:
-            raise TemplateLimitError(f"takes more than {self._seconds:.0f} s of processor time")
+            raise TemplateLimitError(f"takes more than {self._seconds:.1f} s of processor time")
 
     def require(self, units: int) -> None:
         """Refuse to make a value that may become so large.

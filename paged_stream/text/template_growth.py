@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from itertools import permutations
 from typing import Any, TypeAlias
 
 from paged_stream.text.template_budget import Budget
@@ -66,9 +67,8 @@ def _replaced(budget: Budget, value: Any, others: Sequence[Any]) -> int:
 
 def _joined(budget: Budget, value: Any, others: Sequence[Any]) -> int:
     sizes = [budget.measure(each) for each in (value, *others)]  # of the texts and what is between
-    return sum(size.chars for size in sizes) + max(
-        one.items * other.units for one in sizes for other in sizes
-    )
+    repeated = (one.items * other.units for one, other in permutations(sizes, 2))
+    return sum(size.chars for size in sizes) + max(repeated, default=0)
 
 
 def _formatted(budget: Budget, value: Any, others: Sequence[Any]) -> int:

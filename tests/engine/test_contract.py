@@ -23,6 +23,7 @@ from paged_stream import (
     StructuredOutputsParams,
 )
 from paged_stream.engine.outputs import EngineStats, VisibleText
+from paged_stream.text.chat_options import ChatOptions
 from tests.engine.contract import CLASSES, ENGINES, EVERY_ENGINE, SETTINGS
 
 GREEDY = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True)
@@ -560,6 +561,47 @@ def test_turns(stream, twin):
     for messages in ("hello", [*MESSAGES, *MESSAGES]):
         assert ids(stream.chat(messages, GREEDY)) == ids(twin.chat(messages, GREEDY))
     assert list(stream.chat("hello"))[-1].finish_reason == "stop"  # at the end of its turn
+
+
+TEMPLATE = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}({{ m.role }}) "
+    "{{ m.content }}{{ end | default('.') }}{% endfor %}{% if add_generation_prompt %}(me){% endif %}"
+)
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+SAID = [*MESSAGES, {"role": "assistant", "content": "well"}]
+WRITTEN = [
+    (MESSAGES, {"chat_template": TEMPLATE}),
+    (MESSAGES, {"chat_template": TEMPLATE, "chat_template_kwargs": {"end": "?"}}),
+    (MESSAGES, {"chat_template": TEMPLATE, "add_generation_prompt": False, "tools": TOOLS}),
+    (SAID, {"add_generation_prompt": False, "continue_final_message": True}),
+    ([{"role": "user", "content": [{"type": "text", "text": "parts"}]}], {}),
+]
+
+
+def test_conversations_are_written_as_their_options_say(engine, reference, stream):
+    tokenizer = reference.tokenizer
+    for messages, options in WRITTEN:
+        text = tokenizer.render_chat_template(messages, ChatOptions(**options))
+        prompt = tokenizer.encode(text, add_special_tokens=False)
+        [expected] = answers(reference.generate(prompt, GREEDY, use_tqdm=False))
+        [found] = answers(engine.chat(messages, GREEDY, use_tqdm=False, **options))
+        assert found == expected
+        with engine.open_stream() as own:
+            assert ids(own.chat(messages, GREEDY, **options)) == expected[1]
+    for options in ({"tools": "x"}, {"continue_final_message": True}):
+        [name] = options
+        with refuses(name):
+            engine.chat(MESSAGES, GREEDY, use_tqdm=False, **options)
+        with refuses(name):
+            next(stream.chat(MESSAGES, GREEDY, **options))
+    assert stream.position == 0
+
+
+def test_later_messages_are_written_as_their_options_say(stream, twin):
+    options = {"chat_template": TEMPLATE, "chat_template_kwargs": {"end": "?"}}
+    assert ids(stream.chat("a", GREEDY)) == ids(twin.chat("a", GREEDY))
+    twin.append("?(user) b?(me)")
+    assert ids(stream.chat("b", GREEDY, **options)) == ids(twin.generate(GREEDY))
 
 
 def test_a_completed_prompt_is_an_appended_one(stream, twin):

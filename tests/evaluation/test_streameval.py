@@ -17,6 +17,7 @@ from paged_stream.evaluation.dialogue import (
 )
 from paged_stream.evaluation.streameval import LINES_PER_QUESTION, NUM_NAMES, ask, registers
 from paged_stream.scheduler.sampling_params import SamplingParams
+from paged_stream.text.chat_options import ChatOptions
 
 
 def first(count: int, seed: int = 0) -> list[streameval.Register]:
@@ -184,7 +185,9 @@ def test_every_answer_is_what_the_conversation_with_right_replies_gets(make_engi
             assert answer(stream, pair, params) == expected
             messages.append({"role": "assistant", "content": pair.reply})
         seen = engine.tokenizer.decode(list(stream.inner._sequence.visible_token_ids()))
-    written = engine.tokenizer.render_chat_template(messages, False)
+    written = engine.tokenizer.render_chat_template(
+        messages, ChatOptions(add_generation_prompt=False)
+    )
     assert seen == written.replace("</s>", "")  # special tokens are not decoded
 
 

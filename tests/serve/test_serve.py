@@ -308,6 +308,23 @@ def test_chat_in_a_stream(client, llm):
     client.delete(f"/v1/streams/{stream_id}")
 
 
+def test_chats_are_written_as_the_body_says(client, llm):
+    messages = [{"role": "user", "content": "who?"}, {"role": "assistant", "content": "he"}]
+    template = "{{ tools | tojson }}{% for m in messages %}{{ m.content }}{{ end }}{% endfor %}"
+    for options in (
+        {"chat_template": template, "chat_template_kwargs": {"end": "!"}, "tools": [{"a": 1}]},
+        {"add_generation_prompt": False, "continue_final_message": True},
+    ):
+        [expected] = llm.chat(messages, SamplingParams(**SAMPLING), use_tqdm=False, **options)
+        body = {"messages": messages} | SAMPLING | options
+        answer = client.post("/v1/chat/completions", json=body).json()
+        assert answer["choices"][0]["message"]["content"] == expected.outputs[0].text
+        stream_id = client.post("/v1/streams", json={}).json()["id"]
+        answer = client.post(f"/v1/streams/{stream_id}/generate", json=body).json()
+        assert answer["text"] == expected.outputs[0].text
+        client.delete(f"/v1/streams/{stream_id}")
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "message"),
     [
@@ -316,6 +333,12 @@ def test_chat_in_a_stream(client, llm):
         ("/v1/completions", {"prompt": [1000], "stream": True}, 400, "must be in"),
         ("/v1/completions", {"prompt": "a", "best_of": 2}, 422, "best_of"),
         ("/v1/chat/completions", {"messages": "who?"}, 422, "messages"),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": "a"}], "chat_template": "/etc/hostname"},
+            422,
+            "chat_template",
+        ),
         ("/v1/streams", {"window_size": 0}, 400, "window_size must be"),
         ("/v1/streams/nothing/append", {"prompt": "a"}, 404, "there is no stream 'nothing'"),
         ("/v1/streams/nothing/generate", {}, 404, "there is no stream 'nothing'"),

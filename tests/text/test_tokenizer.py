@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from transformers import AutoTokenizer
 
+from paged_stream.text.chat_options import ChatOptions
 from paged_stream.text.tokenizer import load_tokenizer
 
 TEXTS = ["", "hello there", "  two  spaces , and . dots\n\n", "naïve café 東京 🎉 123", "</s>he"]
@@ -45,11 +46,12 @@ def test_chat_template_equals_transformers(pair):
         expected = oracle.apply_chat_template(
             MESSAGES, add_generation_prompt=prompt, tokenize=False
         )
-        assert tokenizer.render_chat_template(MESSAGES, prompt) == expected
+        options = ChatOptions(add_generation_prompt=prompt)
+        assert tokenizer.render_chat_template(MESSAGES, options) == expected
         expected = oracle.apply_chat_template(
             MESSAGES, add_generation_prompt=prompt, return_dict=False
         )
-        assert tokenizer.apply_chat_template(MESSAGES, prompt) == expected
+        assert tokenizer.apply_chat_template(MESSAGES, options) == expected
 
 
 def test_parts_of_text(pair):
@@ -73,7 +75,7 @@ def test_chat_errors(pair, tiny_llama, save):
         tokenizer.apply_chat_template([{"role": "user", "content": [{"type": "image"}]}])
     folder = save(tiny_llama())
     (folder / "chat_template.jinja").unlink()
-    with pytest.raises(ValueError, match="no chat template; pass a prompt instead"):
+    with pytest.raises(ValueError, match="no chat template; pass a prompt"):
         load_tokenizer(folder, "mine").apply_chat_template(MESSAGES)
 
 

@@ -78,6 +78,8 @@ def offline(folder: Path) -> list[str]:
         llm.generate(several, [GREEDY, GREEDY, GREEDY])
         llm.generate(["a"] * len(STRUCTURED), STRUCTURED)
         llm.chat([{"role": "user", "content": "hello"}], SHAPED)
+        question = {"role": "user", "content": [{"type": "text", "text": "hello"}]}
+        llm.chat([question], chat_template=folder / "a.jinja", tools=[{"type": "function"}])
         scores: list[float | None] = llm.score("a text of any length")
         of_each: list[list[float | None]] = llm.score(["one", text, [1, 2, 3]])
         words: list[str] = llm.get_tokenizer().tokenize("a text")
@@ -112,7 +114,8 @@ def live(engine: EngineApi, path: Path) -> int:
         with contextlib.closing(stream.generate(GREEDY)) as deltas:
             for delta in deltas:
                 print(delta.delta_text, delta.delta_token_ids, delta.finished)
-        first = next(stream.chat("and then?"), None)
+        thoughtless = {"enable_thinking": False}
+        first = next(stream.chat("and then?", chat_template_kwargs=thoughtless), None)
         branch: StreamApi = stream.fork()
         branch.rewind(stream.position - 1)
         branch.cut(3, 5)
@@ -151,6 +154,9 @@ async def talk(stream: AsyncStreamApi) -> None:
     await stream.append("text")
     async for delta in stream.generate(GREEDY):
         print(delta.finish_reason, delta.index, delta.metrics.first_token_time)
+    said = [{"role": "assistant", "content": "Well, "}]
+    async for delta in stream.chat(said, add_generation_prompt=False, continue_final_message=True):
+        print(delta.delta_text)
     await stream.end_turn()
     await (await stream.fork()).close()
 
