@@ -47,10 +47,9 @@ class Progress:
             end_ids: tokens that end the turn. They are allowed where the text may end, and nowhere
                 else, whatever their text.
         """
-        if self._matcher.is_error():
-            return bytes(len(self._matcher.compute_bitmask()))
         bits = bytearray(self._matcher.compute_bitmask())
-        may_end = _take(bits, self._vocab_size)
+        # Where no token goes on, the matcher fails, and then it would let the text end.
+        may_end = _take(bits, self._vocab_size) and not self._matcher.is_error()
         for token_id in end_ids:
             _put(bits, token_id, may_end)
         return bytes(bits)
@@ -107,9 +106,9 @@ class Structures:
             _take(bits, self._vocab_size)
             if any(bits):
                 return matcher
-            reason = "no token of the vocabulary begins such a text"
-            if matcher.stop_reason() != "NoExtensionBias":
-                reason = matcher.get_error().partition("<state>")[0] or reason
+            reason = matcher.get_error().partition("<state>")[0]
+            if not reason or reason.startswith("NoExtension"):
+                reason = "no token of the vocabulary begins such a text"
         reason = " ".join(reason.split())
         raise ValueError(f"structured_outputs: {name} cannot be used: {reason}")
 
