@@ -82,15 +82,19 @@ class Budget:
         if units > self.largest:
             raise TemplateLimitError(f"makes a value of more than {self.largest} characters")
 
-    def charge(self, units: int) -> None:
+    def charge(self, units: int, *, replaces: bool = False) -> None:
         """Note that something was made that takes so much memory.
+
+        Args:
+            replaces: it most likely takes the place of what it was made from, as in a text that
+                grows piece by piece, so little of it counts.
 
         Raises:
             TemplateLimitError: it is too much, or too much together with all that was made before.
         """
         self.tick()
         self.require(units)
-        self._left -= units
+        self._left -= units // _ALL_VALUES if replaces else units
         if self._left < 0:
             raise TemplateLimitError(
                 f"makes values of more than {_ALL_VALUES * self.largest} characters"

@@ -127,11 +127,18 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
             budget.measure(value)
         return value
 
-    def copied(self, value: Any) -> Any:
-        """A part of a value was copied."""
-        if not isinstance(value, list):
+    def joined(self, value: Any) -> Any:
+        """A value was joined of texts, or is to be joined to others as text."""
+        if not isinstance(value, str):
             return self.made(value)
-        self._budgets.get().charge(8 * len(value))
+        self._budgets.get().charge(len(value), replaces=True)
+        return value
+
+    def copied(self, value: Any) -> Any:
+        """A value was computed from others, whose parts it shares."""
+        if not isinstance(value, list):
+            return self.joined(value)
+        self._budgets.get().charge(8 * len(value), replaces=True)
         return value
 
     def call(  # self is no keyword there
@@ -234,7 +241,7 @@ class _Instrumented(NodeTransformer):
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Concat:
         self.generic_visit(node)
-        node.nodes = [self._call("output", each, node.lineno) for each in node.nodes]
+        node.nodes = [self._call("joined", each, node.lineno) for each in node.nodes]
         return node
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Compare:

@@ -565,7 +565,8 @@ def test_turns(stream, twin):
 
 TEMPLATE = (
     "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}({{ m.role }}) "
-    "{{ m.content }}{{ end | default('.') }}{% endfor %}{% if add_generation_prompt %}(me){% endif %}"
+    "{{ m.content }}{{ end | default('.') }}{% endfor %}"
+    "{% if add_generation_prompt %}(me){% endif %}"
 )
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
 SAID = [*MESSAGES, {"role": "assistant", "content": "well"}]

@@ -125,7 +125,8 @@ def test_long_conversations_are_within_the_limits():
         "{% set ns.text = ns.text + m.role + ': ' + m['content'] | trim + '\n' %}"
         "{% if loop.index0 > 0 and messages[loop.index0 - 1].role == m.role %}!{% endif %}"
         "{% endfor %}{{ ns.text }}{{ messages | map(attribute='content') | join('\n') | length }}"
-        "{{ '--'.join(messages | map(attribute='role')) | length }}{{ messages[1:] | tojson(indent=4) | length }}"
+        "{{ '--'.join(messages | map(attribute='role')) | length }}"
+        "{{ messages[1:] | tojson(indent=4) | length }}"
     )
     messages = [{"role": ("user", "assistant")[i % 2], "content": "x" * 900} for i in range(300)]
     text = render(template, {"messages": messages})
