@@ -118,14 +118,23 @@ class AwaitedEngine(Awaited):
         return self._complete(self.inner.chat, conversations, params, **options)
 
     def _complete(
-        self, method, prompts, sampling_params, *, request_ids=None, priority=0, use_tqdm=False
+        self,
+        method,
+        prompts,
+        sampling_params,
+        *,
+        request_ids=None,
+        priority=0,
+        use_tqdm=False,
+        **options,
     ):
         ids = request_ids if isinstance(request_ids, list) else [request_ids] * len(prompts)
         params = params_per_prompt(sampling_params, len(prompts))
 
         async def complete(prompt, request_id, each):
             output = new_output(request_id or "", "", [], each)
-            async for delta in method(prompt, each, request_id=request_id, priority=priority):
+            deltas = method(prompt, each, request_id=request_id, priority=priority, **options)
+            async for delta in deltas:
                 merge_delta(output, delta)
                 output.request_id = delta.request_id
             return output
