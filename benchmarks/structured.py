@@ -22,7 +22,14 @@ from jsonschema import Draft202012Validator
 
 from benchmarks.harness import alternate, parser, spread, write_results
 from benchmarks.schemas import Schema, all_schemas, question
-from paged_stream import LLM, AsyncLLMEngine, RequestDelta, SamplingParams, StructuredOutputsParams
+from paged_stream import (
+    LLM,
+    AsyncLLMEngine,
+    EngineConfig,
+    RequestDelta,
+    SamplingParams,
+    StructuredOutputsParams,
+)
 
 _TURNS = 4  # of each stream
 Answer = tuple[Schema, str, str | None]  # the schema, the text, why it ended
@@ -62,7 +69,7 @@ def at_once(model: str, schemas: dict[str, Schema], max_tokens: int) -> list[Ans
         return schema, *_joined([delta async for delta in engine.chat(messages, params)])
 
     async def answers() -> list[Answer]:
-        async with AsyncLLMEngine(model, window_size=1024) as engine:
+        async with AsyncLLMEngine(EngineConfig(model=model, window_size=1024)) as engine:
             each = (answer(engine, i, *item) for i, item in enumerate(schemas.items()))
             return await asyncio.gather(*each)
 

@@ -26,6 +26,7 @@ DECIDED = {
 }
 # A value of each field that is not its default, as text.
 OTHERS = {
+    "structured_outputs": '{"regex": "a+"}',
     "model": "some-model",
     "device": "cuda:1",
     "input": "corpus",

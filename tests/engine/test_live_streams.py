@@ -42,11 +42,15 @@ class Live:
         """End the turn. What the engine had ready and nobody read is part of the stream."""
         if self.reader is None:
             return
+        sequence = self.stream.inner._sequence
+        ready: list[int] = []
+        if sequence.generates:  # what was appended meanwhile is not behind these yet
+            ready += sequence.token_ids(self.oracle.num_tokens, sequence.num_tokens)
+        else:  # the end is there to be read
+            ready += [token_id for delta in self.reader for token_id in delta.delta_token_ids]
         self.reader.close()
         self.reader = None
-        end = self.stream.position - len(self.queued)  # which ends the turn for good
-        sequence = self.stream.inner._sequence
-        for token_id in sequence.token_ids(self.oracle.num_tokens, end):
+        for token_id in ready:
             self.oracle.take(token_id)
         self.oracle.pending += self.queued
         self.queued = []

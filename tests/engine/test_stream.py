@@ -219,8 +219,8 @@ def test_chat_turns_equal_the_whole_template(make_engine):
     ]
     whole = tokenizer.apply_chat_template(messages)
     first = first_turn(tokenizer, [], messages[:2])
-    assert first + [*answer, eos] + next_turn(tokenizer, messages[3:], eos) == whole
+    assert first + [*answer, eos] + next_turn(tokenizer, messages[3:], last_token_id=eos) == whole
     # An answer that was cut off gets the end token it lacks.
-    assert first + answer + next_turn(tokenizer, messages[3:], answer[-1]) == whole
+    assert first + answer + next_turn(tokenizer, messages[3:], last_token_id=answer[-1]) == whole
     pinned = tokenizer.encode(pinned_text(tokenizer, messages[:1]), add_special_tokens=False)
     assert pinned + first_turn(tokenizer, messages[:1], messages[1:2]) == first
