@@ -31,6 +31,7 @@ NEEDS_EXTRA = {
     "paged_stream/batch/tables.py": "ray",
     "paged_stream/serve/app.py": "serve",
     "paged_stream/serve/bodies.py": "serve",
+    "paged_stream/serve/clients.py": "serve",
     "paged_stream/serve/completions.py": "serve",
     "paged_stream/serve/events.py": "serve",
     "paged_stream/serve/live_streams.py": "serve",
