@@ -51,9 +51,15 @@ class Checker {
             value);
   }
 
+  // A None for a tensor arrives as one that is undefined: no other check may come before this one.
+  void defined(const Tensor& t, const char* name) const {
+    require(t.defined(), name, " must be a tensor, got None");
+  }
+
   // layout: the expected shape in words, as in "[T, num_heads, head_dim]"; kAny matches any size.
   void shape(const Tensor& t, const char* name, const char* layout,
              std::initializer_list<int64_t> expected) const {
+    defined(t, name);
     const int64_t dim = t.dim();
     bool matches = dim == static_cast<int64_t>(expected.size());
     for (int64_t i = 0; matches && i < dim; ++i) {
@@ -67,6 +73,7 @@ class Checker {
 
   void same_shape(const Tensor& t, const char* name, const Tensor& other,
                   const char* other_name) const {
+    defined(t, name);
     bool matches = t.dim() == other.dim();
     for (int64_t i = 0; matches && i < t.dim(); ++i) matches = t.size(i) == other.size(i);
     if (matches) return;

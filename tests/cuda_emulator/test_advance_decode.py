@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from paged_stream import ops
@@ -63,9 +64,22 @@ def test_leaves_what_the_cpus_op_leaves(emulator):
         assert all(map(torch.equal, flattened(mine), flattened(cpus)))
 
 
-def test_a_row_without_a_place_stays(emulator):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_generated", MAX_GENERATED),
+        ("num_generated", -1),
+        ("positions", -1),
+        ("positions", 2**63 - 1),
+        ("num_sink_tokens", -(2**31)),
+        ("ring_blocks", 0),
+    ],
+)
+def test_a_row_without_a_place_stays(emulator, name, value):
     mine = arguments(4)
-    mine[2][:] = MAX_GENERATED
+    mine[3][:] = 2  # all rows are running
+    changed = mine[2] if name == "num_generated" else getattr(mine[5], name)
+    changed[:] = value
     before = copied(mine)
     run(emulator, *mine)
     assert all(map(torch.equal, flattened(mine), flattened(before)))

@@ -92,6 +92,8 @@ def test_misuse_is_explained():
         ops.linear(input.T.contiguous().T, packed, bias, 20)
     with pytest.raises(RuntimeError, match="in_features must be .* even for BFloat16, got 33"):
         ops.pack_linear_weight(weight[:, :33].contiguous())
+    with pytest.raises(RuntimeError, match="linear: packed_weight must be a tensor, got None"):
+        torch.ops.paged_stream.linear(torch.zeros(2, 8), None, None, 16, False)
     for out_features in (-1, 0, 2**63 - 1):
         with pytest.raises(RuntimeError, match="linear: out_features must be in"):
             ops.linear(torch.zeros(2, 8), torch.zeros(1, 8, 16, 1), None, out_features)

@@ -166,7 +166,9 @@ void quantize_rows(const QuantizeArgs& a) {
         store(high + i * W, __builtin_convertvector(upper, typename VecOf<W>::B));
         store(low + i * W, __builtin_convertvector(code - (upper << 7), typename VecOf<W>::B));
       }
-      const int32_t sum = static_cast<int32_t>(horizontal_sum<W>(sums));
+      // A group with a NaN has a scale of NaN, whatever its codes; no integer stands for their sum.
+      const float codes = horizontal_sum<W>(sums);
+      const int32_t sum = codes == codes ? static_cast<int32_t>(codes) : 0;
       for (int i = 0; i < kGroupSize / 4; ++i) {
         __builtin_memcpy(out + (i * a.rows + r) * 4, high + 4 * i, 4);
         __builtin_memcpy(out + kGroupSize * a.rows + (i * a.rows + r) * 4, low + 4 * i, 4);

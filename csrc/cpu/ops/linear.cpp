@@ -85,6 +85,7 @@ void run_items(const LinearArgs& args, LinearFn run) {
 Tensor linear(Tensor input, Tensor packed_weight, std::optional<Tensor> bias, int64_t out_features,
               bool float_output) {
   constexpr Checker check("linear");
+  check.defined(input, "input");
   const ScalarType dtype = input.scalar_type();
   const auto weight = PackedWeight::read(check, packed_weight, bias, out_features, dtype);
   check.shape(input, "input", "[T, in_features]", {kAny, weight.in_features});
@@ -114,6 +115,7 @@ GroupFormat format_of(const Checker& check, const Tensor& packed_weight) {
 PackedWeight PackedWeight::read(const Checker& check, const Tensor& packed_weight,
                                 const std::optional<Tensor>& bias, int64_t out_features,
                                 ScalarType dtype) {
+  check.defined(packed_weight, "packed_weight");
   check.in_range(out_features, 1, kMaxCount, "out_features");
   const int64_t panels = num_panels(out_features);
   PackedWeight weight{packed_weight.data_ptr(), nullptr, 0, out_features, {}};
