@@ -51,6 +51,7 @@ class ParkedStore:
         self._folder = Path(tempfile.gettempdir()) if folder is None else folder
         self._files: Path | None = None
         self._remove_files: Callable[[], object] = lambda: None
+        self._is_disk_usable = True
         self._host: OrderedDict[int, KVTokens] = OrderedDict()
         self._disk: dict[int, _Spilled] = {}
         self._arrivals: dict[int, Mark] = {}
@@ -114,8 +115,11 @@ class ParkedStore:
         try:
             spilled = self._write(key, tokens)
         except OSError as error:
-            logger.warning("cannot park on disk, so host memory is used: %s", error)
+            if self._is_disk_usable:  # said once: a full disk may refuse thousands of streams
+                logger.warning("cannot park on disk, so host memory is used: %s", error)
+            self._is_disk_usable = False
             return False
+        self._is_disk_usable = True
         self._disk[key] = spilled
         self.disk_bytes += tokens.nbytes
         self.host_bytes -= self._host.pop(key).nbytes
