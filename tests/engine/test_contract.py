@@ -919,9 +919,8 @@ def test_cancelling_who_reads_ends_what_is_read(engine, stream):
         reading = stream.loop.submit(read(start()))
         begun.wait()
         reading.cancel()
-        while engine.stats().num_running:
-            pass
-        assert not stream.is_generating
+        while engine.stats().num_running or stream.is_generating:
+            pass  # a replica's turn ends before the pool hears of it
     assert len(ids(stream.generate(GREEDY))) == 10
 
 
