@@ -128,6 +128,7 @@ def main() -> int:
     rows = []
     with tempfile.TemporaryDirectory() as model, ProcessPoolExecutor(1, spawn) as executor:
         tiny_model(Path(model))
+        executor.submit(int).result()  # a process that began later would inherit a limit of memory
         for name in options.worlds:
             with small_disk() as folder:
                 row = inhabit(name, SETTINGS | {"model": model}, folder, executor, options)
