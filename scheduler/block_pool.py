@@ -65,9 +65,12 @@ class BlockPool:
         self.num_owed += self._owed(block_id)
 
     def _owed(self, block_id: int) -> int:
-        """Fresh blocks needed until nobody overwrites what others hold: the last may keep it."""
-        keeps = 1 if self._readers[block_id] == 0 else 0
-        return max(0, self._overwriters[block_id] - keeps)
+        return _owed(self._overwriters[block_id], self._readers[block_id])
+
+    def num_regained(self, block_id: int, *, overwriters: int, readers: int) -> int:
+        """Blocks that are free or not owed any more once so many tables let go of this one."""
+        left = self._overwriters[block_id] - overwriters, self._readers[block_id] - readers
+        return self._owed(block_id) - _owed(*left) + (left == (0, 0))
 
     # Content
 
@@ -105,3 +108,8 @@ class BlockPool:
         assert self.num_owed == sum(map(self._owed, range(self.num_blocks)))
         hashed = {h: block_id for block_id, h in enumerate(self._hashes) if h is not None}
         assert hashed == self._index, "the index differs from the blocks' hashes"
+
+
+def _owed(overwriters: int, readers: int) -> int:
+    """Fresh blocks needed until nobody overwrites what others hold: the last may keep it."""
+    return max(0, overwriters - (readers == 0))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from .block_pool import BlockPool
 from .block_table import BlockTable, row_shape
+from .leaving import Leaving
 from .output import CopyBlock, KVOperation, MoveTokens
 from .prefix import find_prefix, hash_block, hash_seed
 from .sink_window import SinkWindow, cdiv
@@ -57,21 +58,30 @@ class KVCacheManager:
 
     # Prefixes
 
-    def num_needed(
-        self, sink_window: SinkWindow, max_tokens: int | None, hashes: Sequence[bytes]
+    def num_missing(
+        self,
+        sink_window: SinkWindow,
+        max_tokens: int | None,
+        hashes: Sequence[bytes],
+        leaving: Leaving | None = None,
     ) -> int:
-        """Unreserved blocks that admission takes at least. A block that others hold is for nothing
-        if nobody will ever overwrite it; any other costs as much as one of the sequence's own.
+        """Blocks that would have to become free to admit a sequence; 0 or less if it fits. A block
+        that others hold is for nothing if nobody will ever overwrite it; any other costs as much as
+        one of the sequence's own.
 
         Args:
             hashes: of the sequence's leading full blocks.
+            leaving: tables that will be gone by then.
         """
-        needed = self.min_blocks(sink_window, max_tokens)
+        needed = self.min_blocks(sink_window, max_tokens) - self.num_unreserved_blocks
+        if leaving is not None:
+            needed -= leaving.num_blocks
         for block_hash in hashes[: sink_window.num_pure_sink_blocks(self.block_size)]:
             block_id = self.pool.find(block_hash)
             if block_id is None:
                 break
-            needed -= self.pool.num_refs(block_id) > 0
+            released = 0 if leaving is None else leaving.num_refs(block_id)
+            needed -= self.pool.num_refs(block_id) > released
         return needed
 
     def remember(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from .kv_cache_manager import KVCacheManager
 from .sequence import Sequence, SequenceStatus
@@ -74,11 +74,19 @@ class Queues:
         bisect.insort(self.running, entry)
         entry[2].status = SequenceStatus.RUNNING
 
-    def set_aside(self, paused: Collection[int]) -> None:
-        """Let running sequences wait again, so that others get their places."""
+    def lowest_running(self, priority: int) -> int | None:
+        """Whose place a sequence of some priority gets if there is no other: the last that runs,
+        unless its priority is as high."""
+        if not self.running or self.running[-1][0] <= priority:
+            return None
+        return self.running[-1][2].seq_id
+
+    def set_aside(self, seq_ids: Collection[int]) -> None:
+        """Let those of these that run wait again, in their order, so that others get their
+        places."""
         running, self.running = self.running, []
         for entry in running:
-            if entry[2].seq_id in paused:
+            if entry[2].seq_id in seq_ids:
                 entry[2].status = SequenceStatus.WAITING
                 bisect.insort(self.resumed, entry)
             else:
@@ -92,11 +100,17 @@ class Queues:
             self._remove(self.resumed, entry)
             bisect.insort(self.waiting, entry)
 
-    def parkable(self, paused: Collection[int]) -> Iterable[int]:
-        """Streams whose blocks nobody needs now, the one that has not run for longest first, idle
-        ones before all."""
+    def parkable(self, paused: Collection[int], priority: int | None = None) -> Iterator[int]:
+        """Whose blocks may be taken, in this order: idle streams, the one that has not run for
+        longest first; what is ``paused``; for a sequence of some priority, what has a lower one,
+        whether it waits or runs, the lowest first."""
         yield from self.idle
         yield from (entry[2].seq_id for entry in self.resumed if entry[2].seq_id in paused)
+        if priority is None:
+            return
+        lower = [e for e in self.resumed if e[0] > priority and e[2].seq_id not in paused]
+        lower += (entry for entry in self.running if entry[0] > priority)
+        yield from (entry[2].seq_id for entry in sorted(lower, reverse=True))
 
     @staticmethod
     def _remove(queue: list[Entry], entry: Entry) -> None:

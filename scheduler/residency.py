@@ -1,5 +1,5 @@
-"""Who has blocks: sequences are let into the cache, and streams that do not run are parked for
-them, least recently used first. Nobody is parked in vain."""
+"""Who has blocks: sequences are let into the cache, and others are parked for them: streams that do
+not run, least recently used first, then what has a lower priority. Nobody is parked in vain."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Callable, Collection
 
 from .kv_cache_manager import KVCacheManager
+from .leaving import Leaving
 from .output import ParkTokens, RestoreTokens
 from .queues import Queues
 from .sequence import Sequence, SequenceStatus
@@ -29,26 +30,43 @@ class Residency:
 
     # In
 
-    def admit(self, sequence: Sequence, chunk: int, paused: Collection[int]) -> bool:
-        """Give blocks to a sequence that has none, and what the cache holds of it already; False
-        if there is no room.
+    def find_room(self, sequence: Sequence, paused: Collection[int]) -> list[int] | None:
+        """Who has to be parked before `admit`, in order; ``None`` if that would not help.
+
+        Args:
+            paused: sequences that may be parked although they have something to compute.
+        """
+        self._hash(sequence)
+        missing = self.num_missing(sequence)
+        if missing <= 0:
+            return []
+        candidates = list(self._queues.parkable(paused, sequence.priority))
+        if missing > sum(len(self._kv[seq_id].row) for seq_id in candidates):
+            return None
+        leaving = Leaving(self._kv.pool)
+        for count, seq_id in enumerate(candidates, 1):
+            leaving.add(self._kv[seq_id])
+            if self.num_missing(sequence, leaving) <= 0:
+                return candidates[:count]
+        return None
+
+    def admit(self, sequence: Sequence, chunk: int, leaving: Collection[int]) -> None:
+        """Give blocks to a sequence that has none, and what the cache holds of it already.
 
         Args:
             chunk: tokens that its first step would take.
-            paused: sequences that may be parked although they have something to compute.
+            leaving: from `find_room`; none of them runs any more.
 
         Raises:
             ParkedLostError: what was parked of it does not come back; it has no blocks.
         """
-        self._hash(sequence)
-        if not self._make_room(sequence, paused):
-            return False
+        for seq_id in leaving:
+            self.park(seq_id)
         if sequence.is_parked:
             self._restore(sequence)
         else:
             self._begin(sequence, chunk)
         sequence.block_hashes = []
-        return True
 
     def make_resident(self, sequence: Sequence, paused: Collection[int]) -> None:
         """Bring an idle stream back if it is parked.
@@ -60,24 +78,22 @@ class Residency:
         if not sequence.is_parked:
             return
         assert sequence.status is SequenceStatus.IDLE
-        if not self.admit(sequence, 1, ()):
+        if (leaving := self.find_room(sequence, ())) is None:
             self._queues.set_aside(paused)
-            if not self.admit(sequence, 1, paused):
-                raise RuntimeError(
-                    "the cache has no room for this stream beside what runs now; let it finish"
-                )
+            leaving = self.find_room(sequence, paused)
+        if leaving is None:
+            raise RuntimeError(
+                "the cache has no room for this stream beside what runs now; let it finish"
+            )
+        self._queues.set_aside(leaving)
+        self.admit(sequence, 1, leaving)
         self._queues.idle[sequence.seq_id] = None
 
-    def num_missing(self, sequence: Sequence) -> int:
-        """Blocks that would have to become free to admit a sequence; 0 or less if it fits."""
-        needed = self._kv.num_needed(
-            sequence.sink_window, sequence.max_tokens, sequence.block_hashes
-        )
-        return needed - self._kv.num_unreserved_blocks
-
-    def num_parkable_blocks(self, paused: Collection[int]) -> int:
-        """Blocks that parking all that can be parked frees, at most."""
-        return sum(len(self._kv[seq_id].row) for seq_id in self._queues.parkable(paused))
+    def num_missing(self, sequence: Sequence, leaving: Leaving | None = None) -> int:
+        """Blocks that would have to become free to admit a sequence, perhaps once others have left;
+        0 or less if it fits."""
+        window, hashes = sequence.sink_window, sequence.block_hashes
+        return self._kv.num_missing(window, sequence.max_tokens, hashes, leaving)
 
     def _hash(self, sequence: Sequence) -> None:
         """See to the hashes by which its blocks may be found."""
@@ -87,19 +103,6 @@ class Residency:
             sequence.hash_sinks(self._kv.block_size)
         elif sequence.sampling_params.prompt_logprobs is None:
             sequence.hash_prompt(self._kv.block_size)
-
-    def _make_room(self, sequence: Sequence, paused: Collection[int]) -> bool:
-        """Park others until a sequence fits, if that is possible."""
-        while self.num_missing(sequence) > 0:
-            if not self._would_fit(sequence, paused) or not self.park_one(paused):
-                return False
-        return True
-
-    def _would_fit(self, sequence: Sequence, paused: Collection[int]) -> bool:
-        """Whether parking all that can be parked makes room. What is shared with them is not free
-        any more then, so the sequence must fit without it."""
-        needed = self._kv.min_blocks(sequence.sink_window, sequence.max_tokens)
-        return needed <= self._kv.num_unreserved_blocks + self.num_parkable_blocks(paused)
 
     def _begin(self, sequence: Sequence, chunk: int) -> None:
         num_found = self._kv.admit(
@@ -157,9 +160,9 @@ class Residency:
         self._queues.lose_blocks(sequence)
         sequence.trim(sequence.num_computed_tokens, slack=0)
 
-    def park_one(self, paused: Collection[int] = ()) -> bool:
-        """Park the stream that has not run for longest; False if none can be."""
-        for seq_id in self._queues.parkable(paused):
+    def park_one(self) -> bool:
+        """Park the idle stream that has not run for longest; False if there is none."""
+        for seq_id in self._queues.idle:
             self.park(seq_id)
             return True
         return False

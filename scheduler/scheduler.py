@@ -2,9 +2,10 @@
 
 One rule covers everything: every sequence has pending tokens, and a step computes some of them
 within a token budget. Sequences with one pending token (they decode) come first, then those with
-more in order of priority, then as many waiting ones as fit. Nothing that runs is ever preempted,
-because admission reserves all that a sequence can need; to make room, streams that do not run are
-parked, least recently used first.
+more in order of priority, and as many waiting ones as fit. Admission reserves all that a sequence
+can need, so what runs never lacks a block. To make room, streams that do not run are parked, least
+recently used first; then what has a lower priority than the sequence that waits. It goes on later,
+where it was.
 """
 
 from __future__ import annotations
@@ -25,12 +26,13 @@ from .output import (
     SchedulerOutput,
     SequenceUpdate,
 )
-from .queues import Queues
+from .queues import Entry, Queues
 from .residency import Residency
 from .sampling_params import SamplingParams
 from .scheduler_config import SchedulerConfig
 from .sequence import Sequence, SequenceState, SequenceStatus
 from .sink_window import SinkWindow
+from .step import Step
 from .turn_end import gain, max_new_tokens
 
 _NO_TOKENS: array[int] = array("i")
@@ -48,6 +50,7 @@ class Scheduler:
             enable_prefix_caching=config.enable_prefix_caching,
         )
         self.sequences: dict[int, Sequence] = {}
+        self.num_preemptions = 0  # places given to a higher priority
         self._queues = Queues()
         self._lost: dict[int, ParkedLostError] = {}
         self._residency = Residency(self.kv, self.sequences, self._queues)
@@ -310,8 +313,7 @@ class Scheduler:
         """
         if paused and self.num_waiting:
             self._queues.set_aside(paused)
-        budget = self.config.max_num_batched_tokens
-        scheduled = []
+        step = Step(self.config.max_num_batched_tokens)
         prefilling = []
         for _, _, sequence in self._queues.running:
             if sequence.seq_id in paused:
@@ -319,22 +321,22 @@ class Scheduler:
             if sequence.num_pending_tokens > 1:
                 prefilling.append(sequence)
             else:
-                scheduled.append(self._take(sequence, 1, may_grow=False))
-        budget -= len(scheduled)
+                step.add(self._take(sequence, 1, may_grow=False))
         may_grow = self._may_grow(paused)
         for sequence in prefilling:
-            if self._wanted(sequence, budget) == 0:
+            if self._let_in(step, paused, before=sequence.priority):
+                may_grow = self._may_grow(paused)
+            if not self._is_running(sequence.seq_id):  # somebody has its place
+                continue
+            if self._wanted(sequence, step.budget) == 0:
                 break
-            scheduled.append(self._take(sequence, budget, may_grow=may_grow))
-            budget -= len(scheduled[-1].token_ids)
-        while budget > 0 and (admitted := self._admit(budget, paused)) is not None:
-            scheduled.append(self._take(admitted, budget, may_grow=self._may_grow(paused)))
-            budget -= len(scheduled[-1].token_ids)
+            step.add(self._take(sequence, step.budget, may_grow=may_grow))
+        self._let_in(step, paused)
         return give_steps(
             self.kv,
-            scheduled,
+            step.sequences,
             self.config.num_decode_steps,
-            anybody_waits=self._anybody_waits(len(scheduled), paused),
+            anybody_waits=self._anybody_waits(len(step.sequences), paused),
         )
 
     def schedule_following(
@@ -404,8 +406,10 @@ class Scheduler:
         waiting = self._queues.next_without_blocks(paused)
         if waiting is None or self.num_running >= self.config.max_num_seqs:
             return True
-        back = sum(self.kv.num_lent(entry[2].seq_id) for entry in self._queues.running)
-        back += self._residency.num_parkable_blocks(paused)
+        leaving = set(self._queues.parkable(paused, waiting.priority))
+        running = {entry[2].seq_id for entry in self._queues.running}
+        back = sum(map(self.kv.num_lent, running - leaving))
+        back += sum(len(self.kv[seq_id].row) for seq_id in leaving)
         return self._residency.num_missing(waiting) > back
 
     def _is_running(self, seq_id: int) -> bool:
@@ -460,22 +464,47 @@ class Scheduler:
             bad_words=sequence.bad_words,
         )
 
-    def _admit(self, budget: int, paused: Collection[int]) -> Sequence | None:
-        """Let in the next waiting sequence, in order; one that has its blocks may pass one that
+    def _let_in(self, step: Step, paused: Collection[int], before: int | None = None) -> bool:
+        """Admit what waits, in order; with ``before``, only what has a higher priority than that.
+        Whether there was any."""
+        admitted = None
+        while (entry := self._next(step, paused, before)) is not None:
+            admitted = entry[2]
+            step.add(self._take(admitted, step.budget, may_grow=self._may_grow(paused)))
+        return admitted is not None
+
+    def _next(self, step: Step, paused: Collection[int], before: int | None) -> Entry | None:
+        """Let the next waiting sequence run, in order; one that has its blocks may pass one that
         has to wait for them. After one that was lost, the others wait for the next step."""
-        if self.num_running >= self.config.max_num_seqs:
-            return None
         for entry in sorted(self._queues.heads(paused)):
-            sequence = entry[2]
-            had_blocks = sequence.seq_id in self.kv
-            if (chunk := self._wanted(sequence, budget)) == 0:
+            priority, _, sequence = entry
+            if before is not None and priority >= before:
                 return None
+            displaced = None
+            if self.num_running >= self.config.max_num_seqs:
+                displaced = self._queues.lowest_running(priority)
+                if displaced is None:
+                    return None
+            chunk = self._wanted(sequence, step.budget_without(displaced))
+            if chunk == 0:
+                return None
+            had_blocks = sequence.seq_id in self.kv
+            parking = [] if had_blocks else self._residency.find_room(sequence, paused)
+            if parking is None:
+                continue
+            self._preempt(step, parking if displaced is None else [displaced, *parking])
             try:
-                has_blocks = had_blocks or self._residency.admit(sequence, chunk, paused)
+                if not had_blocks:
+                    self._residency.admit(sequence, chunk, parking)
             except ParkedLostError as error:
                 self.lose(sequence.seq_id, error)
                 return None
-            if has_blocks:
-                self._queues.run(entry, had_blocks=had_blocks)
-                return sequence
+            self._queues.run(entry, had_blocks=had_blocks)
+            return entry
         return None
+
+    def _preempt(self, step: Step, seq_ids: Collection[int]) -> None:
+        """Take their places in the step from those of these that run."""
+        self.num_preemptions += sum(map(self._is_running, set(seq_ids)))
+        self._queues.set_aside(seq_ids)
+        step.drop(seq_ids)

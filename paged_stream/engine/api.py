@@ -422,7 +422,8 @@ class EngineApi(Protocol):
                 ``SamplingParams()``, which generates 16 tokens at most.
             request_ids: a name for each prompt, for `abort`: one string for one prompt, a list of
                 different ones for a list. By default the engine names them.
-            priority: smaller runs first.
+            priority: smaller runs first. Streams have 0. While it waits, the lowest that runs gives
+                its place and its memory, and goes on later with the tokens that it would have had.
             use_tqdm: show a progress bar.
 
         Returns:
@@ -595,7 +596,8 @@ class AsyncEngineApi(Protocol):
             sampling_params: by default ``SamplingParams()``, which generates 16 tokens at most.
             request_id: a name for `abort`, which no unfinished request has; it is on every delta.
                 By default the engine names the request.
-            priority: smaller runs first.
+            priority: smaller runs first. Streams have 0. While it waits, the lowest that runs gives
+                its place and its memory, and goes on later with the tokens that it would have had.
 
         Raises:
             ValueError: as `EngineApi.generate`.

@@ -275,7 +275,7 @@ class EngineStats:
 
     Args:
         num_running: sequences in the current batch.
-        num_waiting: sequences that wait to join it.
+        num_waiting: sequences that wait to join it, or to join it again.
         num_streams: open streams.
         num_parked_streams: open streams whose K and V are out of the cache.
         num_blocks: blocks in the cache.
@@ -284,8 +284,8 @@ class EngineStats:
         kv_reserved_bytes: size of the whole cache, in bytes.
         kv_resident_bytes: how much of the cache is in memory, in bytes. On a CPU, the rest is
             address space until its blocks are used.
-        parked_host_bytes: K and V of parked streams in host memory, in bytes.
-        parked_disk_bytes: K and V of parked streams on disk, in bytes.
+        parked_host_bytes: K and V of parked streams and requests in host memory, in bytes.
+        parked_disk_bytes: K and V of parked streams and requests on disk, in bytes.
         num_evicted_tokens: tokens that have left their windows.
         num_computed_tokens: tokens that have gone through the model.
         num_generated_tokens: tokens that have been sampled.
@@ -297,6 +297,7 @@ class EngineStats:
         step_seconds: how long these took together.
         num_started_turns: requests and turns that have had their first step.
         queue_seconds: how long these waited for it together.
+        num_preemptions: how often one gave its place in the batch to one of higher priority.
     """
 
     num_running: int
@@ -319,3 +320,4 @@ class EngineStats:
     step_seconds: float
     num_started_turns: int
     queue_seconds: float
+    num_preemptions: int

@@ -68,4 +68,5 @@ def engine_stats(core: EngineCore) -> EngineStats:
         step_seconds=stepper.step_seconds,
         queue_seconds=turns.queue_seconds,
         num_started_turns=turns.num_started,
+        num_preemptions=scheduler.num_preemptions,
     )

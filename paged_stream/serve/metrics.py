@@ -23,8 +23,8 @@ _ENGINE = (
     ("kv_bytes", "kv_bytes", "Bytes of the used blocks."),
     ("kv_reserved_bytes", "kv_reserved_bytes", "Bytes of the whole KV cache."),
     ("kv_resident_bytes", "kv_resident_bytes", "Bytes of the KV cache that are in memory."),
-    ("parked_host_bytes", "parked_host_bytes", "K and V of parked streams in host memory."),
-    ("parked_disk_bytes", "parked_disk_bytes", "K and V of parked streams on disk."),
+    ("parked_host_bytes", "parked_host_bytes", "K and V that are parked in host memory."),
+    ("parked_disk_bytes", "parked_disk_bytes", "K and V that are parked on disk."),
     ("evicted_tokens_total", "num_evicted_tokens", "Tokens that left their windows."),
     ("computed_tokens_total", "num_computed_tokens", "Tokens that went through the model."),
     ("generated_tokens_total", "num_generated_tokens", "Tokens sampled."),
@@ -34,6 +34,7 @@ _ENGINE = (
     ("step_seconds_total", "step_seconds", "Seconds that these steps took."),
     ("started_turns_total", "num_started_turns", "Requests and turns that came to a first step."),
     ("queue_seconds_total", "queue_seconds", "Seconds that these waited for it."),
+    ("preemptions_total", "num_preemptions", "Places in the batch given to a higher priority."),
 )
 
 

@@ -9,6 +9,7 @@ Several steps at once are simulated one by one, with the row of the block table 
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from dataclasses import replace
 
@@ -315,9 +316,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         """Compute what is next. After so many more tokens every sequence stops, by a stop token or
         because the host says so, who hears of it when all steps are done; ``ahead``: when what
         follows them is done too. Then one may leave before the host looks at that."""
+        before = copy.deepcopy(self.scheduler, {id(self): self})
         output = self.scheduler.schedule(paused)
         self.apply_operations()
         has_lost = self.note_losses() > 0
+        self.check_priorities(before, output, paused, has_lost)
         if not output.sequences and not has_lost:
             unpaused = [
                 s
@@ -351,6 +354,31 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.scheduler.end_turn(seq_id)
             self.release_queue(seq_id)
         self.count(following, more_tokens, stops, known, settles=True)
+
+    def check_priorities(self, before, output, paused, has_lost):
+        """Who gave its place gave it to a higher priority, and nobody waits for a lower one."""
+        running = {s.seq_id: s.priority for s in self.sequences(SequenceStatus.RUNNING)}
+        for s in before.sequences.values():
+            if s.status is SequenceStatus.RUNNING and s.seq_id not in paused:
+                still = self.scheduler.sequences[s.seq_id].status is SequenceStatus.RUNNING
+                assert still or min(running.values(), default=9) < s.priority
+        budget = self.config.max_num_batched_tokens
+        if has_lost or sum(len(s.token_ids) for s in output.sequences) == budget:
+            return
+        for priority, _, waiting in self.scheduler._queues.heads(paused):
+            if any(other > priority for other in running.values()):
+                assert self.would_wait_alone(before, waiting, paused)
+
+    def would_wait_alone(self, before, waiting, paused):
+        """Whether a sequence would wait if all that may leave for it had never been."""
+        twin = copy.deepcopy(before, {id(self): self})
+        twin.restore_through(lambda operation: None)
+        for s in list(twin.sequences.values()):
+            is_idle = s.status is SequenceStatus.IDLE
+            if is_idle or s.seq_id in paused or s.priority > waiting.priority:
+                twin.close(s.seq_id)
+        twin.schedule()
+        return twin.sequences[waiting.seq_id].status is SequenceStatus.WAITING
 
     def follow(self, output, tokens):
         """What is submitted before the tokens are seen. A worker knows only the rows that it was
