@@ -160,16 +160,44 @@ class Scheduler:
         if not sequence.is_stream:
             self.close(seq_id)
             return
-        self._queues.dequeue(sequence)
-        sequence.status = SequenceStatus.IDLE
         sequence.generates = False
         sequence.sampling_params = SamplingParams()  # what is appended now asks for nothing
-        if seq_id in self.kv:
-            self.kv.fit(seq_id, sequence.num_computed_tokens, 1, may_grow=False)
-            self._queues.idle[seq_id] = None
+        self._rest(sequence)
         if sequence.queued or sequence.num_pending_tokens:
             queued, sequence.queued = sequence.queued, array("i")
             self.append(seq_id, queued)
+
+    def withdraw(self, seq_id: int, start: int, end: int, num_computed: int) -> int:
+        """Take back what was appended at ``[start, end)``, but for what is computed and one token
+        more: the stream is as if only so much had been appended. Nothing, if it generates or if
+        something was appended behind.
+
+        Args:
+            num_computed: tokens that were computed when it was appended.
+
+        Returns:
+            Where the stream ends.
+        """
+        sequence = self.sequences[seq_id]
+        if not sequence.generates and sequence.num_tokens == end:
+            computed = sequence.num_computed_tokens
+            keeps_some = computed >= start and computed > num_computed
+            self._withdraw(sequence, min(computed + 1, end) if keeps_some else start)
+        return sequence.num_tokens
+
+    def _withdraw(self, sequence: Sequence, num_tokens: int) -> None:
+        sequence.withdraw(num_tokens)
+        if sequence.status is not SequenceStatus.IDLE and not sequence.num_pending_tokens:
+            self._rest(sequence)
+
+    def _rest(self, sequence: Sequence) -> None:
+        """Let a sequence wait for nothing any more, with what it has in the cache."""
+        seq_id = sequence.seq_id
+        self._queues.dequeue(sequence)
+        sequence.status = SequenceStatus.IDLE
+        if seq_id in self.kv:
+            self.kv.fit(seq_id, sequence.num_computed_tokens, 1, may_grow=False)
+            self._queues.idle[seq_id] = None
 
     def close(self, seq_id: int) -> None:
         """Forget a sequence and free its blocks; an unknown one is left alone."""
@@ -222,17 +250,27 @@ class Scheduler:
         sequence.cut(start, end)
 
     def rewind(self, seq_id: int, num_tokens: int, paused: Collection[int] = ()) -> None:
-        """Forget an idle stream's tokens from position ``num_tokens`` on.
+        """Forget a stream's tokens from position ``num_tokens`` on, computed or not, between its
+        turns.
 
         Raises:
             RuntimeError: as `make_resident`.
         """
         sequence = self.sequences[seq_id]
-        assert sequence.status is SequenceStatus.IDLE
-        if num_tokens < sequence.num_computed_tokens:
-            self.make_resident(seq_id, paused)
-            self.kv.truncate(seq_id, num_tokens)
-        sequence.rewind(num_tokens)
+        assert not sequence.generates
+        if num_tokens > sequence.num_computed_tokens:
+            self._withdraw(sequence, num_tokens)
+            return
+        self._rest(sequence)
+        try:
+            if num_tokens < sequence.num_computed_tokens:
+                self.make_resident(seq_id, paused)
+            if seq_id in self.kv:
+                self.kv.truncate(seq_id, num_tokens)
+            sequence.rewind(num_tokens)
+        finally:
+            if sequence.num_pending_tokens:  # there was no room for it
+                self.append(seq_id, ())
 
     def park(self, seq_id: int) -> None:
         """Move what a stream has computed out of the cache, unless it runs or has nothing there."""

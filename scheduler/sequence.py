@@ -270,10 +270,28 @@ class Sequence:
         self.cuts = sorted({*moved, end})
         self.num_cut += end - start
 
+    @property
+    def first_settled(self) -> int:
+        """`first_kept` when all tokens but the last are computed."""
+        computed = max(self.num_computed_tokens, self.num_tokens - 1)
+        return self.sink_window.first_kept(computed)
+
+    def withdraw(self, num_tokens: int) -> None:
+        """Take back the tokens from position ``num_tokens`` on, of which none is computed."""
+        assert self.num_computed_tokens <= num_tokens <= self.num_tokens
+        del self._tail[num_tokens - self._tail_start :]
+        del self._sink_ids[num_tokens:]
+        self.num_tokens = num_tokens
+        self.num_prompt_tokens = min(self.num_prompt_tokens, num_tokens)
+        self.block_hashes = []  # other tokens may take their places
+
     def rewind(self, num_tokens: int) -> None:
-        """Forget all tokens from position ``num_tokens`` on."""
+        """Forget all tokens from position ``num_tokens`` on. Pending ones among them have pushed
+        older ones out of the window as if they were computed, unless that is too far back."""
         sinks = self.sink_window.num_sink_tokens
         first = self.first_kept
+        if num_tokens >= self.first_settled:
+            first = self.first_settled
         assert max(first, sinks) <= num_tokens <= self.num_tokens
         if first > sinks:  # what was evicted does not come back
             self.sink_window = replace(self.sink_window, window_floor=first)
@@ -281,6 +299,7 @@ class Sequence:
         self.num_tokens = num_tokens
         self.num_computed_tokens = min(self.num_computed_tokens, num_tokens)
         self.num_prompt_tokens = min(self.num_prompt_tokens, num_tokens)
+        self.block_hashes = []
         self.cuts = [position for position in self.cuts if position <= num_tokens]
 
     @property

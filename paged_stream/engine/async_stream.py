@@ -87,10 +87,17 @@ class AsyncStream(AsyncStreamApi):
         self._check_open()
         addition = await beside_the_loop(self.inner.encode, prompt)
         count = len(addition.token_ids)
-        await self._thread.call(
-            lambda: self.inner.queue(prompt, addition), when=lambda: self.inner.has_room_for(count)
+        appended = await self._thread.call(
+            lambda: self.inner.queue(prompt, addition),
+            when=lambda: self.inner.has_room_for(count),
+            undo=self.inner.withdraw,
         )
-        await self._thread.call(lambda: None, when=lambda: not self.inner.is_behind)
+        try:
+            await self._thread.call(lambda: None, when=lambda: not self.inner.is_behind)
+        except asyncio.CancelledError as error:
+            withdraw = partial(self.inner.withdraw_for, appended, error)
+            await asyncio.wait([asyncio.ensure_future(self._thread.call(withdraw))])
+            raise
 
     def generate(self, sampling_params: SamplingParams | None = None) -> AsyncDeltas:
         """As `StreamApi.generate`."""
@@ -195,7 +202,10 @@ class AsyncStream(AsyncStreamApi):
 
     async def rewind(self, position: int) -> None:
         """As `StreamApi.rewind`."""
-        await self._at_rest(lambda: self.inner.rewind(position))
+        self._check_open()
+        await self._thread.call(
+            lambda: self.inner.rewind(position), when=partial(self.inner.rewinds_now, position)
+        )
 
     # Away and back
 

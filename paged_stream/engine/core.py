@@ -270,11 +270,19 @@ class EngineCore:
             self.scheduler.cut(seq_id, start, end, self.turns.at_rest())
 
     def rewind_stream(self, seq_id: int, position: int) -> None:
-        """Forget an idle stream's tokens from ``position`` on. Raises what `fork_stream` does."""
+        """Forget a stream's tokens from ``position`` on, computed or not, between its turns. Raises
+        what `fork_stream` does."""
         with self._bringing_back(seq_id):
             self.scheduler.rewind(seq_id, position, self.turns.at_rest())
         record = self.streams[seq_id]
+        record.last_used = self.clock()
         record.num_computed_tokens = min(record.num_computed_tokens, position)
+
+    def withdraw(self, seq_id: int, start: int, end: int, num_computed: int) -> None:
+        """As `Scheduler.withdraw`, of a stream that has no turn."""
+        if not self.turns.has(seq_id):
+            self.scheduler.withdraw(seq_id, start, end, num_computed)
+            self.streams[seq_id].last_used = self.clock()
 
     def park_stream(self, seq_id: int) -> None:
         """Move an idle stream out of the cache."""

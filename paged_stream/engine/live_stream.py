@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, SupportsIndex
 
@@ -25,6 +26,16 @@ from paged_stream.text.chat import Messages, without_repeated_end
 from paged_stream.text.chat_options import USUAL, ChatOptions
 from paged_stream.text.inputs import Prompt
 from paged_stream.text.prompts import PromptEncoder
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """What was appended at ``[start, end)``, when ``num_computed`` tokens were computed. What waits
+    behind a turn is at no position yet."""
+
+    start: int
+    end: int
+    num_computed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +204,7 @@ class LiveStream:
 
     def queue(
         self, prompt: Prompt, addition: Addition, params: SamplingParams | None = None
-    ) -> None:
+    ) -> Appended:
         """Append what `encode` has made of the prompt, behind the turn if there is one.
 
         Args:
@@ -206,7 +217,10 @@ class LiveStream:
         if addition.continues == self._is_empty:  # it was another when the prompt was encoded
             addition = self.encode(prompt)
         token_ids = addition.token_ids
+        sequence = self._sequence
+        start, computed = sequence.num_tokens, sequence.num_computed_tokens
         self._queue(token_ids if params is None else self.prompts.truncate(token_ids, params))
+        return Appended(start, sequence.num_tokens, computed)
 
     def _queue(self, token_ids: list[int]) -> None:
         sequence = self._sequence
@@ -214,6 +228,19 @@ class LiveStream:
             stream_rules.check_queue(len(sequence.queued), len(token_ids))
         self.prompts.check_length(sequence.num_tokens + len(sequence.queued) + len(token_ids))
         self.core.scheduler.append(self.seq_id, token_ids)
+
+    def withdraw(self, appended: Appended) -> int:
+        """Take back what `queue` has appended, as far as it is not computed, unless something came
+        after it. Returns where the stream ends."""
+        self.enter()
+        if appended.start < appended.end:
+            self.core.withdraw(self.seq_id, appended.start, appended.end, appended.num_computed)
+        return self._sequence.num_tokens
+
+    def withdraw_for(self, appended: Appended, error: BaseException) -> None:
+        """As `withdraw`, because of an error, which is told where the stream ends."""
+        with suppress(RuntimeError, ValueError):  # the engine is closed, or the stream
+            stream_rules.note_position(error, self.withdraw(appended))
 
     def queue_chat(
         self,
@@ -375,8 +402,21 @@ class LiveStream:
             )
         self.core.cut_stream(self.seq_id, start, end)
 
+    def rewinds_now(self, position: object) -> bool:
+        """Whether `rewind` means now what it would mean once all is computed that was appended, or
+        would raise.
+
+        A position before what is pending does. So does one that the pending tokens would push out
+        of the window: it can only be reached now. Of what is between these, all that is kept has to
+        be computed.
+        """
+        sequence = self._sequence
+        first = max(sequence.num_computed_tokens + 1, sequence.first_settled)
+        between = range(first, sequence.num_tokens + 1)
+        return self.has_turn or self.is_settled or position not in between
+
     def rewind(self, position: int) -> None:
-        """As `StreamApi.rewind`, of a stream that is settled."""
+        """As `StreamApi.rewind`, once `rewinds_now`."""
         position = _as_position("position", position)
         self.enter()
         self.check_at_rest()

@@ -45,9 +45,13 @@ class Stream(StreamApi):
     def append(self, prompt: Prompt) -> None:
         """As `StreamApi.append`."""
         inner = self.inner
-        inner.queue(prompt, inner.encode(prompt))
-        while inner.is_behind:
-            inner.core.advance()
+        appended = inner.queue(prompt, inner.encode(prompt))
+        try:
+            while inner.is_behind:
+                inner.core.advance()
+        except BaseException as error:
+            inner.withdraw_for(appended, error)
+            raise
 
     def generate(self, sampling_params: SamplingParams | None = None) -> Deltas:
         """As `StreamApi.generate`."""
@@ -125,7 +129,10 @@ class Stream(StreamApi):
 
     def rewind(self, position: int) -> None:
         """As `StreamApi.rewind`."""
-        self._settled().rewind(position)
+        self.inner.check_at_rest()
+        while not self.inner.rewinds_now(position):
+            self.inner.core.advance()
+        self.inner.rewind(position)
 
     # Away and back
 

@@ -35,6 +35,11 @@ def generating_error() -> ValueError:
     return ValueError("the stream is generating; let it finish first, or call end_turn")
 
 
+def note_position(error: BaseException, position: int) -> None:
+    """Tell, with an error that has ended an `append`, what the stream keeps of it."""
+    error.add_note(f"what was not computed yet is taken back: the stream is at position {position}")
+
+
 def check_turn_params(params: SamplingParams) -> None:
     """Refuse parameters that no turn of a stream can have.
 

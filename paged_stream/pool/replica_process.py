@@ -40,6 +40,7 @@ class ReplicaProcess:
         self._requests: dict[str, DeltaBatches] = {}
         self._turns: dict[str, DeltaBatches] = {}
         self._streams: dict[str, AsyncStream] = {}
+        self._appends: dict[str, asyncio.Task[list[int]]] = {}
 
     async def load(self, config: EngineConfig) -> int:
         """Load the model; returns the process's id."""
@@ -174,11 +175,23 @@ class ReplicaProcess:
     async def append(
         self, name: str, prompt: Prompt, params: SamplingParams | None = None
     ) -> list[int]:
-        """Append to a stream; returns the token ids.
+        """Append to a stream; returns the token ids, or what `break_off` has left of them.
 
         Args:
             params: of the turn that is to follow. If these are refused, nothing is appended.
         """
+        task = self._appends[name] = asyncio.create_task(self._append(name, prompt, params))
+        await asyncio.wait([task])
+        if self._appends.get(name) is task:
+            del self._appends[name]
+        return [] if task.cancelled() else task.result()
+
+    async def break_off(self, name: str) -> None:
+        """Let an append end where it is, if there is one."""
+        if (task := self._appends.get(name)) is not None:
+            task.cancel()
+
+    async def _append(self, name: str, prompt: Prompt, params: SamplingParams | None) -> list[int]:
         stream = self._streams[name]
         if params is not None:
             await check_beside_the_loop(self._engine.intake.prompts, params)
@@ -187,7 +200,11 @@ class ReplicaProcess:
         token_ids = await self.encode_next(name, prompt)
         if params is not None:
             token_ids = self._engine.intake.prompts.truncate(token_ids, params)
-        await stream.append(token_ids)
+        before = stream.position
+        try:
+            await stream.append(token_ids)
+        except asyncio.CancelledError:
+            return token_ids[: stream.position - before]
         return token_ids
 
     async def append_chat(

@@ -92,7 +92,20 @@ class Turns:
             async with self._changed:
                 await self._changed.wait_for(lambda: self._home.is_closed or not self._is_busy)
         async with self._lock:
-            await uninterrupted(self._append("append", prompt))
+            appending = asyncio.ensure_future(self._append("append", prompt))
+            try:
+                await asyncio.shield(appending)
+            except asyncio.CancelledError as error:
+                await uninterrupted(self._break_off(appending))
+                stream_rules.note_position(error, self._home.history.journal.end)
+                raise
+
+    async def _break_off(self, appending: asyncio.Future[None]) -> None:
+        """Let an append end where it is, and wait for that."""
+        if not appending.done() and (replica := self._home.replica) is not None:
+            await replica.clean_up("break_off", self._home.history.key)
+        await asyncio.wait([appending])
+        appending.exception()  # nobody hears of it: whoever waited was cancelled
 
     async def _append(self, method: str, *args: Any) -> None:
         self._home.note(await self._home.call(method, *args))

@@ -131,7 +131,7 @@ def test_tokens_are_those_of_an_engine_without_contention(make_engine, tmp_path,
             answer.logprobs.clear()
     assert found == expected
     stats = small.stats()
-    assert stats.num_preemptions > 10
+    assert stats.num_preemptions > 5
     assert stats.num_running == stats.num_waiting == stats.num_used_blocks == 0
     assert stats.parked_host_bytes == stats.parked_disk_bytes == 0
 

@@ -43,7 +43,8 @@ class Truth:
     def __init__(self, sink_window: SinkWindow) -> None:
         self.ids: list[int | None] = []
         self.digests: list[int | None] = []
-        self.chain = hash((sink_window.num_sink_tokens, sink_window.window_size))
+        self.seed = hash((sink_window.num_sink_tokens, sink_window.window_size))
+        self.chain = self.seed
         self.queued: list[int] = []
         self.is_edited = False
 
@@ -56,6 +57,7 @@ class Truth:
     def copy(self) -> Truth:
         other = Truth(SinkWindow(0, 1))
         other.ids, other.digests, other.chain = self.ids[:], self.digests[:], self.chain
+        other.seed = self.seed
         other.is_edited = self.is_edited
         return other
 
@@ -77,6 +79,8 @@ class Truth:
             self.rewind(num_tokens)
             if self.is_edited:
                 self.chain = hash((self.chain, num_tokens))
+            elif not self.digests:
+                self.chain = self.seed
             else:
                 assert (digest := self.digests[-1]) is not None
                 self.chain = digest
@@ -255,10 +259,33 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.truth[stream.seq_id].cut(first, start, end)
         self.branch(stream.seq_id)
 
-    @precondition(lambda self: self.idle_streams())
+    def streams_between_turns(self):
+        """Streams that may have appended tokens to compute, but do not generate."""
+        return [s for s in self.sequences(*SequenceStatus, streams=True) if not s.generates]
+
+    @precondition(lambda self: self.streams_between_turns())
+    @rule(data=st.data(), tokens=prompts)
+    def append_and_withdraw(self, data, tokens):
+        """Perhaps after some steps, in which others have their part."""
+        stream = data.draw(st.sampled_from(self.streams_between_turns()))
+        start, before = stream.num_tokens, stream.num_computed_tokens
+        self.append_to(stream.seq_id, tokens)
+        self.step(data.draw(st.integers(0, 3)))
+        if stream.seq_id not in self.scheduler.sequences:  # lost
+            return
+        end, computed = stream.num_tokens, stream.num_computed_tokens
+        left = self.scheduler.withdraw(stream.seq_id, start, end, before)
+        if computed in (before, end):
+            assert left == stream.num_tokens == (start if computed == before else end)
+        else:
+            assert left == stream.num_tokens == max(start, computed + (computed >= start))
+        assert self.scheduler.withdraw(stream.seq_id, start, left + 1, before) == left
+        self.truth[stream.seq_id].take_back(left)
+
+    @precondition(lambda self: self.streams_between_turns())
     @rule(data=st.data())
     def rewind(self, data):
-        stream = data.draw(st.sampled_from(self.idle_streams()))
+        stream = data.draw(st.sampled_from(self.streams_between_turns()))
         first = max(stream.first_kept, stream.sink_window.num_sink_tokens)
         if first > stream.num_tokens:
             return
@@ -268,7 +295,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             data, lambda paused: self.scheduler.rewind(stream.seq_id, position, paused)
         ):
             return
-        if position < computed or not position:
+        if 0 < computed >= position:
             self.truth[stream.seq_id].rewind(position)
             self.branch(stream.seq_id)
         else:  # what was computed is untouched, and so is what comes next: it may be shared
@@ -361,7 +388,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         for s in before.sequences.values():
             if s.status is SequenceStatus.RUNNING and s.seq_id not in paused:
                 still = self.scheduler.sequences[s.seq_id].status is SequenceStatus.RUNNING
-                assert still or min(running.values(), default=9) < s.priority
+                assert still or has_lost or min(running.values()) < s.priority
         budget = self.config.max_num_batched_tokens
         if has_lost or sum(len(s.token_ids) for s in output.sequences) == budget:
             return
