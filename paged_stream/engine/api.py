@@ -117,7 +117,9 @@ class StreamApi(Protocol):
         Text begins a document in an empty stream and goes on in any other, as `StreamApi` says.
         While the stream generates, the tokens queue behind the turn. Otherwise the call returns
         once no more of them than ``max_num_batched_tokens`` are left to compute; the next turn
-        computes these.
+        computes these. If it is interrupted before, it takes back what is not computed, unless
+        something was appended behind, and a note on the exception says where the stream is: the
+        stream is as if only so much had been appended.
 
         Args:
             prompt: text, or token ids in a list, an array or a tensor of one dimension, also in the
@@ -242,7 +244,9 @@ class StreamApi(Protocol):
         """Go back to a position that is still in the window: later tokens are forgotten.
 
         What was evicted does not come back, so the window is shorter until it is full again. To
-        generate without appending first, the last remaining token is read once more.
+        generate without appending first, the last remaining token is read once more. Tokens that
+        are not computed yet are forgotten at no cost. What they will push out of the window can
+        still be gone back to before they do.
 
         Args:
             position: the new `position`, no less than where the window begins behind the sinks.
@@ -307,7 +311,8 @@ class AsyncStreamApi(Protocol):
     Two things differ. Where a `StreamApi` raises because too many tokens would queue behind a turn,
     `append` here waits until the turn is over, so do not await it in the coroutine that reads the
     turn. And a coroutine may be cancelled: what it asked for has then been done as a whole or not
-    at all, and a stream that it would have got is closed.
+    at all, and a stream that it would have got is closed. Only an `append` may have been done in
+    part, as if it was interrupted.
     """
 
     @property
