@@ -109,6 +109,9 @@ class EngineConfig:
         num_threads: processor threads that this engine computes with. ``None`` is as many as torch
             would use, limited by the process's affinity mask and by the CPU quota of its control
             group. A replica of a pool uses 1; the replicas of a batch share the machine evenly.
+        check_layers: look at what each layer computes, so that the error of a request whose logits
+            are not finite names the layer where that began. For finding faults: every step is
+            computed and looked at by itself, and takes longer.
 
     Raises:
         ValueError: names the field, its value and what is allowed.
@@ -141,6 +144,7 @@ class EngineConfig:
     tensor_parallel_size: int = setting(1, Integer(1))
     seed: int = setting(0, Integer())
     num_threads: int | None = setting(None, Integer(1, optional=True))
+    check_layers: bool = setting(False, Switch())
 
     def __post_init__(self) -> None:
         if isinstance(self.model, EngineConfig):
@@ -227,6 +231,7 @@ class EngineSettings(TypedDict, total=False):
     tensor_parallel_size: int
     seed: int
     num_threads: int | None
+    check_layers: bool
 
 
 def takes_config(init: Init) -> Init:

@@ -10,8 +10,7 @@ from typing import Any, Literal, TypeAlias
 from .sampling_params import SamplingParams
 from .sink_window import SinkWindow
 
-# Why a turn is over: a stop token or string; its limit; somebody aborted it, or a function of the
-# user's failed; or it could not go on.
+# Why a turn is over: a stop token or string; its limit; somebody aborted it; or it could not go on.
 FinishReason: TypeAlias = Literal["stop", "length", "abort", "error"]
 
 
@@ -199,15 +198,18 @@ class ModelOutput:
 
     Args:
         token_ids: the sampled tokens, one per step up to the one that ends the turn; none for a
-            sequence that was not sampled, or whose logits processor failed or mask was empty.
+            sequence that was not sampled.
         logprobs: of the sampled token, where asked for (then there is only one).
         prompt_logprobs: of the known tokens that follow each of the chunk's tokens, where asked
             for (one fewer when the chunk ends the prompt); empty otherwise.
+        errors: why nothing could be sampled behind ``token_ids``, or nothing be scored; ``None``
+            for a sequence that is well.
     """
 
     token_ids: list[list[int]]
     logprobs: list[TokenLogprob | None]
     prompt_logprobs: list[list[TokenLogprob]]
+    errors: list[str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,9 +220,10 @@ class SequenceUpdate:
         seq_id: the sequence.
         token_ids: the tokens it gained.
         num_computed_tokens: those of the stream that are computed now.
-        finish_reason: set when its turn is over; ``"abort"`` if no token could be sampled.
+        finish_reason: set when its turn is over.
         logprob: of the token it gained, where asked for.
         prompt_logprobs: as in `ModelOutput`.
+        error: why its turn ended with ``"error"``, if it did.
     """
 
     seq_id: int
@@ -229,3 +232,4 @@ class SequenceUpdate:
     finish_reason: FinishReason | None
     logprob: TokenLogprob | None
     prompt_logprobs: list[TokenLogprob]
+    error: str | None = None

@@ -404,11 +404,12 @@ class Scheduler:
                 it ends the turn. What was sampled after it is dropped.
         """
         updates = []
-        for scheduled, token_ids, logprob, prompt_logprobs in zip(
+        for scheduled, token_ids, logprob, prompt_logprobs, error in zip(
             output.sequences,
             result.token_ids,
             result.logprobs,
             result.prompt_logprobs,
+            result.errors,
             strict=True,
         ):
             if not self._is_running(scheduled.seq_id):
@@ -418,15 +419,21 @@ class Scheduler:
             gained, finish_reason = gain(sequence, token_ids, stops)
             computed = sequence.num_computed_tokens
             sequence.trim(self.kv.remember(sequence.seq_id, computed, sequence.token_ids))
-            if scheduled.samples and not gained:
-                finish_reason = "abort"  # no token could be sampled
+            if finish_reason is None and error is not None:
+                finish_reason = "error"
             elif sequence.num_pending_tokens == 0:  # it gained none, and has nothing to compute
                 finish_reason = "length"
             if finish_reason is not None:
                 self.end_turn(scheduled.seq_id)
             updates.append(
                 SequenceUpdate(
-                    scheduled.seq_id, gained, computed, finish_reason, logprob, prompt_logprobs
+                    scheduled.seq_id,
+                    gained,
+                    computed,
+                    finish_reason,
+                    logprob,
+                    prompt_logprobs,
+                    error if finish_reason == "error" else None,
                 )
             )
         return updates

@@ -106,12 +106,12 @@ class TokenPicker {
         seed_(p.sampling.seeds[row]),
         position_(p.sampling.positions[row]) {}
 
-  // Returns the token, in thread 0.
+  // Returns the token, or kNoToken, in thread 0.
   __device__ int pick() {
     find_maxima();
-    const int best = argmax();
-    max_ = logits_[best] + 0.0f;  // no negative zero
-    if (temperature_ == 0.0 || !(max_ > -kInfinity && max_ < kInfinity)) return best;
+    max_ = max_or_nan() + 0.0f;  // no negative zero
+    if (!(max_ > -kInfinity && max_ < kInfinity)) return kNoToken;
+    if (temperature_ == 0.0) return argmax();
     inv_temperature_ = 1.0 / temperature_;
     return draw(lowest_kept());
   }
@@ -160,8 +160,8 @@ class TokenPicker {
     sync_block();
   }
 
-  // Returns the first index of a NaN, or of the largest logit if there is no NaN.
-  __device__ int argmax() {
+  // Returns the largest logit, or NaN if any logit is NaN.
+  __device__ float max_or_nan() {
     float most = -kInfinity;
     int has_nan = 0;
     for (int t = thread(); t < num_tiles_; t += Threads) {
@@ -171,11 +171,15 @@ class TokenPicker {
     }
     most = reduce_block(most, -kInfinity, shared_.scratch, Most());
     has_nan = reduce_block(has_nan, 0, shared_.scratch, Most());
+    return has_nan ? __builtin_nanf("") : most;
+  }
+
+  // Returns the first index of the largest logit.
+  __device__ int argmax() {
     const auto first_in = [&](const float* x, int count) {
       int first = INT32_MAX;
       for (int i = thread(); i < count; i += Threads) {
-        const bool is_it = has_nan ? x[i] != x[i] : x[i] == most;
-        if (is_it && i < first) first = i;
+        if (x[i] == max_ && i < first) first = i;
       }
       return reduce_block(first, INT32_MAX, shared_.scratch, Least());
     };

@@ -15,7 +15,8 @@ PAGED_STREAM_HOST_DEVICE inline int64_t slot_of(int64_t position, int32_t block_
   return block_id < 0 ? -1 : block_id * block_size + position % block_size;
 }
 
-// What a running row becomes. With num_left 0 only its slot changes, to -1.
+// What a running row becomes. With num_left 0 only its slot changes, to -1. A negative token stands
+// for none: the row ends.
 struct NextInput {
   int64_t token;
   int64_t count;  // of the row's tokens in `generated` so far
@@ -63,7 +64,8 @@ struct DecodeRows {
     NextInput input{};
     input.token = sampled[row];
     input.count = num_generated[row];
-    input.num_left = is_stop(row, input.token) ? 0 : num_left[row] - 1;
+    const bool ends = input.token < 0 || is_stop(row, input.token);
+    input.num_left = ends ? 0 : num_left[row] - 1;
     input.slot = -1;
     if (input.num_left == 0) return input;
     input.position = batch.positions[row] + 1;

@@ -6,6 +6,9 @@
 
 namespace paged_stream {
 
+// Drawn from a row that has no distribution: its largest logit is NaN or infinite.
+constexpr int kNoToken = -1;
+
 struct SamplingParameters {
   const double *temperature, *min_p;
   const int64_t* top_k;

@@ -24,7 +24,7 @@ from paged_stream.engine.lifetime import EngineStoppedError, StreamLostError, wh
 from paged_stream.engine.loaded_engine import LoadedEngine
 from paged_stream.engine.mailbox import Mailbox
 from paged_stream.engine.outputs import EngineStats
-from paged_stream.engine.requests import split_prompts
+from paged_stream.engine.requests import scores_of, split_prompts
 from paged_stream.engine.stats import engine_stats
 from paged_stream.engine.stream_file import write_stream_file
 from paged_stream.engine.thread import EngineThread
@@ -169,8 +169,7 @@ class AsyncLLMEngine(LoadedEngine, AsyncEngineApi):
         )
         async with aclosing(deltas):
             async for delta in deltas:
-                entries = delta.prompt_logprobs or ()
-                scores[delta.request_id] += [entry.logprob for entry in entries]
+                scores[delta.request_id] += scores_of(delta)
         results = list(scores.values())
         return results[0] if is_one else results
 

@@ -15,6 +15,7 @@ from paged_stream.engine.lifetime import refuse_pickling
 from paged_stream.engine.live_stream import Addition, LiveStream
 from paged_stream.engine.mailbox import Mailbox
 from paged_stream.engine.outputs import StreamStats, VisibleText
+from paged_stream.engine.requests import scores_of
 from paged_stream.engine.stream_file import SavedStream, stream_bytes, write_stream_file
 from paged_stream.engine.stream_rules import closed_error
 from paged_stream.engine.thread import EngineThread
@@ -161,7 +162,7 @@ class AsyncStream(AsyncStreamApi):
         )
         async with aclosing(deltas):
             async for delta in deltas:
-                scores += [entry.logprob for entry in delta.prompt_logprobs or ()]
+                scores += scores_of(delta)
         self._check_open()  # otherwise some are missing
         return scores
 

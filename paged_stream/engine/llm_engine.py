@@ -19,6 +19,7 @@ from paged_stream.engine.requests import (
     new_output,
     params_per_prompt,
     prompt_list_of,
+    scores_of,
     split_prompts,
 )
 from paged_stream.engine.stats import engine_stats
@@ -157,9 +158,9 @@ class LLMEngine(LoadedEngine, EngineApi):
                 for request_id, index in requests.items():
                     self.intake.add_scoring(request_id, token_ids[index])
                 for delta in self._run(dict.fromkeys(requests, 1)):
-                    logprobs = delta.prompt_logprobs or ()
-                    scores[requests[delta.request_id]] += [entry.logprob for entry in logprobs]
-                    bar.update(len(logprobs))
+                    new = scores_of(delta)
+                    scores[requests[delta.request_id]] += new
+                    bar.update(len(new))
             finally:
                 for request_id in requests:
                     self.abort_request(request_id)

@@ -79,7 +79,9 @@ class LoadedEngine:
                 max_num_seqs=config.actual_max_num_seqs,
                 max_num_batched_tokens=config.max_num_batched_tokens,
                 max_model_len=model_config.max_position_embeddings,
-                num_decode_steps=config.num_decode_steps or executor.default_decode_steps,
+                num_decode_steps=1
+                if config.check_layers
+                else config.num_decode_steps or executor.default_decode_steps,
                 chunk_size=config.chunk_size,
                 enable_prefix_caching=config.enable_prefix_caching,
             )

@@ -298,6 +298,8 @@ class EngineStats:
         num_started_turns: requests and turns that have had their first step.
         queue_seconds: how long these waited for it together.
         num_preemptions: how often one gave its place in the batch to one of higher priority.
+        num_failed_turns: completions and turns that ended with an error: the ``finish_reason``
+            ``"error"``, or a stream that was lost.
     """
 
     num_running: int
@@ -321,3 +323,4 @@ class EngineStats:
     num_started_turns: int
     queue_seconds: float
     num_preemptions: int
+    num_failed_turns: int

@@ -148,3 +148,14 @@ def merge_delta(output: RequestOutput, delta: RequestDelta) -> None:
     if delta.prompt_logprobs is not None and delta.index == 0:
         assert output.prompt_logprobs is not None
         output.prompt_logprobs.extend(delta.prompt_logprobs)
+
+
+def scores_of(delta: RequestDelta) -> list[float]:
+    """The log-probabilities that a delta of a scoring brings.
+
+    Raises:
+        ValueError: the scoring has ended with an error, so that others are missing.
+    """
+    if delta.finish_reason == "error":
+        raise ValueError(f"the prompt cannot be scored: {delta.error}")
+    return [entry.logprob for entry in delta.prompt_logprobs or ()]

@@ -69,4 +69,5 @@ def engine_stats(core: EngineCore) -> EngineStats:
         queue_seconds=turns.queue_seconds,
         num_started_turns=turns.num_started,
         num_preemptions=scheduler.num_preemptions,
+        num_failed_turns=turns.num_failed,
     )

@@ -11,6 +11,7 @@ from paged_stream.engine.api import Deltas, FilePath, OnEvict, StreamApi
 from paged_stream.engine.lifetime import refuse_pickling
 from paged_stream.engine.live_stream import LiveStream
 from paged_stream.engine.outputs import DeltaQueue, StreamStats, VisibleText
+from paged_stream.engine.requests import scores_of
 from paged_stream.engine.stream_file import stream_bytes, write_stream_file
 from paged_stream.scheduler.sampling_params import SamplingParams, whole_answer
 from paged_stream.text.chat import Messages
@@ -84,7 +85,7 @@ class Stream(StreamApi):
         inbox = DeltaQueue()
         scores: list[float | None] = [*inner.start_scoring(prompt, inner.encode(prompt), inbox)]
         for delta in self._read(inbox):
-            scores += [entry.logprob for entry in delta.prompt_logprobs or ()]
+            scores += scores_of(delta)
         return scores
 
     def _turn(self, start: Callable[[DeltaQueue], object]) -> Deltas:

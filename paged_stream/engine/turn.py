@@ -130,6 +130,7 @@ class Turn:
             logprobs=[update.logprob] if update.logprob is not None else None,
             prompt_logprobs=update.prompt_logprobs or None,
             metrics=self.metrics,
+            error=update.error,
         )
 
     def _note_progress(self, has_tokens: bool, has_finished: bool) -> None:

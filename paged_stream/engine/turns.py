@@ -41,6 +41,7 @@ class Turns:
         self.requests: dict[str, list[int]] = {}  # by name; its unfinished seq_ids
         self.num_generated_tokens = 0
         self.num_started = 0
+        self.num_failed = 0
         self.queue_seconds = 0.0
         self._scheduler = scheduler
         self._tokenizer = tokenizer
@@ -154,6 +155,7 @@ class Turns:
         if is_request:
             self._hand_out_ends(turn, "error", error)
         elif turn.inbox is not None:
+            self.num_failed += 1
             turn.inbox.end(StreamLostError(f"stream {seq_id} is lost: {error}"))
 
     def _hand_out_ends(self, turn: Turn, reason: FinishReason, error: str | None = None) -> None:
@@ -267,6 +269,11 @@ class Turns:
         finish_reason = update.finish_reason
         self.num_generated_tokens += len(update.token_ids)
         if turn.num_copies and not turn.generates and finish_reason is not None:
+            if finish_reason == "error":  # none of the copies begins
+                self._finish(update.seq_id, turn)
+                self._scheduler.close(update.seq_id)
+                self._hand_out_ends(turn, "error", update.error)
+                return
             self._fan_out(update.seq_id, turn)  # the prompt is computed
             finish_reason = None
         delta = turn.delta(update, finish_reason)
@@ -276,6 +283,7 @@ class Turns:
             self._hand_out(turn, delta)
 
     def _hand_out(self, turn: Turn, delta: RequestDelta) -> None:
+        self.num_failed += delta.finish_reason == "error"
         (self._undelivered if turn.inbox is None else turn.inbox).append(delta)
 
     def _finish(self, seq_id: int, turn: Turn) -> None:

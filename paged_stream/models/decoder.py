@@ -8,7 +8,7 @@ as the smaller kernels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -84,6 +84,8 @@ class Decoder(torch.nn.Module):
         )
         # All layers as a single op, where there is one, once weights are packed.
         self.fused_layers: ops.DecoderLayers | None = None
+        # Told what each part has given, by its name, for finding faults.
+        self.watch: Callable[..., None] | None = None
 
     def pack_weights(self) -> None:
         """Bring all projections into the layout of the CPU kernels, one at a time, if that is where
@@ -128,15 +130,19 @@ class Decoder(torch.nn.Module):
         residual, delta = self.embedding.forward(tensors.token_ids), None
         if self.positions is not None:
             residual += self.positions.forward(tensors.positions)
+        if self.watch is not None:
+            self.watch("the embedding", residual)
         sink_positions = tensors.sink_positions if batch.has_gap else None
         tables = [r.tables(tensors.positions, sink_positions) for r in self.rotaries]
-        if self.fused_layers is not None:
+        if self.fused_layers is not None and self.watch is None:
             delta = self._run_fused(self.fused_layers, residual, tables, tensors, kv_caches)
             return self.norm.forward(residual, delta)
-        for layer, rotary, (k_cache, v_cache) in zip(
-            self.layers, self.layer_rotary, kv_caches, strict=True
+        for index, (layer, rotary, (k_cache, v_cache)) in enumerate(
+            zip(self.layers, self.layer_rotary, kv_caches, strict=True)
         ):
             delta = layer.forward(residual, delta, tables[rotary], batch, k_cache, v_cache)
+            if self.watch is not None:
+                self.watch(f"layer {index}", residual, delta)
         return self.norm.forward(residual, delta)
 
     @staticmethod

@@ -33,13 +33,14 @@ from paged_stream.ops.paged_attention import paged_attention
 from paged_stream.ops.rotary_and_cache import rotary_and_cache
 from paged_stream.ops.rotary_reindex import rotary_reindex
 from paged_stream.ops.rotary_table import rotary_table
-from paged_stream.ops.sample_tokens import SamplingTensors, sample_tokens
+from paged_stream.ops.sample_tokens import NO_TOKEN, SamplingTensors, sample_tokens
 from paged_stream.ops.scatter_blocks import scatter_blocks
 from paged_stream.ops.scoring import Scoring
 from paged_stream.ops.silu_and_mul import silu_and_mul
 
 __all__ = [
     "FULL_ATTENTION",
+    "NO_TOKEN",
     "AttentionLayer",
     "AttentionWeights",
     "BatchTensors",

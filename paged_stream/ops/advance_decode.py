@@ -25,7 +25,7 @@ def advance_decode(
     the token is the next input, a position further.
 
     Args:
-        sampled: int64 [B].
+        sampled: int64 [B]; a row ends with `NO_TOKEN`, too.
         generated: int64 [B, max_generated], changed.
         num_generated: int64 [B], tokens in each row of ``generated``, changed.
         num_left: int64 [B], tokens that each row may still gain, changed.

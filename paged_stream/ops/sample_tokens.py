@@ -8,6 +8,8 @@ from torch import Tensor
 
 from paged_stream.ops.library import ops
 
+NO_TOKEN = -1
+
 
 class SamplingTensors(NamedTuple):
     """What N rows of logits are sampled by, on the device of the logits.
@@ -40,12 +42,12 @@ def sample_tokens(logits: Tensor, sampling: SamplingTensors, positions: Tensor) 
     is a hash of seed and position.
 
     Args:
-        logits: float32 [N, vocab], rows strided. A row whose largest logit is NaN or infinite
-            gives the first index of it, at any temperature.
+        logits: float32 [N, vocab], rows strided.
         sampling: of each row.
         positions: int64 [N], where the sampled tokens will stand.
 
     Returns:
-        int64 [N].
+        int64 [N]; `NO_TOKEN` for a row that has no distribution: any of its logits is NaN, or the
+        largest is infinite.
     """
     return ops.sample_tokens.default(logits, sampling, positions)

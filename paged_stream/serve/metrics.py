@@ -35,6 +35,7 @@ _ENGINE = (
     ("started_turns_total", "num_started_turns", "Requests and turns that came to a first step."),
     ("queue_seconds_total", "queue_seconds", "Seconds that these waited for it."),
     ("preemptions_total", "num_preemptions", "Places in the batch given to a higher priority."),
+    ("failed_turns_total", "num_failed_turns", "Completions and turns that ended with an error."),
 )
 
 

@@ -21,7 +21,8 @@ from paged_stream.worker.input_batch import build_forward_batch
 from paged_stream.worker.sampler import sampling_tensors
 from paged_stream.worker.staging import to_device
 
-_NO_TOKEN = _NO_BLOCK = -1
+_NO_STOP = _NO_BLOCK = -1
+_NOT_YET = -2  # in `generated`, where `NO_TOKEN` stands for a token that could not be sampled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +34,8 @@ class DecodeBatch:
         sampling: their parameters.
         stop_token_ids: int64 [B, M], padded with -1.
         num_left: int64 [B], tokens that each may still gain; 0 once it has stopped.
-        generated: int64 [B, num_steps], what each has gained in these steps, then -1.
+        generated: int64 [B, num_steps], what each has gained in these steps, then -2. -1 is a
+            token that could not be sampled.
         num_generated: int64 [B].
         block_size: tokens per block.
     """
@@ -72,13 +74,13 @@ def prepare_decode(output: SchedulerOutput, block_size: int) -> DecodeBatch:
     sequences = output.sequences
     count = len(sequences)
     width = max(len(sequence.stop_token_ids) for sequence in sequences)
-    stops = [s.stop_token_ids + (_NO_TOKEN,) * (width - len(s.stop_token_ids)) for s in sequences]
+    stops = [s.stop_token_ids + (_NO_STOP,) * (width - len(s.stop_token_ids)) for s in sequences]
     return DecodeBatch(
         input=build_forward_batch(output, block_size, torch.device("cpu")).tensors,
         sampling=sampling_tensors(sequences),
         stop_token_ids=torch.tensor(stops, dtype=torch.int64).view(count, width),
         num_left=torch.tensor([s.max_new_tokens for s in sequences]),
-        generated=torch.full((count, output.num_steps), _NO_TOKEN),
+        generated=torch.full((count, output.num_steps), _NOT_YET),
         num_generated=torch.zeros(count, dtype=torch.int64),
         block_size=block_size,
     )
@@ -100,7 +102,7 @@ def continue_decode(batch: DecodeBatch, output: SchedulerOutput) -> None:
     # There may be rows behind them that only fill the batch up.
     (moved,) = to_device([fresh], table.device)
     table[: len(moved)].copy_(moved)
-    batch.generated.fill_(_NO_TOKEN)
+    batch.generated.fill_(_NOT_YET)
     batch.num_generated.zero_()
 
 
@@ -128,7 +130,8 @@ def run_decode_step(
 
 def start_collecting(batch: DecodeBatch, num_steps: int) -> Callable[[], list[list[int]]]:
     """Copy what the steps have generated to the host, in their order; what comes back waits for it
-    and gives the tokens that each sequence has gained."""
+    and gives the tokens that each sequence has gained, and `NO_TOKEN` if the next one could not be
+    sampled."""
     source = batch.generated[:, :num_steps]
     generated = torch.empty(source.shape, dtype=source.dtype, pin_memory=source.is_cuda)
     generated.copy_(source, non_blocking=True)
@@ -141,6 +144,6 @@ def start_collecting(batch: DecodeBatch, num_steps: int) -> Callable[[], list[li
         if copied is not None:
             copied.synchronize()
         rows: list[list[int]] = generated.tolist()
-        return [[token_id for token_id in row if token_id != _NO_TOKEN] for row in rows]
+        return [[token_id for token_id in row if token_id != _NOT_YET] for row in rows]
 
     return wait

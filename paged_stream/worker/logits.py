@@ -10,11 +10,27 @@ import torch
 
 from paged_stream.scheduler.output import ScheduledSequence
 from paged_stream.scheduler.sampling_params import LogitsProcessor
+from paged_stream.system.short_text import short
+
+# What is said of a row that the request's own parameters have changed.
+ALL_BARRED = (
+    "no token can be sampled: allowed_token_ids, bad_words, logit_bias, logits_processors and "
+    "min_tokens together bar every token, or make a logit NaN or infinite"
+)
 
 
 class NoTokenError(RuntimeError):
     """No token can be sampled: a function of the user's has raised, or returned no logits; or no
     token of the vocabulary goes on with the text that was asked for."""
+
+
+def not_finite(position: int) -> str:
+    """What is said of logits that the model has given: one is NaN, or the largest is infinite.
+
+    Args:
+        position: of the token that they are for.
+    """
+    return f"the model's logits for position {position} are not finite"
 
 
 def change_logits(row: torch.Tensor, sequence: ScheduledSequence) -> None:
@@ -97,7 +113,9 @@ def _process(row: torch.Tensor, processor: LogitsProcessor, token_ids: list[int]
             raise ValueError(f"it must return {list(row.shape)} logits, not {list(logits.shape)}")
         row.copy_(logits)
     except Exception as error:  # it is the user's
-        raise NoTokenError(f"the logits processor {processor!r} failed") from error
+        raise NoTokenError(
+            f"the logits processor {short(processor)} failed: {short(error)}"
+        ) from error
 
 
 def _apply_penalties(

@@ -3,11 +3,13 @@ any sequence but K and V, in the cache or parked beside it."""
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Callable, Sequence
 
 import torch
 
+from paged_stream import ops
 from paged_stream.models.decoder import Decoder
 from paged_stream.models.kv_tokens import KVTokens
 from paged_stream.scheduler.output import (
@@ -35,8 +37,10 @@ from paged_stream.worker.decode_loop import (
 from paged_stream.worker.input_batch import build_forward_batch
 from paged_stream.worker.kv_cache import KVCache
 from paged_stream.worker.lanes import make_lanes
+from paged_stream.worker.layer_check import LayerCheck
+from paged_stream.worker.logits import not_finite
 from paged_stream.worker.parking import ParkedStore
-from paged_stream.worker.sampler import NO_TOKEN, prepare_draw, sample, token_logprobs
+from paged_stream.worker.sampler import prepare_draw, sample, token_logprobs
 from paged_stream.worker.staging import to_device
 
 # Rows of logits held at once for prompt log-probabilities. On a CPU, what the allocator takes from
@@ -49,7 +53,12 @@ class ModelRunner:
     """Runs scheduled steps on one model and one cache."""
 
     def __init__(
-        self, model: Decoder, kv_cache: KVCache, parked: ParkedStore, block_size: int
+        self,
+        model: Decoder,
+        kv_cache: KVCache,
+        parked: ParkedStore,
+        block_size: int,
+        layer_check: LayerCheck | None = None,
     ) -> None:
         self.model = model
         self.kv_cache = kv_cache
@@ -59,6 +68,9 @@ class ModelRunner:
         self.copies = CacheCopies(kv_cache, *make_lanes(self.device))
         self.graphs: DecodeGraphs | None = None
         self._decode_batch: DecodeBatch | None = None  # of the last steps that went together
+        self._layer_check = layer_check
+        if layer_check is not None:
+            model.watch = layer_check.note
 
     @torch.inference_mode()
     def record_graphs(self, limits: GraphLimits, recorder: Recorder) -> None:
@@ -82,9 +94,8 @@ class ModelRunner:
         else:
             for _ in range(output.num_steps):
                 self._decode_step(batch)
-        tokens = start_collecting(batch, output.num_steps)
-        count = len(output.sequences)
-        return lambda: ModelOutput(tokens()[:count], [None] * count, [[] for _ in range(count)])
+        collect = start_collecting(batch, output.num_steps)
+        return lambda: _several_steps(output, collect())
 
     def _prepare_decode(self, output: SchedulerOutput) -> DecodeBatch:
         """The input of several steps; the last ones' if these follow them."""
@@ -113,22 +124,36 @@ class ModelRunner:
         draw = None
         if sampled:
             draw = prepare_draw(sampling, [bounds[i + 1] - 1 for i in sampled], self.device)
+        if self._layer_check is not None:
+            self._layer_check.begin()
         hidden = self.model(batch, self.copies.layers())
-        prompt_logprobs = [
-            []
-            if sequence.sampling_params.prompt_logprobs is None
-            else self._prompt_logprobs(hidden[start:stop], sequence)
-            for sequence, start, stop in zip(output.sequences, bounds, bounds[1:], strict=False)
-        ]
-        token_ids: list[list[int]] = [[] for _ in output.sequences]
-        logprobs: list[TokenLogprob | None] = [None] * len(output.sequences)
+        result = ModelOutput(
+            token_ids=[[] for _ in output.sequences],
+            logprobs=[None] * len(output.sequences),
+            prompt_logprobs=[[] for _ in output.sequences],
+            errors=[None] * len(output.sequences),
+        )
+        for i, (sequence, start, stop) in enumerate(
+            zip(output.sequences, bounds, bounds[1:], strict=False)
+        ):
+            if sequence.sampling_params.prompt_logprobs is not None:
+                entries = self._prompt_logprobs(hidden[start:stop], sequence)
+                result.prompt_logprobs[i], result.errors[i] = _checked(entries, sequence)
         if draw is not None:
             if len(sampled) < hidden.shape[0]:
                 hidden = hidden[draw.rows]
-            results = sample(self.model.compute_logits(hidden), sampling, draw)
-            for i, token_id, logprob in zip(sampled, *results, strict=True):
-                token_ids[i], logprobs[i] = [token_id] if token_id != NO_TOKEN else [], logprob
-        return ModelOutput(token_ids, logprobs, prompt_logprobs)
+            logits = self.model.compute_logits(hidden)
+            if self._layer_check is not None:
+                self._layer_check.note_rows("the head", draw.rows, logits)
+            results = sample(logits, sampling, draw)
+            for i, token_id, logprob, error in zip(sampled, *results, strict=True):
+                result.token_ids[i] = [token_id] if token_id != ops.NO_TOKEN else []
+                result.logprobs[i], result.errors[i] = logprob, result.errors[i] or error
+        if self._layer_check is not None:
+            for i, error in enumerate(result.errors):
+                if error and (part := self._layer_check.first_part(bounds[i], bounds[i + 1])):
+                    result.errors[i] = f"{error}; the first that were not are those of {part}"
+        return result
 
     @torch.inference_mode()
     def apply(self, operations: Sequence[KVOperation]) -> None:
@@ -187,3 +212,27 @@ class ModelRunner:
             logprobs = torch.log_softmax(logits, dim=-1)
             result += token_logprobs(logprobs, ids.tolist(), [num_top] * len(ids))
         return result
+
+
+def _several_steps(output: SchedulerOutput, generated: list[list[int]]) -> ModelOutput:
+    """What several steps have generated; behind it `NO_TOKEN`, if no token could be sampled."""
+    count = len(output.sequences)
+    token_ids: list[list[int]] = []
+    errors: list[str | None] = [None] * count
+    for index, (sequence, tokens) in enumerate(zip(output.sequences, generated, strict=False)):
+        if tokens and tokens[-1] == ops.NO_TOKEN:
+            tokens.pop()
+            errors[index] = not_finite(sequence.num_tokens + len(tokens))
+        token_ids.append(tokens)
+    return ModelOutput(token_ids, [None] * count, [[] for _ in range(count)], errors)
+
+
+def _checked(
+    entries: list[TokenLogprob], sequence: ScheduledSequence
+) -> tuple[list[TokenLogprob], str | None]:
+    """Scores up to the first for which logits were not finite, which makes it NaN, and an error if
+    there is one."""
+    for count, entry in enumerate(entries):
+        if math.isnan(entry.logprob):
+            return entries[:count], not_finite(sequence.num_computed_tokens + 1 + count)
+    return entries, None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,12 +12,10 @@ import torch
 
 from paged_stream import ops
 from paged_stream.scheduler.output import ScheduledSequence, TokenLogprob
-from paged_stream.worker.logits import NoTokenError, change_logits
+from paged_stream.worker.logits import ALL_BARRED, NoTokenError, change_logits, not_finite
 from paged_stream.worker.staging import to_device
 
 logger = logging.getLogger(__name__)
-
-NO_TOKEN = -1
 
 
 def sampling_tensors(sequences: Sequence[ScheduledSequence]) -> ops.SamplingTensors:
@@ -55,48 +54,65 @@ def prepare_draw(
     return Draw(moved[0], moved[1], ops.SamplingTensors(*moved[2:]))
 
 
-def sample(
-    logits: torch.Tensor, sequences: list[ScheduledSequence], draw: Draw
-) -> tuple[list[int], list[TokenLogprob | None]]:
+class Sampled(NamedTuple):
+    """What was sampled from N rows.
+
+    Args:
+        token_ids: the tokens, `NO_TOKEN` where none can be.
+        logprobs: their log-probabilities where asked for.
+        errors: why there is no token, where there is none.
+    """
+
+    token_ids: list[int]
+    logprobs: list[TokenLogprob | None]
+    errors: list[str | None]
+
+
+def sample(logits: torch.Tensor, sequences: list[ScheduledSequence], draw: Draw) -> Sampled:
     """Sample one token per row.
 
     The order is vLLM's: log-probabilities are of the raw logits; then come the changes of
-    `change_logits`, temperature, min_p, top_k, top_p.
+    `change_logits`, temperature, min_p, top_k, top_p. What the op finds out on its way costs
+    nothing: whether a row has no distribution. Rows that are changed are looked at before, too,
+    because a change may bar the very token whose logit is NaN.
 
     Args:
         logits: float32 [N, vocab]; changed in place.
         sequences: N sequences that sample.
         draw: from `prepare_draw`, for these sequences.
-
-    Returns:
-        The tokens, `NO_TOKEN` where none can be, and their log-probabilities where
-        asked for.
     """
-    nums_top = {
-        row: sequence.sampling_params.logprobs
-        for row, sequence in enumerate(sequences)
-        if sequence.sampling_params.logprobs is not None
-    }
-    raw = torch.log_softmax(logits[list(nums_top)], dim=-1) if nums_top else None
-    failed = []
+    asking = [i for i, s in enumerate(sequences) if s.sampling_params.logprobs is not None]
+    raw = torch.log_softmax(logits[asking], dim=-1) if asking else None
+    errors: list[str | None] = [None] * len(sequences)
+    largest = {}  # of the rows that are changed, NaN if one is
     for row, sequence in enumerate(sequences):
         if sequence.changes_logits:
+            largest[row] = logits[row].max()
             try:
                 change_logits(logits[row], sequence)
-            except NoTokenError:
-                logger.exception("sequence %d is aborted", sequence.seq_id)
-                failed.append(row)
+            except NoTokenError as error:
+                logger.exception("sequence %d is ended", sequence.seq_id)
+                errors[row] = str(error)
     tokens: list[int] = ops.sample_tokens(logits, draw.sampling, draw.positions).tolist()
+    for row, value in largest.items():
+        if not math.isfinite(value.item()):
+            errors[row] = not_finite(sequences[row].num_tokens)
+        elif tokens[row] == ops.NO_TOKEN:
+            errors[row] = errors[row] or ALL_BARRED
+    for row, token_id in enumerate(tokens):
+        if token_id == ops.NO_TOKEN:
+            errors[row] = errors[row] or not_finite(sequences[row].num_tokens)
+        elif errors[row] is not None:
+            tokens[row] = ops.NO_TOKEN
     logprobs: list[TokenLogprob | None] = [None] * len(sequences)
-    if raw is not None:
-        chosen = [tokens[row] for row in nums_top]
-        for row, entry in zip(
-            nums_top, token_logprobs(raw, chosen, list(nums_top.values())), strict=True
-        ):
+    drawn = [i for i, row in enumerate(asking) if tokens[row] != ops.NO_TOKEN]
+    if raw is not None and drawn:
+        rows = [asking[i] for i in drawn]
+        nums_top = [sequences[row].sampling_params.logprobs or 0 for row in rows]
+        chosen = [tokens[row] for row in rows]
+        for row, entry in zip(rows, token_logprobs(raw[drawn], chosen, nums_top), strict=True):
             logprobs[row] = entry
-    for row in failed:
-        tokens[row], logprobs[row] = NO_TOKEN, None
-    return tokens, logprobs
+    return Sampled(tokens, logprobs, errors)
 
 
 def token_logprobs(

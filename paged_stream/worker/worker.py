@@ -27,6 +27,7 @@ from paged_stream.system.processor_threads import processor_threads
 from paged_stream.worker.cuda_graphs import CudaRecorder, GraphLimits
 from paged_stream.worker.device import check_settings, prepare_device, resolve_device
 from paged_stream.worker.kv_cache import CachePlan, KVCache
+from paged_stream.worker.layer_check import LayerCheck
 from paged_stream.worker.memory import (
     available_memory,
     blocks_per_stream,
@@ -116,7 +117,7 @@ class Worker:
         runs_alone = self.device.type == "cuda" and not backend.needs_host_batch
         runs_alone = runs_alone and group is None  # ranks meet in every layer
         self.default_decode_steps = 8 if runs_alone else 1
-        if runs_alone and config.cuda_graphs:
+        if runs_alone and config.cuda_graphs and not config.check_layers:
             with self._on_device("recording decode steps", "pass cuda_graphs=False"):
                 self._record_graphs(config, sink_window)
         logger.info("%d blocks of %d tokens", self.cache_plan.num_blocks, config.block_size)
@@ -156,7 +157,8 @@ class Worker:
             dtype=self._kv_dtype,
             device=self.device,
         )
-        return ModelRunner(self._model, kv_cache, self.parked, config.block_size)
+        check = LayerCheck() if config.check_layers else None
+        return ModelRunner(self._model, kv_cache, self.parked, config.block_size, check)
 
     def execute(self, output: SchedulerOutput) -> ModelOutput:
         with self._on_device("computing a step", "lower gpu_memory_utilization"):

@@ -24,6 +24,7 @@ from paged_stream.batch.row_runner import KeyedRow, RowRunner, row_seed
 from paged_stream.batch.row_task import RowTask
 from paged_stream.batch.tables import column_types
 from tests.batch.corpora import ENGINE, config, errors, outputs, run_here, texts, write_lines
+from tests.overflowing import save_overflowing
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +172,19 @@ def test_bad_rows_are_told_and_stop_nobody(folder, tmp_path):
         10: "larger than max_row_bytes=500",
     }.items():
         assert words in reasons[row]
+
+
+@pytest.mark.parametrize("task", ["generate", "score"])
+def test_rows_whose_logits_are_not_finite_have_no_result(tmp_path, task):
+    """``~`` is the token that makes the model overflow."""
+    folder = save_overflowing(tmp_path / "model", ord("~") - ord(" ") + 2)
+    prompts = ["good", "a ~ b ~", "also good"]
+    source = write_lines(tmp_path / "in.jsonl", [{"prompt": p, "text": p} for p in prompts])
+    run_here(config(folder, tmp_path / "out", source, task=task))
+    assert [row["row"] for row in outputs(tmp_path / "out")] == [0, 2]
+    (bad,) = errors(tmp_path / "out")
+    assert bad["row"] == 1
+    assert ("logits for position" in bad["reason"]) and ("are not finite" in bad["reason"])
 
 
 @pytest.fixture

@@ -348,10 +348,10 @@ def test_a_function_that_fails_ends_its_request(engine, stream, reference):
     failing = SamplingParams(temperature=0, max_tokens=10, logits_processors=fails, ignore_eos=True)
     bad, good = engine.generate([PROMPT] * 2, [failing, GREEDY], use_tqdm=False)
     assert answers([good]) == answers(reference.generate(PROMPT, GREEDY, use_tqdm=False))
-    assert bad.outputs[0].finish_reason == "abort"
+    assert bad.outputs[0].finish_reason == "error" and "fails" in bad.outputs[0].error
     assert bad.outputs[0].token_ids == good.outputs[0].token_ids[:3]
     deltas = list(stream.complete(PROMPT, failing))
-    assert len(ids(deltas)) == 3 and deltas[-1].finish_reason == "abort"
+    assert len(ids(deltas)) == 3 and deltas[-1].finish_reason == "error"
     assert len(ids(stream.generate(GREEDY))) == 10
 
 

@@ -124,9 +124,10 @@ def test_stop_strings_and_tokens(llm):
     assert (token.text, token.stop_reason) == ("ab", letter("c"))
 
 
-def test_a_text_that_no_token_continues_is_aborted(llm):
+def test_a_text_that_no_token_continues_is_an_error(llm):
     [bad, good] = completions(llm, [of_regex("aé"), of_regex("ab")])
-    assert (bad.text, bad.finish_reason) == ("a", "abort")
+    assert (bad.text, bad.finish_reason) == ("a", "error")
+    assert "structured_outputs" in bad.error
     assert (good.text, good.finish_reason) == ("ab", "stop")
 
 

@@ -212,3 +212,18 @@ def test_a_batch_has_one_token_of_each_sequence():
     shorter = {name: getattr(batch, name)[:-1] for name in per_sequence}
     with pytest.raises(RuntimeError, match="block_table must have a row for each of the 2 tokens"):
         ops.advance_decode(**decode_arguments(**shorter))
+
+
+def test_a_row_for_which_no_token_was_drawn_ends():
+    """Even if none of its stop tokens is as many as another row has, and so there is no padding."""
+    arguments = decode_arguments(
+        sampled=torch.tensor([ops.NO_TOKEN, 7]),
+        num_left=torch.tensor([3, 3]),
+        stop_token_ids=torch.empty(2, 0).long(),
+    )
+    before = state_of(arguments["batch"])
+    ops.advance_decode(**arguments)
+    assert arguments["num_left"].tolist() == [0, 2]
+    assert arguments["batch"].slot_mapping.tolist() == [-1, 21]
+    for name in STATE[:-1]:
+        assert getattr(arguments["batch"], name)[0] == before[name][0], name

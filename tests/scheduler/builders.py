@@ -55,7 +55,7 @@ def sampled(output: SchedulerOutput, token_id: int) -> list[list[int]]:
 def step(scheduler, token_id=8, paused=()) -> tuple[SchedulerOutput, list[SequenceUpdate]]:
     output = scheduler.schedule(paused)
     tokens = sampled(output, token_id)
-    result = ModelOutput(tokens, [None] * len(tokens), [[] for _ in tokens])
+    result = ModelOutput(tokens, [None] * len(tokens), [[] for _ in tokens], [None] * len(tokens))
     updates = scheduler.update(output, result)
     scheduler.check_integrity()
     return output, updates

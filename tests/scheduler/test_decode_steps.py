@@ -113,7 +113,10 @@ def test_blocks_are_there_before_the_steps_that_reach_them():
 
 def update(scheduler, output):
     tokens = sampled(output, 8)
-    scheduler.update(output, ModelOutput(tokens, [None] * len(tokens), [[] for _ in tokens]))
+    scheduler.update(
+        output,
+        ModelOutput(tokens, [None] * len(tokens), [[] for _ in tokens], [None] * len(tokens)),
+    )
 
 
 def test_what_follows_is_as_much_again_or_what_is_left():
@@ -186,7 +189,7 @@ def launch_and_stop(scheduler, after: int):
         return len(seen) == after
 
     tokens = sampled(output, 8)
-    result = ModelOutput(tokens, [None] * len(tokens), [[] for _ in tokens])
+    result = ModelOutput(tokens, [None] * len(tokens), [[] for _ in tokens], [None] * len(tokens))
     updates = scheduler.update(output, result, stops)
     scheduler.check_integrity()
     return output, updates
@@ -236,7 +239,7 @@ def test_a_stop_token_ends_the_turn_where_it_is():
     asked = []
     (update,) = scheduler.update(
         output,
-        ModelOutput([[8, 8, STOP]], [None], [[]]),
+        ModelOutput([[8, 8, STOP]], [None], [[]], [None]),
         lambda seq_id, token_id: asked.append(token_id),
     )
     assert (update.token_ids, update.finish_reason) == ([8, 8, STOP], "stop")

@@ -425,7 +425,9 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def count(self, output, tokens, stops, known, *, settles):
         """Let the scheduler see the tokens; what it does not count never was."""
-        result = ModelOutput(tokens, [None] * len(tokens), [[] for _ in tokens])
+        result = ModelOutput(
+            tokens, [None] * len(tokens), [[] for _ in tokens], [None] * len(tokens)
+        )
         for update in self.scheduler.update(output, result, stops):
             truth = self.truth[update.seq_id]
             known[update.seq_id] += len(update.token_ids)

@@ -10,12 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from paged_stream.ops import NO_TOKEN
 from paged_stream.scheduler.output import ScheduledSequence, TokenMask
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.scheduler.sink_window import SinkWindow
 from paged_stream.scheduler.structured_outputs import StructuredOutputsParams
 from paged_stream.worker.logits import NoTokenError, change_logits
-from paged_stream.worker.sampler import NO_TOKEN, prepare_draw, sample
+from paged_stream.worker.sampler import prepare_draw, sample
 
 VOCAB = 12
 INF = math.inf
@@ -140,8 +141,9 @@ def test_a_function_that_fails_fails_alone(function):
     with pytest.raises(NoTokenError):
         change_logits(torch.zeros(VOCAB), rows[0])
     logits = torch.zeros(2, VOCAB)
-    tokens, logprobs = sample(logits, rows, prepare_draw(rows, [0, 1], logits.device))
+    tokens, logprobs, errors = sample(logits, rows, prepare_draw(rows, [0, 1], logits.device))
     assert tokens == [NO_TOKEN, 3] and logprobs == [None, None]
+    assert "logits processor" in errors[0] and errors[1] is None
 
 
 STRUCTURE = StructuredOutputsParams(choice=["a"])
@@ -179,3 +181,50 @@ def test_an_empty_mask_leaves_no_token(mask):
     params = SamplingParams(structured_outputs=STRUCTURE)
     with pytest.raises(NoTokenError, match="structured_outputs"):
         changed(params, mask=mask())
+
+
+def plain(params=None, **kwargs):
+    return sequence(params or SamplingParams(temperature=0), **kwargs)
+
+
+@pytest.mark.parametrize("bad", [[math.nan], [INF], [-math.nan, INF], [-INF] * VOCAB])
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(temperature=0, logprobs=1),
+        SamplingParams(temperature=1, seed=1),
+        # Each of these hides the token whose logit is wrong.
+        SamplingParams(temperature=0, allowed_token_ids=[5]),
+        SamplingParams(temperature=0, logits_processors=lambda _, logits: logits * 0 + 1),
+    ],
+)
+def test_logits_that_are_not_finite_are_an_error_of_that_row_alone(bad, params):
+    rows = [plain(), plain(params), plain(SamplingParams(temperature=0, logprobs=0))]
+    logits = torch.arange(VOCAB).float().repeat(3, 1)
+    logits[1, : len(bad)] = torch.tensor(bad)
+    tokens, logprobs, errors = sample(logits, rows, prepare_draw(rows, [0, 1, 2], logits.device))
+    assert tokens == [VOCAB - 1, NO_TOKEN, VOCAB - 1]
+    assert errors == [None, "the model's logits for position 3 are not finite", None]
+    assert logprobs[:2] == [None, None] and logprobs[2].token_id == VOCAB - 1
+
+
+def test_tokens_that_are_impossible_are_no_error():
+    logits = torch.arange(VOCAB).float()[None]
+    logits[0, 3:] = -INF
+    rows = [plain()]
+    assert sample(logits, rows, prepare_draw(rows, [0], logits.device)) == ([2], [None], [None])
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(temperature=0, allowed_token_ids=[5], bad_words=["words"]),
+        SamplingParams(temperature=0, logits_processors=lambda _, logits: logits - INF),
+        SamplingParams(temperature=1, logits_processors=lambda _, logits: logits * math.nan),
+    ],
+)
+def test_parameters_that_leave_no_token_say_so(params):
+    logits = torch.zeros(1, VOCAB)
+    rows = [plain(params, bad_words=((5,),))]
+    tokens, _, errors = sample(logits, rows, prepare_draw(rows, [0], logits.device))
+    assert tokens == [NO_TOKEN] and "no token can be sampled: allowed_token_ids" in errors[0]

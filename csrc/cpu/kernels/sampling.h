@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "sampling_parameters.h"
+
 namespace paged_stream {
 
 // Logits per tile. If a tile's largest logit is too small, no other logit of it is read.

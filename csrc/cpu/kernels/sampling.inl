@@ -36,9 +36,9 @@ class TokenPicker {
   }
 
   int64_t pick() {
-    const int64_t best = argmax();
-    max_ = args_.logits[best] + 0.0f;  // no negative zero
-    if (args_.greedy || !(max_ > -kInfinity && max_ < kInfinity)) return best;
+    max_ = max_or_nan(args_.maxima, args_.padded_tiles) + 0.0f;  // no negative zero
+    if (!(max_ > -kInfinity && max_ < kInfinity)) return kNoToken;
+    if (args_.greedy) return argmax();
     const float floor = lowest_kept();
     activate(floor);
     weigh(floor);
@@ -53,16 +53,15 @@ class TokenPicker {
     return whole ? args_.logits + index * kVocabTile : tail_;
   }
 
-  // Returns the first index of a NaN, or of the largest logit if there is no NaN.
+  // Returns the first index of the largest logit.
   int64_t argmax() const {
-    const float max = max_or_nan(args_.maxima, args_.padded_tiles);
-    const int64_t b = find(args_.maxima, max);
-    return b * kVocabTile + find(tile(b), max);
+    const int64_t b = find(args_.maxima, max_);
+    return b * kVocabTile + find(tile(b), max_);
   }
 
   static int64_t find(const float* x, float value) {
     int64_t i = 0;
-    while (value == value ? x[i] != value : x[i] == x[i]) ++i;
+    while (x[i] != value) ++i;
     return i;
   }
 
