@@ -33,7 +33,7 @@ ALLOWED = {
     "pool": {"config", "engine", "scheduler.fields", "scheduler.sampling_params"}
     | {"scheduler.settings", "scheduler.sink_window", "setting_kinds", "system", "text"},
     "engine": {"config", "executor", "models", "scheduler", "system", "text", "version"},
-    "text": {"scheduler.sampling_params", "scheduler.structured_outputs"},
+    "text": {"scheduler.sampling_params", "scheduler.structured_outputs", "system"},
     # Below the engine, the scheduler is its messages and what they are made of.
     "executor": {"config", "layers", "models", "scheduler.output", "scheduler.sink_window"}
     | {"system", "worker"},

@@ -15,7 +15,9 @@ import torch
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from paged_stream.layers.mlp import ACTIVATIONS
+from paged_stream.models.config_limits import read_token_ids
 from paged_stream.models.model_config import LayerConfig, ModelConfig, RotaryConfig
+from paged_stream.system.short_text import short_error
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn", "longrope", "dynamic")
 
@@ -40,7 +42,7 @@ def build_config(kind: Any, fields: dict[str, Any]) -> Any:
         return kind.from_dict(fields)
     except Exception as error:  # its validators raise errors of many kinds
         reason = error.__cause__ or error  # validators wrap what they found
-        raise ValueError(" ".join(str(reason).split())) from error
+        raise ValueError(short_error(reason)) from error
 
 
 def standard_config(config: Any, layers: Iterable[LayerConfig], **features: Any) -> ModelConfig:
@@ -54,7 +56,7 @@ def standard_config(config: Any, layers: Iterable[LayerConfig], **features: Any)
         "num_kv_heads": getattr(config, "num_key_value_heads", None) or num_heads,
         "head_dim": getattr(config, "head_dim", None) or config.hidden_size // num_heads,
         "layers": tuple(layers),
-        "eos_token_ids": token_ids(config.eos_token_id),
+        "eos_token_ids": read_token_ids("eos_token_id", config.eos_token_id),
         "dtype": dtype_of(config),
         "tie_word_embeddings": config.tie_word_embeddings,
     }
@@ -134,12 +136,6 @@ def dtype_of(config: Any) -> torch.dtype:
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"dtype={name!r} in config.json is not a floating-point torch dtype")
     return dtype
-
-
-def token_ids(value: int | list[int] | None) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, int) else tuple(value)
 
 
 def refuse(config: Any, **supported: Any) -> None:

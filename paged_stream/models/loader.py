@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from contextlib import ExitStack
 
 import torch
 
 from paged_stream.attention.backend import AttentionBackend
 from paged_stream.layers.rank_group import RankGroup
+from paged_stream.models.config_limits import check_fields, read_token_ids
 from paged_stream.models.decoder import Decoder
-from paged_stream.models.formats.checkpoint import fill
+from paged_stream.models.formats.checkpoint import Checkpoint
 from paged_stream.models.formats.files import ModelFiles
 from paged_stream.models.formats.quantization import (
     block_formats,
     quantize_weights,
     take_stored_blocks,
 )
-from paged_stream.models.hf_config import token_ids
 from paged_stream.models.model_config import ModelConfig
 from paged_stream.models.registry import family_of
 from paged_stream.models.sharding import WHOLE, Rank
+from paged_stream.system.short_text import short_error
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ def load_config(files: ModelFiles, length: int | None = None) -> ModelConfig:
     """
     fields = files.read_json("config.json")
     try:
+        check_fields(fields)
         if fields.get("quantization_config"):
             raise ValueError(
                 "quantization_config is not supported; pass full-precision safetensors or a .gguf"
@@ -44,14 +47,23 @@ def load_config(files: ModelFiles, length: int | None = None) -> ModelConfig:
         family = family_of(fields.get("model_type", ""))
         config = family.describe(family.read_config(fields), length)
         config.check()
-    except (ValueError, AttributeError, KeyError, TypeError, ZeroDivisionError) as error:
-        raise ValueError(f"{files.folder / 'config.json'}: {error}") from error
-    if (files.folder / "generation_config.json").is_file():
-        eos_token_ids = token_ids(files.read_json("generation_config.json").get("eos_token_id"))
-        if eos_token_ids:
-            ends = tuple(dict.fromkeys([*config.eos_token_ids, *eos_token_ids]))
-            config = dataclasses.replace(config, eos_token_ids=ends)
-            config.check()
+    except Exception as error:  # families and transformers stumble over anything that is odd
+        raise ValueError(f"{files.folder / 'config.json'}: {short_error(error)}") from error
+    return _with_more_ends(config, files)
+
+
+def _with_more_ends(config: ModelConfig, files: ModelFiles) -> ModelConfig:
+    name = "generation_config.json"
+    if not (files.folder / name).is_file():
+        return config
+    try:
+        eos_token_ids = read_token_ids("eos_token_id", files.read_json(name).get("eos_token_id"))
+        ends = tuple(dict.fromkeys([*config.eos_token_ids, *eos_token_ids]))
+        config = dataclasses.replace(config, eos_token_ids=ends)
+        config.check()
+    except ValueError as error:
+        path = str(files.folder / name)
+        raise ValueError(f"{'' if path in str(error) else path + ': '}{error}") from None
     return config
 
 
@@ -73,15 +85,15 @@ def load_model(
         rank: load the part of it that this rank has; ``group`` are all of them.
     """
     logger.info("loading %s", files.name)
-    decoder = Decoder(config, attention, dtype=dtype, device=device, rank=rank, group=group)
-    whole = decoder
-    if rank.size > 1:
-        whole = Decoder(config, attention, dtype=dtype, device="meta")
     family = family_of(config.model_type)
-    taken = set()
-    if quantization == "auto":
-        taken = take_stored_blocks(decoder, whole, family, files, rank)
-    fill(decoder, whole, family, files, rank=rank, skip=taken)
+    whole = Decoder(config, attention, dtype=dtype, device="meta")
+    with ExitStack() as stack:
+        checkpoint = Checkpoint(files, family, whole, stack)
+        # Only now that the files are known to fill it does it get memory.
+        decoder = Decoder(config, attention, dtype=dtype, device=device, rank=rank, group=group)
+        if quantization == "auto":
+            take_stored_blocks(decoder, whole, family, files, rank)
+        checkpoint.fill(decoder, rank)
     if quantization != "auto":
         quantize_weights(decoder, block_formats(whole, family, files, quantization))
     return decoder.eval()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from paged_stream.models.kv_tokens import row_size
+from paged_stream.system.short_text import short
 
 # Which elements of Q and K one normalisation covers, and which of them share weights: each head
 # with one weight for all of them, each head with its own, or all heads together.
@@ -119,6 +121,7 @@ class ModelConfig:
         Raises:
             ValueError: names the field.
         """
+        self._check_numbers()
         if self.head_dim % 8 or not 8 <= self.head_dim <= 256:
             raise ValueError(f"head_dim must be a multiple of 8 up to 256, got {self.head_dim}")
         if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
@@ -139,6 +142,31 @@ class ModelConfig:
             if type(token_id) is not int or not 0 <= token_id < self.vocab_size:
                 raise ValueError(
                     f"eos_token_id must be in [0, {self.vocab_size}), got {token_id!r}"
+                )
+
+    def _check_numbers(self) -> None:
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} must be an integer >= 1, got {short(value)}")
+        if not self.layers:
+            raise ValueError("num_hidden_layers must be at least 1")
+        for name in ("norm_eps", "clip_qkv", "attention_scale", "attention_softcap") + (
+            "embedding_scale",
+            "logits_softcap",
+        ):
+            value = getattr(self, name)
+            is_number = isinstance(value, int | float)
+            if value is not None and not (is_number and 0 < value < math.inf):
+                raise ValueError(f"{name} must be finite and above 0, got {short(value)}")
+        for layer in self.layers:
+            rotary = layer.rotary
+            if rotary is not None and not all(
+                map(math.isfinite, (*rotary.inv_freq, rotary.attention_scaling))
+            ):
+                raise ValueError(
+                    "rope_parameters (rope_theta, factor and the like) must give finite "
+                    "frequencies, and do not"
                 )
 
     @property

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+from paged_stream.system.short_text import short, short_error
 from paged_stream.text.chat_options import USUAL, ChatOptions, read_template
 from paged_stream.text.rendering import render_messages
 from paged_stream.text.seams import leading_ids, seams
@@ -251,9 +252,8 @@ def load_tokenizer(
             tokenizer.chat_template = own
         return Tokenizer(tokenizer)
     except Exception as error:  # transformers and tokenizers raise almost anything on a bad file
-        reason = " ".join(str(error).split())
         raise ValueError(
-            f"{setting}: cannot read the tokenizer in {folder}: {reason}; "
+            f"{setting}: cannot read the tokenizer in {folder}: {short_error(error)}; "
             "fetch the tokenizer files again"
         ) from error
 
@@ -261,11 +261,28 @@ def load_tokenizer(
 def _load(folder: Path) -> Any:
     from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
-    config = folder / "tokenizer_config.json"
-    if config.is_file() and (folder / "tokenizer.json").is_file():
-        name = json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class")
-        if name in PLAIN_CLASSES:
+    fields = _read_config(folder / "tokenizer_config.json")
+    if fields and (folder / "tokenizer.json").is_file():
+        if fields.get("tokenizer_class") in PLAIN_CLASSES:
             return TokenizersBackend.from_pretrained(folder, local_files_only=True)
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """What tokenizer_config.json says; nothing if it is not there.
+
+    Raises:
+        ValueError: it is no JSON object, or has a field that transformers stumbles over only when a
+            text is tokenized.
+    """
+    if not path.is_file():
+        return {}
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path.name} holds no JSON object")
+    length = fields.get("model_max_length", 1)
+    if type(length) not in (int, float):
+        raise ValueError(f"model_max_length in {path.name} must be a number, got {short(length)}")
+    return fields

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 
 import pytest
 import torch
@@ -116,9 +117,9 @@ def test_unsupported_types_list_the_supported_ones(folder_of):
         ("llama3", {"num_key_value_heads": 3}, ["num_attention_heads (4)", "got 3"]),
         ("mistral", {"sliding_window": 0}, ["sliding_window must be >= 1, got 0"]),
         ("stablelm", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 2.0}},
-         ["rotary dimensions must be at most head_dim (16), got 32"]),
+         ["partial_rotary_factor must be a number in (0, 1], got 2.0"]),
         # What transformers' own classes refuse.
-        ("llama3", {"vocab_size": "many"}, ["vocab_size", "'many'"]),
+        ("llama3", {"vocab_size": "many"}, ["vocab_size", "got many"]),
         ("gpt_neox", {"num_attention_heads": 5}, ["not divisible by the number of attention"]),
         ("qwen3", {"num_hidden_layers": None}, ["num_hidden_layers"]),
         ("gemma2", {"layer_types": ["full_attention", "odd", "odd", "odd"]}, ["odd"]),
@@ -173,3 +174,76 @@ def test_llama_is_read_as_transformers_reads_it(fields):
     oracle = read_config(*family.config_class, {"model_type": "llama"} | fields)
     actual = family.read_config({"model_type": "llama"} | fields)
     assert family.describe(actual, None) == family.describe(oracle, None)
+
+
+ODD = "x" * 5000 + "\x1b[31m"
+
+
+@pytest.mark.parametrize(
+    ("fields", "part"),
+    [
+        ({"hidden_size": 2**40}, "hidden_size must be an integer in [1, 4194304], got 10995"),
+        ({"num_hidden_layers": 2**40}, "num_hidden_layers must be an integer in [1, 4096]"),
+        ({"num_labels": 2**40}, "num_labels must be an integer in [1, 16384]"),
+        ({"intermediate_size": 1.5}, "intermediate_size must be an integer in [1, 4194304], got"),
+        ({"vocab_size": True}, "vocab_size must be an integer in [1, 67108864], got True"),
+        ({"num_key_value_heads": -1}, "num_key_value_heads must be an integer in [1, 16384]"),
+        ({"eos_token_id": 1.5}, "eos_token_id must be an integer or a list of integers, got 1.5"),
+        ({"eos_token_id": [1, None]}, "eos_token_id must be an integer or a list of integers"),
+        ({"eos_token_id": {"a": 1}}, "eos_token_id must be an integer or a list of integers"),
+        ({"eos_token_id": -1}, "eos_token_id must be in [0, 97), got -1"),
+        ({"bos_token_id": "<s>"}, "bos_token_id must be an integer or a list of integers, got <s>"),
+        ({"partial_rotary_factor": 2**63}, "partial_rotary_factor must be a number in (0, 1]"),
+        ({"rope_scaling": {"factor": 10**400}}, "factor must be below 2^63 and finite, got an"),
+        ({"rms_norm_eps": math.nan}, "rms_norm_eps must be below 2^63 and finite, got nan"),
+        ({"rms_norm_eps": -1.0}, "norm_eps must be finite and above 0, got -1.0"),
+        ({"rms_norm_eps": ODD}, "rms_norm_eps"),
+        ({"model_type": ODD}, "model_type="),
+        ({"model_type": [ODD]}, "model_type="),
+        ({"hidden_act": ODD}, "activation"),
+        ({"dtype": ODD}, "dtype"),
+        ({"rope_parameters": {"rope_type": ODD, "rope_theta": 1.0}}, "rope"),
+        ({"rope_parameters": {"rope_theta": 1e308, "rope_type": "default"}}, "rope"),
+        ({"layer_types": ["x"] * 100_000}, "layer_types must have at most 65536 entries, got"),
+    ],
+)  # fmt: skip
+def test_numbers_and_texts_that_no_model_has(folder_of, fields, part):
+    """What is said is short and has no control characters, whatever stands in the file."""
+    folder = folder_of("llama3", **fields)
+    with pytest.raises(ValueError) as error:
+        load_config(resolve_model(folder))
+    message = str(error.value)
+    assert message.startswith(f"{folder / 'config.json'}: ") and part in message
+    assert message.isprintable() and len(message) < len(str(folder)) + 500
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "is nested too deeply"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "is not valid JSON (Exceeds the limit"),
+        (b'{"a": "\xff"}', "is not valid JSON ('utf-8' codec can't decode"),
+        (b"[]", "holds no JSON object"),
+        (b'{"eos_token_id": [1, "\\u001b[31m"]}', "eos_token_id must be an integer or a list"),
+        (b'{"eos_token_id": 97}', "eos_token_id"),
+    ],
+)
+def test_files_that_are_no_configuration(folder_of, name, content, reason):
+    folder = folder_of("llama3")
+    if name == "config.json" and b"eos" in content:
+        content = b'{"model_type": "llama", "vocab_size": 97, ' + content[1:]
+    (folder / name).write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        load_config(resolve_model(folder))
+    message = str(error.value)
+    assert message.startswith(str(folder / name)) and reason in message
+    assert message.isprintable() and len(message) < len(str(folder)) + 500
+
+
+def test_a_size_that_no_file_has_is_refused_before_it_gets_memory(tiny_llama, save, monkeypatch):
+    """384 GB, for weights of which the file has 100 KB."""
+    folder = save(tiny_llama())
+    edit_json(folder / "config.json", hidden_size=2**22, head_dim=8)
+    with pytest.raises(ValueError, match="do not fit config.json: .*expected \\[4194304"):
+        load_decoder(folder)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import pickle
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,11 @@ from safetensors import SafetensorError, safe_open
 from paged_stream.models.decoder import Decoder
 from paged_stream.models.family import Family, Weight
 from paged_stream.models.formats.files import WEIGHT_SUFFIXES, ModelFiles
+from paged_stream.models.formats.finite import Largest, remember_largest, remembered_largest
 from paged_stream.models.model_config import ModelConfig
 from paged_stream.models.sharding import WHOLE, Rank, part_of
 from paged_stream.system.progress_bar import DELAY_SECONDS, progress_bar
+from paged_stream.system.short_text import first_few, short, short_error, some
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,8 @@ FORMATS = (
     ("model.safetensors", "model.safetensors.index.json"),
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
+# Below, looking at all numbers takes less time than anybody notices.
+SMALL_BYTES = 64 << 20
 _FLOAT_TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _HEAD = "lm_head.weight"
 
@@ -51,7 +54,8 @@ class SafetensorsShard(Shard):
             self._file: Any = stack.enter_context(safe_open(path, framework="pt"))
         except (SafetensorError, OSError) as error:
             raise ValueError(
-                f"{path} is truncated or not a safetensors file ({error}); fetch the file again"
+                f"{path} is truncated or not a safetensors file ({short_error(error)}); fetch the "
+                "file again"
             ) from None
         self.names = list(self._file.keys())
 
@@ -74,15 +78,29 @@ class PickledShard(Shard):
             tensors = torch.load(
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-            reason = str(error).split("\n", 1)[0]
+        except Exception as error:  # what damaged bytes mean to it may be anything
+            reason = short_error(ValueError(str(error).split("\n", 1)[0]))
             raise ValueError(
                 f"{path} is truncated or holds more than tensors ({reason}); fetch the file again"
             ) from None
         if not isinstance(tensors, dict) or not all(map(torch.is_tensor, tensors.values())):
             raise ValueError(f"{path} holds no dictionary of tensors; fetch the file again")
+        for name, tensor in tensors.items():
+            self._check(path, name, tensor)
         self._tensors: dict[str, torch.Tensor] = tensors
         self.names = list(tensors)
+
+    @staticmethod
+    def _check(path: Path, name: object, tensor: torch.Tensor) -> None:
+        """Raises ValueError: it is no plain tensor whose numbers are in the file."""
+        if not isinstance(name, str):
+            raise ValueError(f"{path} has the name {short(name)}, which is no text")
+        is_plain = tensor.layout == torch.strided and not tensor.is_quantized
+        if not is_plain or tensor.device.type != "cpu" or type(tensor) is not torch.Tensor:
+            kind = "has no numbers" if tensor.device.type == "meta" else "is sparse or quantized"
+            raise ValueError(
+                f"{path}: tensor {short(name)} {kind}; only plain tensors can be loaded"
+            )
 
     def describe(self, name: str) -> tuple[list[int], str]:
         tensor = self._tensors[name]
@@ -122,71 +140,91 @@ def checkpoint_paths(files: ModelFiles) -> list[Path]:
 
 def _shard_paths(files: ModelFiles, index: str) -> list[Path]:
     weight_map = files.read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
+    if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{files.folder / index} has no weight_map; fetch the file again")
-    # Only the file names: an index must not lead outside its folder.
-    paths = [files.folder / Path(str(name)).name for name in sorted(set(weight_map.values()))]
+    suffix = Path(index.removesuffix(".index.json")).suffix
+    for name in weight_map.values():
+        # Only the file names: an index must not lead outside its folder.
+        if not isinstance(name, str) or not name.endswith(suffix) or "\0" in name:
+            raise ValueError(
+                f"{files.folder / index}: weight_map must name files of the kind {suffix}, got "
+                f"{short(name)}; fetch the file again"
+            )
+    paths = [files.folder / name for name in sorted({Path(n).name for n in weight_map.values()})]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise ValueError(
-            f"model={files.name!r}: {', '.join(missing)} named by {index} not in {files.folder}; "
+            f"model={files.name!r}: {some(missing)} named by {index} not in {files.folder}; "
             "fetch the missing files"
         )
     return paths
 
 
-@torch.inference_mode()
-def fill(
-    decoder: Decoder,
-    whole: Decoder,
-    family: Family,
-    files: ModelFiles,
-    *,
-    rank: Rank = WHOLE,
-    skip: Collection[str] = (),
-) -> None:
-    """Copy every checkpoint tensor into its slice, converting layout, dtype and device on the way.
+class Checkpoint:
+    """The weights of a model folder, which are known to fit a model.
 
     Args:
-        decoder: of one rank.
-        whole: the whole model's, whose parameters need no memory; the same if there is one rank.
-        skip: checkpoint tensors that have been taken otherwise.
+        whole: the whole model, whose parameters need no memory.
+        stack: closes the files.
 
     Raises:
-        ValueError: one error that names every tensor that is missing, unexpected or unfit.
+        ValueError: one error that names every tensor that is missing, unexpected or unfit; or a
+            file that cannot be read.
     """
-    config = whole.config
-    layout = dict(whole.named_parameters())
-    parameters = dict(decoder.named_parameters())
-    parts = {name: part_of(config, name, len(like), rank) for name, like in layout.items()}
-    for name, part in parts.items():
-        if not part.rows and name in parameters:
-            parameters[name].zero_()
-    # What was taken otherwise is gone from the decoder.
-    layout = {name: like for name, like in layout.items() if name in parameters}
-    weights = {weight.source: weight for weight in family.weights(config, layout)}
-    with ExitStack() as stack:
+
+    def __init__(self, files: ModelFiles, family: Family, whole: Decoder, stack: ExitStack) -> None:
+        self._files = files
+        self._whole = whole
+        self._family = family
+        self._paths = checkpoint_paths(files)
         shards: list[Shard] = [
             SafetensorsShard(path, stack) if path.suffix == ".safetensors" else PickledShard(path)
-            for path in checkpoint_paths(files)
+            for path in self._paths
         ]
         # By the names that the family uses: where to read, and under which name.
-        sources = {family.rename(name): (shard, name) for shard in shards for name in shard.names}
-        problems = list(_problems(config, family, weights, layout, sources, skip))
+        self._sources = {
+            family.rename(name): (shard, name) for shard in shards for name in shard.names
+        }
+        layout = dict(whole.named_parameters())
+        problems = list(_problems(whole.config, family, layout, self._sources))
         if problems:
             raise ValueError(
                 f"model={files.name!r}: weights in {files.folder} do not fit config.json: "
-                f"{'; '.join(problems)}"
+                f"{first_few(problems, '; ')}"
             )
+
+    @torch.inference_mode()
+    def fill(self, decoder: Decoder, rank: Rank = WHOLE) -> None:
+        """Copy every tensor into its slice, converting layout, dtype and device on the way.
+
+        Args:
+            decoder: of one rank. Parameters that it does not have were filled otherwise.
+
+        Raises:
+            ValueError: names a tensor with a number that is not finite, or that the decoder's dtype
+                cannot hold.
+        """
+        config = self._whole.config
+        parameters = dict(decoder.named_parameters())
+        layout = dict(self._whole.named_parameters())
+        parts = {name: part_of(config, name, len(like), rank) for name, like in layout.items()}
+        for name, part in parts.items():
+            if not part.rows and name in parameters:
+                parameters[name].zero_()
+        largest = self._unknown_largest(decoder.embedding.weight.dtype)
         for weight in progress_bar(
-            weights.values(),
+            list(self._family.weights(config, layout)),
             desc="loading",
             unit=" tensors",
             delay=DELAY_SECONDS,
             disable=not logger.isEnabledFor(logging.INFO),
         ):
-            shard, name = sources[weight.source]
+            if weight.target not in parameters:
+                continue
+            shard, name = self._sources[weight.source]
             tensor = shard.read(name)
+            if largest is not None:
+                self._note(largest, name, tensor)
             if weight.transform is not None:
                 tensor = weight.transform(tensor, config)
             part, parameter = parts[weight.target], parameters[weight.target]
@@ -195,26 +233,48 @@ def fill(
                 if part.columns is not None:
                     piece = piece[:, part.columns.start : part.columns.stop]
                 parameter[mine].copy_(piece)
+        if largest is not None and parameters.keys() == layout.keys():
+            self._remember(largest.value)
+
+    def _remember(self, largest: float) -> None:
+        num_bytes = sum(path.stat().st_size for path in self._paths)
+        if self._files.checks is not None and num_bytes >= SMALL_BYTES:
+            remember_largest(self._files.checks, self._paths, largest)
+
+    def _unknown_largest(self, dtype: torch.dtype) -> Largest | None:
+        """What looks at the tensors, if they have to be looked at."""
+        limit = torch.finfo(dtype).max
+        if self._files.checks is not None:
+            known = remembered_largest(self._files.checks, self._paths)
+            if known is not None and known <= limit:
+                return None
+        return Largest(limit)
+
+    def _note(self, largest: Largest, name: str, tensor: torch.Tensor) -> None:
+        try:
+            low, high = tensor.aminmax()  # both are NaN if a number is
+            largest.note(name, low.item(), high.item())
+        except ValueError as error:
+            raise ValueError(
+                f"model={self._files.name!r}: weights in {self._files.folder}: {error}"
+            ) from None
 
 
 def _problems(
     config: ModelConfig,
     family: Family,
-    weights: dict[str, Weight],
     layout: dict[str, torch.nn.Parameter],
     sources: dict[str, tuple[Shard, str]],
-    skip: Collection[str],
 ) -> Iterator[str]:
+    weights = {weight.source: weight for weight in family.weights(config, layout)}
     missing = sorted(weights.keys() - sources.keys())
     unexpected = sorted(
-        name
-        for name in sources.keys() - weights.keys() - set(skip)
-        if not family.ignored(config, name)
+        name for name in sources.keys() - weights.keys() if not family.ignored(config, name)
     )
     if missing:
-        yield f"missing {', '.join(missing)}"
+        yield f"missing {some(missing)}"
     if unexpected:
-        yield f"unexpected {', '.join(unexpected)}"
+        yield f"unexpected {some(unexpected)}"
     if config.tie_word_embeddings and not _is_tied(weights, sources):
         yield (
             "lm_head.weight is not the embedding, though config.json says so; set "

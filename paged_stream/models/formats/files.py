@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from paged_stream.system.short_text import short_error
+from paged_stream.system.whole_files import read_regular
+
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".safetensors.index.json", ".bin.index.json")
 # Beside the weights of a converted GGUF file: its matrices in the file's own blocks, in the
 # safetensors format, but not under its suffix, because other engines load every file that has it.
 BLOCKS_FILE = "weights.blocks"
+_MOST_JSON_BYTES = 64 << 20
 
 
 class TokenizerFiles(NamedTuple):
@@ -22,17 +26,35 @@ class TokenizerFiles(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """``folder`` holds config.json, weights and tokenizer of what the user called ``name``."""
+    """``folder`` holds config.json, weights and tokenizer of what the user called ``name``.
+
+    ``checks`` is the folder for what was found out about its weights, or ``None`` if there is none.
+    """
 
     name: str
     folder: Path
+    checks: Path | None = None
 
     def read_json(self, filename: str) -> dict[str, Any]:
-        path = self.folder / filename
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is not valid JSON ({error}); fetch the file again") from None
-        if not isinstance(content, dict):
-            raise ValueError(f"{path} holds no JSON object; fetch the file again")
-        return content
+        """Read a file that holds a JSON object.
+
+        Raises:
+            ValueError: it does not, it is too large, or it cannot be read.
+        """
+        return read_json_object(self.folder / filename)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """As `ModelFiles.read_json`."""
+    try:
+        if (size := path.stat().st_size) > _MOST_JSON_BYTES:
+            raise ValueError(f"it has {size:,} bytes, more than {_MOST_JSON_BYTES:,}")
+        content = json.loads(read_regular(path))
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply; fetch the file again") from None
+    except (OSError, ValueError) as error:
+        reason = short_error(error)
+        raise ValueError(f"{path} is not valid JSON ({reason}); fetch the file again") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object; fetch the file again")
+    return content

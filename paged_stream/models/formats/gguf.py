@@ -16,48 +16,35 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import torch
 
 from paged_stream.attention.native import NativeBackend
 from paged_stream.layers.linear import BLOCK_BYTES
+from paged_stream.models.config_limits import check_fields
 from paged_stream.models.decoder import Decoder
-from paged_stream.models.family import Family
+from paged_stream.models.family import Family, Weight
+from paged_stream.models.formats.cache_folder import REMEDIES, default_cache_dir
 from paged_stream.models.formats.files import BLOCKS_FILE
+from paged_stream.models.formats.finite import Largest, remember_largest
 from paged_stream.models.formats.gguf_config import ROPE_FACTORS, config_fields
+from paged_stream.models.formats.gguf_file import GGUFFile, GGUFTensor, read_gguf
 from paged_stream.models.formats.gguf_tokenizer import write_tokenizer
 from paged_stream.models.hf_config import read_config
 from paged_stream.models.model_config import ModelConfig
 from paged_stream.models.registry import family_of_gguf
 from paged_stream.system.progress_bar import progress_bar
+from paged_stream.system.short_text import first_few, short_error, some
 
 logger = logging.getLogger(__name__)
 
 # Part of the cache key: raise it whenever the same file would convert to something else.
-CONVERTER_VERSION = 5
-# What a file begins with: the magic, the version, the numbers of tensors and of metadata.
-_MAGIC, _HEADER_BYTES = b"GGUF", 24
-
-
-_REMEDIES = "pass cache_dir= (--cache-dir), a folder that you may write to, or set XDG_CACHE_HOME"
-
-
-def default_cache_dir() -> Path:
-    """``paged_stream`` in ``$XDG_CACHE_HOME``, or in ``~/.cache``.
-
-    Raises:
-        ValueError: this user has no home.
-    """
-    if root := os.environ.get("XDG_CACHE_HOME"):
-        return Path(root) / "paged_stream"
-    try:
-        return Path.home() / ".cache" / "paged_stream"
-    except RuntimeError as error:
-        raise ValueError(f"no folder for converted models: {error}; {_REMEDIES}") from error
+CONVERTER_VERSION = 6
 
 
 def cached_conversion(
@@ -82,7 +69,7 @@ def cached_conversion(
         _convert_once(path, folder, with_tokenizer)
     except OSError as error:
         raise ValueError(
-            f"cannot write the converted model into the cache folder {root}: {error}; {_REMEDIES}"
+            f"cannot write the converted model into the cache folder {root}: {error}; {REMEDIES}"
         ) from error
     return folder
 
@@ -121,17 +108,22 @@ def _publish(work: Path, folder: Path) -> None:
 
 
 def convert(path: Path, folder: Path, with_tokenizer: bool = True) -> None:
-    """Write config.json, model.safetensors and, if it is needed, the tokenizer."""
-    reader = _read(path)
+    """Write config.json, model.safetensors and, if it is needed, the tokenizer.
+
+    Raises:
+        ValueError: the file is damaged, or cannot be converted.
+    """
+    file = read_gguf(path)
     try:
-        family = family_of_gguf(reader.fields["general.architecture"].contents())
-        config = _write_config(reader, family, folder)
+        family = family_of_gguf(file.metadata.get("general.architecture", ""))
+        config = _write_config(file, family, folder)
         if with_tokenizer:
-            _write_tokenizer(reader, folder)
-        _write_weights(reader, family, config, folder)
-    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
-        # Beyond our own refusals: what metadata of the wrong kind lead to.
-        raise ValueError(f"{path}: cannot convert this GGUF file: {error}") from error
+            _write_tokenizer(file.metadata, folder)
+        _write_weights(file, family, config, folder)
+    except OSError:  # of the cache folder
+        raise
+    except Exception as error:  # beyond our own refusals: what metadata of the wrong kind lead to
+        raise ValueError(f"{path}: cannot convert this GGUF file: {short_error(error)}") from error
 
 
 def _digest(path: Path) -> str:
@@ -150,90 +142,65 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
-def _read(path: Path) -> Any:
-    from gguf import GGUFReader
-
-    _check_beginning(path)
-    try:
-        reader = GGUFReader(path)
-        reader.fields["general.architecture"].contents()
-        return reader
-    except (ValueError, IndexError, KeyError, OverflowError, TypeError) as error:
-        raise ValueError(
-            f"{path} is truncated or damaged: {path.stat().st_size:,} bytes do not hold what its "
-            f"header promises ({error}); fetch the file again"
-        ) from error
-
-
-def _check_beginning(path: Path) -> None:
-    """Raises ValueError: the file does not begin as GGUF files do."""
-    with path.open("rb") as file:
-        start = file.read(_HEADER_BYTES)
-    if start[:4] != _MAGIC[: len(start)]:
-        hint = ", but a pointer to one in Git LFS" if start.startswith(b"version https://") else ""
-        raise ValueError(
-            f"{path} is not a GGUF file{hint}: it begins with {start[:16]!r}; fetch the file again"
-        )
-    if len(start) < _HEADER_BYTES:
-        raise ValueError(
-            f"{path} is truncated: it has {len(start)} bytes, fewer than a GGUF header; fetch the "
-            "file again"
-        )
-
-
-def _natural_dtype(reader: Any) -> str:
+def _natural_dtype(file: GGUFFile) -> str:
     """What the model is meant to run in: the file's matrices say, quantised ones as bfloat16."""
-    kinds = {tensor.tensor_type.name for tensor in reader.tensors if len(tensor.shape) > 1}
+    kinds = {tensor.kind for tensor in file.tensors.values() if len(tensor.shape) > 1}
     return {"F32": "float32", "F16": "float16"}.get("".join(kinds), "bfloat16")
 
 
-def _write_config(reader: Any, family: Family, folder: Path) -> ModelConfig:
-    splits = reader.fields.get("split.count")
-    if splits is not None and splits.contents() > 1:
+def _write_config(file: GGUFFile, family: Family, folder: Path) -> ModelConfig:
+    if file.metadata.get("split.count", 1) > 1:
         raise ValueError("it is one of several; join them with llama-gguf-split --merge")
-    factors = [_dequantise(tensor) for tensor in reader.tensors if tensor.name == ROPE_FACTORS]
-    fields = config_fields(reader, family.model_types[0], factors[0].tolist() if factors else None)
-    hf_config = read_config(*family.config_class, fields | {"dtype": _natural_dtype(reader)})
+    factors = file.tensors.get(ROPE_FACTORS)
+    fields = config_fields(
+        file, family.model_types[0], None if factors is None else factors.values().tolist()
+    )
+    check_fields(fields)
+    hf_config = read_config(*family.config_class, fields | {"dtype": _natural_dtype(file)})
     hf_config.save_pretrained(folder)
     config = family.describe(hf_config, None)
     config.check()
     return config
 
 
-def _write_tokenizer(reader: Any, folder: Path) -> None:
-    keys = [key for key in reader.fields if key.startswith(("tokenizer.", "general.name"))]
-    write_tokenizer({key: reader.fields[key].contents() for key in keys}, folder)
+def _write_tokenizer(metadata: dict[str, Any], folder: Path) -> None:
+    wanted = ("tokenizer.", "general.name")
+    write_tokenizer({k: value for k, value in metadata.items() if k.startswith(wanted)}, folder)
 
 
-def _write_weights(reader: Any, family: Family, config: ModelConfig, folder: Path) -> None:
+def _write_weights(file: GGUFFile, family: Family, config: ModelConfig, folder: Path) -> None:
     """Write all tensors dequantised, and once more those whose blocks the kernels take as they are.
 
     One tensor at a time is in memory.
     """
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    names = _gguf_names(reader, family, config)
-    missing = sorted(set(names.values()) - tensors.keys())
-    unexpected = sorted(tensors.keys() - set(names.values()) - {ROPE_FACTORS})
-    if missing or unexpected:
+    # Only the names and shapes of a decoder, without its memory.
+    parameters = dict(Decoder(config, NativeBackend(), device="meta").named_parameters())
+    weights = {weight.source: weight for weight in family.weights(config, parameters)}
+    names = _gguf_names(file.metadata["general.architecture"], weights, config)
+    if problems := list(_problems(file.tensors, names, weights, parameters)):
         raise ValueError(
-            f"tensors do not fit the metadata: missing {missing or 'none'}, "
-            f"unexpected {unexpected or 'none'}; pass the model's safetensors folder"
+            f"tensors do not fit the metadata: {first_few(problems, '; ')}; pass the model's "
+            "safetensors folder"
         )
-    sources = {source: tensors[name] for source, name in names.items()}
+    sources = {source: file.tensors[name] for source, name in names.items()}
+    largest = Largest()
 
     def dequantised(source: str) -> np.ndarray:
-        return family.from_gguf(config, source, _dequantise(sources[source])).astype("<f4")
+        values = sources[source].values()
+        largest.note(names[source], float(values.min()), float(values.max()))
+        return family.from_gguf(config, source, values).astype("<f4")
 
     def blocks(source: str) -> np.ndarray:
         # Rows of bytes: what `from_gguf` does to a matrix only moves rows.
-        return family.from_gguf(config, source, np.asarray(sources[source].data))
+        return family.from_gguf(config, source, sources[source].data)
 
-    shapes = {source: _shape(tensor) for source, tensor in sources.items()}
+    shapes = {source: tensor.shape for source, tensor in sources.items()}
     _write_safetensors(folder / "model.safetensors", "F32", shapes, dequantised, {"format": "pt"})
+    remember_largest(folder, [folder / "model.safetensors"], largest.value)
     formats = {
-        source: tensor.tensor_type.name
+        source: tensor.kind
         for source, tensor in sources.items()
-        if tensor.tensor_type.name in BLOCK_BYTES and len(tensor.shape) == 2
+        if tensor.kind in BLOCK_BYTES and len(tensor.shape) == 2
     }
     if formats:
         shapes = {source: list(sources[source].data.shape) for source in formats}
@@ -261,28 +228,30 @@ def _write_safetensors(
             file.write(np.ascontiguousarray(values(name)).data)
 
 
-def _gguf_names(reader: Any, family: Family, config: ModelConfig) -> dict[str, str]:
+def _gguf_names(architecture: str, sources: Iterable[str], config: ModelConfig) -> dict[str, str]:
     import gguf
 
-    architecture = reader.fields["general.architecture"].contents()
     enums = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
     table = gguf.get_tensor_name_map(enums[architecture], config.num_layers)
-    # Only the names and shapes of a decoder, without its memory.
-    parameters = dict(Decoder(config, NativeBackend(), device="meta").named_parameters())
-    sources = [weight.source for weight in family.weights(config, parameters)]
     # A weight that gguf has no name for is looked for under its own, and so reported missing.
     return {name: table.get_name(name, (".weight", ".bias")) or name for name in sources}
 
 
-def _dequantise(tensor: Any) -> np.ndarray:
-    from gguf.quants import dequantize
-
-    values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
-    return values.reshape(_shape(tensor))
-
-
-def _shape(tensor: Any) -> list[int]:
-    return [int(size) for size in reversed(tensor.shape)]
+def _problems(
+    tensors: dict[str, GGUFTensor],
+    names: dict[str, str],
+    weights: dict[str, Weight],
+    parameters: dict[str, torch.nn.Parameter],
+) -> Iterator[str]:
+    if missing := sorted(set(names.values()) - tensors.keys()):
+        yield f"missing {some(missing)}"
+    if unexpected := sorted(tensors.keys() - set(names.values()) - {ROPE_FACTORS}):
+        yield f"unexpected {some(unexpected)}"
+    for source, name in names.items():
+        weight = weights[source]
+        expected = [weight.stop - weight.start, *parameters[weight.target].shape[1:]]
+        if name in tensors and tensors[name].shape != expected:
+            yield f"{name} has shape {tensors[name].shape}, expected {expected}"
 
 
 def _write_header(file: BinaryIO, header: dict[str, Any]) -> None:

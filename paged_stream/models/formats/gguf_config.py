@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from paged_stream.models.formats.gguf_file import GGUFFile
 from paged_stream.models.formats.gguf_vocabulary import special_ids
+from paged_stream.system.short_text import short
 
 ROPE_FACTORS = "rope_freqs.weight"  # one per pair, dividing its frequency; in Llama 3.1 and later
 SAME_FIELDS = {
@@ -27,7 +29,9 @@ HARMLESS = ("vocab_size", "tensor_data_layout", "rope.scaling.finetuned")
 GEMMA = {"gemma2": (2, 4096, 46), "gemma3": (6, None, 62)}
 
 
-def config_fields(reader: Any, model_type: str, rope_factors: list[float] | None) -> dict[str, Any]:
+def config_fields(
+    file: GGUFFile, model_type: str, rope_factors: list[float] | None
+) -> dict[str, Any]:
     """Collect what transformers' configuration class is built from.
 
     Args:
@@ -36,23 +40,25 @@ def config_fields(reader: Any, model_type: str, rope_factors: list[float] | None
     Raises:
         ValueError: names metadata that are missing or cannot be represented.
     """
-    architecture = reader.fields["general.architecture"].contents()
+    architecture = file.metadata["general.architecture"]
     prefix = f"{architecture}."
     metadata = {
-        key.removeprefix(prefix): _value(field)
-        for key, field in reader.fields.items()
+        key.removeprefix(prefix): _as_written(value)
+        for key, value in file.metadata.items()
         if key.startswith(prefix)
     }
     missing = [prefix + key for key in SAME_FIELDS if key not in metadata]
-    shapes = {tensor.name: tensor.shape for tensor in reader.tensors}
-    if missing or "token_embd.weight" not in shapes:
+    for key in ("attention.head_count", "embedding_length", "block_count", "context_length"):
+        _check_positive(prefix + key, metadata.get(key, 1))
+    embedding = file.tensors.get("token_embd.weight")
+    if missing or embedding is None:
         raise ValueError(f"it lacks {', '.join(missing or ['token_embd.weight'])}")
     fields = {field: metadata.pop(key) for key, field in SAME_FIELDS.items()}
     num_heads = fields["num_attention_heads"]
     fields |= {
         "model_type": model_type,
-        "vocab_size": int(shapes["token_embd.weight"][1]),
-        "tie_word_embeddings": "output.weight" not in shapes,
+        "vocab_size": embedding.shape[0],
+        "tie_word_embeddings": "output.weight" not in file.tensors,
         "num_key_value_heads": metadata.pop("attention.head_count_kv", num_heads),
         "head_dim": _head_dim(metadata, fields["hidden_size"] // num_heads),
     }
@@ -63,12 +69,11 @@ def config_fields(reader: Any, model_type: str, rope_factors: list[float] | None
         raise ValueError(
             f"{', '.join(unknown)} not understood; pass the model's safetensors folder"
         )
-    return fields | _special_tokens(reader)
+    return fields | _special_tokens(file.metadata)
 
 
-def _value(field: Any) -> Any:
-    """A float as it was written before it became float32: 1e-6, not 9.999999974752427e-07."""
-    value = field.contents()
+def _as_written(value: Any) -> Any:
+    """A float as it was before it became float32: 1e-6, not 9.999999974752427e-07."""
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
@@ -151,9 +156,14 @@ def _gemma(metadata: dict[str, Any], architecture: str, fields: dict[str, Any]) 
     }
 
 
-def _special_tokens(reader: Any) -> dict[str, Any]:
+def _check_positive(key: str, value: Any) -> None:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{key} must be an integer >= 1, got {short(value)}")
+
+
+def _special_tokens(metadata: dict[str, Any]) -> dict[str, Any]:
     """Ends of a sequence, of a turn and of a message all end a sequence."""
-    ids = special_ids({key: field.contents() for key, field in reader.fields.items()})
+    ids = special_ids(metadata)
     ends = [ids[name] for name in ("eos", "eot", "eom") if name in ids]
     return {
         "bos_token_id": ids.get("bos"),

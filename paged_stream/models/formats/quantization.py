@@ -43,23 +43,19 @@ def block_formats(
 
 def take_stored_blocks(
     decoder: Decoder, whole: Decoder, family: Family, files: ModelFiles, rank: Rank = WHOLE
-) -> set[str]:
+) -> None:
     """Give projections the blocks that the model's GGUF file holds for them.
 
     Args:
         decoder: of one rank.
-        whole: as in `checkpoint.fill`.
-
-    Returns:
-        The names of the tensors taken.
+        whole: the whole model, whose parameters need no memory.
 
     Raises:
         ValueError: a rank's part of a projection ends within a block.
     """
     formats = block_formats(whole, family, files, "auto")
     if not formats:
-        return set()
-    taken: set[str] = set()
+        return
     with safe_open(files.folder / BLOCKS_FILE, framework="pt") as file:
         for name, (_, sources) in _projections(whole, family).items():
             if name in formats:
@@ -70,8 +66,6 @@ def take_stored_blocks(
                 part = part_of(whole.config, f"{name}.weight", len(blocks), rank)
                 num_bytes = BLOCK_BYTES[formats[name]]
                 linear.set_blocks(part.of(blocks, BLOCK_SIZE, num_bytes), formats[name])
-                taken.update(sources)
-    return taken
 
 
 def quantize_weights(decoder: Decoder, formats: dict[str, str]) -> None:

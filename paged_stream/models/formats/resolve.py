@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import logging
 import os
 import re
 from pathlib import Path
 
+from paged_stream.models.formats.cache_folder import default_cache_dir
 from paged_stream.models.formats.files import WEIGHT_SUFFIXES, ModelFiles, TokenizerFiles
 
 logger = logging.getLogger(__name__)
@@ -46,13 +48,13 @@ def resolve_model(
     if path.is_file() and path.suffix == ".gguf":
         return _from_gguf(name, path, cache_dir, with_tokenizer)
     if path.is_file() and path.name.endswith(WEIGHT_SUFFIXES):
-        return _from_folder(name, path.parent)
+        return _from_folder(name, path.parent, cache_dir)
     if path.is_dir():
-        return _from_folder(name, path)
+        return _from_folder(name, path, cache_dir)
     if path.suffix == ".gguf":
         raise ValueError(f"model={name!r}: there is no such file; check the path")
     if HUB_ID.fullmatch(name) and not path.exists():
-        return _from_folder(name, _from_hub(name, f"model={name!r}"))
+        return _from_folder(name, _from_hub(name, f"model={name!r}"), cache_dir)
     raise ValueError(
         f"model={name!r} is no folder, no .gguf file and no hub id (org/name); "
         f"the model that ships as a package is {EMBEDDED_MODEL!r}"
@@ -104,17 +106,28 @@ def _from_gguf(
     from paged_stream.models.formats.gguf import cached_conversion  # brings numpy and gguf
 
     root = None if cache_dir is None else Path(cache_dir)
-    return ModelFiles(name, cached_conversion(path, root, with_tokenizer=with_tokenizer))
+    folder = cached_conversion(path, root, with_tokenizer=with_tokenizer)
+    return ModelFiles(name, folder, checks=folder)
 
 
-def _from_folder(name: str, folder: Path) -> ModelFiles:
+def _from_folder(name: str, folder: Path, cache_dir: str | os.PathLike[str] | None) -> ModelFiles:
     if not (folder / "config.json").is_file():
         files = sorted(folder.glob("*.gguf"))
         remedy = (
             f"pass the file itself: {files[0]}" if files else "pass a Hugging Face model folder"
         )
         raise ValueError(f"model={name!r}: no config.json in {folder}; {remedy}")
-    return ModelFiles(name, folder)
+    return ModelFiles(name, folder, checks=_checks(folder, cache_dir))
+
+
+def _checks(folder: Path, cache_dir: str | os.PathLike[str] | None) -> Path | None:
+    """Where what was found out about a folder is kept, which may be another's to write to."""
+    try:
+        root = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
+    except ValueError:  # this user has no home
+        return None
+    digest = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()
+    return root / "checks" / f"{folder.name}-{digest[:32]}"
 
 
 def _from_hub(name: str, setting: str, *, with_weights: bool = True) -> Path:

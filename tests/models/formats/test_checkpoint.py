@@ -274,6 +274,45 @@ def test_missing_weights(tiny_llama, save):
     assert_refused(folder, "neither of model.safetensors,", "converted to safetensors")
 
 
+@pytest.mark.parametrize(
+    "value", [5, None, ["a"], {"a": 1}, "", "x\0.safetensors", "model.bin", "\x1b[31m" * 900]
+)
+def test_an_index_names_files(tiny_llama, save, value):
+    folder = save(tiny_llama(), max_shard_size="20KB")
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["model.norm.weight"] = value
+    path.write_text(json.dumps(index))
+    with pytest.raises(ValueError) as error:
+        load_decoder(folder)
+    message = str(error.value)
+    assert f"{path}: weight_map must name files of the kind .safetensors, got " in message
+    assert message.isprintable() and len(message) < len(str(path)) + 300
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda tensor: tensor.to_sparse(), "is sparse or quantized"),
+        (lambda tensor: tensor.to_sparse_csr(), "is sparse or quantized"),
+        (lambda tensor: tensor.to("meta"), "has no numbers"),
+        (lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8), "is sparse or"),
+    ],
+)
+def test_tensors_that_are_not_plain(tiny_llama, save, change, reason, zipped):
+    model, name = tiny_llama(), "model.layers.0.mlp.up_proj.weight"
+    folder = save(model)
+    pickled(folder, model)
+    state = dict(model.state_dict())
+    state[name] = change(state[name])
+    path = folder / "pytorch_model.bin"
+    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    assert_refused(folder, f"{path}: tensor {name} {reason}")
+    torch.save({7: torch.ones(2)}, path, _use_new_zipfile_serialization=zipped)
+    assert_refused(folder, f"{path} has the name 7, which is no text")
+
+
 def test_an_index_does_not_lead_outside_its_folder(tiny_llama, save, tmp_path):
     folder = save(tiny_llama(), max_shard_size="20KB")
     index = folder / "model.safetensors.index.json"
