@@ -17,6 +17,9 @@ nothing to a method described here and leaves nothing out. The same holds for al
   it was parked, and what was parked is gone or was altered. Everything else goes on. A request to
   which this happens ends with the ``finish_reason`` ``"error"``. A pool restores the stream from
   what it knows of it.
+- **Logits that are not finite**, and parameters that leave no token to sample, end their request or
+  turn with the ``finish_reason`` ``"error"``, and ``error`` says why. Scoring raises ValueError.
+  Everything else goes on; of a stream only the turn is over.
 - **Nothing is pickled or copied**: that raises TypeError.
 - **A generator of deltas begins with its first item**: nothing is appended or queued before. It
   raises what is wrong at the latest with that item. Closing it ends its request or turn.
