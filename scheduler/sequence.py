@@ -188,6 +188,20 @@ class Sequence:
             runs.append(VisibleTokens(start, ids, missing))
         return runs if count else []
 
+    def kept_ids(self, start: int, stop: int) -> array[int]:
+        """Ids at positions ``[start, stop)`` that the next token to be computed may see."""
+        sinks = self.sink_window.num_sink_tokens
+        first = max(start, sinks, self.first_kept)
+        ids = self._sink_ids[start : min(stop, sinks)]
+        return ids + self.token_ids(first, stop) if first < stop else ids
+
+    def first_unbroken(self, num_tokens: int) -> int:
+        """First position from which on nothing was evicted once so many tokens are computed; 0 if
+        nothing at all was."""
+        sinks = min(self.sink_window.num_sink_tokens, num_tokens)
+        first = self.sink_window.first_kept(num_tokens)
+        return first if first > sinks + self.num_cut else 0
+
     def advance(self, num_tokens: int) -> None:
         """Count ``num_tokens`` as computed."""
         self.num_computed_tokens += num_tokens

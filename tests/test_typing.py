@@ -20,6 +20,8 @@ MISTAKES = [
     ("num_sink_tokens=4,", 'num_sink_tokens="four",'),
     ("dtype=torch.bfloat16", "dtype=16"),
     ("max_tokens=64", "max_token=64"),
+    ('on_rewrite="cut"', 'on_rewrite="drop"'),
+    ('pin="rules", tools=[]', 'pin="rules", tool=[]'),
     ('stop=["\\n"]', "stop=3"),
     ("llm.generate([1, 2, 3])", "llm.generate(1.5)"),
     ('[{"prompt": "one"}, {"prompt_token_ids"', '[{"promt": "one"}, {"prompt_token_ids"'),

@@ -43,7 +43,7 @@ from paged_stream.engine.outputs import (
 )
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.text.chat import Messages
-from paged_stream.text.chat_options import ChatSettings
+from paged_stream.text.chat_options import ChatSettings, StreamChatSettings, WritingSettings
 from paged_stream.text.inputs import Prompt, Prompts
 
 if TYPE_CHECKING:
@@ -169,25 +169,40 @@ class StreamApi(Protocol):
         self,
         messages: str | Messages,
         sampling_params: SamplingParams | None = None,
-        **options: Unpack[ChatSettings],
+        **options: Unpack[StreamChatSettings],
     ) -> Deltas:
         """Append the next messages of a conversation and generate the answer; neither, if either is
         refused.
 
-        The messages are written in the model's chat template. What was said before is neither
-        tokenized nor computed again.
+        The messages are written in the model's chat template, behind those that are still in the
+        window; what has left the window is forgotten. The answer to earlier messages is all that
+        came since: by `chat`, `generate`, `append` and the others. Only what is new is tokenized
+        and computed.
+
+        Many templates look back: they leave out what the model thought before earlier answers, for
+        example. If the template writes earlier messages otherwise than they are in the stream, the
+        deltas have ``template_rewrote``, and ``on_rewrite`` says what becomes of them:
+
+        - ``"keep"``: they stay as they are, and so do their K and V.
+        - ``"cut"``: all from the first difference on is cut out, or from a special token or the end
+          of an answer before it, and what the template writes there is appended anew. As in `cut`,
+          older tokens of the window move up and `position` does not decrease. Tokens that left the
+          window before do not come back. Sink tokens cannot be cut.
+        - ``"error"``: ValueError.
 
         Args:
             messages: only the new ones; text is one message of the user.
             sampling_params: as in `generate`. By default the answer ends where the model ends its
                 turn; a model that never does goes on for ever with a window, and up to the trained
                 length without.
-            options: as in `ChatOptions`, for these messages. What came before stays as it was
-                written, and a pin as the engine's chat template writes it without tools.
+            options: as in `StreamChatOptions`, for the conversation as it is written now. What is
+                left out is as the stream was opened with it.
 
         Raises:
             ValueError: as `generate`, or an option is wrong, or there is no chat template that can
-                go on turn by turn.
+                go on turn by turn; or the template rewrites earlier messages and ``on_rewrite`` is
+                ``"error"``, or is ``"cut"`` and they are among the sink tokens.
+            RuntimeError: with ``"cut"``, as `fork`.
         """
         ...
 
@@ -348,7 +363,7 @@ class AsyncStreamApi(Protocol):
         self,
         messages: str | Messages,
         sampling_params: SamplingParams | None = None,
-        **options: Unpack[ChatSettings],
+        **options: Unpack[StreamChatSettings],
     ) -> AsyncDeltas:
         """As `StreamApi.chat`."""
         ...
@@ -512,6 +527,7 @@ class EngineApi(Protocol):
         window_size: int | None = None,
         pin: Prompt | Messages | None = None,
         on_evict: OnEvict | None = None,
+        **options: Unpack[WritingSettings],
     ) -> StreamApi:
         """Open a live stream.
 
@@ -524,11 +540,13 @@ class EngineApi(Protocol):
                 chat template writes before what the user says next, whatever that is. Streams with
                 the same pin share its blocks.
             on_evict: called when tokens leave the window; see `OnEvict`.
+            options: as in `WritingOptions`: how the pinned messages are written, and those of every
+                `StreamApi.chat` that does not say otherwise.
 
         Raises:
             ValueError: sinks or window are out of range or do not fit the cache; ``pin`` and
-                ``num_sink_tokens`` are both given; or the chat template does not begin with what
-                the pinned messages say.
+                ``num_sink_tokens`` are both given; an option is wrong; or the chat template does
+                not begin with what the pinned messages say.
         """
         ...
 
@@ -645,6 +663,7 @@ class AsyncEngineApi(Protocol):
         window_size: int | None = None,
         pin: Prompt | Messages | None = None,
         on_evict: OnEvict | None = None,
+        **options: Unpack[WritingSettings],
     ) -> AsyncStreamApi:
         """As `EngineApi.open_stream`."""
         ...

@@ -31,7 +31,12 @@ from paged_stream.engine.thread import EngineThread
 from paged_stream.scheduler.fields import as_int
 from paged_stream.scheduler.sampling_params import SamplingParams, whole_answer
 from paged_stream.text.chat import Messages
-from paged_stream.text.chat_options import ChatOptions, ChatSettings
+from paged_stream.text.chat_options import (
+    ChatOptions,
+    ChatSettings,
+    WritingOptions,
+    WritingSettings,
+)
 from paged_stream.text.inputs import Prompt
 
 if TYPE_CHECKING:
@@ -191,12 +196,13 @@ class AsyncLLMEngine(LoadedEngine, AsyncEngineApi):
         window_size: int | None = None,
         pin: Prompt | Messages | None = None,
         on_evict: OnEvict | None = None,
+        **options: Unpack[WritingSettings],
     ) -> AsyncStream:
         """As `EngineApi.open_stream`. ``on_evict`` is called in the engine's thread."""
         self.thread.check()
-        intake = self.intake
+        intake, writing = self.intake, WritingOptions(**options)
         opening = await beside_the_loop(
-            lambda pin: intake.prepare_stream(num_sink_tokens, window_size, pin), pin
+            lambda pin: intake.prepare_stream(num_sink_tokens, window_size, pin, writing), pin
         )
         return await self.streams.add(lambda: intake.open_stream(opening, on_evict))
 

@@ -21,8 +21,9 @@ from paged_stream.engine.stream_rules import closed_error
 from paged_stream.engine.thread import EngineThread
 from paged_stream.scheduler.sampling_params import SamplingParams, whole_answer
 from paged_stream.text.chat import Messages, is_messages
-from paged_stream.text.chat_options import ChatOptions, ChatSettings
+from paged_stream.text.chat_options import StreamChatOptions, StreamChatSettings
 from paged_stream.text.inputs import Prompt, plain_prompt
+from paged_stream.text.next_messages import NextMessages
 from paged_stream.text.prompts import PromptEncoder
 
 T = TypeVar("T")
@@ -105,13 +106,23 @@ class AsyncStream(AsyncStreamApi):
         return self.resume(SamplingParams() if sampling_params is None else sampling_params, 0)
 
     def resume(
-        self, params: SamplingParams, num_generated: int, generated: Sequence[int] = ()
+        self,
+        params: SamplingParams,
+        num_generated: int,
+        generated: Sequence[int] = (),
+        template_rewrote: bool = False,
     ) -> AsyncDeltas:
         """Go on with a turn that was interrupted after so many tokens, as in
         `LiveStream.start_turn`."""
 
         def start(mailbox: Mailbox, prepared: None) -> None:
-            self.inner.start_turn(params, mailbox, num_generated=num_generated, generated=generated)
+            self.inner.start_turn(
+                params,
+                mailbox,
+                num_generated=num_generated,
+                generated=generated,
+                template_rewrote=template_rewrote,
+            )
 
         return self._turn(lambda: check_beside_the_loop(self.inner.prompts, params), start)
 
@@ -134,19 +145,29 @@ class AsyncStream(AsyncStreamApi):
         self,
         messages: str | Messages,
         sampling_params: SamplingParams | None = None,
-        **options: Unpack[ChatSettings],
+        **options: Unpack[StreamChatSettings],
     ) -> AsyncDeltas:
         """As `StreamApi.chat`."""
-        params, written = whole_answer(sampling_params), ChatOptions(**options)
+        params, written = whole_answer(sampling_params), StreamChatOptions(**options)
 
-        def start(mailbox: Mailbox, addition: Addition) -> None:
+        def start(mailbox: Mailbox, addition: NextMessages) -> None:
             self.inner.start_chat(messages, params, written, addition, mailbox)
 
-        async def prepare() -> Addition:
-            await check_beside_the_loop(self.inner.prompts, params)
-            return await asyncio.to_thread(self.inner.encode_chat, messages, written)
+        return self._turn(
+            lambda: self.encode_chat(messages, params, written), start, self.chat_condition(written)
+        )
 
-        return self._turn(prepare, start)
+    async def encode_chat(
+        self, messages: str | Messages, params: SamplingParams, options: StreamChatOptions
+    ) -> NextMessages:
+        """As `LiveStream.encode_chat`, after the parameters are checked."""
+        await check_beside_the_loop(self.inner.prompts, params)
+        heard = await self._thread.call(self.inner.hear)
+        return await asyncio.to_thread(self.inner.encode_chat, messages, heard, options)
+
+    def chat_condition(self, options: StreamChatOptions) -> Callable[[], bool] | None:
+        """What has to hold before messages are appended."""
+        return self._is_ready if options.on_rewrite == "cut" else None
 
     async def score(self, prompt: Prompt) -> list[float | None]:
         """As `AsyncStreamApi.score`."""

@@ -23,7 +23,7 @@ from paged_stream.models.model_config import ModelConfig
 from paged_stream.scheduler.sampling_params import SamplingParams, check_params_type
 from paged_stream.scheduler.sink_window import SinkWindow
 from paged_stream.text.chat import Messages
-from paged_stream.text.chat_options import USUAL, ChatOptions
+from paged_stream.text.chat_options import USUAL, ChatOptions, WritingOptions
 from paged_stream.text.inputs import Prompt, naming_item
 from paged_stream.text.prompts import Pin, PromptEncoder
 
@@ -96,13 +96,14 @@ class Intake:
         num_sink_tokens: int | None,
         window_size: int | None,
         pin: Prompt | Messages | None,
+        writing: WritingOptions,
     ) -> Opening:
         """Check what a stream is to be opened with.
 
         Raises:
             ValueError: as `EngineApi.open_stream`, but for what does not fit the cache.
         """
-        encoded = self.prompts.encode_pin(pin)
+        encoded = self.prompts.encode_pin(pin, writing)
         if encoded.token_ids:
             if num_sink_tokens is not None:
                 raise ValueError("num_sink_tokens follows from pin; pass one of them")
@@ -211,7 +212,7 @@ class Intake:
             self.prompts,
             seq_id,
             seed=core.new_seed(),
-            pinned_messages=opening.pin.messages,
+            conversation=opening.pin.conversation,
         )
 
     def restore_stream(self, saved: SavedStream, on_evict: OnEvict | None = None) -> LiveStream:
@@ -228,6 +229,5 @@ class Intake:
             seq_id,
             seed=saved.seed,
             num_turns=saved.num_turns,
-            pinned_messages=saved.pinned_messages,
-            has_chatted=saved.has_chatted,
+            conversation=saved.conversation,
         )

@@ -7,10 +7,11 @@ All methods are for the thread that uses the engine, but for those that say othe
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, SupportsIndex
+from itertools import pairwise
+from typing import SupportsIndex
 
 from paged_stream.engine import stream_rules
 from paged_stream.engine.api import OnEvict
@@ -22,9 +23,12 @@ from paged_stream.engine.stream_file import SavedStream
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.scheduler.sequence import Sequence as TokenSequence
 from paged_stream.scheduler.sequence import SequenceStatus
-from paged_stream.text.chat import Messages, without_repeated_end
-from paged_stream.text.chat_options import USUAL, ChatOptions
+from paged_stream.text.chat import Messages
+from paged_stream.text.chat_options import StreamChatOptions
+from paged_stream.text.conversation import Conversation
+from paged_stream.text.held_text import Heard
 from paged_stream.text.inputs import Prompt
+from paged_stream.text.next_messages import NextMessages
 from paged_stream.text.prompts import PromptEncoder
 
 
@@ -40,12 +44,20 @@ class Appended:
 
 @dataclass(frozen=True, slots=True)
 class Addition:
-    """What is to be appended, tokenized; ``continues`` says whether as what follows something, and
-    ``answered`` whether as what follows an answer."""
+    """What is to be appended, tokenized; ``continues`` says whether as what follows something."""
 
     token_ids: list[int]
     continues: bool
-    answered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ChatAdded:
+    """What became of new messages: what was appended, whether the template rewrites earlier
+    messages, and whether these were cut out."""
+
+    token_ids: list[int]
+    template_rewrote: bool
+    has_cut: bool
 
 
 class LiveStream:
@@ -53,12 +65,11 @@ class LiveStream:
 
     Attributes:
         prompts: checks parameters, and may do so in any thread.
+        conversation: what it remembers of the messages in it.
 
     Args:
         seq_id: its number in the core.
         seed: from which its turns draw theirs; ``num_turns`` have done so.
-        pinned_messages: what it was opened with, in the chat template.
-        has_chatted: whether a message was answered since.
     """
 
     def __init__(
@@ -69,17 +80,15 @@ class LiveStream:
         *,
         seed: int,
         num_turns: int = 0,
-        pinned_messages: Sequence[Mapping[str, Any]] = (),
-        has_chatted: bool = False,
+        conversation: Conversation,
     ) -> None:
         self.core = core
         self.seq_id = seq_id
-        self.has_chatted = has_chatted
+        self.conversation = conversation
         self.is_closed = False
         self.prompts = prompts
         self._seed = seed
         self._num_turns = num_turns
-        self._pinned_messages = pinned_messages
         errands = core.errands
         self._finalizer = when_abandoned(
             self,
@@ -144,18 +153,15 @@ class LiveStream:
         return Addition(self.prompts.encode(prompt, continues=continues), continues)
 
     @finish_before_exit
-    def encode_chat(self, messages: str | Messages, options: ChatOptions = USUAL) -> Addition:
-        """Tokenize the next messages of a conversation.
+    def encode_chat(
+        self, messages: str | Messages, heard: Heard, options: StreamChatOptions
+    ) -> NextMessages:
+        """Tokenize the next messages of what `hear` has told.
 
         Raises:
-            ValueError: the model has no chat template that can go on, or the stream is closed.
+            ValueError: as `StreamApi.chat`.
         """
-        self.check_open()
-        continues, answered = not self._is_empty, self.has_chatted
-        token_ids = self.prompts.encode_chat(
-            messages, self._pinned_messages, options, continues=continues, answered=answered
-        )
-        return Addition(token_ids, continues, answered)
+        return self.prompts.encode_chat(messages, heard, options)
 
     @property
     def _is_empty(self) -> bool:
@@ -242,15 +248,35 @@ class LiveStream:
         with suppress(RuntimeError, ValueError):  # the engine is closed, or the stream
             stream_rules.note_position(error, self.withdraw(appended))
 
+    def hear(self) -> Heard:
+        """What the stream holds of its conversation."""
+        self.enter()
+        sequence = self._sequence
+        first = sequence.first_unbroken(sequence.num_computed_tokens)
+        conversation = self.conversation.seen_from(first)
+        starts = [each.start for each in conversation.exchanges]
+        bounds = pairwise([*starts, sequence.num_tokens])
+        parts = [
+            (
+                sequence.kept_ids(each.start, each.end).tolist(),
+                sequence.kept_ids(max(each.end, first), stop).tolist(),
+            )
+            for each, (_, stop) in zip(conversation.exchanges, bounds, strict=True)
+        ]
+        sinks = sequence.sink_window.num_sink_tokens
+        first = max(sinks, sequence.first_kept)
+        return Heard(conversation, sequence.num_tokens, sinks, first, parts)
+
     def queue_chat(
         self,
         messages: str | Messages,
         params: SamplingParams,
-        addition: Addition,
-        options: ChatOptions = USUAL,
-    ) -> list[int]:
+        addition: NextMessages,
+        options: StreamChatOptions,
+    ) -> ChatAdded:
         """Append the messages that a turn with ``params`` is to answer, as `encode_chat` has
-        tokenized them; returns what was appended.
+        tokenized them, after what they replace is cut out. The stream is settled if ``options``
+        may cut it.
 
         Raises:
             ValueError: as `StreamApi.chat`.
@@ -258,15 +284,32 @@ class LiveStream:
         self.enter()
         self.check_at_rest()
         self._check_params(params)
-        if (addition.continues, addition.answered) != (not self._is_empty, self.has_chatted):
-            addition = self.encode_chat(messages, options)
-        token_ids = addition.token_ids
-        if addition.answered:
-            token_ids = without_repeated_end(token_ids, *self._sequence.last_token_ids(1))
-        token_ids = self.prompts.truncate(token_ids, params)
+        if addition.heard != (heard := self.hear()):
+            addition = self.encode_chat(messages, heard, options)
+        new_ids = self.prompts.truncate(addition.new_ids, params)
+        token_ids = [*addition.rewritten_ids, *new_ids]
+        sequence = self._sequence
+        self.prompts.check_length(sequence.num_tokens + len(token_ids))
+        if addition.cut_from is not None:
+            self._cut_end(addition.cut_from)
+        position = sequence.num_tokens
         self._queue(token_ids)
-        self.has_chatted = True
-        return token_ids
+        conversation = addition.conversation(position, len(new_ids))
+        self.conversation = conversation.seen_from(sequence.first_unbroken(sequence.num_tokens))
+        has_cut = addition.cut_from is not None
+        return ChatAdded(token_ids, addition.template_rewrote, has_cut)
+
+    def _cut_end(self, start: int) -> None:
+        """Cut out all from a position on; older tokens of the window move up."""
+        assert self.is_settled, "what is not computed cannot be cut out"
+        sequence = self._sequence
+        if sequence.sink_window.window_size is None:
+            raise stream_rules.no_cut_error()
+        end = max(start, sequence.num_computed_tokens)
+        if end < sequence.num_tokens:
+            self.core.rewind_stream(self.seq_id, end)
+        if start < end:
+            self.core.cut_stream(self.seq_id, start, end)
 
     def check_can_generate(self, params: SamplingParams, *, appends: bool = False) -> None:
         """Raise what `start_turn` would; with ``appends``, after something was appended."""
@@ -284,6 +327,7 @@ class LiveStream:
         *,
         num_generated: int = 0,
         generated: Sequence[int] = (),
+        template_rewrote: bool = False,
     ) -> None:
         """Let the stream generate by the steps that come, into ``inbox``.
 
@@ -293,6 +337,7 @@ class LiveStream:
                 count for again; none of them is delivered again.
             generated: if ``params`` have a structure, these tokens. The stream may have forgotten
                 the first of them.
+            template_rewrote: as in `RequestDelta`.
 
         Raises:
             ValueError: as `StreamApi.generate`.
@@ -303,7 +348,15 @@ class LiveStream:
         self._num_turns += 1
         if params.seed is not None:
             seed = params.seed
-        self.core.turns.start(self.seq_id, params, seed, inbox, num_generated, generated)
+        self.core.turns.start(
+            self.seq_id,
+            params,
+            seed,
+            inbox,
+            num_generated,
+            generated,
+            template_rewrote=template_rewrote,
+        )
 
     def start_completion(
         self, prompt: Prompt, params: SamplingParams, addition: Addition, inbox: Inbox
@@ -322,8 +375,8 @@ class LiveStream:
         self,
         messages: str | Messages,
         params: SamplingParams,
-        options: ChatOptions,
-        addition: Addition,
+        options: StreamChatOptions,
+        addition: NextMessages,
         inbox: Inbox,
     ) -> None:
         """Append what `encode_chat` has made of messages, and answer; neither, if either is
@@ -334,8 +387,8 @@ class LiveStream:
         """
         self.enter()
         self.check_can_generate(params, appends=True)
-        self.queue_chat(messages, params, addition, options)
-        self.start_turn(params, inbox)
+        added = self.queue_chat(messages, params, addition, options)
+        self.start_turn(params, inbox, template_rewrote=added.template_rewrote)
 
     def start_scoring(self, prompt: Prompt, addition: Addition, inbox: Inbox) -> list[None]:
         """Append what `encode` has made of a prompt, and let log-probabilities of it come into
@@ -382,8 +435,7 @@ class LiveStream:
             self.prompts,
             seq_id,
             seed=self.core.new_seed(),
-            pinned_messages=self._pinned_messages,
-            has_chatted=self.has_chatted,
+            conversation=self.conversation,
         )
 
     def cut(self, start: int, end: int) -> None:
@@ -393,7 +445,7 @@ class LiveStream:
         self.check_at_rest()
         sequence = self._sequence
         if sequence.sink_window.window_size is None:
-            raise ValueError("a model with learned absolute positions cannot close a gap")
+            raise stream_rules.no_cut_error()
         first, stop = sequence.first_kept, sequence.num_computed_tokens
         if not first <= start < end <= stop:
             raise ValueError(
@@ -401,6 +453,7 @@ class LiveStream:
                 f"computed tokens are, got [{start}, {end})"
             )
         self.core.cut_stream(self.seq_id, start, end)
+        self.conversation = self.conversation.cut(start, end)
 
     def rewinds_now(self, position: object) -> bool:
         """Whether `rewind` means now what it would mean once all is computed that was appended, or
@@ -428,9 +481,7 @@ class LiveStream:
                 f"and at most {sequence.num_tokens}, got {position}"
             )
         self.core.rewind_stream(self.seq_id, position)
-        pinned = sequence.sink_window.num_sink_tokens if self._pinned_messages else 0
-        if position == pinned:  # the conversation begins anew
-            self.has_chatted = False
+        self.conversation = self.conversation.rewound(position)
 
     # Away and back
 
@@ -458,8 +509,7 @@ class LiveStream:
             state=state,
             seed=self._seed,
             num_turns=self._num_turns,
-            pinned_messages=[dict(message) for message in self._pinned_messages],
-            has_chatted=self.has_chatted,
+            conversation=self.conversation,
             fingerprint=self.core.executor.fingerprint,
             tokens=tokens,
         )

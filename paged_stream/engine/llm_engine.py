@@ -27,7 +27,12 @@ from paged_stream.engine.stream import Stream
 from paged_stream.scheduler.sampling_params import SamplingParams, whole_answer
 from paged_stream.system.progress_bar import Bar
 from paged_stream.text.chat import Messages
-from paged_stream.text.chat_options import ChatOptions, ChatSettings
+from paged_stream.text.chat_options import (
+    ChatOptions,
+    ChatSettings,
+    WritingOptions,
+    WritingSettings,
+)
 from paged_stream.text.inputs import Prompt, Prompts, naming_item
 
 if TYPE_CHECKING:
@@ -236,10 +241,11 @@ class LLMEngine(LoadedEngine, EngineApi):
         window_size: int | None = None,
         pin: Prompt | Messages | None = None,
         on_evict: OnEvict | None = None,
+        **options: Unpack[WritingSettings],
     ) -> Stream:
         """As `EngineApi.open_stream`."""
-        intake = self.intake
-        opening = intake.prepare_stream(num_sink_tokens, window_size, pin)
+        intake, writing = self.intake, WritingOptions(**options)
+        opening = intake.prepare_stream(num_sink_tokens, window_size, pin, writing)
         return Stream(intake.open_stream(opening, on_evict))
 
     def load_stream(self, source: FilePath | bytes, *, on_evict: OnEvict | None = None) -> Stream:

@@ -94,6 +94,8 @@ class RequestDelta:
             entry for each of the others.
         metrics: when the completion passed its stages until now.
         error: what kept it from going on, if that is why it ended.
+        template_rewrote: of a turn of `StreamApi.chat`: whether the chat template wrote earlier
+            messages otherwise than they were in the stream.
     """
 
     request_id: str
@@ -107,6 +109,7 @@ class RequestDelta:
     prompt_logprobs: list[TokenLogprob] | None
     metrics: RequestMetrics
     error: str | None = None
+    template_rewrote: bool = False
 
 
 class Inbox(Protocol):

@@ -15,7 +15,7 @@ from paged_stream.engine.requests import scores_of
 from paged_stream.engine.stream_file import stream_bytes, write_stream_file
 from paged_stream.scheduler.sampling_params import SamplingParams, whole_answer
 from paged_stream.text.chat import Messages
-from paged_stream.text.chat_options import ChatOptions, ChatSettings
+from paged_stream.text.chat_options import StreamChatOptions, StreamChatSettings
 from paged_stream.text.inputs import Prompt
 
 
@@ -71,13 +71,18 @@ class Stream(StreamApi):
         self,
         messages: str | Messages,
         sampling_params: SamplingParams | None = None,
-        **options: Unpack[ChatSettings],
+        **options: Unpack[StreamChatSettings],
     ) -> Deltas:
         """As `StreamApi.chat`."""
-        params, written = whole_answer(sampling_params), ChatOptions(**options)
+        params, written = whole_answer(sampling_params), StreamChatOptions(**options)
         self.inner.check_can_generate(params, appends=True)
-        addition = self.inner.encode_chat(messages, written)
-        return self._turn(partial(self.inner.start_chat, messages, params, written, addition))
+        addition = self.inner.encode_chat(messages, self.inner.hear(), written)
+
+        def start(inbox: DeltaQueue) -> None:
+            inner = self._settled() if written.on_rewrite == "cut" else self.inner
+            inner.start_chat(messages, params, written, addition, inbox)
+
+        return self._turn(start)
 
     def score(self, prompt: Prompt) -> list[float | None]:
         """As `StreamApi.score`."""

@@ -18,10 +18,11 @@ from paged_stream.scheduler.sequence import MAX_TOKENS, SequenceState
 from paged_stream.scheduler.sink_window import SinkWindow
 from paged_stream.system.short_text import short
 from paged_stream.system.whole_files import Piece, read_regular, write_whole
+from paged_stream.text.conversation import Conversation, from_json, to_json
 from paged_stream.version import __version__
 
 FORMAT = "paged_stream.stream"
-VERSION = 4
+VERSION = 5
 # `EngineConfig.kv_cache_dtype` by what only one of its values caches.
 _KV_CACHE_DTYPES = {torch.int8: "int8", torch.float8_e4m3fn: "fp8"}
 
@@ -33,8 +34,7 @@ class SavedStream:
     Args:
         state: its tokens and how far they are computed.
         seed: from which its turns draw theirs; ``num_turns`` have done so.
-        pinned_messages: what it was opened with, in the chat template.
-        has_chatted: whether a message was answered since.
+        conversation: what it remembers of the messages in it.
         fingerprint: of the model that computed ``tokens``.
         tokens: K and V of the sinks and of what is left of the window, in order.
     """
@@ -42,8 +42,7 @@ class SavedStream:
     state: SequenceState
     seed: int
     num_turns: int
-    pinned_messages: list[dict[str, Any]]
-    has_chatted: bool
+    conversation: Conversation
     fingerprint: str
     tokens: KVTokens
 
@@ -85,8 +84,7 @@ def _pieces(saved: SavedStream) -> list[Piece]:
         "state": asdict(saved.state),
         "seed": saved.seed,
         "num_turns": saved.num_turns,
-        "pinned_messages": saved.pinned_messages,
-        "has_chatted": saved.has_chatted,
+        "conversation": to_json(saved.conversation),
         "fingerprint": saved.fingerprint,
     }
     metadata = {"format": FORMAT, "version": str(VERSION), "release": __version__}
@@ -157,7 +155,9 @@ def _saved_stream(tokens: KVTokens, metadata: dict[str, str]) -> SavedStream:
         state = stream.pop("state")
         sink_window = SinkWindow(**state.pop("sink_window"))
         state = SequenceState(sink_window=sink_window, **state)
-        saved = SavedStream(state=state, tokens=tokens, **stream)
+        num_tokens = state.tail_start + len(state.tail_ids)
+        conversation = from_json(stream.pop("conversation"), num_tokens)
+        saved = SavedStream(state=state, conversation=conversation, tokens=tokens, **stream)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"its header has not the fields of a stream ({short(error)})") from None
     _check_types(saved)
@@ -176,21 +176,8 @@ def _check_types(saved: SavedStream) -> None:
         raise ValueError("a number in its header is no integer")
     if min(saved.seed, saved.num_turns, *counts) < 0:
         raise ValueError("a number in its header is negative")
-    messages = saved.pinned_messages
-    if not isinstance(messages, list) or not all(map(_is_message, messages)):
-        raise ValueError("its pinned messages are no list of messages with a role and a content")
-    if type(saved.has_chatted) is not bool or not isinstance(saved.fingerprint, str):
+    if not isinstance(saved.fingerprint, str):
         raise ValueError("a field of its header has another type")
-
-
-def _is_message(value: Any) -> bool:
-    """Whether it has a role, and text or parts of text, or calls of tools."""
-    if not isinstance(value, dict) or not isinstance(value.get("role"), str):
-        return False
-    content = value.get("content")
-    if isinstance(content, list):
-        return all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content)
-    return isinstance(content, str) or (content is None and bool(value.get("tool_calls")))
 
 
 def _check_counts(saved: SavedStream) -> None:

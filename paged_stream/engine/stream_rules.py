@@ -40,6 +40,11 @@ def note_position(error: BaseException, position: int) -> None:
     error.add_note(f"what was not computed yet is taken back: the stream is at position {position}")
 
 
+def no_cut_error() -> ValueError:
+    """For cutting a stream without a window."""
+    return ValueError("a model with learned absolute positions cannot close a gap")
+
+
 def check_turn_params(params: SamplingParams) -> None:
     """Refuse parameters that no turn of a stream can have.
 

@@ -26,7 +26,7 @@ class Turn:
     copies. ``new_text`` belongs to the next delta. ``eos_token_ids`` end the turn, besides those
     that its parameters name; ``stop_token_ids`` are all of these. ``progress`` is in what its
     text has to be, if it has to be anything. ``is_last`` tells that no other turn goes on where
-    this one ends.
+    this one ends. ``template_rewrote`` is in its deltas.
     """
 
     request_id: str
@@ -37,6 +37,7 @@ class Turn:
     stop_token_ids: tuple[int, ...] = ()
     progress: Progress | None = None
     is_last: bool = False
+    template_rewrote: bool = False
     detokenizer: Detokenizer | None = None
     new_text: str = ""
     stop_string: str | None = None
@@ -131,6 +132,7 @@ class Turn:
             prompt_logprobs=update.prompt_logprobs or None,
             metrics=self.metrics,
             error=update.error,
+            template_rewrote=self.template_rewrote,
         )
 
     def _note_progress(self, has_tokens: bool, has_finished: bool) -> None:
@@ -158,6 +160,7 @@ class Turn:
             prompt_logprobs=None,
             metrics=self.metrics,
             error=error,
+            template_rewrote=self.template_rewrote,
         )
 
     def _last_text(self) -> str:

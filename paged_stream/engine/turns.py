@@ -194,10 +194,19 @@ class Turns:
         inbox: Inbox,
         num_generated: int = 0,
         generated: Sequence[int] = (),
+        *,
+        template_rewrote: bool = False,
     ) -> None:
         """Let a stream generate; its deltas will appear in ``inbox``. The turn has
         ``num_generated`` tokens already; with a structure, these."""
-        turn = Turn(request_id=f"stream-{seq_id}", index=0, params=params, seed=seed, inbox=inbox)
+        turn = Turn(
+            request_id=f"stream-{seq_id}",
+            index=0,
+            params=params,
+            seed=seed,
+            inbox=inbox,
+            template_rewrote=template_rewrote,
+        )
         self._turns[seq_id] = turn
         self._generate(seq_id, turn, num_generated, generated)
 

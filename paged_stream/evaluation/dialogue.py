@@ -21,6 +21,7 @@ from paged_stream.engine.llm_engine import LLMEngine
 from paged_stream.engine.stream import Stream
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.system.progress_bar import progress_bar
+from paged_stream.text.chat_options import StreamChatOptions
 from paged_stream.text.text_file import read_text
 
 
@@ -91,7 +92,9 @@ def longest(encode: Callable[[str], Sequence[int]], pair: Pair, answer_tokens: i
 def answer(stream: Stream, pair: Pair, params: SamplingParams) -> str:
     """What the model says to a question; the stream goes on with the right reply instead."""
     inner = stream.inner
-    inner.queue_chat(pair.question, params, inner.encode_chat(pair.question))
+    options = StreamChatOptions()
+    addition = inner.encode_chat(pair.question, inner.hear(), options)
+    inner.queue_chat(pair.question, params, addition, options)
     with stream.fork() as asked:
         text = "".join(delta.delta_text for delta in asked.generate(params))
     stream.append(pair.reply)

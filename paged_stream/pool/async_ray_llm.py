@@ -28,7 +28,13 @@ from paged_stream.pool.together import together
 from paged_stream.scheduler.fields import as_int
 from paged_stream.scheduler.sampling_params import SamplingParams, check_params_type, whole_answer
 from paged_stream.text.chat import Messages
-from paged_stream.text.chat_options import USUAL, ChatOptions, ChatSettings
+from paged_stream.text.chat_options import (
+    USUAL,
+    ChatOptions,
+    ChatSettings,
+    WritingOptions,
+    WritingSettings,
+)
 from paged_stream.text.inputs import Prompt
 
 if TYPE_CHECKING:
@@ -252,10 +258,11 @@ class AsyncRayLLM(AsyncEngineApi):
         window_size: int | None = None,
         pin: Prompt | Messages | None = None,
         on_evict: OnEvict | None = None,
+        **options: Unpack[WritingSettings],
     ) -> AsyncPoolStream:
         """As `EngineApi.open_stream`, on the replica where the fewest live."""
-        options = {"num_sink_tokens": num_sink_tokens, "window_size": window_size, "pin": pin}
-        return await self._open(options, None, on_evict)
+        opening = {"num_sink_tokens": num_sink_tokens, "window_size": window_size, "pin": pin}
+        return await self._open(opening | WritingOptions(**options).given, None, on_evict)
 
     async def load_stream(
         self, source: FilePath | bytes, *, on_evict: OnEvict | None = None

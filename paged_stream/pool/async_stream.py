@@ -21,7 +21,7 @@ from paged_stream.pool.turns import Turns
 from paged_stream.pool.uninterrupted import uninterrupted
 from paged_stream.scheduler.sampling_params import SamplingParams, whole_answer
 from paged_stream.text.chat import Messages
-from paged_stream.text.chat_options import ChatOptions, ChatSettings
+from paged_stream.text.chat_options import StreamChatOptions, StreamChatSettings
 from paged_stream.text.inputs import Prompt
 
 
@@ -111,17 +111,17 @@ class AsyncPoolStream(AsyncStreamApi):
         self, prompt: Prompt, sampling_params: SamplingParams | None = None
     ) -> AsyncDeltas:
         """As `StreamApi.complete`."""
-        return self._turns.generate(sampling_params, "append", prompt)
+        return self._turns.generate(sampling_params, prompt)
 
     def chat(
         self,
         messages: str | Messages,
         sampling_params: SamplingParams | None = None,
-        **options: Unpack[ChatSettings],
+        **options: Unpack[StreamChatSettings],
     ) -> AsyncDeltas:
         """As `StreamApi.chat`."""
         return self._turns.generate(
-            whole_answer(sampling_params), "append_chat", (messages, ChatOptions(**options))
+            whole_answer(sampling_params), chat=(messages, StreamChatOptions(**options))
         )
 
     async def score(self, prompt: Prompt) -> list[float | None]:

@@ -12,6 +12,7 @@ from paged_stream.pool.evictions import Evictions
 from paged_stream.pool.journal import Journal
 from paged_stream.pool.messages import StreamFacts
 from paged_stream.pool.replica import Replica
+from paged_stream.text.conversation import Conversation
 
 
 class History:
@@ -22,7 +23,7 @@ class History:
             one, so that what Ray still does of an earlier attempt cannot be mistaken for this.
         seed: 63 bits that the seeds of its turns are made from.
         num_turns: how many turns have begun.
-        has_chatted: whether a message was answered.
+        conversation: what is remembered of the messages in it; ``None`` until it is opened.
 
     Args:
         name: the stream's name in its pool.
@@ -41,7 +42,7 @@ class History:
         self.name = self.key = name
         self.options = options
         self.seed = self.num_turns = 0
-        self.has_chatted = False
+        self.conversation: Conversation | None = None
         self._folder = folder
         self._on_evict = on_evict
         self._evictions: Evictions | None = None
@@ -61,7 +62,7 @@ class History:
             path: a file with the stream as it is now, if there is one.
         """
         self._journal = Journal(facts.position, path)
-        self.has_chatted = facts.has_chatted
+        self.conversation = facts.conversation
         if self._on_evict is not None:
             self._evictions = Evictions(self._on_evict, facts.sink_window, facts.window_start)
 
@@ -88,9 +89,10 @@ class History:
             path: the file with the edited stream.
         """
         old, self._journal = self.journal, Journal(facts.position, path)
-        self.has_chatted = facts.has_chatted
+        self.conversation = facts.conversation
         if self._evictions is not None:
             self._evictions.move_to(facts.window_start)
+            self._evictions.tell(facts.position)
         delete([*old.forget_ahead(), *([] if old.path is None else [old.path])])
 
     def new_key(self) -> str:
@@ -107,7 +109,7 @@ class History:
         """
         journal = self.journal
         path = None if journal.path is None else str(journal.path)
-        args = (self.new_key(), self.options, path, journal.tokens, self.has_chatted)
+        args = (self.new_key(), self.options, path, journal.tokens, self.conversation)
         facts = await replica.call("restore", *args)
         assert facts.position == journal.end, f"restored to {facts.position}, not {journal.end}"
         journal.num_unsaved = len(journal.tokens)

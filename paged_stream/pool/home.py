@@ -17,11 +17,14 @@ from paged_stream.engine.lifetime import StreamLostError
 from paged_stream.engine.stream_rules import closed_error
 from paged_stream.pool.errors import PoolError
 from paged_stream.pool.history import History, delete
-from paged_stream.pool.messages import StreamFacts
+from paged_stream.pool.messages import ChatFacts, StreamFacts
 from paged_stream.pool.placement import Attempts, Placement
 from paged_stream.pool.replica import NoAnswerError, Replica
 from paged_stream.pool.saver import Saver
 from paged_stream.pool.uninterrupted import uninterrupted
+from paged_stream.scheduler.sampling_params import SamplingParams
+from paged_stream.text.chat import Messages
+from paged_stream.text.chat_options import StreamChatOptions
 
 logger = logging.getLogger(__name__)
 NO_ANSWER = object()
@@ -67,7 +70,7 @@ class Home:
 
     async def _open_on(self, replica: Replica, source: str | bytes | None) -> None:
         history, own, key = self.history, None, self.history.new_key()
-        facts = await replica.call("restore", key, history.options, source, [], False)
+        facts = await replica.call("restore", key, history.options, source, [], None)
         if source is not None:  # which may be gone when the stream is to be restored
             history.seed, history.num_turns = facts.seed, facts.num_turns
             own, _ = await history.write_on(replica)
@@ -277,6 +280,34 @@ class Home:
                 delete([path])
                 raise
             self.history.note_edit(facts, path)
+
+    async def append_chat(
+        self, messages: str | Messages, options: StreamChatOptions, params: SamplingParams
+    ) -> bool:
+        """Append messages on the stream's replica, and save the result if it has cut something.
+
+        Returns:
+            Whether the template writes earlier messages otherwise than they were.
+
+        Raises:
+            ValueError: as `StreamApi.chat`, or the stream was closed meanwhile.
+        """
+        path = self.history.next_path()
+        with self.history.editing():
+            try:
+                facts: ChatFacts = await self.call(
+                    "append_chat", messages, options, params, str(path)
+                )
+                self.check_open()
+            except BaseException:
+                delete([path])
+                raise
+            if facts.has_cut:
+                self.history.note_edit(facts.stream, path)
+        if not facts.has_cut:
+            self.history.conversation = facts.stream.conversation
+            self.note(facts.token_ids)
+        return facts.template_rewrote
 
     async def fork_into(self, child: Home) -> None:
         """Fork the stream on its replica.

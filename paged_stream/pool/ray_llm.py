@@ -31,7 +31,7 @@ from paged_stream.pool.stream import PoolStream
 from paged_stream.pool.together import together
 from paged_stream.scheduler.sampling_params import SamplingParams, whole_answer
 from paged_stream.text.chat import Messages
-from paged_stream.text.chat_options import ChatOptions, ChatSettings
+from paged_stream.text.chat_options import ChatOptions, ChatSettings, WritingSettings
 from paged_stream.text.inputs import Prompt, Prompts
 
 if TYPE_CHECKING:
@@ -172,10 +172,15 @@ class RayLLM(EngineApi):
         window_size: int | None = None,
         pin: Prompt | Messages | None = None,
         on_evict: OnEvict | None = None,
+        **options: Unpack[WritingSettings],
     ) -> PoolStream:
         """As `EngineApi.open_stream`."""
         opened = self.inner.open_stream(
-            num_sink_tokens=num_sink_tokens, window_size=window_size, pin=pin, on_evict=on_evict
+            num_sink_tokens=num_sink_tokens,
+            window_size=window_size,
+            pin=pin,
+            on_evict=on_evict,
+            **options,
         )
         return PoolStream(self._thread, self._thread.run(opened))
 

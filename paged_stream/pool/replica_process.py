@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +20,11 @@ from paged_stream.engine.async_stream import (
 from paged_stream.engine.outputs import EngineStats, RequestDelta, StreamStats, VisibleText
 from paged_stream.engine.stream_file import stream_bytes, write_stream_file
 from paged_stream.pool.delta_batches import DeltaBatches
-from paged_stream.pool.messages import StreamFacts
+from paged_stream.pool.messages import ChatFacts, StreamFacts
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.text.chat import Messages
-from paged_stream.text.chat_options import ChatOptions
+from paged_stream.text.chat_options import ChatOptions, StreamChatOptions
+from paged_stream.text.conversation import Conversation
 from paged_stream.text.inputs import Prompt, naming_item
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class ReplicaProcess:
         options: dict[str, Any],
         source: str | bytes | None,
         token_ids: Sequence[int],
-        has_chatted: bool,
+        conversation: Conversation | None,
     ) -> StreamFacts:
         """Open a stream, or restore one.
 
@@ -137,7 +138,8 @@ class ReplicaProcess:
             options: keyword arguments of `AsyncLLMEngine.open_stream`, if there is no file.
             source: the path of a saved stream, or its content.
             token_ids: tokens to append.
-            has_chatted: whether a message was answered in these.
+            conversation: what is remembered of the messages in it, if that is not what the file or
+                the options say.
         """
         intake = self._engine.intake
         facts: dict[str, int] = {}
@@ -150,20 +152,21 @@ class ReplicaProcess:
         self._streams[name] = stream
         if token_ids:
             await stream.append(list(token_ids))
-        return await self._engine.thread.call(lambda: self._facts(stream, has_chatted, **facts))
+        if conversation is not None:
+            stream.inner.conversation = conversation
+        return await self._engine.thread.call(lambda: self._facts(stream, **facts))
 
     @staticmethod
-    def _facts(stream: AsyncStream, has_chatted: bool = False, **facts: int) -> StreamFacts:
+    def _facts(stream: AsyncStream, **facts: int) -> StreamFacts:
         """For the engine's thread."""
         inner = stream.inner
-        inner.has_chatted = inner.has_chatted or has_chatted
         sequence = inner.core.peek(inner.seq_id)
         assert sequence is not None
         return StreamFacts(
             position=sequence.num_tokens,
             window_start=sequence.first_kept,
             sink_window=sequence.sink_window,
-            has_chatted=inner.has_chatted,
+            conversation=inner.conversation,
             **facts,
         )
 
@@ -208,16 +211,25 @@ class ReplicaProcess:
         return token_ids
 
     async def append_chat(
-        self, name: str, chat: tuple[Any, ChatOptions], params: SamplingParams
-    ) -> list[int]:
-        """Append the next messages of a conversation; returns the token ids."""
-        messages, options = chat
-        stream = self._streams[name].inner
-        await check_beside_the_loop(stream.prompts, params)
-        addition = await asyncio.to_thread(stream.encode_chat, messages, options)
-        return await self._engine.thread.call(
-            lambda: stream.queue_chat(messages, params, addition, options)
-        )
+        self,
+        name: str,
+        messages: str | Messages,
+        options: StreamChatOptions,
+        params: SamplingParams,
+        path: str,
+    ) -> ChatFacts:
+        """Append the next messages of a conversation; save the stream if something was cut out."""
+        stream = self._streams[name]
+        addition = await stream.encode_chat(messages, params, options)
+
+        def append() -> ChatFacts:
+            added = stream.inner.queue_chat(messages, params, addition, options)
+            return ChatFacts(stream=self._facts(stream), **asdict(added))
+
+        facts = await self._engine.thread.call(append, when=stream.chat_condition(options))
+        if facts.has_cut:
+            await self.save(name, path)
+        return facts
 
     async def score_next(self, name: str, prompt: Prompt) -> tuple[list[int], list[float | None]]:
         """Append to a stream and score that; returns the token ids and their log-probabilities."""
@@ -225,10 +237,15 @@ class ReplicaProcess:
         return token_ids, await self._streams[name].score(token_ids)
 
     async def start_turn(
-        self, name: str, params: SamplingParams, num_generated: int, generated: Sequence[int]
+        self,
+        name: str,
+        params: SamplingParams,
+        num_generated: int,
+        generated: Sequence[int],
+        template_rewrote: bool,
     ) -> None:
         await check_beside_the_loop(self._engine.intake.prompts, params)
-        deltas = self._streams[name].resume(params, num_generated, generated)
+        deltas = self._streams[name].resume(params, num_generated, generated, template_rewrote)
         self._turns[name] = DeltaBatches(deltas)
         await asyncio.sleep(0)  # lets the turn begin, so that it can be stopped
 

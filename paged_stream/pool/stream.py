@@ -11,7 +11,7 @@ from paged_stream.pool.async_stream import AsyncPoolStream
 from paged_stream.pool.loop_thread import LoopThread
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.text.chat import Messages
-from paged_stream.text.chat_options import ChatSettings
+from paged_stream.text.chat_options import StreamChatSettings
 from paged_stream.text.inputs import Prompt
 
 
@@ -56,7 +56,7 @@ class PoolStream(StreamApi):
         self,
         messages: str | Messages,
         sampling_params: SamplingParams | None = None,
-        **options: Unpack[ChatSettings],
+        **options: Unpack[StreamChatSettings],
     ) -> Deltas:
         """As `StreamApi.chat`."""
         return self._thread.read(self.inner.chat(messages, sampling_params, **options))

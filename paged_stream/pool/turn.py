@@ -21,9 +21,13 @@ class PoolTurn:
     Args:
         home: of the stream.
         params: have the seed of this turn, so that another replica draws the same numbers.
+
+    Attributes:
+        template_rewrote: as in `RequestDelta`; to be set before the turn begins.
     """
 
     def __init__(self, home: Home, params: SamplingParams) -> None:
+        self.template_rewrote = False
         self._home = home
         self._params = params
         self._attempts = Attempts(home.placement.replicas)
@@ -79,7 +83,7 @@ class PoolTurn:
             if self._is_over:
                 return
             replica = await self._home.attach()
-            how = (self._params, self._num_generated, self._generated)
+            how = (self._params, self._num_generated, self._generated, self.template_rewrote)
             if await self._home.ask(replica, self._attempts, "start_turn", *how) is not NO_ANSWER:
                 self._home.turn_began(replica)
 

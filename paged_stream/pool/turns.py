@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any
 
 from paged_stream.engine import stream_rules
 from paged_stream.engine.api import AsyncDeltas
@@ -15,6 +14,8 @@ from paged_stream.pool.home import Home
 from paged_stream.pool.turn import PoolTurn
 from paged_stream.pool.uninterrupted import uninterrupted
 from paged_stream.scheduler.sampling_params import SamplingParams
+from paged_stream.text.chat import Messages
+from paged_stream.text.chat_options import StreamChatOptions
 from paged_stream.text.inputs import Prompt
 
 
@@ -92,7 +93,7 @@ class Turns:
             async with self._changed:
                 await self._changed.wait_for(lambda: self._home.is_closed or not self._is_busy)
         async with self._lock:
-            appending = asyncio.ensure_future(self._append("append", prompt))
+            appending = asyncio.ensure_future(self._append(prompt))
             try:
                 await asyncio.shield(appending)
             except asyncio.CancelledError as error:
@@ -107,21 +108,20 @@ class Turns:
         await asyncio.wait([appending])
         appending.exception()  # nobody hears of it: whoever waited was cancelled
 
-    async def _append(self, method: str, *args: Any) -> None:
-        self._home.note(await self._home.call(method, *args))
-        self._home.history.has_chatted |= method == "append_chat"
+    async def _append(self, prompt: Prompt, *params: SamplingParams) -> None:
+        self._home.note(await self._home.call("append", prompt, *params))
 
     async def generate(
         self,
         sampling_params: SamplingParams | None,
-        method: str | None = None,
-        addition: Any = None,
+        prompt: Prompt | None = None,
+        chat: tuple[str | Messages, StreamChatOptions] | None = None,
     ) -> AsyncDeltas:
         """Generate, and append something first if there is anything.
 
         Args:
-            method: which method of `ReplicaProcess` appends it.
-            addition: what to append.
+            prompt: what to append.
+            chat: messages to append, and how.
 
         Raises:
             ValueError: as `StreamApi.complete` and `StreamApi.chat`.
@@ -131,8 +131,11 @@ class Turns:
         turn = self._begin(params)
         try:
             await self._place.take()
-            if method is not None:
-                await uninterrupted(self._append(method, addition, params))
+            if prompt is not None:
+                await uninterrupted(self._append(prompt, params))
+            if chat is not None:
+                appending = self._home.append_chat(*chat, params)
+                turn.template_rewrote = await uninterrupted(appending)
             self._is_running = True
             while (delta := await turn.next()) is not None:
                 yield delta
@@ -177,7 +180,7 @@ class Turns:
             if queued:
                 await place.take()
             if queued and not self._home.is_closed:
-                await self._append("append", queued)
+                await self._append(queued)
         except PoolError:
             self._home.note(queued)  # it was acknowledged, so it is appended on the next replica
             raise

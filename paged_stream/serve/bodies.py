@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from paged_stream.scheduler.sampling_params import SamplingParams, whole_answer
 from paged_stream.scheduler.settings import settings_of
 from paged_stream.scheduler.structured_outputs import StructuredOutputsParams
-from paged_stream.text.chat_options import ChatSettings
+from paged_stream.text.chat_options import ChatSettings, OnRewrite
 
 # Every field may be left out or null. Ranges are for `SamplingParams` to check.
 _FIELDS: dict[str, Any] = {
@@ -37,14 +37,20 @@ class Sampling(_SamplingFields):  # type: ignore[valid-type, misc]
         return False
 
 
-class Chat(BaseModel):
-    """The fields of `ChatOptions`. A template is text here: clients name no files of the server."""
+class Writing(BaseModel):
+    """The fields of `WritingOptions`. A template is text here: clients name no files of the
+    server."""
 
     chat_template: str | None = Field(None, pattern=r"\{")
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+
+
+class Chat(Writing):
+    """The fields of `ChatOptions`."""
+
     add_generation_prompt: bool = True
     continue_final_message: bool = False
-    tools: list[dict[str, Any]] | None = None
 
     def settings(self) -> ChatSettings:
         """The arguments of ``chat``."""
@@ -118,7 +124,7 @@ class ChatCompletion(Stateless, Chat):
         return super().params()
 
 
-class NewStream(BaseModel):
+class NewStream(Writing):
     model_config = ConfigDict(extra="forbid")
 
     num_sink_tokens: int | None = None
@@ -138,6 +144,7 @@ class TurnBody(Sampling, Chat):
 
     prompt: str | list[int] | None = None
     messages: list[dict[str, Any]] | None = None
+    on_rewrite: OnRewrite = "keep"
 
     @property
     def is_chat(self) -> bool:

@@ -108,7 +108,7 @@ def _turn(stream: AsyncStreamApi, body: TurnBody) -> AsyncDeltas:
     if body.prompt is not None:
         return stream.complete(body.prompt, params)
     if body.messages is not None:
-        return stream.chat(body.messages, params, **body.settings())
+        return stream.chat(body.messages, params, **body.settings(), on_rewrite=body.on_rewrite)
     return stream.generate(params)
 
 
@@ -133,4 +133,8 @@ def _event(stream_id: str, delta: RequestDelta) -> dict[str, Any]:
 
 
 def _ending(delta: RequestDelta) -> dict[str, Any]:
-    return {"finish_reason": delta.finish_reason, "stop_reason": delta.stop_reason}
+    return {
+        "finish_reason": delta.finish_reason,
+        "stop_reason": delta.stop_reason,
+        "template_rewrote": delta.template_rewrote,
+    }

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from paged_stream.scheduler.sampling_params import SamplingParams, check_params_type
-from paged_stream.text.chat import Messages, first_turn, is_messages, next_turn, pinned_text
-from paged_stream.text.chat_options import USUAL, ChatOptions
+from paged_stream.text.chat import Messages, is_messages, pinned_text
+from paged_stream.text.chat_options import (
+    USUAL,
+    ChatOptions,
+    StreamChatOptions,
+    WritingOptions,
+    as_json,
+)
+from paged_stream.text.conversation import Conversation
+from paged_stream.text.held_text import Heard
 from paged_stream.text.inputs import Prompt, as_token_ids, check_range, plain_prompt
+from paged_stream.text.next_messages import NextMessages, next_messages
 from paged_stream.text.structures import Structures
 from paged_stream.text.tokenizer import Tokenizer
 
@@ -19,10 +28,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """What a stream begins with and sees for ever, as token ids, and as messages if it is that."""
+    """What a stream begins with and sees for ever, as token ids, and the conversation that begins
+    with it."""
 
     token_ids: list[int]
-    messages: list[dict[str, Any]]
+    conversation: Conversation
 
 
 class PromptEncoder:
@@ -89,54 +99,49 @@ class PromptEncoder:
             return None
         return self._tokenizer.decode(token_ids, skip_special_tokens=False, continues=continues)
 
-    def encode_pin(self, pin: Prompt | Messages | None) -> Pin:
+    def encode_pin(self, pin: Prompt | Messages | None, writing: WritingOptions = USUAL) -> Pin:
         """Turn what a stream is to begin with into token ids.
+
+        Args:
+            writing: how messages are written, now and later.
 
         Raises:
             ValueError: as `encode`, or as `pinned_text`.
         """
+        conversation = Conversation(writing=WritingOptions(**writing.given))
         if pin is None:
-            return Pin([], [])
+            return Pin([], conversation)
         if not is_messages(pin):
-            return Pin(self.encode(pin), [])
+            return Pin(self.encode(pin), conversation)
         messages = [dict(message) for message in pin]
-        tokenizer = self.chat_tokenizer()
-        token_ids = tokenizer.encode(pinned_text(tokenizer, messages), add_special_tokens=False)
+        tokenizer = self.chat_tokenizer(ChatOptions(**writing.given))
+        text = pinned_text(tokenizer, messages, writing)
+        token_ids = tokenizer.encode(text, add_special_tokens=False)
         check_range(token_ids, self._vocab_size)
-        return Pin(token_ids, messages)
+        messages = as_json("pin", messages)
+        return Pin(token_ids, replace(conversation, pinned=messages, before=text))
 
     def encode_chat(
-        self,
-        messages: str | Messages,
-        pinned: Messages,
-        options: ChatOptions = USUAL,
-        *,
-        continues: bool,
-        answered: bool,
-    ) -> list[int]:
-        """Turn the next messages of a conversation into token ids.
+        self, messages: str | Messages, heard: Heard, options: StreamChatOptions
+    ) -> NextMessages:
+        """Tokenize the next messages of a stream's conversation, up to where the answer begins.
 
         Args:
-            messages: text is one message of the user.
-            pinned: those before the first.
-            options: how they are written.
-            continues: the stream has tokens already, the pinned messages or others.
-            answered: an answer came before them, whose end may have to be left out.
+            messages: only the new ones; text is one message of the user.
 
         Raises:
-            ValueError: they are no messages, or the model has no chat template that can go on.
+            ValueError: they are no messages, or the model has no chat template that can go on, or
+                it rewrites what must stay.
         """
+        options = options.over(heard.conversation.writing)
         tokenizer = self.chat_tokenizer(options)
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
         if not is_messages(messages):
             raise ValueError(f"messages must be text or a list of messages, got {messages!r}")
-        if answered:
-            token_ids = next_turn(tokenizer, messages, options)
-        else:
-            token_ids = first_turn(tokenizer, pinned, messages, options, continues=continues)
-        check_range(token_ids, self._vocab_size)
-        return token_ids
+        plan = next_messages(tokenizer, heard, messages, options)
+        check_range([*plan.rewritten_ids, *plan.new_ids], self._vocab_size)
+        return plan
 
     def chat_tokenizer(self, options: ChatOptions = USUAL) -> Tokenizer:
         """The tokenizer, for its chat template.

@@ -217,7 +217,10 @@ CLASSES: dict[type, tuple[type, set[str]]] = {
     LLMEngine: (EngineApi, _LOADED | _STEPS),
     AsyncLLMEngine: (AsyncEngineApi, _LOADED | {"shutdown", "streams", "thread"}),
     Stream: (StreamApi, {"inner"}),
-    AsyncStream: (AsyncStreamApi, {"inner", "resume", "snapshot", "close_now"}),
+    AsyncStream: (
+        AsyncStreamApi,
+        {"inner", "resume", "snapshot", "close_now"} | {"encode_chat", "chat_condition"},
+    ),
 }
 if find_spec("ray") is not None:
     from paged_stream.pool.async_ray_llm import AsyncRayLLM

@@ -6,7 +6,6 @@ import pytest
 
 from paged_stream import SamplingParams
 from paged_stream.engine import turns
-from paged_stream.text.chat import first_turn, next_turn, pinned_text
 
 GREEDY = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True)
 
@@ -205,22 +204,3 @@ def test_generate_without_append_goes_on(make_engine):
     first = ids(stream.generate(GREEDY))
     second = ids(stream.generate(GREEDY))
     assert second == continuation(engine, [5, 6, 7, *first])
-
-
-def test_chat_turns_equal_the_whole_template(make_engine):
-    engine = make_engine()
-    eos, tokenizer = 0, engine.tokenizer
-    answer = tokenizer.encode("fine")
-    messages = [
-        {"role": "system", "content": "be brief"},
-        {"role": "user", "content": "how are you"},
-        {"role": "assistant", "content": "fine"},
-        {"role": "user", "content": "good"},
-    ]
-    whole = tokenizer.apply_chat_template(messages)
-    first = first_turn(tokenizer, [], messages[:2])
-    assert first + [*answer, eos] + next_turn(tokenizer, messages[3:], last_token_id=eos) == whole
-    # An answer that was cut off gets the end token it lacks.
-    assert first + answer + next_turn(tokenizer, messages[3:], last_token_id=answer[-1]) == whole
-    pinned = tokenizer.encode(pinned_text(tokenizer, messages[:1]), add_special_tokens=False)
-    assert pinned + first_turn(tokenizer, messages[:1], messages[1:2]) == first

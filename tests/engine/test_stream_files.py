@@ -145,8 +145,8 @@ def test_chat_goes_on(make_engine, tmp_path):
         assert answers[0] == answers[1]
         stream.save(tmp_path / "turn.stream")
         loaded = second.load_stream(tmp_path / "turn.stream")
-        assert loaded.inner._pinned_messages == system
-        assert loaded.inner.has_chatted
+        conversation = loaded.inner.conversation
+        assert conversation.pinned == system and conversation == stream.inner.conversation
 
 
 def test_saving_while_generating_is_refused(make_engine, tmp_path):
@@ -271,7 +271,7 @@ def test_rewriting_as_it_is_changes_nothing(engine, saved_path):
 @pytest.mark.parametrize(
     "metadata, message",
     [
-        ({"version": "5", "release": "7.8.9"}, r"version 5, .* reads version 4; .*\(7.8.9\)"),
+        ({"version": "6", "release": "7.8.9"}, r"version 6, .* reads version 5; .*\(7.8.9\)"),
         ({"version": "2\n" * 9999}, "has format version 2"),
         ({"format": "other"}, "is no stream"),
         ({"stream": "{"}, "is damaged"),
@@ -294,13 +294,6 @@ def test_edited_metadata(engine, saved_path, metadata, message):
         {"seed": None},
         {"num_turns": -1},
         {"num_turns": 1.5},
-        {"pinned_messages": "text"},
-        {"pinned_messages": ["text"]},
-        {"pinned_messages": [{"role": "system", "content": 5}]},
-        {"pinned_messages": [{"role": "system", "content": ["text"]}]},
-        {"pinned_messages": [{"role": None, "content": "text"}]},
-        {"pinned_messages": [{"content": "text"}]},
-        {"has_chatted": 1},
         {"fingerprint": 5},
         {"tokens": 5},
         {"more": 5},
@@ -308,6 +301,47 @@ def test_edited_metadata(engine, saved_path, metadata, message):
 )
 def test_edited_header(engine, saved_path, header):
     rewrite(saved_path, header=header)
+    refuse(engine, saved_path, "is damaged")
+
+
+EXCHANGE = {"messages": [], "text": "", "start": 3, "end": 5, "answer": "", "continues": False}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pinned": "text"},
+        {"pinned": ["text"]},
+        {"pinned": [{"role": "system", "content": 5}]},
+        {"pinned": [{"role": "system", "content": ["text"]}]},
+        {"pinned": [{"role": None, "content": "text"}]},
+        {"pinned": [{"content": "text"}]},
+        {"before": 1},
+        {"has_forgotten": 1},
+        {"writing": None},
+        {"writing": {"tools": "text"}},
+        {"writing": {"add_generation_prompt": True}},
+        {"exchanges": None},
+        {"exchanges": [3]},
+        {"exchanges": [EXCHANGE | {"more": 1}]},
+        {"exchanges": [EXCHANGE | {"messages": ["text"]}]},
+        {"exchanges": [EXCHANGE | {"text": None}]},
+        {"exchanges": [EXCHANGE | {"answer": 1}]},
+        {"exchanges": [EXCHANGE | {"continues": 1}]},
+        {"exchanges": [EXCHANGE | {"start": 6}]},
+        {"exchanges": [EXCHANGE | {"start": -1}]},
+        {"exchanges": [EXCHANGE | {"start": 3.0}]},
+        {"exchanges": [EXCHANGE, EXCHANGE]},
+        {"exchanges": [EXCHANGE | {"end": 10**6}]},
+        {"more": 5},
+    ],
+)
+def test_edited_conversation(engine, saved_path, changes):
+    whole = {"pinned": [], "writing": {}, "before": "", "exchanges": [], "has_forgotten": False}
+    for good in ({}, {"exchanges": [EXCHANGE, EXCHANGE | {"start": 5}]}):
+        rewrite(saved_path, header={"conversation": whole | good})
+        engine.load_stream(saved_path).close()
+    rewrite(saved_path, header={"conversation": whole | changes})
     refuse(engine, saved_path, "is damaged")
 
 
@@ -388,7 +422,7 @@ def test_old_versions_are_refused_by_their_number(engine, saved_path):
     header = read_header(buffer)
     texts = {"format": "paged_stream.stream", "version": "3", "stream": header.metadata["stream"]}
     save_file(read_tokens(buffer, header)._asdict(), saved_path, texts)
-    refuse(engine, saved_path, r"has format version 3, .* reads version 4; .*before 0\.1\.0")
+    refuse(engine, saved_path, r"has format version 3, .* reads version 5; .*before 0\.1\.0")
 
 
 def moved_to(path, position: int) -> None:

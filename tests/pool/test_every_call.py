@@ -56,6 +56,7 @@ OPERATIONS = {
         lambda pool, s: read(s.complete(MORE, GREEDY)),
         lambda s: list(s.complete(MORE, GREEDY)),
     ),
+    "chat": (lambda pool, s: read(s.chat("b", GREEDY)), lambda s: list(s.chat("b", GREEDY))),
     "score": (lambda pool, s: s.score(MORE), lambda s: s.append(MORE)),
     "rewind": (lambda pool, s: s.rewind(30), lambda s: s.rewind(30)),
     "cut": (lambda pool, s: s.cut(10, 20), lambda s: s.cut(10, 20)),
@@ -137,5 +138,60 @@ def test_every_call(local_ray, folder, engine, name):
         assert not placement.open_streams
         for each in placement.replicas.replicas:
             assert (each.load, each.streams) == (0, set())
+
+    asyncio.run(all_attempts())
+
+
+CUT = {"on_rewrite": "cut"}
+LOOKS_BACK = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content if m.role == 'user' else "
+    "m.content.split('/')[-1] }}</s>{% endfor %}<assistant>"
+)
+
+
+def test_a_chat_that_cuts_is_done_once_and_as_a_whole(local_ray, folder, engine):
+    """Whatever call of it is not answered. What follows is from the journal."""
+    told: list[tuple[int, int]] = []
+
+    async def attempt(pool, number, fault):
+        told.clear()
+        async with await pool.open_stream(
+            chat_template=LOOKS_BACK, window_size=50, on_evict=lambda *span: told.append(span)
+        ) as stream:
+            await read(stream.chat("a", GREEDY))
+            await stream.append("x/y")
+            local_ray.arm(number, fault, lambda: None)
+            said = []
+            async for delta in stream.chat("b" * 30, GREEDY, **CUT):
+                assert delta.template_rewrote
+                said += delta.delta_token_ids
+            num_calls = len(local_ray.methods)
+            local_ray.arm(None, None, None)
+            await stream._home.leave(saves=False)
+            said += await read(stream.chat("c", GREEDY, **CUT))
+            return num_calls, said, await stream.visible()
+
+    with engine.open_stream(
+        chat_template=LOOKS_BACK, window_size=50, on_evict=lambda *span: spans.append(span)
+    ) as stream:
+        spans: list[tuple[int, int]] = []
+        list(stream.chat("a", GREEDY))
+        stream.append("x/y")
+        turns = [*stream.chat("b" * 30, GREEDY, **CUT), *stream.chat("c", GREEDY, **CUT)]
+        expected = [token_id for delta in turns for token_id in delta.delta_token_ids]
+        visible = stream.visible()
+    positions = [position for span in spans for position in range(*span)]
+
+    async def all_attempts():
+        async with AsyncRayLLM(
+            str(folder), num_replicas=2, save_every_tokens=16, **SETTINGS
+        ) as pool:
+            num_calls, *found = await attempt(pool, None, None)
+            assert found == [expected, visible]
+            for number in range(num_calls):
+                for fault in ("not done", "no answer"):
+                    _, *found = await attempt(pool, number, fault)
+                    assert found == [expected, visible]
+                    assert [at for span in told for at in range(*span)] == positions
 
     asyncio.run(all_attempts())

@@ -114,6 +114,40 @@ QWEN_3 = r"""
 {%- endif -%}
 """
 
+# What the model thought is left out of all answers, and the head of an answer begins to think.
+DEEPSEEK_R1 = r"""
+{{- bos_token -}}
+{%- for m in messages -%}
+  {%- if m.role == 'system' -%}
+    {{- m.content -}}
+  {%- elif m.role == 'user' -%}
+    {{- '<|User|>' + m.content -}}
+  {%- else -%}
+    {{- '<|Assistant|>' + m.content.split('</think>')[-1] + eos_token -}}
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|Assistant|><think>\n' -}}{%- endif -%}
+"""
+
+# The date is in the system message, whether there is one or not.
+LLAMA_3_2 = r"""
+{{- bos_token -}}
+{%- if date_string is not defined -%}{%- set date_string = '26 Jul 2024' -%}{%- endif -%}
+{%- set rules = '' -%}{%- set rest = messages -%}
+{%- if messages[0].role == 'system' -%}
+  {%- set rules = messages[0].content | trim -%}{%- set rest = messages[1:] -%}
+{%- endif -%}
+{{- '<|start_header_id|>system<|end_header_id|>\n\nToday Date: ' + date_string + '\n\n' -}}
+{{- rules + '<|eot_id|>' -}}
+{%- for m in rest -%}
+  {{- '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content | trim -}}
+  {{- '<|eot_id|>' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+  {{- '<|start_header_id|>assistant<|end_header_id|>\n\n' -}}
+{%- endif -%}
+"""
+
 PHI_3 = r"""
 {%- for m in messages -%}
   {{- '<|' + m.role + '|>\n' + m.content + '<|end|>\n' -}}
@@ -159,6 +193,8 @@ TEMPLATES = {
     "qwen 2": QWEN_2,
     "smollm 2": SMOLLM_2,
     "qwen 3": QWEN_3,
+    "deepseek r1": DEEPSEEK_R1,
+    "llama 3.2": LLAMA_3_2,
     "phi 3": PHI_3,
     "zephyr": ZEPHYR,
     "gemma": GEMMA,

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from paged_stream.text.chat import first_turn, pinned_text
+from paged_stream.text.chat import pinned_text
+from paged_stream.text.chat_options import StreamChatOptions, WritingOptions
+from paged_stream.text.conversation import Conversation
+from paged_stream.text.held_text import Heard
+from paged_stream.text.next_messages import next_messages
 from paged_stream.text.tokenizer import Tokenizer
 from tests.text.chat_templates import TEMPLATES
 from tests.text.seam_kinds import byte_level, wrap
@@ -37,6 +41,15 @@ def tokenizer_with(template: str) -> Tokenizer:
     return Tokenizer(wrapped)
 
 
+def first_turn(tokenizer, pinned, messages, **options):
+    """Ids of the first messages behind a pin."""
+    text = pinned_text(tokenizer, pinned, WritingOptions(**options))
+    num_pinned = len(tokenizer.encode(text, add_special_tokens=False))
+    conversation = Conversation(pinned=pinned, before=text)
+    heard = Heard(conversation, num_pinned, num_pinned, num_pinned, [])
+    return next_messages(tokenizer, heard, messages, StreamChatOptions(**options)).new_ids
+
+
 @pytest.mark.parametrize("name", PINNED)
 def test_a_system_message_is_pinned_where_the_template_writes_it(name):
     assert pinned_text(tokenizer_with(TEMPLATES[name]), RULES) == PINNED[name]
@@ -47,9 +60,22 @@ def test_pin_and_first_turn_are_the_whole_conversation(name):
     tokenizer = tokenizer_with(TEMPLATES[name])
     question = [{"role": "user", "content": "who are you"}]
     pin = tokenizer.encode(pinned_text(tokenizer, RULES), add_special_tokens=False)
-    assert pin + first_turn(tokenizer, RULES, question, continues=True) == (
+    assert pin + first_turn(tokenizer, RULES, question) == (
         tokenizer.apply_chat_template(RULES + question)
     )
+
+
+@pytest.mark.parametrize(
+    "options", [{"tools": [{"name": "add"}]}, {"chat_template": TEMPLATES["llama 2"]}]
+)
+def test_a_pin_is_written_as_its_options_say(options):
+    tokenizer = tokenizer_with(TEMPLATES["qwen 3"])
+    question = [{"role": "user", "content": "who are you"}]
+    text = pinned_text(tokenizer, RULES, WritingOptions(**options))
+    assert text != PINNED["qwen 3"]
+    pin = tokenizer.encode(text, add_special_tokens=False)
+    whole = tokenizer.apply_chat_template(RULES + question, StreamChatOptions(**options))
+    assert pin + first_turn(tokenizer, RULES, question, **options) == whole
 
 
 def test_a_space_that_a_question_takes_is_not_pinned():
@@ -81,4 +107,4 @@ def test_what_no_conversation_begins_with_is_refused(name, messages, reason):
 def test_what_follows_a_pin_begins_with_the_user():
     tokenizer = tokenizer_with(TEMPLATES["chatml"])
     with pytest.raises(ValueError, match="must begin with a message of the user"):
-        first_turn(tokenizer, RULES, EXAMPLE[1:], continues=True)
+        first_turn(tokenizer, RULES, EXAMPLE[1:])

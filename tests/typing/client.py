@@ -109,13 +109,18 @@ def step_by_step(config: EngineConfig) -> Iterator[RequestDelta]:
 
 def live(engine: EngineApi, path: Path) -> int:
     told: list[tuple[int, int]] = []
-    with engine.open_stream(pin="rules", on_evict=lambda a, b: told.append((a, b))) as stream:
+    with engine.open_stream(
+        pin="rules", tools=[], on_evict=lambda a, b: told.append((a, b))
+    ) as stream:
         stream.append(torch.tensor([1, 2, 3]))
         with contextlib.closing(stream.generate(GREEDY)) as deltas:
             for delta in deltas:
                 print(delta.delta_text, delta.delta_token_ids, delta.finished)
         thoughtless = {"enable_thinking": False}
         first = next(stream.chat("and then?", chat_template_kwargs=thoughtless), None)
+        looked_back: bool = first is not None and first.template_rewrote
+        with contextlib.closing(stream.chat("what else?", on_rewrite="cut")) as deltas:
+            print(looked_back, next(deltas).delta_text)
         branch: StreamApi = stream.fork()
         branch.rewind(stream.position - 1)
         branch.cut(3, 5)
