@@ -36,6 +36,7 @@ MODULES = {
     "batch_overhead": "bench_batch",
     "pool": "bench_pool",
     "disconnects": "disconnects",
+    "interrupts": "interrupts",
     "structured": "structured",
 }
 BY_NAME_ONLY = (
@@ -45,6 +46,7 @@ BY_NAME_ONLY = (
     "batch_overhead",
     "pool",
     "disconnects",
+    "interrupts",
     "structured",
 )
 

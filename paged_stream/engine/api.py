@@ -72,8 +72,8 @@ contextlib.aclosing(...)`` block, or cancelling the task that reads it, ends the
 OnEvict: TypeAlias = Callable[[int, int], object]
 """Called with the first position that left a stream's window and the one behind the last. Calls
 come in the order of the positions, and every position is told once. The engine makes them between
-two steps, in the thread that computes or, in a pool, in the pool's own; the function must not use
-the engine or its streams, except `abort`. What it raises is logged."""
+two steps, in the engine's own thread or, in a pool, in the pool's. There, using the engine or its
+streams raises RuntimeError, except `abort`. What the function raises is logged."""
 
 Scores: TypeAlias = list[float | None]
 """One log-probability per token; ``None`` for a token that nothing predicts."""
@@ -96,8 +96,9 @@ class StreamApi(Protocol):
     the stream is, with nothing put between. So the tokens of several texts decode to these texts
     joined. No text gets an EOS token. The page "Text in streams" says more.
 
-    A stream of `LLM` or `LLMEngine` computes in the thread that calls it, and one thread at a time
-    may use the engine and its streams. A stream of `RayLLM` may be used from any number of threads.
+    Any number of threads may use a stream. A call that is interrupted, by Ctrl-C for example, was
+    done as a whole or not at all, but that it may end a turn, and that what it has appended may
+    still have to be computed.
     """
 
     @property
@@ -421,9 +422,8 @@ class EngineApi(Protocol):
     """A model, or a pool of engines with the same model: whole answers to prompts, and live
     streams.
 
-    `LLM` and `LLMEngine` compute in the thread that calls them, and one thread at a time may use
-    them; a second one gets RuntimeError. Any number of threads may use `RayLLM`. `abort` may be
-    called in any thread, at any moment. Use the engine as a context manager, or call `close`.
+    Any number of threads may use an engine. `abort` may also be called by what the engine calls.
+    Use the engine as a context manager, or call `close`.
     """
 
     def generate(
@@ -583,10 +583,8 @@ class EngineApi(Protocol):
     def close(self) -> None:
         """Free the memory of weights, K and V, remove what was parked, end threads and processes.
 
-        Streams are closed with it. Harmless twice, and in a forked child.
-
-        Raises:
-            RuntimeError: another thread is within a step of an `LLM` or `LLMEngine`, which goes on.
+        Streams are closed with it. A step that another thread waits for is finished first.
+        Harmless twice, and in a forked child.
         """
         ...
 

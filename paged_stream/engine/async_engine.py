@@ -19,15 +19,15 @@ from paged_stream.engine.async_stream import (
     beside_the_loop,
     check_beside_the_loop,
 )
+from paged_stream.engine.async_thread import AsyncThread
 from paged_stream.engine.core import EngineCore
 from paged_stream.engine.lifetime import EngineStoppedError, StreamLostError, when_abandoned
 from paged_stream.engine.loaded_engine import LoadedEngine
 from paged_stream.engine.mailbox import Mailbox
 from paged_stream.engine.outputs import EngineStats
-from paged_stream.engine.requests import scores_of, split_prompts
+from paged_stream.engine.requests import request_names, scores_of, split_prompts
 from paged_stream.engine.stats import engine_stats
 from paged_stream.engine.stream_file import write_stream_file
-from paged_stream.engine.thread import EngineThread
 from paged_stream.scheduler.fields import as_int
 from paged_stream.scheduler.sampling_params import SamplingParams, whole_answer
 from paged_stream.text.chat import Messages
@@ -62,18 +62,12 @@ class AsyncLLMEngine(LoadedEngine, AsyncEngineApi):
     def __init__(self, config: EngineConfig, *, max_unread: int = 16) -> None:
         max_unread = as_int("max_unread", max_unread, 1)
         super().__init__(config)
-        try:
-            if self.tokenizer is not None:
-                # Takes back what the tokenizer's file may limit: not to be done in two threads.
-                self.tokenizer.encode("")
-            self.thread = EngineThread(self._core, max_unread)
-        except BaseException:
-            self._core.close()
-            raise
+        self.thread = AsyncThread(self._core, max_unread)
         self.streams = AsyncStreams(self.thread)
-        self._names = (f"request-{number}" for number in itertools.count())
+        self._names = request_names()
+        self.thread.start(self.streams)
         name = f"AsyncLLMEngine of {config.model!r}"
-        when_abandoned(self.streams, name, self._core.lifetime, self.thread.stop_soon)
+        when_abandoned(self.streams, name, self._core.lifetime)
 
     # Requests
 

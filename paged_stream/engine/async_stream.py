@@ -11,6 +11,7 @@ from typing import Any, NoReturn, Self, TypeVar, Unpack
 from weakref import WeakSet
 
 from paged_stream.engine.api import AsyncDeltas, AsyncStreamApi, FilePath, OnEvict
+from paged_stream.engine.async_thread import AsyncThread
 from paged_stream.engine.lifetime import refuse_pickling
 from paged_stream.engine.live_stream import Addition, LiveStream
 from paged_stream.engine.mailbox import Mailbox
@@ -18,7 +19,6 @@ from paged_stream.engine.outputs import StreamStats, VisibleText
 from paged_stream.engine.requests import scores_of
 from paged_stream.engine.stream_file import SavedStream, stream_bytes, write_stream_file
 from paged_stream.engine.stream_rules import closed_error
-from paged_stream.engine.thread import EngineThread
 from paged_stream.scheduler.sampling_params import SamplingParams, whole_answer
 from paged_stream.text.chat import Messages, is_messages
 from paged_stream.text.chat_options import StreamChatOptions, StreamChatSettings
@@ -37,7 +37,7 @@ class AsyncStreams:
         open: for the engine's thread only. It does not keep them: they may be collected unclosed.
     """
 
-    def __init__(self, thread: EngineThread) -> None:
+    def __init__(self, thread: AsyncThread) -> None:
         self.thread = thread
         self.open: WeakSet[AsyncStream] = WeakSet()
 

@@ -1,7 +1,7 @@
 """The engine's inside: its steps, and its streams between their turns.
 
-One thread at a time uses a core, and begins with `EngineCore.enter`. A stream here is a ``seq_id``
-and plain values; what users may do with it, `live_stream` knows.
+Only the engine's thread uses a core. A stream here is a ``seq_id`` and plain values; what users may
+do with it, `live_stream` knows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from paged_stream.engine.api import OnEvict
-from paged_stream.engine.lifetime import Errands, Lifetime, StreamLostError, finish_before_exit
+from paged_stream.engine.lifetime import Errands, Lifetime, StreamLostError
 from paged_stream.engine.outputs import Inbox
 from paged_stream.engine.stepper import Step, Stepper
 from paged_stream.engine.turns import Turns
@@ -74,75 +74,59 @@ class EngineCore:
         self.lost: dict[int, str] = {}  # streams that are over but not closed yet, and why
         self.num_evicted_tokens = 0
         self.lifetime = Lifetime()
-        self.errands: Errands[Callable[[EngineCore], object]] = Errands()
+        self.errands: Errands[EngineCore] = Errands()
         self.clock: Callable[[], float] = time.monotonic  # seconds; tells how long a stream rests
         self._park_after_seconds = park_after_seconds
         self._seeds = random.Random(seed)
-
-    def enter(self) -> EngineCore:
-        """The core itself, for the thread that uses it, after what finalizers and other threads
-        have asked for is done; within a step, that waits for its end.
-
-        Raises:
-            EngineStoppedError: the engine is closed.
-            RuntimeError: it was made in another process.
-        """
-        self.lifetime.check()
-        while self.errands and not self.stepper.is_within:
-            with self.stepper.alone():
-                self.errands.take()(self)
-        return self
 
     def new_seed(self) -> int:
         """63 bits."""
         return self._seeds.getrandbits(63)
 
-    @finish_before_exit
     def close(self) -> None:
-        """End the workers and let go of what they hold. Harmless twice, and in a forked child.
-
-        Raises:
-            RuntimeError: the engine is within a step.
-        """
-        if self.lifetime.is_over:
+        """End the workers and let go of what they hold. Harmless twice."""
+        if self.lifetime.is_closed:
             return
-        with self.stepper.alone():
+        try:
             self.stepper.close()
-        self.lifetime.is_closed = True
-        # Streams may keep the core, but not what takes memory.
-        del self.scheduler, self.executor, self.turns, self.stepper
-        self.streams.clear()
-        self.lost.clear()
+        finally:
+            self.lifetime.is_closed = True
+            # Streams may keep the core, but not what takes memory.
+            del self.scheduler, self.executor, self.turns, self.stepper
+            self.streams.clear()
+            self.lost.clear()
 
     # Steps
 
-    @finish_before_exit
     def advance(self) -> bool:
         """Compute one step, or as many as need no look in between; False if there was nothing to
         compute.
 
         Raises:
-            EngineStoppedError, RuntimeError: as `enter`; or the engine has failed before, or is
-                within a step, of another thread for example.
+            RuntimeError: the engine has failed before.
         """
-        self.enter()
         if self._park_after_seconds is not None:
             self.park_idle(self._park_after_seconds)
-        with self.stepper.alone():
-            began = time.monotonic()
-            step = self.stepper.step(self.turns.unread, self.turns.masked, self.turns.ends_with)
-            has_lost = self._note_losses()
-            if step is None:
-                return has_lost  # whoever waited behind what was lost has not been looked at
-            self._note_starts(step)
-            now = self.clock()
-            for update in step.updates:
-                if (record := self.streams.get(update.seq_id)) is not None:
-                    record.last_used = now
-                self.turns.deliver(update)
-            self._note_evictions(step)
-            self.stepper.step_seconds += time.monotonic() - began
+        began = time.monotonic()
+        step = self.stepper.step(self.turns.unread, self.turns.masked, self.turns.ends_with)
+        has_lost = self._note_losses()
+        if step is None:
+            return has_lost  # whoever waited behind what was lost has not been looked at
+        self._note_starts(step)
+        now = self.clock()
+        for update in step.updates:
+            if (record := self.streams.get(update.seq_id)) is not None:
+                record.last_used = now
+            self.turns.deliver(update)
+        self._note_evictions(step)
+        self.stepper.step_seconds += time.monotonic() - began
         return True
+
+    def advance_if(self, is_needed: bool) -> bool:
+        """As `advance`, if a step is needed; returns whether it is."""
+        if is_needed:
+            self.advance()
+        return is_needed
 
     def flush(self) -> None:
         """As `Stepper.flush`."""
@@ -186,7 +170,7 @@ class EngineCore:
                 continue
             try:
                 record.on_evict(first, after)
-            except Exception:
+            except BaseException:
                 logger.exception("on_evict failed")  # the step is done, and is others' too
 
     def _note_losses(self) -> bool:
@@ -304,7 +288,6 @@ class EngineCore:
         self.flush()
         return len(idle)
 
-    @finish_before_exit
     def copy_stream(self, seq_id: int) -> tuple[SequenceState, KVTokens]:
         """All of a stream that is computed, or known, wherever it is.
 

@@ -134,7 +134,7 @@ class Intake:
             raise ValueError(f"{name}: the stream has a window where the model has none, or none")
         return saved
 
-    # For the thread that uses the engine
+    # For the engine's thread
 
     def check_request(
         self, request_id: str, num_tokens: int, params: SamplingParams, priority: int
@@ -170,7 +170,7 @@ class Intake:
         Raises:
             ValueError: names what is wrong; the engine is as before.
         """
-        core = self._core.enter()
+        core = self._core
         check_params_type(params)
         token_ids = self.prompts.truncate(token_ids, params)
         self.check_request(request_id, len(token_ids), params, priority)
@@ -192,7 +192,7 @@ class Intake:
         Raises:
             ValueError: as `add_request`, and for a prompt of fewer than two tokens.
         """
-        core = self._core.enter()
+        core = self._core
         self.check_request(request_id, len(token_ids), SamplingParams(), 0)
         if len(token_ids) < 2:
             raise ValueError(f"prompt must have at least 2 tokens to score, got {len(token_ids)}")
@@ -204,7 +204,7 @@ class Intake:
         Raises:
             ValueError: its sinks and window do not fit the cache.
         """
-        core = self._core.enter()
+        core = self._core
         seq_id = core.open_stream(opening.sink_window, on_evict)
         core.scheduler.append(seq_id, opening.pin.token_ids)
         return LiveStream(
@@ -221,7 +221,7 @@ class Intake:
         Raises:
             ValueError: its sinks and window do not fit the cache.
         """
-        core = self._core.enter()
+        core = self._core
         seq_id = core.restore_stream(saved.state, saved.tokens, on_evict)
         return LiveStream(
             core,

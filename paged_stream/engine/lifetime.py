@@ -7,15 +7,21 @@ while locks are held. So they only write down what is to be done, and its owner 
 from __future__ import annotations
 
 import atexit
+import functools
+import logging
 import os
+import sys
 import threading
+import time
 import warnings
 import weakref
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
-from contextlib import ContextDecorator
-from typing import Generic, NoReturn, TypeVar
+from types import CodeType, FrameType
+from typing import Any, Generic, NoReturn, ParamSpec, TypeVar
 
+logger = logging.getLogger(__name__)
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -74,35 +80,64 @@ class Lifetime:
         return EngineStoppedError(f"the {self._kind} is closed")
 
 
-class Errands(Generic[T]):
-    """What finalizers leave for an engine to do at its next call.
+class Errand(weakref.ref[Any]):
+    """What is to be done once an object is gone."""
 
-    ``wake`` tells an engine that waits that there is something; it must not take a lock.
+    __slots__ = ("function",)
+    function: Callable[[Any], object]
+
+
+class Errands(Generic[T]):
+    """What an engine is to do before anything else that it is asked for.
+
+    Finalizers and threads that are interrupted leave errands. So each is left by a single call of a
+    function that is written in C: it takes no lock, and cannot be done by half.
+
+    Attributes:
+        put: takes one, in any thread. It may be set to what also wakes the engine.
     """
 
     def __init__(self) -> None:
-        self._items: deque[T] = deque()
-        self.wake: Callable[[], object] = lambda: None
+        self._items: deque[Callable[[T], object] | Errand] = deque()
+        self._promised: dict[int, Errand] = {}
+        self.put: Callable[[Callable[[T], object] | Errand], object] = self._items.append
 
-    def __bool__(self) -> bool:
-        return bool(self._items)
+    def when_gone(self, owner: object, function: Callable[[T], object]) -> Errand:
+        """Have something done once ``owner`` is gone, unless `forget` is called before."""
+        errand = Errand(owner, self.put)
+        errand.function = function
+        self._promised[id(errand)] = errand  # a reference that is gone itself tells nobody
+        return errand
 
-    def add(self, item: T) -> None:
-        self._items.append(item)
-        self.wake()
+    def forget(self, errand: Errand) -> None:
+        """Leave it undone. Harmless twice."""
+        self._promised.pop(id(errand), None)
 
-    def take(self) -> T:
-        return self._items.popleft()
+    def do(self, item: Callable[[T], object] | Errand, engine: T) -> None:
+        """Do what `put` was given; in the engine's thread. What fails is logged."""
+        if isinstance(item, Errand):
+            self.forget(item)
+            item = item.function
+        try:
+            item(engine)
+        except Exception:
+            logger.exception("the engine could not do what was asked for")
+
+    def do_all(self, engine: T) -> None:
+        """Do what has come; in the engine's thread."""
+        while self._items:
+            self.do(self._items.popleft(), engine)
 
 
 def when_abandoned(
-    owner: object, name: str, lifetime: Lifetime, release: Callable[[], object]
+    owner: object, name: str, lifetime: Lifetime, release: Callable[[], object] = lambda: None
 ) -> weakref.finalize[..., object]:
     """Warn about an object that is collected while its ``lifetime`` lasts, and free what it held.
 
     Args:
         name: what the warning calls it.
-        release: must not refer to ``owner``, take a lock or wait.
+        release: must not refer to ``owner``, take a lock or wait. An exception that comes from
+            outside may end it; what must be done for certain is an errand.
 
     Returns:
         Whose ``detach`` is to be called when the object is closed before its lifetime ends.
@@ -133,48 +168,82 @@ class _Process:
         self.pid = os.getpid()
 
 
-class _FinishBeforeExit(ContextDecorator):
-    """Keeps the interpreter from ending while other threads run native code.
+class _Exit:
+    """The end of the interpreter: ``thread`` is the one that ends it, once it does."""
+
+    thread: int | None = None
+
+    def forget(self) -> None:
+        self.thread = None
+
+    def is_closed_to(self, thread: int) -> bool:
+        """Whether what that thread begins now must not be done any more."""
+        return self.thread not in (None, thread)
+
+    def wait(self) -> None:
+        """Let those who are inside finish, and nobody else begin."""
+        self.thread = threading.get_ident()
+        while any(map(_is_inside, sys._current_frames().items())):
+            time.sleep(0.001)
+
+
+def finish_before_exit(function: Callable[P, T]) -> Callable[P, T]:
+    """Keep the interpreter from ending while other threads are in a function of native code.
 
     A daemon thread that comes back from native code into an interpreter that is ending is unwound
     by force, which C++ and Rust answer with ``abort``. So what is being done at exit is waited for,
     and threads that begin anything later sleep until the process is gone.
+
+    Who is inside is read off the threads' stacks. Nothing is counted, so an exception that comes
+    between two bytecodes leaves no wrong count.
     """
 
-    def __init__(self) -> None:
-        self.after_fork()
+    @functools.wraps(function)
+    def finishing(*args: P.args, **kwargs: P.kwargs) -> T:
+        if _exit.thread is not None:
+            _stay_outside()
+        return function(*args, **kwargs)
 
-    def after_fork(self) -> None:
-        """Other threads are gone; locks may be held by them."""
-        self._changed = threading.Condition()
-        self._depths: Counter[int] = Counter()  # by thread
-        self._ending: int | None = None  # the thread that ends the interpreter
+    return finishing
 
-    def __enter__(self) -> None:
-        me = threading.get_ident()
-        with self._changed:
-            while self._ending not in (None, me) and not self._depths[me]:
-                self._changed.wait()
-            self._depths[me] += 1
 
-    def __exit__(self, *exc_info: object) -> None:
-        me = threading.get_ident()
-        with self._changed:
-            self._depths[me] -= 1
-            if self._depths[me] <= 0:
-                del self._depths[me]
-            if self._ending is not None:
-                self._changed.notify_all()
+def finish_for(thread: int, function: Callable[[], object]) -> None:
+    """As `finish_before_exit`, for a function that another thread waits for; it is left out if that
+    thread must not begin anything any more."""
+    if not _exit.is_closed_to(thread):
+        function()
 
-    def wait(self) -> None:
-        """Let those who are inside finish, and nobody else begin."""
-        with self._changed:
-            self._ending = threading.get_ident()
-            self._changed.wait_for(lambda: not self._depths.keys() - {self._ending})
+
+def _stay_outside() -> None:
+    """Sleep for ever, unless this thread ends the interpreter or was inside before."""
+    me = threading.get_ident()
+    entries = [code for code in _codes_of(sys._getframe()) if code in (_FINISHING, _FINISHING_FOR)]
+    if _exit.is_closed_to(me) and len(entries) == 1:
+        lock = threading.Lock()
+        lock.acquire()
+        lock.acquire()
+
+
+def _is_inside(thread_frame: tuple[int, FrameType]) -> bool:
+    thread, frame = thread_frame
+    codes = _codes_of(frame)
+    is_native = _FINISHING in codes or _FINISHING_FOR in codes
+    return thread != _exit.thread and is_native and _STAYING not in codes
+
+
+def _codes_of(frame: FrameType | None) -> list[CodeType]:
+    codes = []
+    while frame is not None:
+        codes.append(frame.f_code)
+        frame = frame.f_back
+    return codes
 
 
 _process = _Process()
-finish_before_exit = _FinishBeforeExit()
+_exit = _Exit()
+_FINISHING = finish_before_exit(lambda: None).__code__
+_FINISHING_FOR = finish_for.__code__
+_STAYING = _stay_outside.__code__
 os.register_at_fork(after_in_child=_process.note)
-os.register_at_fork(after_in_child=finish_before_exit.after_fork)
-atexit.register(finish_before_exit.wait)
+os.register_at_fork(after_in_child=_exit.forget)
+atexit.register(_exit.wait)

@@ -1,7 +1,7 @@
 """A live stream inside its engine: what may be done to it, and when. Nothing here computes a step
 or waits for one: `Stream` drives the engine, `AsyncStream` waits for the engine's thread.
 
-All methods are for the thread that uses the engine, but for those that say otherwise.
+All methods are for the engine's thread, but for those that say otherwise.
 """
 
 from __future__ import annotations
@@ -89,13 +89,8 @@ class LiveStream:
         self.prompts = prompts
         self._seed = seed
         self._num_turns = num_turns
-        errands = core.errands
-        self._finalizer = when_abandoned(
-            self,
-            f"stream {seq_id} of {core.model!r}",
-            core.lifetime,
-            lambda: errands.add(lambda core: core.close_stream(seq_id)),
-        )
+        self._abandoned = core.errands.when_gone(self, lambda core: core.close_stream(seq_id))
+        self._warning = when_abandoned(self, f"stream {seq_id} of {core.model!r}", core.lifetime)
 
     # For any thread
 
@@ -171,15 +166,10 @@ class LiveStream:
 
     # States
 
-    def enter(self) -> None:
-        """As `EngineCore.enter`, of a stream that is open."""
-        self.check_open()
-        self.core.enter()
-
     @property
     def has_turn(self) -> bool:
         """Whether it generates or scores."""
-        self.enter()
+        self.check_open()
         return self.core.turns.has(self.seq_id)
 
     @property
@@ -219,7 +209,7 @@ class LiveStream:
         Raises:
             ValueError: as `StreamApi.append`.
         """
-        self.enter()
+        self.check_open()
         if addition.continues == self._is_empty:  # it was another when the prompt was encoded
             addition = self.encode(prompt)
         token_ids = addition.token_ids
@@ -238,7 +228,7 @@ class LiveStream:
     def withdraw(self, appended: Appended) -> int:
         """Take back what `queue` has appended, as far as it is not computed, unless something came
         after it. Returns where the stream ends."""
-        self.enter()
+        self.check_open()
         if appended.start < appended.end:
             self.core.withdraw(self.seq_id, appended.start, appended.end, appended.num_computed)
         return self._sequence.num_tokens
@@ -250,7 +240,7 @@ class LiveStream:
 
     def hear(self) -> Heard:
         """What the stream holds of its conversation."""
-        self.enter()
+        self.check_open()
         sequence = self._sequence
         first = sequence.first_unbroken(sequence.num_computed_tokens)
         conversation = self.conversation.seen_from(first)
@@ -281,9 +271,9 @@ class LiveStream:
         Raises:
             ValueError: as `StreamApi.chat`.
         """
-        self.enter()
+        self.check_open()
         self.check_at_rest()
-        self._check_params(params)
+        self.check_params(params)
         if addition.heard != (heard := self.hear()):
             addition = self.encode_chat(messages, heard, options)
         new_ids = self.prompts.truncate(addition.new_ids, params)
@@ -314,7 +304,7 @@ class LiveStream:
     def check_can_generate(self, params: SamplingParams, *, appends: bool = False) -> None:
         """Raise what `start_turn` would; with ``appends``, after something was appended."""
         self.check_at_rest()
-        self._check_params(params)
+        self.check_params(params)
         sequence = self._sequence
         if not appends:
             stream_rules.check_can_generate(sequence.num_tokens, has_next=sequence.has_next)
@@ -342,7 +332,7 @@ class LiveStream:
         Raises:
             ValueError: as `StreamApi.generate`.
         """
-        self.enter()
+        self.check_open()
         self.check_can_generate(params)
         seed = stream_rules.turn_seed(self._seed, self._num_turns)
         self._num_turns += 1
@@ -366,7 +356,7 @@ class LiveStream:
         Raises:
             ValueError: as `StreamApi.complete`.
         """
-        self.enter()
+        self.check_open()
         self.check_can_generate(params, appends=True)
         self.queue(prompt, addition, params)
         self.start_turn(params, inbox)
@@ -385,7 +375,7 @@ class LiveStream:
         Raises:
             ValueError: as `StreamApi.chat`.
         """
-        self.enter()
+        self.check_open()
         self.check_can_generate(params, appends=True)
         added = self.queue_chat(messages, params, addition, options)
         self.start_turn(params, inbox, template_rewrote=added.template_rewrote)
@@ -401,7 +391,7 @@ class LiveStream:
         Raises:
             ValueError: as `StreamApi.score`.
         """
-        self.enter()
+        self.check_open()
         self.check_at_rest()
         assert self.is_settled, "what was appended before would be scored as well"
         sequence = self._sequence
@@ -415,19 +405,19 @@ class LiveStream:
 
     def end_turn(self, inbox: Inbox | None = None) -> None:
         """Stop the turn where it is; with an inbox, only if the turn fills it."""
-        self.enter()
+        self.check_open()
         self.core.end_turn(self.seq_id, inbox)
 
     def turn_ender(self) -> Callable[[Inbox], None]:
         """What ends the turn that fills an inbox, and does not keep the stream."""
         core, seq_id = self.core, self.seq_id
-        return lambda inbox: core.enter().end_turn(seq_id, inbox)
+        return lambda inbox: core.end_turn(seq_id, inbox)
 
     # Editing, between turns
 
     def fork(self, on_evict: OnEvict | None = None) -> LiveStream:
         """As `StreamApi.fork`, of a stream that is settled."""
-        self.enter()
+        self.check_open()
         self.check_at_rest()
         seq_id = self.core.fork_stream(self.seq_id, on_evict)
         return LiveStream(
@@ -441,7 +431,7 @@ class LiveStream:
     def cut(self, start: int, end: int) -> None:
         """As `StreamApi.cut`, of a stream that is settled."""
         start, end = _as_position("start", start), _as_position("end", end)
-        self.enter()
+        self.check_open()
         self.check_at_rest()
         sequence = self._sequence
         if sequence.sink_window.window_size is None:
@@ -471,7 +461,7 @@ class LiveStream:
     def rewind(self, position: int) -> None:
         """As `StreamApi.rewind`, once `rewinds_now`."""
         position = _as_position("position", position)
-        self.enter()
+        self.check_open()
         self.check_at_rest()
         sequence = self._sequence
         first = max(sequence.first_kept, sequence.sink_window.num_sink_tokens)
@@ -487,7 +477,7 @@ class LiveStream:
 
     def park(self) -> None:
         """As `StreamApi.park`, of a stream that is settled."""
-        self.enter()
+        self.check_open()
         self.check_at_rest()
         self.core.park_stream(self.seq_id)
 
@@ -501,7 +491,7 @@ class LiveStream:
         Raises:
             ValueError: the stream is closed, or is in a turn and must not be.
         """
-        self.enter()
+        self.check_open()
         if not in_turn:
             self.check_at_rest()
         state, tokens = self.core.copy_stream(self.seq_id)
@@ -516,12 +506,12 @@ class LiveStream:
 
     def stats(self) -> StreamStats:
         """As `StreamApi.stats`."""
-        self.enter()
+        self.check_open()
         return stream_stats(self.core, self.seq_id)
 
     def visible_runs(self) -> VisibleText:
         """As `StreamApi.visible`, but without text."""
-        self.enter()
+        self.check_open()
         sequence = self._sequence
         runs = [
             VisibleRun(start=start, token_ids=ids.tolist(), text=None, missing=missing)
@@ -542,13 +532,21 @@ class LiveStream:
 
     def close(self) -> None:
         """As `StreamApi.close`."""
-        self._finalizer.detach()
+        self._warning.detach()
+        self.core.errands.forget(self._abandoned)
         if not self.is_closed:
             self.is_closed = True
             if not self.core.lifetime.is_over:
-                self.core.enter().close_stream(self.seq_id)
+                self.core.close_stream(self.seq_id)
 
-    def _check_params(self, params: SamplingParams) -> None:
+    def check_params(self, params: SamplingParams) -> None:
+        """Refuse parameters of a turn; in any thread. It may take long, as
+        `PromptEncoder.check_params`.
+
+        Raises:
+            ValueError: names the field, or the stream is closed.
+        """
+        self.check_open()
         stream_rules.check_turn_params(params)
         self.prompts.check_params(params)
 

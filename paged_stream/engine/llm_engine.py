@@ -1,17 +1,21 @@
-"""The engine that computes in the thread that calls it: requests and streams in, text and tokens
-out, one step at a time."""
+"""The engine whose callers wait while it computes: requests and streams in, text and tokens out,
+one step at a time."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Self, Unpack, overload
 
 from paged_stream.config import EngineConfig, takes_config
 from paged_stream.engine.api import EngineApi, FilePath, OnEvict, Scores
+from paged_stream.engine.caller import Caller
+from paged_stream.engine.calls import Reader
+from paged_stream.engine.core import EngineCore
 from paged_stream.engine.lifetime import when_abandoned
 from paged_stream.engine.loaded_engine import LoadedEngine
-from paged_stream.engine.outputs import EngineStats, RequestDelta, RequestOutput
+from paged_stream.engine.outputs import DeltaQueue, EngineStats, RequestDelta, RequestOutput
+from paged_stream.engine.parcel import Parcel, send
 from paged_stream.engine.requests import (
     conversations_of,
     ids_per_prompt,
@@ -19,6 +23,7 @@ from paged_stream.engine.requests import (
     new_output,
     params_per_prompt,
     prompt_list_of,
+    request_names,
     scores_of,
     split_prompts,
 )
@@ -40,7 +45,8 @@ if TYPE_CHECKING:
 
 
 class LLMEngine(LoadedEngine, EngineApi):
-    """Runs requests and streams on one model, for the thread that calls it.
+    """Runs requests and streams on one model. It computes while a thread waits for it, in a thread
+    of its own; any number of threads may use it.
 
     Beside what every engine can (`EngineApi`), it lets its user decide about each step:
     `add_request`, then `step` while `has_unfinished_requests`.
@@ -56,9 +62,15 @@ class LLMEngine(LoadedEngine, EngineApi):
     @takes_config
     def __init__(self, config: EngineConfig) -> None:
         super().__init__(config)
-        self._names = (f"request-{number}" for number in itertools.count())
-        name = f"{type(self).__name__} of {config.model!r}"
-        when_abandoned(self, name, self._core.lifetime, lambda: None)  # its parts go with it
+        self._names = request_names()
+        self._caller = Caller(self._core)  # its parts go with it
+        when_abandoned(self, f"{type(self).__name__} of {config.model!r}", self._core.lifetime)
+
+    @property
+    def core(self) -> EngineCore:
+        """For the engine's thread, and for a look at it while it has nothing to do."""
+        self._caller.call(lambda: None)  # let it do what finalizers have left to do
+        return self._core
 
     # Whole answers
 
@@ -72,7 +84,7 @@ class LLMEngine(LoadedEngine, EngineApi):
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
         """As `EngineApi.generate`."""
-        self._core.enter()
+        self._core.lifetime.check()
         prompt_list = prompt_list_of(prompts)
         count = len(prompt_list)
         per_prompt = params_per_prompt(sampling_params, count)
@@ -97,24 +109,22 @@ class LLMEngine(LoadedEngine, EngineApi):
         use_tqdm: bool,
     ) -> list[RequestOutput]:
         """Run requests until all are finished."""
-        completions = {request_id: len(output.outputs) for request_id, output in outputs.items()}
-        with Bar(total=sum(completions.values()), unit="completion", disable=not use_tqdm) as bar:
-            try:
-                for request_id, output in outputs.items():
-                    self.intake.add_request(
-                        request_id, output.prompt_token_ids, params[request_id], priority=priority
-                    )
-                num_tokens = 0
-                for delta in self._run(completions):
-                    merge_delta(outputs[delta.request_id], delta)
-                    num_tokens += len(delta.delta_token_ids)
-                    if delta.finished:
-                        bar.update()
-                        elapsed = bar.format_dict["elapsed"] or 1e-9
-                        bar.set_postfix_str(f"{num_tokens / elapsed:.0f} tok/s")
-            finally:
-                for request_id in outputs:
-                    self.abort_request(request_id)
+
+        def start(request_id: str, inbox: DeltaQueue) -> None:
+            token_ids = outputs[request_id].prompt_token_ids
+            self._intake.add_request(
+                request_id, token_ids, params[request_id], priority=priority, inbox=inbox
+            )
+
+        count, num_tokens = sum(len(output.outputs) for output in outputs.values()), 0
+        with Bar(total=count, unit="completion", disable=not use_tqdm) as bar:
+            for delta in self._run(outputs, start, count):
+                merge_delta(outputs[delta.request_id], delta)
+                num_tokens += len(delta.delta_token_ids)
+                if delta.finished:
+                    bar.update()
+                    elapsed = bar.format_dict["elapsed"] or 1e-9
+                    bar.set_postfix_str(f"{num_tokens / elapsed:.0f} tok/s")
         return list(outputs.values())
 
     def chat(
@@ -157,31 +167,50 @@ class LLMEngine(LoadedEngine, EngineApi):
         scores: list[Scores] = [[None] for _ in token_ids]
         names = self._free_names()
         requests = {next(names): index for index, ids in enumerate(token_ids) if len(ids) > 1}
+
+        def start(request_id: str, inbox: DeltaQueue) -> None:
+            self._intake.add_scoring(request_id, token_ids[requests[request_id]], inbox=inbox)
+
         total = sum(map(len, token_ids))
         with Bar(total=total, unit="tok", disable=not use_tqdm, initial=len(token_ids)) as bar:
-            try:
-                for request_id, index in requests.items():
-                    self.intake.add_scoring(request_id, token_ids[index])
-                for delta in self._run(dict.fromkeys(requests, 1)):
-                    new = scores_of(delta)
-                    scores[requests[delta.request_id]] += new
-                    bar.update(len(new))
-            finally:
-                for request_id in requests:
-                    self.abort_request(request_id)
+            for delta in self._run(requests, start, len(requests)):
+                new = scores_of(delta)
+                scores[requests[delta.request_id]] += new
+                bar.update(len(new))
         return scores[0] if is_one else scores
 
     def get_tokenizer(self) -> PreTrainedTokenizerBase:
         """As `EngineApi.get_tokenizer`."""
         return self.intake.prompts.tokenizer_copy()
 
-    def _run(self, completions: Mapping[str, int]) -> Iterator[RequestDelta]:
-        """Step until these requests' completions are all finished; others keep their deltas."""
-        left = sum(completions.values())
-        while left:
-            for delta in self.step(completions):
-                left -= delta.finished
-                yield delta
+    def _run(
+        self, request_ids: Collection[str], start: Callable[[str, DeltaQueue], None], left: int
+    ) -> Iterator[RequestDelta]:
+        """Start requests, and step until ``left`` completions are finished: all of theirs."""
+        core, inbox, reader = self._core, DeltaQueue(), Reader()
+
+        def leave(core: EngineCore) -> None:
+            for request_id in request_ids:
+                core.turns.drop(request_id, inbox)
+
+        leaving = core.errands.when_gone(reader, leave)
+
+        def begin() -> None:
+            if leaving() is not None:  # otherwise the reader was interrupted before
+                for request_id in request_ids:
+                    start(request_id, inbox)
+
+        try:
+            self._caller.call(begin)
+            while left:
+                if inbox:
+                    delta = inbox.popleft()
+                    left -= delta.finished
+                    yield delta
+                else:
+                    self._caller.call(core.advance)
+        finally:
+            del reader  # an exception may keep this frame
 
     def _free_names(self) -> Iterator[str]:
         return itertools.filterfalse(self.core.turns.is_in_use, self._names)
@@ -208,7 +237,11 @@ class LLMEngine(LoadedEngine, EngineApi):
             ValueError: names what is wrong; the engine is as before.
         """
         params = SamplingParams() if params is None else params
-        self.intake.add_request(request_id, self.encode(prompt), params, priority=priority)
+        token_ids = self.encode(prompt)
+        self.intake.prompts.check_params(params)
+        self._caller.call(
+            lambda: self._intake.add_request(request_id, token_ids, params, priority=priority)
+        )
 
     def step(self, request_ids: Collection[str] | None = None) -> list[RequestDelta]:
         """Compute one step and return what was added to each request.
@@ -217,20 +250,31 @@ class LLMEngine(LoadedEngine, EngineApi):
             request_ids: return what belongs to these; the rest waits for another call.
 
         Raises:
-            RuntimeError: the engine has failed before, or another thread is within a step.
+            RuntimeError: the engine has failed before.
         """
-        self._core.advance()
-        return self._core.turns.take_undelivered(request_ids)
+        core = self._core
+
+        def advance() -> Parcel:
+            core.advance()
+            return send(core, core.turns.take_undelivered(request_ids))
+
+        parcel = None
+        try:
+            parcel = self._caller.call(advance)
+            parcel.receipt.is_signed = True  # no exception can come between this and the return
+            return parcel.deltas
+        finally:
+            del parcel  # an exception may keep this frame
 
     def has_unfinished_requests(self) -> bool:
         """Whether `step` has something to do or to hand out. Streams do not count: whoever reads
         one drives it."""
-        return self.core.turns.has_unfinished_requests
+        return self._caller.call(lambda: self._core.turns.has_unfinished_requests)
 
     def abort_request(self, request_id: str) -> None:
         """Drop a request, and what `step` has not returned of it; an unknown or finished one is
         ignored. `abort` would let `step` return what there is, and the end."""
-        self.core.turns.drop(request_id)
+        self._caller.call(lambda: self._core.turns.drop(request_id))
 
     # Streams
 
@@ -246,31 +290,34 @@ class LLMEngine(LoadedEngine, EngineApi):
         """As `EngineApi.open_stream`."""
         intake, writing = self.intake, WritingOptions(**options)
         opening = intake.prepare_stream(num_sink_tokens, window_size, pin, writing)
-        return Stream(intake.open_stream(opening, on_evict))
+        inner = self._caller.call(lambda: intake.open_stream(opening, on_evict))
+        return Stream(inner, self._caller)
 
     def load_stream(self, source: FilePath | bytes, *, on_evict: OnEvict | None = None) -> Stream:
         """As `EngineApi.load_stream`."""
         intake = self.intake
-        return Stream(intake.restore_stream(intake.read_stream(source), on_evict))
+        saved = intake.read_stream(source)
+        inner = self._caller.call(lambda: intake.restore_stream(saved, on_evict))
+        return Stream(inner, self._caller)
 
     def park_idle_streams(self, *, idle_seconds: float = 0.0) -> int:
         """Move streams out of the cache that did nothing for so long; returns how many."""
-        return self.core.park_idle(idle_seconds)
+        return self._caller.call(lambda: self._core.park_idle(idle_seconds))
 
     # Both
 
     def abort(self, request_id: str) -> None:
         """As `EngineApi.abort`."""
         self._core.lifetime.check()
-        self._core.errands.add(lambda core: core.turns.abort(request_id))
+        self._core.errands.put(lambda core: core.turns.abort(request_id))
 
     def stats(self) -> EngineStats:
         """As `EngineApi.stats`."""
-        return engine_stats(self.core)
+        return self._caller.call(lambda: engine_stats(self._core))
 
     def close(self) -> None:
         """As `EngineApi.close`."""
-        self._core.close()
+        self._caller.stop()
 
     def __enter__(self) -> Self:
         self._core.lifetime.check()

@@ -61,6 +61,8 @@ class LoadedEngine:
         source = resolve_tokenizer(files, config.tokenizer, cache_dir=config.cache_dir)
         if config.tokenizer is not None or has_tokenizer(source.folder):
             self.tokenizer = load_tokenizer(*source, config.chat_template)
+            # Takes back what the tokenizer's file may limit: not to be done in two threads.
+            self.tokenizer.encode("")
         executor = make_executor(config, files, self.model_config, self.sink_window)
         try:
             self._start(config, executor)
@@ -122,8 +124,9 @@ class LoadedEngine:
 
     @property
     def core(self) -> EngineCore:
-        """For the thread that uses the engine."""
-        return self._core.enter()
+        """For the engine's thread."""
+        self._core.lifetime.check()
+        return self._core
 
     @property
     def intake(self) -> Intake:

@@ -1,40 +1,12 @@
-"""What passes between coroutines and the engine's thread: calls one way, deltas the other."""
+"""Where the engine's thread puts deltas, and a coroutine reads them."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
-from typing import Generic, TypeVar
 
 from paged_stream.engine.outputs import RequestDelta
-
-T = TypeVar("T")
-
-
-class Call(Generic[T]):
-    """A function for the engine's thread, to be run once ``when`` holds."""
-
-    def __init__(self, function: Callable[[], T], when: Callable[[], bool] | None = None) -> None:
-        self._function = function
-        self._when = when
-        self.future: Future[T] = Future()
-
-    def attempt(self) -> bool:
-        """Run the function, unless it is too early: then False."""
-        try:
-            if self._when is not None and not self._when():
-                return self.future.cancelled()
-            if self.future.set_running_or_notify_cancel():
-                self.future.set_result(self._function())
-        except BaseException as error:
-            self.fail(error)
-        return True
-
-    def fail(self, error: BaseException) -> None:
-        if self.future.running() or self.future.set_running_or_notify_cancel():
-            self.future.set_exception(error)
 
 
 class Mailbox:

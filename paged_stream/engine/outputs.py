@@ -203,7 +203,9 @@ class StreamStats:
         num_visible_tokens: tokens that the last computed token sees.
         num_evicted_tokens: computed tokens that no later token will see: they lie between the sinks
             and ``window_start``, evicted or cut out.
-        window_start: first position behind the sinks that the next token sees.
+        window_start: first position behind the sinks that the next token to be computed sees. Each
+            of the ``num_pending_tokens`` may move it on by one: `StreamApi.park`, among others,
+            computes all but the last of them first.
         num_blocks: blocks that the stream holds in the cache.
         kv_bytes: size of its K and V, wherever they are, in bytes.
         location: where its K and V are: ``"cache"``, ``"host"`` or ``"disk"``; ``"none"`` before

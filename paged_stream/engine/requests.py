@@ -3,7 +3,8 @@ whole answers that their deltas add up to."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Number
 from typing import cast
 
@@ -83,6 +84,12 @@ def params_per_prompt(
         return list(params)
     check_params_type(params)
     return [params] * num_prompts
+
+
+def request_names() -> Iterator[str]:
+    """Names for requests that were given none, without end. No exception that comes from outside
+    can end it, as it would end a generator."""
+    return map("request-{}".format, itertools.count())
 
 
 def ids_per_prompt(

@@ -1,16 +1,13 @@
 """One step after the other: what the scheduler chooses, the executor computes, and the scheduler
-hears of. Only one thread at a time may be within a step, and after a failure there are none."""
+hears of. After a failure there are no more steps."""
 
 from __future__ import annotations
 
-import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from paged_stream.engine.lifetime import finish_before_exit
 from paged_stream.executor.base import Executor
 from paged_stream.scheduler.output import (
     ModelOutput,
@@ -56,7 +53,6 @@ class Stepper:
         self._scheduler = scheduler
         self._executor = executor
         self._failure: BaseException | None = None
-        self._stepping = threading.Lock()
         self._ahead: Submitted | None = None  # computed while the host is busy with what precedes
         scheduler.restore_through(_weakly(self._bring_back))
 
@@ -64,34 +60,11 @@ class Stepper:
     def has_failed(self) -> bool:
         return self._failure is not None
 
-    @property
-    def is_within(self) -> bool:
-        """Whether some thread is within a step."""
-        return self._stepping.locked()
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keep other threads out of steps.
-
-        Raises:
-            RuntimeError: one is within a step.
-        """
-        if not self._stepping.acquire(blocking=False):
-            raise RuntimeError(
-                "the engine is within a step; let one thread at a time use it, or use "
-                "AsyncLLMEngine, which serves any number of threads"
-            )
-        try:
-            yield
-        finally:
-            self._stepping.release()
-
     def close(self) -> None:
         """End the workers; what they compute ahead is dropped."""
         self._ahead = None
         self._executor.close()
 
-    @finish_before_exit
     def flush(self) -> None:
         """Do to the cache now what the scheduler wants done before the next step.
 
@@ -129,7 +102,7 @@ class Stepper:
         ends_with: Callable[[int, int], bool],
     ) -> Step | None:
         """Compute one step, or as many as need no look in between; ``None`` if there was nothing
-        to compute. Within `alone`.
+        to compute.
 
         Args:
             unread: tells the sequences that sit it out.

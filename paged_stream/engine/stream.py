@@ -1,15 +1,19 @@
-"""A live stream that computes in the thread that calls it."""
+"""A live stream whose caller waits while the engine's thread computes for it, step by step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import NoReturn, Self, Unpack
+from typing import NoReturn, Self, TypeVar, Unpack
 
 from paged_stream.engine.api import Deltas, FilePath, OnEvict, StreamApi
-from paged_stream.engine.lifetime import refuse_pickling
-from paged_stream.engine.live_stream import LiveStream
+from paged_stream.engine.caller import Caller
+from paged_stream.engine.calls import Reader
+from paged_stream.engine.core import EngineCore
+from paged_stream.engine.lifetime import EngineStoppedError, refuse_pickling
+from paged_stream.engine.live_stream import Appended, LiveStream
 from paged_stream.engine.outputs import DeltaQueue, StreamStats, VisibleText
 from paged_stream.engine.requests import scores_of
 from paged_stream.engine.stream_file import stream_bytes, write_stream_file
@@ -18,52 +22,76 @@ from paged_stream.text.chat import Messages
 from paged_stream.text.chat_options import StreamChatOptions, StreamChatSettings
 from paged_stream.text.inputs import Prompt
 
+T = TypeVar("T")
+
 
 class Stream(StreamApi):
     """A stream of an `LLMEngine` or `LLM`, which `open_stream` or `load_stream` makes.
 
     Attributes:
         inner: the stream inside its engine.
+        caller: the way to the engine's thread, which alone uses ``inner``.
     """
 
-    def __init__(self, inner: LiveStream) -> None:
+    def __init__(self, inner: LiveStream, caller: Caller) -> None:
         self.inner = inner
+        self.caller = caller
 
     @property
     def position(self) -> int:
         """As `StreamApi.position`."""
-        self.inner.enter()
-        return self.inner.position
+        return self.caller.call(lambda: self.inner.position)
 
     @property
     def is_generating(self) -> bool:
         """As `StreamApi.is_generating`."""
-        self.inner.enter()
-        return self.inner.is_generating
+        return self.caller.call(lambda: self.inner.is_generating)
 
     # Turns
 
     def append(self, prompt: Prompt) -> None:
         """As `StreamApi.append`."""
-        inner = self.inner
-        appended = inner.queue(prompt, inner.encode(prompt))
+        inner, addition = self.inner, self.inner.encode(prompt)
+        core, appended, reader = inner.core, list[Appended](), Reader()
+
+        def take_back(core: EngineCore) -> None:
+            for each in appended:
+                inner.withdraw(each)
+
+        leaving = core.errands.when_gone(reader, take_back)
+
+        def begin() -> None:
+            if leaving() is not None:  # otherwise the caller was interrupted before
+                appended.append(inner.queue(prompt, addition))
+
+        def advance() -> bool:
+            if not core.advance_if(inner.is_behind):
+                core.errands.forget(leaving)
+                return False
+            return True
+
         try:
-            while inner.is_behind:
-                inner.core.advance()
+            self.caller.call(begin)
+            while self.caller.call(advance):
+                pass
         except BaseException as error:
-            inner.withdraw_for(appended, error)
+            with suppress(RuntimeError, ValueError):  # the engine is closed, or the stream
+                for each in appended:
+                    self.caller.call(partial(inner.withdraw_for, each, error))
             raise
+        finally:
+            del reader  # an exception may keep this frame
 
     def generate(self, sampling_params: SamplingParams | None = None) -> Deltas:
         """As `StreamApi.generate`."""
         params = SamplingParams() if sampling_params is None else sampling_params
-        self.inner.check_can_generate(params)
+        self._check_can_generate(params)
         return self._turn(partial(self.inner.start_turn, params))
 
     def complete(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Deltas:
         """As `StreamApi.complete`."""
         params = SamplingParams() if sampling_params is None else sampling_params
-        self.inner.check_can_generate(params, appends=True)
+        self._check_can_generate(params, appends=True)
         addition = self.inner.encode(prompt)
         return self._turn(partial(self.inner.start_completion, prompt, params, addition))
 
@@ -75,96 +103,115 @@ class Stream(StreamApi):
     ) -> Deltas:
         """As `StreamApi.chat`."""
         params, written = whole_answer(sampling_params), StreamChatOptions(**options)
-        self.inner.check_can_generate(params, appends=True)
-        addition = self.inner.encode_chat(messages, self.inner.hear(), written)
-
-        def start(inbox: DeltaQueue) -> None:
-            inner = self._settled() if written.on_rewrite == "cut" else self.inner
-            inner.start_chat(messages, params, written, addition, inbox)
-
-        return self._turn(start)
+        self._check_can_generate(params, appends=True)
+        addition = self.inner.encode_chat(messages, self.caller.call(self.inner.hear), written)
+        start = partial(self.inner.start_chat, messages, params, written, addition)
+        return self._turn(start, self._at_rest if written.on_rewrite == "cut" else None)
 
     def score(self, prompt: Prompt) -> list[float | None]:
         """As `StreamApi.score`."""
-        inner = self._settled()
-        inbox = DeltaQueue()
-        scores: list[float | None] = [*inner.start_scoring(prompt, inner.encode(prompt), inbox)]
-        for delta in self._read(inbox):
+        self.caller.call(self.inner.check_at_rest)
+        addition = self.inner.encode(prompt)
+        scores: list[float | None] = []
+
+        def start(inbox: DeltaQueue) -> None:
+            scores.extend(self.inner.start_scoring(prompt, addition, inbox))
+
+        for delta in self._turn(start, self._at_rest):
             scores += scores_of(delta)
         return scores
 
-    def _turn(self, start: Callable[[DeltaQueue], object]) -> Deltas:
-        inbox = DeltaQueue()
-        start(inbox)
-        yield from self._read(inbox)
+    def _check_can_generate(self, params: SamplingParams, *, appends: bool = False) -> None:
+        self.inner.check_params(params)
+        self.caller.call(lambda: self.inner.check_can_generate(params, appends=appends))
 
-    def _read(self, inbox: DeltaQueue) -> Deltas:
-        """Drive the engine until the turn that fills ``inbox`` ends."""
+    def _turn(
+        self,
+        start: Callable[[DeltaQueue], None],
+        call: Callable[[Callable[[], None]], None] | None = None,
+    ) -> Deltas:
+        """Let a turn begin, and drive the engine until it ends.
+
+        Args:
+            start: lets something fill the inbox.
+            call: runs it in the engine's thread; by default at once.
+        """
         inner, core, seq_id = self.inner, self.inner.core, self.inner.seq_id
-        finished = False
+        inbox, reader, finished = DeltaQueue(), Reader(), False
+        leaving = core.errands.when_gone(reader, lambda core: core.end_turn(seq_id, inbox))
+
+        def begin() -> None:
+            if leaving() is not None:  # otherwise the reader was interrupted before
+                start(inbox)
+
+        def advance() -> bool:
+            return self.caller.call(lambda: core.advance_if(core.turns.has(seq_id, inbox)))
+
         try:
+            (call or self.caller.call)(begin)
             while not finished and not inner.is_closed:
                 core.lifetime.check()
                 if inbox:
                     delta = inbox.popleft()
                     finished = delta.finished
                     yield delta
-                elif core.turns.has(seq_id, inbox):
-                    core.advance()
-                elif inbox.error is not None:
-                    raise inbox.error
-                else:
+                elif not advance() and not inbox:
+                    if inbox.error is not None:
+                        raise inbox.error
                     break  # `end_turn` was called meanwhile
         finally:
-            if not finished:  # perhaps it is the garbage collector that ends this, at any moment
-                core.errands.add(lambda core: core.end_turn(seq_id, inbox))
+            del reader  # an exception may keep this frame
 
     def end_turn(self) -> None:
         """As `StreamApi.end_turn`."""
-        self.inner.end_turn()
+        self.caller.call(self.inner.end_turn)
 
     # Editing, between turns
 
     def fork(self, *, on_evict: OnEvict | None = None) -> Self:
         """As `StreamApi.fork`."""
-        return type(self)(self._settled().fork(on_evict))
+        return type(self)(self._at_rest(lambda: self.inner.fork(on_evict)), self.caller)
 
     def cut(self, start: int, end: int) -> None:
         """As `StreamApi.cut`."""
-        self._settled().cut(start, end)
+        self._at_rest(lambda: self.inner.cut(start, end))
 
     def rewind(self, position: int) -> None:
         """As `StreamApi.rewind`."""
-        self.inner.check_at_rest()
-        while not self.inner.rewinds_now(position):
-            self.inner.core.advance()
-        self.inner.rewind(position)
+        inner = self.inner
+        self._once(lambda: inner.rewinds_now(position), lambda: inner.rewind(position))
 
     # Away and back
 
     def park(self) -> None:
         """As `StreamApi.park`."""
-        self._settled().park()
+        self._at_rest(self.inner.park)
 
     def save(self, path: FilePath) -> None:
         """As `StreamApi.save`."""
-        write_stream_file(Path(path).expanduser(), self._settled().snapshot())
+        write_stream_file(Path(path).expanduser(), self._at_rest(self.inner.snapshot))
 
     def save_bytes(self) -> bytes:
         """As `StreamApi.save_bytes`."""
-        return stream_bytes(self._settled().snapshot())
+        return stream_bytes(self._at_rest(self.inner.snapshot))
 
     def stats(self) -> StreamStats:
         """As `StreamApi.stats`."""
-        return self.inner.stats()
+        return self.caller.call(self.inner.stats)
 
     def visible(self) -> VisibleText:
         """As `StreamApi.visible`."""
-        return self.inner.with_text(self.inner.visible_runs())
+        return self.inner.with_text(self.caller.call(self.inner.visible_runs))
 
     def close(self) -> None:
         """As `StreamApi.close`."""
-        self.inner.close()
+        if self.inner.core.lifetime.is_over:
+            self.inner.close()
+            return
+        try:
+            self.caller.call(self.inner.close)
+        except EngineStoppedError:
+            pass  # another thread has closed the engine meanwhile
 
     def __enter__(self) -> Self:
         self.inner.check_open()
@@ -180,9 +227,23 @@ class Stream(StreamApi):
     def __reduce__(self) -> NoReturn:
         refuse_pickling("a stream", "use save and load_stream, or fork")
 
-    def _settled(self) -> LiveStream:
-        """The stream at rest, with what was appended computed."""
-        self.inner.check_at_rest()
-        while not self.inner.is_settled:
-            self.inner.core.advance()
-        return self.inner
+    def _at_rest(self, function: Callable[[], T]) -> T:
+        """Do something in the engine's thread, once all that was appended is computed."""
+        return self._once(lambda: self.inner.is_settled, function)
+
+    def _once(self, is_ready: Callable[[], bool], function: Callable[[], T]) -> T:
+        """Do something with the stream at rest in the engine's thread, as soon as ``is_ready``
+        holds there; computes until it does."""
+        inner, results = self.inner, list[T]()
+
+        def attempt() -> bool:
+            inner.check_at_rest()
+            if is_ready():
+                results.append(function())
+            else:
+                inner.core.advance()
+            return bool(results)
+
+        while not self.caller.call(attempt):
+            pass
+        return results[0]

@@ -1,54 +1,68 @@
-"""The thread that an engine of coroutines computes in, and the way in and out of it.
+"""The thread that an engine computes in: only this thread touches the core.
 
-Only this thread touches the core, and only it completes what others wait for. What they want done
-is queued and done between two steps, as a whole, so several threads and event loops may use one
-engine. The thread knows the core, but not the `AsyncLLMEngine` in front, which may be collected
-while it runs.
+Signals and asynchronous exceptions come to the threads of its users, so none of them comes between
+two changes of the engine's state. What users want done is queued, and done between two steps, as a
+whole. The thread knows the core, but not the engine in front, which may be collected while it runs.
 """
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import logging
 import queue
 import threading
-from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
-from typing import Any, TypeVar
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
-from paged_stream.engine.api import AsyncDeltas
+from paged_stream.engine.calls import Call, Outcome
 from paged_stream.engine.core import EngineCore
-from paged_stream.engine.lifetime import EngineStoppedError
-from paged_stream.engine.mailbox import Call, Mailbox
+from paged_stream.engine.lifetime import (
+    EngineStoppedError,
+    Errand,
+    finish_before_exit,
+    finish_for,
+)
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 class EngineThread:
-    """Steps a core, which belongs to it from now on, until it is stopped; then closes it.
+    """Does what is asked for to a core, which belongs to it from now on, until it is stopped; then
+    closes the core.
 
     Args:
-        max_unread: deltas of one reader, after which the engine waits for it.
+        steps: whether it also steps on its own, as long as there is something to compute. Otherwise
+            steps are asked for, too.
     """
 
-    def __init__(self, core: EngineCore, max_unread: int) -> None:
-        self.mailboxes: set[Mailbox] = set()  # for the thread itself only
+    def __init__(self, core: EngineCore, *, steps: bool) -> None:
         self.is_stopping = False
         self._core = core
-        self._max_unread = max_unread
-        self._calls: queue.SimpleQueue[Call[Any]] = queue.SimpleQueue()
-        self._waiting: list[Call[Any]] = []
-        self._lock = threading.Lock()  # nothing is queued once `_stopped` is set
-        self._stopped: EngineStoppedError | None = None
+        self._steps = steps
+        self._calls: queue.SimpleQueue[Any] = queue.SimpleQueue()  # of Call and Errand
+        self._waiting: list[Call[Any] | Errand] = []
+        self._stopped: EngineStoppedError | None = None  # no call is answered that comes later
+        self._has_ended = False
+        self._closer = 0  # the thread that waits for the end
+        self._close_error: BaseException | None = None
+        self._abandoned: Errand | None = None
         self._thread = threading.Thread(target=self._run, name="paged_stream", daemon=True)
-        core.errands.wake = self._wake
-        _running.add(self)
+
+    def start(self, owner: object) -> None:
+        """Begin; the end comes when ``owner`` is gone, if `stop` was not called before."""
+        self._abandoned = Errand(owner, self._calls.put)
+        self._abandoned.function = lambda core: self.stop_soon()
+        if self._steps:
+            self._core.errands.put = self._calls.put
+            _stepping.add(self)
         try:
             self._thread.start()
         except BaseException:
-            _running.discard(self)
+            _stepping.discard(self)
+            if self._thread.ident is None:
+                self._core.close()
             raise
 
     @property
@@ -58,110 +72,62 @@ class EngineThread:
     # For any thread
 
     def check(self) -> None:
-        """Raise what `call` would for an engine that cannot do anything any more."""
-        self._core.lifetime.check_process()
-        if self._stopped is not None:
-            raise self._stopped_error()
-
-    async def call(
-        self,
-        function: Callable[[], T],
-        *,
-        when: Callable[[], bool] | None = None,
-        undo: Callable[[T], object] | None = None,
-    ) -> T:
-        """Run a function in the engine's thread between two steps.
-
-        Args:
-            when: run it as soon as this holds, which is tested there too; by default at once.
-            undo: takes back what the function has returned, there too, if whoever waits for it is
-                cancelled.
+        """Refuse what could never be answered.
 
         Raises:
             EngineStoppedError: the engine is closed or has failed.
-            RuntimeError: it was made in another process.
+            RuntimeError: it was made in another process, or this is the engine's own thread.
         """
-        done: list[T] = []
-
-        def run() -> T:
-            done.append(function())
-            return done[0]
-
-        call = Call(run, when)
         self._core.lifetime.check_process()
-        with self._lock:
-            if self._stopped is not None:
-                raise self._stopped_error()
-            self._calls.put(call)
-        try:
-            return await asyncio.wrap_future(call.future)
-        except asyncio.CancelledError:
-            if undo is not None:
-                take_back = undo
-                self.post(lambda: [take_back(each) for each in done])  # it may run just now
-            raise
+        self._check_thread()
+        if self._stopped is not None:
+            raise self._stopped_error()
+
+    def _check_thread(self) -> None:
+        if threading.current_thread() is self._thread:
+            raise RuntimeError(
+                "the engine is within a step, or does something else that was asked for: what it "
+                "calls meanwhile, as on_evict, must not use the engine, which would wait for itself"
+            )
+
+    def put(self, call: Call[Any]) -> EngineStoppedError | None:
+        """Queue a call.
+
+        Returns:
+            What to raise, if there is no answer yet: then there may never be one.
+        """
+        self._calls.put(call)
+        return None if self._stopped is None else self._stopped_error()
 
     def post(self, function: Callable[[], object]) -> None:
         """Have something done by the engine's thread if it is still there."""
         if self._core.lifetime.is_here:
-            call = Call(function)
-            call.future.add_done_callback(_log_failure)
-            self._calls.put(call)
-
-    async def deltas(
-        self,
-        prepare: Callable[[], Awaitable[T]],
-        start: Callable[[Mailbox, T], None],
-        stop: Callable[[Mailbox], None],
-        when: Callable[[], bool] | None = None,
-    ) -> AsyncDeltas:
-        """Yield what comes into a mailbox.
-
-        Args:
-            prepare: what can be done without the engine; its result is for ``start``.
-            start: lets something fill the mailbox.
-            stop: ends that. It is only called if ``start`` has succeeded and what it started has
-                not ended; both are in the engine's thread, which keeps ``stop`` until then.
-            when: start as soon as this holds, as in `call`.
-        """
-        self.check()
-        mailbox = Mailbox(self._max_unread, self.post)
-        prepared = await prepare()
-
-        def enter() -> None:
-            start(mailbox, prepared)
-            if not mailbox.has_ended:
-                self.mailboxes.add(mailbox)
-
-        def leave() -> None:
-            if mailbox in self.mailboxes:
-                self.mailboxes.remove(mailbox)
-                if not mailbox.has_ended:
-                    stop(mailbox)
-
-        mailbox.release = leave
-        try:
-            await self.call(enter, when=when)
-            while (delta := await mailbox.get()) is not None:
-                yield delta
-                self._core.lifetime.check_process()
-        finally:
-            mailbox.is_left = True
-            self.post(leave)  # behind `enter`, which may still be queued
+            self._calls.put(Call(function, _log_failure))
 
     def stop_soon(self) -> None:
-        """Let the thread end after its present step. Takes no lock, so finalizers may call it."""
+        """Let the thread end after its present step."""
         self.is_stopping = True
-        self._wake()
+        self._calls.put(Call(lambda: None, _log_failure))
 
     def stop(self) -> None:
-        """Let the thread end and wait for it; harmless twice, and in a forked child."""
-        if self._core.lifetime.is_here:
-            self.stop_soon()
-            self._thread.join()
+        """Let the thread end and wait for it; harmless twice, and in a forked child.
 
-    def _wake(self) -> None:
-        self._calls.put(Call(lambda: None))
+        Raises:
+            RuntimeError: this is the engine's own thread.
+        """
+        if not self._core.lifetime.is_here:
+            return
+        self._check_thread()
+        self._closer = threading.get_ident()
+        self.is_stopping = True
+        ended: queue.SimpleQueue[Outcome[None]] = queue.SimpleQueue()
+        self._calls.put(Call(lambda: None, ended.put))
+        if not self._has_ended:
+            ended.get()
+        self._thread.join()
+        error, self._close_error = self._close_error, None
+        if error is not None:
+            raise error
 
     def _stopped_error(self) -> EngineStoppedError:
         """One for each who waits: raising an exception changes it."""
@@ -178,19 +144,24 @@ class EngineThread:
             while not self.is_stopping:
                 # What was called for may be what another call waits for, so look once more.
                 has_called = self._run_calls(wait=is_idle)
-                is_idle = not (self.is_stopping or self._core.advance() or has_called)
+                is_idle = not (self.is_stopping or self._advance() or has_called)
         except BaseException as error:
             logger.exception("the engine has failed")
             reason = EngineStoppedError(f"the engine has failed: {error!r}")
             reason.__cause__ = error
-        with self._lock:
-            self._stopped = reason
+        self._stopped = reason
+        try:
+            finish_for(self._closer, self._core.close)
+        except BaseException as error:
+            self._close_error = error
+        self._has_ended = True
         self._run_calls(wait=False)
-        for mailbox in self.mailboxes:
-            mailbox.end(self._stopped_error())
-        self.mailboxes.clear()
-        self._core.close()
-        _running.discard(self)
+        self._end_readers()
+        _stepping.discard(self)
+
+    @finish_before_exit
+    def _advance(self) -> bool:
+        return self._steps and self._core.advance()
 
     def _run_calls(self, *, wait: bool) -> bool:
         """Do what was asked for and can be done; if nothing was asked for, wait when told to.
@@ -198,38 +169,59 @@ class EngineThread:
         Returns:
             Whether anything was done.
         """
-        calls, self._waiting = self._waiting, []
+        calls, self._waiting = deque(self._waiting), []
         if wait:
             try:
                 calls.append(self._calls.get(timeout=self._seconds_to_parking()))
             except queue.Empty:
                 pass
         calls += [self._calls.get_nowait() for _ in range(self._calls.qsize())]
-        for call in calls:
-            if self._stopped is not None:
-                call.fail(self._stopped_error())
-            elif self.is_stopping or not call.attempt():
+        count = len(calls)
+        while calls:
+            call = (
+                calls.popleft()
+            )  # the last one is forgotten, with an answer that nobody has taken
+            if self.is_stopping and not self._has_ended:
                 self._waiting.append(call)
-        return len(self._waiting) < len(calls)
+            elif self._has_ended:
+                if isinstance(call, Call):
+                    call.fail(self._stopped_error())
+            elif isinstance(call, Errand):
+                finish_for(self._thread.ident or 0, partial(self._do, call))
+            else:
+                finish_for(call.asker, partial(self._attempt, call))
+        return len(self._waiting) < count
+
+    def _do(self, errand: Errand) -> None:
+        self._core.errands.do(errand, self._core)
+
+    def _attempt(self, call: Call[Any]) -> None:
+        self._core.errands.do_all(self._core)
+        if not call.attempt():
+            self._waiting.append(call)
 
     def _seconds_to_parking(self) -> float | None:
         """How long the engine has nothing to do if nobody asks for anything; ``None``: for ever."""
-        seconds = self._core.enter().seconds_to_parking()
+        seconds = self._core.seconds_to_parking() if self._steps else None
         return None if seconds is None else min(seconds, threading.TIMEOUT_MAX)
 
+    def _end_readers(self) -> None:
+        """Tell those who read that nothing more will come."""
 
-_running: set[EngineThread] = set()
+
+_stepping: set[EngineThread] = set()
 
 
 def _stop_all() -> None:
     """An interpreter that ends during a step would crash."""
-    for thread in list(_running):
+    for thread in list(_stepping):
         thread.stop()
 
 
 atexit.register(_stop_all)
 
 
-def _log_failure(future: Future[Any]) -> None:
-    if (error := future.exception()) and not isinstance(error, EngineStoppedError):
+def _log_failure(outcome: Outcome[object]) -> None:
+    error = outcome[1]
+    if error is not None and not isinstance(error, EngineStoppedError):
         logger.error("the engine could not do what was asked for", exc_info=error)

@@ -139,8 +139,12 @@ class Turns:
             self._close(seq_id)
             self._hand_out_ends(turn, "abort")
 
-    def drop(self, request_id: str) -> None:
-        """Forget a request and what nobody has taken of it; one that is unknown is left alone."""
+    def drop(self, request_id: str, inbox: Inbox | None = None) -> None:
+        """Forget a request and what nobody has taken of it; one that is unknown is left alone. With
+        an inbox, only if the request fills it."""
+        seq_ids = self.requests.get(request_id, ())
+        if inbox is not None and not any(self.has(seq_id, inbox) for seq_id in seq_ids):
+            return
         for seq_id in self.requests.pop(request_id, ()):
             self._close(seq_id)
         self._undelivered = [d for d in self._undelivered if d.request_id != request_id]
@@ -183,6 +187,10 @@ class Turns:
             self._undelivered = [d for d in deltas if d.request_id not in request_ids]
             deltas = [d for d in deltas if d.request_id in request_ids]
         return deltas
+
+    def give_back(self, deltas: list[RequestDelta]) -> None:
+        """Let what `take_undelivered` has returned be taken once more."""
+        self._undelivered[:0] = deltas
 
     # Of streams
 

@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +92,9 @@ def longest(encode: Callable[[str], Sequence[int]], pair: Pair, answer_tokens: i
 
 def answer(stream: Stream, pair: Pair, params: SamplingParams) -> str:
     """What the model says to a question; the stream goes on with the right reply instead."""
-    inner = stream.inner
-    options = StreamChatOptions()
-    addition = inner.encode_chat(pair.question, inner.hear(), options)
-    inner.queue_chat(pair.question, params, addition, options)
+    inner, options = stream.inner, StreamChatOptions()
+    addition = inner.encode_chat(pair.question, stream.caller.call(inner.hear), options)
+    stream.caller.call(partial(inner.queue_chat, pair.question, params, addition, options))
     with stream.fork() as asked:
         text = "".join(delta.delta_text for delta in asked.generate(params))
     stream.append(pair.reply)

@@ -8,8 +8,6 @@ end a turn is decided elsewhere.
 from __future__ import annotations
 
 import json
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -65,9 +63,8 @@ class Structures:
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
-        self._compiled: OrderedDict[StructuredOutputsParams, LLMatcher] = OrderedDict()
-        self._lock = threading.Lock()
-        self._first = threading.Lock()  # held while the vocabulary is read
+        # The last one used comes last. Without a lock: a thread that is interrupted would keep it.
+        self._compiled: dict[StructuredOutputsParams, LLMatcher] = {}
 
     def knows(self, params: StructuredOutputsParams) -> bool:
         """Whether `begin` would answer at once."""
@@ -79,21 +76,18 @@ class Structures:
         Raises:
             ValueError: names what cannot be compiled; or the extra is not installed.
         """
-        with self._lock:
-            matcher = self._compiled.get(params)
+        matcher = self._compiled.get(params)
         if matcher is None:
             matcher = self._compile(params)
-        with self._lock:
-            self._compiled[params] = matcher
-            self._compiled.move_to_end(params)
-            if len(self._compiled) > _MAX_COMPILED:
-                self._compiled.popitem(last=False)
+        self._compiled.pop(params, None)
+        self._compiled[params] = matcher
+        for oldest in list(self._compiled)[:-_MAX_COMPILED]:
+            self._compiled.pop(oldest, None)
         return Progress(matcher.deep_copy(), self._vocab_size)
 
     def _compile(self, params: StructuredOutputsParams) -> LLMatcher:
         name, value = params.form
-        with self._first:
-            vocabulary = self._vocabulary
+        vocabulary = self._vocabulary
         from llguidance import LLMatcher
 
         try:

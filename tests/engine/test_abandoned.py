@@ -145,10 +145,14 @@ def test_an_engine(make_engine, tmp_path, folder):
     engine = make_engine(parking_memory_bytes=0, parking_dir=tmp_path)
     things = [engine, opened(engine, PROMPTS[5])]
     things[1].park()
-    memory = weakref.ref(engine.core.executor._worker._runner.kv_cache)
+    thread, memory = (
+        engine._caller._thread,
+        weakref.ref(engine.core.executor._worker._runner.kv_cache),
+    )
     del engine
     assert list(tmp_path.iterdir())
     caught = collect(things)
+    thread._thread.join()
     assert f"unclosed LLMEngine of '{folder}': call its close(), or use `with`" in caught
     assert len(caught) == 2  # and its stream
     assert memory() is None
@@ -224,8 +228,11 @@ def breaks(*args, **kwargs):
 def test_an_engine_that_cannot_be_made(make_engine, monkeypatch, place):
     from paged_stream.executor.local import LocalExecutor
 
-    config, closed = make_engine().config, []
+    engine, closed = make_engine(), []
+    config, thread = engine.config, engine._caller._thread._thread
+    del engine
     gc.collect()
+    thread.join()
     close = LocalExecutor.close
     monkeypatch.setattr(
         LocalExecutor, "close", lambda self: (closed.append(weakref.ref(self)), close(self))

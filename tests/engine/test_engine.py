@@ -319,13 +319,13 @@ def test_what_nobody_fetches_does_not_pile_up(make_engine):
 
 
 def test_a_step_within_a_step_is_refused(make_engine, monkeypatch):
-    """As two threads of one engine would do."""
+    """It would wait for itself."""
     engine = make_engine()
     engine.add_request("a", [5, 6, 7], SamplingParams(max_tokens=3, ignore_eos=True))
     submit = engine.core.executor.submit
 
     def meanwhile(output):
-        with pytest.raises(RuntimeError, match="within a step.*AsyncLLMEngine"):
+        with pytest.raises(RuntimeError, match="within a step"):
             engine.step()
         return submit(output)
 

@@ -141,7 +141,7 @@ async def test_every_use_of_a_closed_stream_says_so(cls, folder, make_engine, ma
         assert str(error) == "the stream is closed"
 
 
-def test_an_engine_within_a_step_cannot_be_closed(make_engine, monkeypatch):
+def test_closing_waits_for_the_step_of_another_thread(make_engine, monkeypatch):
     engine = make_engine()
     execute, is_within, may_go_on = (
         engine.core.executor.execute,
@@ -160,12 +160,13 @@ def test_an_engine_within_a_step_cannot_be_closed(make_engine, monkeypatch):
     thread = threading.Thread(target=lambda: deltas.extend(engine.step()))
     thread.start()
     is_within.wait()
-    with pytest.raises(RuntimeError, match="within a step"):
-        engine.close()
+    closing = threading.Thread(target=engine.close)
+    closing.start()
     may_go_on.set()
-    thread.join()
+    thread.join(), closing.join()
     assert deltas[0].finished
-    engine.close()
+    with pytest.raises(EngineStoppedError):
+        engine.step()
 
 
 # Several event loops

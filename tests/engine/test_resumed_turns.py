@@ -80,7 +80,7 @@ def resumed(engine, params, count, tmp_path, *, replayed=0):
         if len(tokens) >= count:
             break
     stream.close()
-    other, inbox = Stream(engine.intake.restore_stream(saved)), DeltaQueue()
+    other, inbox = Stream(engine.intake.restore_stream(saved), engine._caller), DeltaQueue()
     if tokens[num_saved:]:
         other.append(tokens[num_saved:])
     generated = tokens if params.structured_outputs is not None else ()
