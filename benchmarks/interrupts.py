@@ -80,12 +80,12 @@ class Pair:
             list(self.twin.generate(turn(count)))
 
     def append(self, token_ids: list[int], then: int = 0) -> None:
-        """Append to the twin what was appended to the other, if it was; and generate."""
+        """Append to the twin what the other has kept of it; and generate, if it has kept all."""
         count = self.grown()
+        if count < 0:
+            raise Wrong(f"{-count} tokens are gone")
         if count:
-            if count < len(token_ids):
-                raise Wrong(f"{count} of {len(token_ids)} tokens were appended")
-            self.twin.append(token_ids)
+            self.twin.append(token_ids[:count])
             self.generate(then)
 
 

@@ -92,12 +92,12 @@ class AsyncStream(AsyncStreamApi):
         appended = await self._thread.call(
             lambda: self.inner.queue(prompt, addition),
             when=lambda: self.inner.has_room_for(count),
-            undo=self.inner.withdraw,
+            undo=lambda appended: self.inner.withdraw(appended, None),
         )
         try:
             await self._thread.call(lambda: None, when=lambda: not self.inner.is_behind)
         except asyncio.CancelledError as error:
-            withdraw = partial(self.inner.withdraw_for, appended, error)
+            withdraw = partial(self.inner.withdraw, appended, error)
             await asyncio.wait([asyncio.ensure_future(self._thread.call(withdraw))])
             raise
 
@@ -154,7 +154,9 @@ class AsyncStream(AsyncStreamApi):
             self.inner.start_chat(messages, params, written, addition, mailbox)
 
         return self._turn(
-            lambda: self.encode_chat(messages, params, written), start, self.chat_condition(written)
+            lambda: self.encode_chat(messages, params, written),
+            start,
+            lambda: self.inner.is_ready_for_chat(written),
         )
 
     async def encode_chat(
@@ -164,10 +166,6 @@ class AsyncStream(AsyncStreamApi):
         await check_beside_the_loop(self.inner.prompts, params)
         heard = await self._thread.call(self.inner.hear)
         return await asyncio.to_thread(self.inner.encode_chat, messages, heard, options)
-
-    def chat_condition(self, options: StreamChatOptions) -> Callable[[], bool] | None:
-        """What has to hold before messages are appended."""
-        return self._is_ready if options.on_rewrite == "cut" else None
 
     async def score(self, prompt: Prompt) -> list[float | None]:
         """As `AsyncStreamApi.score`."""
@@ -179,7 +177,7 @@ class AsyncStream(AsyncStreamApi):
                 mailbox.end()
 
         deltas = self._turn(
-            lambda: beside_the_loop(self.inner.encode, prompt), start, when=self._is_ready
+            lambda: beside_the_loop(self.inner.encode, prompt), start, when=self.inner.is_ready
         )
         async with aclosing(deltas):
             async for delta in deltas:
@@ -216,7 +214,7 @@ class AsyncStream(AsyncStreamApi):
 
     async def fork(self, *, on_evict: OnEvict | None = None) -> AsyncStream:
         """As `StreamApi.fork`."""
-        return await self._streams.add(partial(self.inner.fork, on_evict), self._is_ready)
+        return await self._streams.add(partial(self.inner.fork, on_evict), self.inner.is_ready)
 
     async def cut(self, start: int, end: int) -> None:
         """As `StreamApi.cut`."""
@@ -248,7 +246,8 @@ class AsyncStream(AsyncStreamApi):
         """Copy all that the stream is, as `LiveStream.snapshot`."""
         self._check_open()
         return await self._thread.call(
-            lambda: self.inner.snapshot(in_turn=in_turn), when=None if in_turn else self._is_ready
+            lambda: self.inner.snapshot(in_turn=in_turn),
+            when=None if in_turn else self.inner.is_ready,
         )
 
     async def stats(self) -> StreamStats:
@@ -297,11 +296,7 @@ class AsyncStream(AsyncStreamApi):
     async def _at_rest(self, function: Callable[[], T]) -> T:
         """Do something once all that was appended is computed."""
         self._check_open()
-        return await self._thread.call(function, when=self._is_ready)
-
-    def _is_ready(self) -> bool:
-        """Whether what needs a stream at rest would return, or raise, without computing."""
-        return self.inner.has_turn or self.inner.is_settled
+        return await self._thread.call(function, when=self.inner.is_ready)
 
 
 async def beside_the_loop(function: Callable[[Any], T], prompt: Any) -> T:

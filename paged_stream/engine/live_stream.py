@@ -179,6 +179,14 @@ class LiveStream:
         limit = self.core.scheduler.config.max_num_batched_tokens
         return not sequence.generates and sequence.num_pending_tokens > limit
 
+    def is_ready(self) -> bool:
+        """Whether what needs a stream at rest would return, or raise, without computing."""
+        return self.has_turn or self.is_settled
+
+    def is_ready_for_chat(self, options: StreamChatOptions) -> bool:
+        """Whether the same holds for messages. To cut out others, all must be computed."""
+        return options.on_rewrite != "cut" or self.is_ready()
+
     @property
     def is_settled(self) -> bool:
         """Whether all that was appended is computed, but for the last token."""
@@ -225,18 +233,15 @@ class LiveStream:
         self.prompts.check_length(sequence.num_tokens + len(sequence.queued) + len(token_ids))
         self.core.scheduler.append(self.seq_id, token_ids)
 
-    def withdraw(self, appended: Appended) -> int:
+    def withdraw(self, appended: Appended, error: BaseException | None) -> None:
         """Take back what `queue` has appended, as far as it is not computed, unless something came
-        after it. Returns where the stream ends."""
-        self.check_open()
-        if appended.start < appended.end:
-            self.core.withdraw(self.seq_id, appended.start, appended.end, appended.num_computed)
-        return self._sequence.num_tokens
-
-    def withdraw_for(self, appended: Appended, error: BaseException) -> None:
-        """As `withdraw`, because of an error, which is told where the stream ends."""
+        after it. The error that is the reason, if any, is told where the stream ends."""
         with suppress(RuntimeError, ValueError):  # the engine is closed, or the stream
-            stream_rules.note_position(error, self.withdraw(appended))
+            self.check_open()
+            if appended.start < appended.end:
+                self.core.withdraw(self.seq_id, appended.start, appended.end, appended.num_computed)
+            if error is not None:
+                stream_rules.note_position(error, self._sequence.num_tokens)
 
     def hear(self) -> Heard:
         """What the stream holds of its conversation."""

@@ -11,7 +11,6 @@ from typing import NoReturn, Self, TypeVar, Unpack
 from paged_stream.engine.api import Deltas, FilePath, OnEvict, StreamApi
 from paged_stream.engine.caller import Caller
 from paged_stream.engine.calls import Reader
-from paged_stream.engine.core import EngineCore
 from paged_stream.engine.lifetime import EngineStoppedError, refuse_pickling
 from paged_stream.engine.live_stream import Appended, LiveStream
 from paged_stream.engine.outputs import DeltaQueue, StreamStats, VisibleText
@@ -54,11 +53,12 @@ class Stream(StreamApi):
         inner, addition = self.inner, self.inner.encode(prompt)
         core, appended, reader = inner.core, list[Appended](), Reader()
 
-        def take_back(core: EngineCore) -> None:
+        def take_back(error: BaseException | None) -> None:
             for each in appended:
-                inner.withdraw(each)
+                inner.withdraw(each, error)
+            appended.clear()
 
-        leaving = core.errands.when_gone(reader, take_back)
+        leaving = core.errands.when_gone(reader, lambda core: take_back(None))
 
         def begin() -> None:
             if leaving() is not None:  # otherwise the caller was interrupted before
@@ -66,9 +66,8 @@ class Stream(StreamApi):
 
         def advance() -> bool:
             if not core.advance_if(inner.is_behind):
-                core.errands.forget(leaving)
-                return False
-            return True
+                appended.clear()  # for good
+            return bool(appended)
 
         try:
             self.caller.call(begin)
@@ -76,8 +75,7 @@ class Stream(StreamApi):
                 pass
         except BaseException as error:
             with suppress(RuntimeError, ValueError):  # the engine is closed, or the stream
-                for each in appended:
-                    self.caller.call(partial(inner.withdraw_for, each, error))
+                self.caller.call(partial(take_back, error))
             raise
         finally:
             del reader  # an exception may keep this frame

@@ -144,7 +144,8 @@ class EngineThread:
             while not self.is_stopping:
                 # What was called for may be what another call waits for, so look once more.
                 has_called = self._run_calls(wait=is_idle)
-                is_idle = not (self.is_stopping or self._advance() or has_called)
+                has_stepped = self._steps and not self.is_stopping and self._advance()
+                is_idle = not (self.is_stopping or has_stepped or has_called)
         except BaseException as error:
             logger.exception("the engine has failed")
             reason = EngineStoppedError(f"the engine has failed: {error!r}")
@@ -161,7 +162,7 @@ class EngineThread:
 
     @finish_before_exit
     def _advance(self) -> bool:
-        return self._steps and self._core.advance()
+        return self._core.advance()
 
     def _run_calls(self, *, wait: bool) -> bool:
         """Do what was asked for and can be done; if nothing was asked for, wait when told to.
@@ -178,9 +179,7 @@ class EngineThread:
         calls += [self._calls.get_nowait() for _ in range(self._calls.qsize())]
         count = len(calls)
         while calls:
-            call = (
-                calls.popleft()
-            )  # the last one is forgotten, with an answer that nobody has taken
+            call = calls.popleft()  # forgets the last one, with an answer that nobody has taken
             if self.is_stopping and not self._has_ended:
                 self._waiting.append(call)
             elif self._has_ended:

@@ -226,7 +226,9 @@ class ReplicaProcess:
             added = stream.inner.queue_chat(messages, params, addition, options)
             return ChatFacts(stream=self._facts(stream), **asdict(added))
 
-        facts = await self._engine.thread.call(append, when=stream.chat_condition(options))
+        facts = await self._engine.thread.call(
+            append, when=lambda: stream.inner.is_ready_for_chat(options)
+        )
         if facts.has_cut:
             await self.save(name, path)
         return facts

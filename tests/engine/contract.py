@@ -216,11 +216,8 @@ CLASSES: dict[type, tuple[type, set[str]]] = {
     LLM: (EngineApi, _LOADED | _STEPS),
     LLMEngine: (EngineApi, _LOADED | _STEPS),
     AsyncLLMEngine: (AsyncEngineApi, _LOADED | {"shutdown", "streams", "thread"}),
-    Stream: (StreamApi, {"inner"}),
-    AsyncStream: (
-        AsyncStreamApi,
-        {"inner", "resume", "snapshot", "close_now"} | {"encode_chat", "chat_condition"},
-    ),
+    Stream: (StreamApi, {"inner", "caller"}),
+    AsyncStream: (AsyncStreamApi, {"inner", "resume", "snapshot", "close_now", "encode_chat"}),
 }
 if find_spec("ray") is not None:
     from paged_stream.pool.async_ray_llm import AsyncRayLLM

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 
 from paged_stream import LLM, AsyncLLMEngine, AsyncStream, LLMEngine, SamplingParams, Stream
+from paged_stream.text.chat_options import StreamChatOptions
 
 PARAMS = SamplingParams(max_tokens=2)
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -79,6 +80,7 @@ USES: dict[type, dict] = {
         "generate": lambda stream: anext(stream.generate(PARAMS)),
         "complete": lambda stream: anext(stream.complete("hi", PARAMS)),
         "chat": lambda stream: anext(stream.chat("hi", PARAMS)),
+        "encode_chat": lambda stream: stream.encode_chat("a", PARAMS, StreamChatOptions()),
         "snapshot": lambda stream: stream.snapshot(),
         "resume": lambda stream: anext(stream.resume(PARAMS, 0)),
         "__aenter__": lambda stream: stream.__aenter__(),

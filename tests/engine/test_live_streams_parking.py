@@ -139,7 +139,7 @@ def test_a_parked_stream_is_edited_while_others_wait_for_their_readers(make_engi
     streams = [engine.open_stream() for _ in range(num_reading + 1)]
     for stream in streams:
         stream.append(text_ids(60))
-        stream._settled()
+        stream._at_rest(lambda: None)
     reading = [stream.generate(greedy(9)) for stream in streams[1:]]
     seen = [[next(deltas)] for deltas in reading]
     assert streams[0].stats().location == "host"

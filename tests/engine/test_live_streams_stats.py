@@ -21,11 +21,11 @@ def test_every_eviction_is_told_once_and_in_order(make_engine, tmp_path, caching
 
     with engine.open_stream(num_sink_tokens=sinks, window_size=window) as before:
         before.append(text_ids(150))  # so that the cache has the prompt already
-        before._settled()
+        before._at_rest(lambda: None)
     stream = engine.open_stream(num_sink_tokens=sinks, window_size=window, on_evict=on_evict)
 
     def check() -> None:
-        stream._settled()
+        stream._at_rest(lambda: None)
         assert seen == list(range(sinks, max(sinks, stream.stats().window_start)))
 
     stream.append(text_ids(150))
@@ -53,7 +53,7 @@ def test_stream_stats_mean_what_they_say(make_engine):
     stream.append(text_ids(20))
     stats = stream.stats()
     assert (stats.num_tokens, stats.num_pending_tokens, stats.num_visible_tokens) == (20, 20, 0)
-    stream._settled()
+    stream._at_rest(lambda: None)
     stats = stream.stats()
     assert (stats.num_tokens, stats.num_pending_tokens, stats.num_visible_tokens) == (20, 1, 19)
     assert (stats.num_evicted_tokens, stats.window_start, stats.num_blocks) == (0, 4, 3)
@@ -66,7 +66,7 @@ def test_stream_stats_mean_what_they_say(make_engine):
     stats = stream.stats()
     assert (stats.num_tokens, stats.num_pending_tokens) == (25, 3)
     stream.append(text_ids(30))
-    stream._settled()
+    stream._at_rest(lambda: None)
     stats = stream.stats()
     assert (stats.num_tokens, stats.num_visible_tokens, stats.window_start) == (55, 28, 31)
     assert stats.num_evicted_tokens == 31 - 4

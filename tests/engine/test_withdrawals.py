@@ -97,7 +97,7 @@ def test_what_a_turn_has_left_pending_is_rewound_for_nothing(make_engine):
     position, steps = stream.position, engine.stats().num_steps
     turn = stream.complete(LONG, greedy(5))
     engine.add_request("other", [5], greedy(1))  # a step in which the prompt has a part
-    engine.core.errands.add(lambda core: core.end_turn(stream.inner.seq_id))
+    engine.core.errands.put(lambda core: core.end_turn(stream.inner.seq_id))
     turn.close()
     stream.inner.queue(LONG, stream.inner.encode(LONG))
     assert stream.position == position + len(LONG)
@@ -120,7 +120,7 @@ def test_a_rewind_means_the_same_whether_all_was_computed_or_not(make_engine, ba
         tokens_of(stream.generate(greedy(3)))
         stream.append(text_ids(7, 2))
         if settles:
-            stream._settled()
+            stream._at_rest(lambda: None)
         stream.rewind(stream.position - back)
         stream.append(text_ids(4, 3))
         found.append((tokens_of(stream.generate(greedy(10))), stream.stats().window_start))
