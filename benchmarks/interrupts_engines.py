@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -162,6 +163,7 @@ class AsyncFace(Face):
             stopped, result = by.run(kind, name, lambda: self.call(function))
             if stopped:
                 self._new_loop()
+                gc.collect()  # the old one's tasks may hold a reader, or a stream that nobody got
         self.call(self.engine.stats)  # behind whatever the interrupted call has asked for
         return stopped, result
 
