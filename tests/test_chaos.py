@@ -12,9 +12,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize(
-    "world", ["caller", "thread", "starved", pytest.param("pool", marks=pytest.mark.ray)]
-)
+@pytest.mark.parametrize("world", ["caller", "thread", pytest.param("pool", marks=pytest.mark.ray)])
 def test_every_survivor_says_what_it_should(world, tmp_path):
     command = [sys.executable, "-m", "benchmarks.chaos", "--worlds", world, "--streams", "12"]
     command += ["--operations", "300", "--results", str(tmp_path)]
