@@ -47,8 +47,8 @@ class Memory:
     def row(self) -> dict[str, Any]:
         counts, sizes = np.array(self._points[len(self._points) // 5 :], dtype=float).T
         return {
-            "mib_after_a_fifth": sizes[0] / 2**20,
-            "mib_at_the_end": sizes[-1] / 2**20,
+            "mib_after_a_fifth": float(sizes[0]) / 2**20,
+            "mib_at_the_end": float(sizes[-1]) / 2**20,
             "bytes_per_stream": float(np.polyfit(counts, sizes, 1)[0]),
         }
 

@@ -10,21 +10,12 @@ pytest.importorskip("ray")
 
 from paged_stream import SamplingParams
 from paged_stream.pool.async_ray_llm import AsyncRayLLM
+from tests.engine.contract import SETTINGS
 from tests.engine.coroutines import held, read
 from tests.engine.stream_oracle import text_ids
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
 LONG = text_ids(5000)
-SETTINGS = {
-    "num_sink_tokens": 4,
-    "window_size": 24,
-    "block_size": 8,
-    "max_num_seqs": 8,
-    "max_num_batched_tokens": 32,
-    "dtype": "float32",
-    "kv_cache_memory_bytes": 4 << 20,
-    "num_threads": 1,
-}
 
 
 def test_a_cancelled_append_leaves_what_is_computed(local_ray, folder):
