@@ -112,7 +112,8 @@ def small_disk() -> Iterator[Path]:
             yield Path(folder)
         finally:
             if is_mounted:
-                subprocess.run(["umount", folder], check=True)
+                # Lazily, since whatever looks over a machine's disks may look at this one just now.
+                subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def main() -> int:
