@@ -117,7 +117,7 @@ class AsyncThread(EngineThread):
 
     def _end_readers(self) -> None:
         for mailbox in self.mailboxes:
-            mailbox.end(self._stopped_error())
+            mailbox.end(self._core.lifetime.closed_error())
         self.mailboxes.clear()
 
 

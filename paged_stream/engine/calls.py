@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeAlias, TypeVar
 
+from paged_stream.engine.lifetime import BROKEN_OFF
+
 T = TypeVar("T")
 
 Outcome: TypeAlias = tuple[T, None] | tuple[None, BaseException]
@@ -37,7 +39,11 @@ class Call(Generic[T]):
         self._when = when
 
     def attempt(self) -> bool:
-        """Run the function, unless it is too early: then False."""
+        """Run the function, unless it is too early: then False.
+
+        Raises:
+            MemoryError, AssertionError: it was `BROKEN_OFF`, which was answered, too.
+        """
         if self.is_dropped:
             return True
         try:
@@ -46,6 +52,8 @@ class Call(Generic[T]):
             self._answer((self._function(), None))
         except BaseException as error:
             self.fail(error)
+            if isinstance(error, BROKEN_OFF):
+                raise
         return True
 
     def fail(self, error: BaseException) -> None:

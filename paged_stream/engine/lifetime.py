@@ -33,8 +33,16 @@ class StreamLostError(RuntimeError):
     """What was parked of a stream does not come back, so the stream is over; says why."""
 
 
+# After one of these nobody knows how far a change of an engine's state had come: the engine is of
+# no more use. Refusals, which are other errors, come before anything is changed.
+BROKEN_OFF = MemoryError, AssertionError
+
+
 class Lifetime:
     """Of one engine or pool, made in this process.
+
+    Attributes:
+        failure: what has ended it, unless that was `close`.
 
     Args:
         kind: what error messages call it.
@@ -43,6 +51,7 @@ class Lifetime:
     def __init__(self, kind: str = "engine") -> None:
         self.pid = os.getpid()
         self.is_closed = False
+        self.failure: BaseException | None = None
         self._kind = kind
 
     @property
@@ -76,8 +85,12 @@ class Lifetime:
             raise self.closed_error()
 
     def closed_error(self) -> EngineStoppedError:
-        """For every use after the end."""
-        return EngineStoppedError(f"the {self._kind} is closed")
+        """For every use after the end; one for each, since raising an exception changes it."""
+        if self.failure is None:
+            return EngineStoppedError(f"the {self._kind} is closed")
+        error = EngineStoppedError(f"the {self._kind} has failed: {self.failure!r}")
+        error.__cause__ = self.failure
+        return error
 
 
 class Errand(weakref.ref[Any]):
@@ -114,12 +127,15 @@ class Errands(Generic[T]):
         self._promised.pop(id(errand), None)
 
     def do(self, item: Callable[[T], object] | Errand, engine: T) -> None:
-        """Do what `put` was given; in the engine's thread. What fails is logged."""
+        """Do what `put` was given; in the engine's thread. What fails is logged, unless it was
+        `BROKEN_OFF`, which is raised."""
         if isinstance(item, Errand):
             self.forget(item)
             item = item.function
         try:
             item(engine)
+        except BROKEN_OFF:
+            raise
         except Exception:
             logger.exception("the engine could not do what was asked for")
 
@@ -207,11 +223,10 @@ def finish_before_exit(function: Callable[P, T]) -> Callable[P, T]:
     return finishing
 
 
-def finish_for(thread: int, function: Callable[[], object]) -> None:
+def finish_for(thread: int, function: Callable[[], T]) -> T | None:
     """As `finish_before_exit`, for a function that another thread waits for; it is left out if that
     thread must not begin anything any more."""
-    if not _exit.is_closed_to(thread):
-        function()
+    return None if _exit.is_closed_to(thread) else function()
 
 
 def _stay_outside() -> None:

@@ -13,6 +13,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -42,8 +43,8 @@ class EngineThread:
         self._core = core
         self._steps = steps
         self._calls: queue.SimpleQueue[Any] = queue.SimpleQueue()  # of Call and Errand
-        self._waiting: list[Call[Any] | Errand] = []
-        self._stopped: EngineStoppedError | None = None  # no call is answered that comes later
+        self._waiting: deque[Call[Any] | Errand] = deque()  # taken from there, not done yet
+        self._is_over = False  # no call is answered that comes later
         self._has_ended = False
         self._closer = 0  # the thread that waits for the end
         self._close_error: BaseException | None = None
@@ -80,8 +81,8 @@ class EngineThread:
         """
         self._core.lifetime.check_process()
         self._check_thread()
-        if self._stopped is not None:
-            raise self._stopped_error()
+        if self._is_over:
+            raise self._core.lifetime.closed_error()
 
     def _check_thread(self) -> None:
         if threading.current_thread() is self._thread:
@@ -97,7 +98,7 @@ class EngineThread:
             What to raise, if there is no answer yet: then there may never be one.
         """
         self._calls.put(call)
-        return None if self._stopped is None else self._stopped_error()
+        return self._core.lifetime.closed_error() if self._is_over else None
 
     def post(self, function: Callable[[], object]) -> None:
         """Have something done by the engine's thread if it is still there."""
@@ -129,17 +130,10 @@ class EngineThread:
         if error is not None:
             raise error
 
-    def _stopped_error(self) -> EngineStoppedError:
-        """One for each who waits: raising an exception changes it."""
-        assert self._stopped is not None
-        error = EngineStoppedError(*self._stopped.args)
-        error.__cause__ = self._stopped.__cause__
-        return error
-
     # In the thread itself
 
     def _run(self) -> None:
-        reason, is_idle = self._core.lifetime.closed_error(), False
+        is_idle = False
         try:
             while not self.is_stopping:
                 # What was called for may be what another call waits for, so look once more.
@@ -147,10 +141,10 @@ class EngineThread:
                 has_stepped = self._steps and not self.is_stopping and self._advance()
                 is_idle = not (self.is_stopping or has_stepped or has_called)
         except BaseException as error:
-            logger.exception("the engine has failed")
-            reason = EngineStoppedError(f"the engine has failed: {error!r}")
-            reason.__cause__ = error
-        self._stopped = reason
+            self._core.lifetime.failure = error
+            with suppress(MemoryError):
+                logger.exception("the engine has failed")
+        self._is_over = True
         try:
             finish_for(self._closer, self._core.close)
         except BaseException as error:
@@ -170,34 +164,38 @@ class EngineThread:
         Returns:
             Whether anything was done.
         """
-        calls, self._waiting = deque(self._waiting), []
+        waiting = self._waiting
         if wait:
             try:
-                calls.append(self._calls.get(timeout=self._seconds_to_parking()))
+                waiting.append(self._calls.get(timeout=self._seconds_to_parking()))
             except queue.Empty:
                 pass
-        calls += [self._calls.get_nowait() for _ in range(self._calls.qsize())]
-        count = len(calls)
-        while calls:
-            call = calls.popleft()  # forgets the last one, with an answer that nobody has taken
-            if self.is_stopping and not self._has_ended:
-                self._waiting.append(call)
-            elif self._has_ended:
-                if isinstance(call, Call):
-                    call.fail(self._stopped_error())
-            elif isinstance(call, Errand):
-                finish_for(self._thread.ident or 0, partial(self._do, call))
+        for _ in range(self._calls.qsize()):
+            waiting.append(self._calls.get_nowait())
+        count = len(waiting)
+        for _ in range(count):
+            if self._attempt(waiting[0]):  # which stays if that is what ends the thread
+                waiting.popleft()
             else:
-                finish_for(call.asker, partial(self._attempt, call))
-        return len(self._waiting) < count
+                waiting.rotate(-1)
+        return len(waiting) < count
 
-    def _do(self, errand: Errand) -> None:
-        self._core.errands.do(errand, self._core)
+    def _attempt(self, call: Call[Any] | Errand) -> bool:
+        """Do what was asked for, or say why not; False if it is too early for either."""
+        if self._has_ended:
+            if isinstance(call, Call):
+                call.fail(self._core.lifetime.closed_error())
+            return True
+        if self.is_stopping:
+            return False
+        if isinstance(call, Errand):
+            do = partial(self._core.errands.do, call, self._core)
+            return finish_for(self._thread.ident or 0, do) is None
+        return finish_for(call.asker, partial(self._call, call)) is not False
 
-    def _attempt(self, call: Call[Any]) -> None:
+    def _call(self, call: Call[Any]) -> bool:
         self._core.errands.do_all(self._core)
-        if not call.attempt():
-            self._waiting.append(call)
+        return call.attempt()
 
     def _seconds_to_parking(self) -> float | None:
         """How long the engine has nothing to do if nobody asks for anything; ``None``: for ever."""

@@ -308,6 +308,31 @@ def test_chat_in_a_stream(client, llm):
     client.delete(f"/v1/streams/{stream_id}")
 
 
+@pytest.mark.parametrize("on_rewrite", ["keep", "cut", "error"])
+def test_a_template_that_rewrites_answers(client, llm, on_rewrite):
+    marks = (
+        "{% for m in messages %}<{{ m.role }}>{% if not loop.last and m.role != 'user' %}!"
+        "{% endif %}{{ m.content }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    opening = {"chat_template": marks, "window_size": 200}
+    stream_id = client.post("/v1/streams", json=opening).json()["id"]
+    rewrites = []
+    with llm.open_stream(**opening) as stream:
+        for question in ("who?", "why?"):
+            body = {"messages": [{"role": "user", "content": question}], "on_rewrite": on_rewrite}
+            answer = client.post(f"/v1/streams/{stream_id}/generate", json=body | SAMPLING)
+            if on_rewrite == "error" and rewrites:
+                assert answer.status_code == 400
+                assert "where the stream has" in answer.json()["error"]["message"]
+                break
+            deltas = stream.chat(question, SamplingParams(**SAMPLING), on_rewrite=on_rewrite)
+            assert answer.json()["text"] == "".join(delta.delta_text for delta in deltas)
+            rewrites.append(answer.json()["template_rewrote"])
+    assert rewrites == ([False] if on_rewrite == "error" else [False, True])
+    client.delete(f"/v1/streams/{stream_id}")
+
+
 def test_chats_are_written_as_the_body_says(client, llm):
     messages = [{"role": "user", "content": "who?"}, {"role": "assistant", "content": "he"}]
     template = "{{ tools | tojson }}{% for m in messages %}{{ m.content }}{{ end }}{% endfor %}"
