@@ -94,8 +94,9 @@ def sample(logits: torch.Tensor, sequences: list[ScheduledSequence], draw: Draw)
                 logger.exception("sequence %d is ended", sequence.seq_id)
                 errors[row] = str(error)
     tokens: list[int] = ops.sample_tokens(logits, draw.sampling, draw.positions).tolist()
-    for row, value in largest.items():
-        if not math.isfinite(value.item()):
+    values = torch.stack(list(largest.values())).tolist() if largest else []
+    for row, value in zip(largest, values, strict=True):
+        if not math.isfinite(value):
             errors[row] = not_finite(sequences[row].num_tokens)
         elif tokens[row] == ops.NO_TOKEN:
             errors[row] = errors[row] or ALL_BARRED
