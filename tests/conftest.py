@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
+
+# Before torch is loaded: its threads spin by default while they wait for each other. Beside a busy
+# process, the one waited for does not run then, and a forward pass of a reference takes minutes.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 from hypothesis import HealthCheck, settings
