@@ -11,7 +11,6 @@
 #include <chrono>
 #include <exception>
 #include <mutex>
-#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -224,8 +223,8 @@ class Pool {
       for (; count < wanted; ++count) {
         std::thread([this, &self = workers_[count]] { serve(self); }).detach();
       }
-    } catch (const std::system_error&) {
-      most_workers_ = count;  // the system allows no more threads
+    } catch (const std::exception&) {
+      most_workers_ = count;  // the system allows no more threads, or has no memory for one
     }
     num_workers_.store(count, std::memory_order_relaxed);
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
