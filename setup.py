@@ -5,6 +5,7 @@ is compiled against the headers of the torch that is there.
 """
 
 import os
+import runpy
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, C
 
 # The stable ABI of torch 2.10: one binary serves every later release.
 TORCH_TARGET_VERSION = "0x020a000000000000"
+GENERATED = Path("build", "generated")  # headers
 COMPILE_ARGS = [
     "-O3",
     "-std=c++20",
@@ -61,12 +63,27 @@ def extension() -> Extension:
         "paged_stream._C",
         [str(path) for path in sources],
         # BuildExtension makes these absolute: ninja compiles from another folder.
-        include_dirs=[str(Path("csrc", name).resolve()) for name in ("include", "cpu", "cuda")],
+        include_dirs=[
+            *(str(Path("csrc", name).resolve()) for name in ("include", "cpu", "cuda")),
+            str(GENERATED.resolve()),
+        ],
         depends=[str(path) for path in headers],
         extra_compile_args={"cxx": COMPILE_ARGS, "nvcc": CUDA_ARGS},
         library_dirs=toolkit_libraries() if with_cuda else [],
         py_limited_api=True,
     )
+
+
+class Build(BuildExtension):
+    """Tells the library, in a header of its own, which sources it is made of."""
+
+    def build_extensions(self):
+        digest = runpy.run_path("csrc/source_digest.py")["source_digest"]()
+        GENERATED.mkdir(parents=True, exist_ok=True)
+        (GENERATED / "source_digest.h").write_text(
+            f'constexpr char kSourceDigest[] = "{digest}";\n'
+        )
+        super().build_extensions()
 
 
 setup(
@@ -76,6 +93,6 @@ setup(
     package_dir={"": "."},
     package_data={"paged_stream": ["py.typed", "*.pyi"], "paged_stream.scheduler": ["py.typed"]},
     ext_modules=[extension()],
-    cmdclass={"build_ext": BuildExtension},
+    cmdclass={"build_ext": Build},
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

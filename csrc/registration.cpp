@@ -52,6 +52,7 @@ STABLE_TORCH_LIBRARY(paged_stream, m) {
   m.def(
       "advance_decode(Tensor sampled, Tensor(a!) generated, Tensor(b!) num_generated, "
       "Tensor(c!) num_left, Tensor stop_token_ids, Tensor(d!)[] batch, int block_size) -> ()");
+  m.def("build_version() -> str");
   m.def("cpu_isa() -> str");
   m.def("set_cpu_isa(str name) -> ()");
 }

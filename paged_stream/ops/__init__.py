@@ -19,6 +19,7 @@ from paged_stream.ops.attention_layer import (
     attention_layer,
 )
 from paged_stream.ops.batch import FULL_ATTENTION, BatchTensors
+from paged_stream.ops.build_version import build_version
 from paged_stream.ops.copy_blocks import copy_blocks
 from paged_stream.ops.cpu_isa import cpu_isa, set_cpu_isa
 from paged_stream.ops.decoder_layers import DecoderLayers, decoder_layers
@@ -54,6 +55,7 @@ __all__ = [
     "add_rms_norm",
     "advance_decode",
     "attention_layer",
+    "build_version",
     "copy_blocks",
     "cpu_isa",
     "decoder_layers",
