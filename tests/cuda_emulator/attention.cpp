@@ -1,6 +1,6 @@
 // Runs paged_attention as its launcher does, for a selection of dtypes and padded head_dims.
 
-#include <vector>
+#include <stdexcept>
 
 #include "attention_launch.cuh"
 #include "batch_arguments.h"
@@ -9,20 +9,13 @@
 namespace paged_stream {
 namespace {
 
-// Partial results, NaN until written.
-struct Parts {
-  std::vector<float> acc, max, sum;
-
-  explicit Parts(PagedAttentionArguments& in, int64_t places) {
-    const int64_t count = places * in.num_heads * in.max_splits;
-    acc.assign(count * in.head_dim, NAN);
-    max.assign(count, NAN);
-    sum.assign(count, NAN);
-    in.part_acc = acc.data();
-    in.part_max = max.data();
-    in.part_sum = sum.data();
-  }
-};
+// Gives the arguments room for partial results.
+void add_parts(PagedAttentionArguments& in, int64_t places) {
+  const int64_t count = places * in.num_heads * in.max_splits;
+  in.part_acc = emulator::scratch(count * in.head_dim);
+  in.part_max = emulator::scratch(count);
+  in.part_sum = emulator::scratch(count);
+}
 
 template <class Q, class C, int Dim>
 void run(const PagedAttentionArguments& in, int num_tokens) {
@@ -97,6 +90,6 @@ EMULATED(paged_attention) {
   in.local_window = args.integer();
   in.split_all = num_tokens == in.num_sequences;
   in.max_splits = most_splits(in.batch.table_width, in.block_size, in.group_size);
-  Parts parts(in, in.num_sequences);
+  add_parts(in, in.num_sequences);
   run_kind(query_type, cache_type, in, num_tokens);
 }

@@ -1,86 +1,44 @@
-// The emulator's process. Reads calls from stdin, runs each under several schedules on fresh copies
-// of its buffers, and returns the buffers if all schedules agree. See emulator.py.
+// The emulator's process. Runs each call under several schedules on fresh copies of its buffers,
+// and returns the buffers if all schedules agree. See emulator.py.
 
 #include "driver.h"
 
 #include <algorithm>
-#include <cstdio>
+#include <cmath>
 #include <cstdlib>
-#include <cstring>
-#include <map>
 #include <memory>
 #include <stdexcept>
-#include <string>
 
+#include "calls.h"
 #include "device.cuh"
 
 namespace paged_stream::emulator {
 namespace {
 
-std::map<std::string, Entry>& entries() {
-  static std::map<std::string, Entry> all;
-  return all;
-}
+std::vector<std::unique_ptr<float[]>> scratch_memory;
 
-void read_bytes(void* to, size_t size) {
-  if (size != 0 && std::fread(to, 1, size, stdin) != size) std::exit(0);  // the tests have ended
-}
-template <class T>
-T read() {
-  T value;
-  read_bytes(&value, sizeof(value));
-  return value;
-}
-void write_bytes(const void* from, size_t size) {
-  if (size != 0) std::fwrite(from, 1, size, stdout);
-}
-
-using Bytes = std::vector<uint8_t>;
-
-struct Call {
-  std::string name;
-  std::vector<Argument> arguments;
-  std::vector<Bytes> buffers;  // one per argument; empty for arguments of other kinds
-
-  static Call next() {
-    Call call;
-    call.name.resize(read<uint32_t>());
-    read_bytes(call.name.data(), call.name.size());
-    call.arguments.resize(read<uint32_t>());
-    for (Argument& argument : call.arguments) {
-      argument = {read<Argument::Kind>(), 0, 0, nullptr};
-      Bytes& bytes = call.buffers.emplace_back();
-      if (argument.kind == Argument::kInteger) argument.integer = read<int64_t>();
-      if (argument.kind == Argument::kNumber) argument.number = read<double>();
-      if (argument.kind == Argument::kBuffer) {
-        bytes.resize(read<uint64_t>());
-        read_bytes(bytes.data(), bytes.size());
-      }
-    }
-    return call;
+// Runs the entry on copies of the buffers and returns them. Each copy is an allocation of exactly
+// its size, so that an access past the end is an error.
+std::vector<Bytes> run(const Call& call) {
+  std::vector<Argument> args = call.arguments;
+  std::vector<std::unique_ptr<void, decltype(&std::free)>> memory;
+  for (size_t i = 0; i < args.size(); ++i) {
+    if (args[i].kind != Argument::kBuffer) continue;
+    const Bytes& bytes = call.buffers[i];
+    if (posix_memalign(&args[i].buffer, 256, bytes.size()) != 0) throw std::bad_alloc();
+    memory.emplace_back(args[i].buffer, &std::free);
+    std::copy(bytes.begin(), bytes.end(), static_cast<uint8_t*>(args[i].buffer));
   }
-
-  // Runs the entry on copies of the buffers and returns them. Each copy is an allocation of exactly
-  // its size, so that an access past the end is an error.
-  std::vector<Bytes> run(Entry entry) const {
-    std::vector<Argument> args = arguments;
-    std::vector<std::unique_ptr<void, decltype(&std::free)>> memory;
-    for (size_t i = 0; i < args.size(); ++i) {
-      if (args[i].kind != Argument::kBuffer) continue;
-      if (posix_memalign(&args[i].buffer, 256, buffers[i].size()) != 0) throw std::bad_alloc();
-      memory.emplace_back(args[i].buffer, &std::free);
-      std::copy(buffers[i].begin(), buffers[i].end(), static_cast<uint8_t*>(args[i].buffer));
-    }
-    Arguments of(args);
-    entry(of);
-    std::vector<Bytes> results(args.size());
-    for (size_t i = 0; i < args.size(); ++i) {
-      const auto* data = static_cast<const uint8_t*>(args[i].buffer);
-      results[i].assign(data, data + buffers[i].size());
-    }
-    return results;
+  Arguments of(args);
+  call.entry()(of);
+  scratch_memory.clear();
+  std::vector<Bytes> results(args.size());
+  for (size_t i = 0; i < args.size(); ++i) {
+    const auto* data = static_cast<const uint8_t*>(args[i].buffer);
+    results[i].assign(data, data + call.buffers[i].size());
   }
-};
+  return results;
+}
 
 struct NamedSchedule {
   Schedule schedule;
@@ -97,13 +55,11 @@ const NamedSchedule kSchedules[] = {
     {{Order::kShuffled, 2, kRandom + 1}, "the results depend on the order of threads"},
 };
 
-std::vector<Bytes> answer(const Call& call) {
-  const auto found = entries().find(call.name);
-  if (found == entries().end()) throw std::runtime_error("no entry is called " + call.name);
+std::vector<Bytes> run_under_all(const Call& call) {
   std::vector<Bytes> first;
   for (const auto& [next, suspicion] : kSchedules) {
     schedule = next;
-    std::vector<Bytes> results = call.run(found->second);
+    std::vector<Bytes> results = run(call);
     if (suspicion == nullptr) {
       first = std::move(results);
     } else if (results != first) {
@@ -115,15 +71,11 @@ std::vector<Bytes> answer(const Call& call) {
 
 }  // namespace
 
-const Argument& Arguments::next(Argument::Kind kind) {
-  if (at_ == all_.size()) throw std::runtime_error("too few arguments");
-  const Argument& argument = all_[at_++];
-  const bool is_null = kind == Argument::kBuffer && argument.kind == Argument::kNothing;
-  if (argument.kind == kind || is_null) return argument;
-  throw std::runtime_error("argument " + std::to_string(at_ - 1) + " is of another kind");
+float* scratch(size_t count) {
+  scratch_memory.emplace_back(new float[count]);
+  std::fill_n(scratch_memory.back().get(), count, NAN);
+  return scratch_memory.back().get();
 }
-
-Registration::Registration(const char* name, Entry entry) { entries()[name] = entry; }
 
 }  // namespace paged_stream::emulator
 
@@ -132,16 +84,9 @@ int main() {
   while (true) {
     const Call call = Call::next();
     try {
-      const auto results = answer(call);
-      write_bytes("\1", 1);
-      for (const auto& bytes : results) write_bytes(bytes.data(), bytes.size());
+      answer(run_under_all(call));
     } catch (const std::exception& error) {
-      const std::string message = error.what();
-      const auto size = static_cast<uint32_t>(message.size());
-      write_bytes("\0", 1);
-      write_bytes(&size, sizeof(size));
-      write_bytes(message.data(), size);
+      refuse(error.what());
     }
-    std::fflush(stdout);
   }
 }

@@ -1,4 +1,5 @@
-// Entries that tests call by name in the emulator's process, and their arguments.
+// Entries that tests call by name in a process that has the emulator or a device, and their
+// arguments.
 #pragma once
 
 #include <cstddef>
@@ -36,6 +37,9 @@ class Arguments {
 };
 
 using Entry = void (*)(Arguments&);
+
+// Returns memory for so many floats, NaN until they are written, that lasts until the entry ends.
+float* scratch(size_t count);
 
 struct Registration {
   Registration(const char* name, Entry entry);

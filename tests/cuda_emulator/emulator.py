@@ -55,8 +55,9 @@ def build() -> Path:
 class Emulator:
     """A process that runs kernels; it is restarted after a sanitizer has ended it."""
 
-    def __init__(self) -> None:
-        self._program = build()
+    def __init__(self, program: Path | None = None) -> None:
+        """program: from `build`; by default, of the kernels as they are."""
+        self._program = program or build()
         self._process: subprocess.Popen[bytes] | None = None
 
     def call(self, entry: str, *args: torch.Tensor | int | float | None) -> None:
