@@ -1,13 +1,16 @@
 """Is everything right on this CUDA device, and how near to its limits?
 
-    python -m benchmarks.gpu_check                        # build, verify, measure: under 8 minutes
-    python -m benchmarks.gpu_check --quick --sections build ops engine
-    OUT=/some/folder python -m benchmarks.gpu_check       # results there, not in results/gpu
+    benchmarks/first_gpu.sh first                  # what matters most, in 450 seconds
+    benchmarks/first_gpu.sh second                 # the rest, in 280
+    python -m benchmarks.gpu_check                 # both
+    python -m benchmarks.gpu_check --sizes quick --sections ops engine
 
-Needs a CUDA compiler, no network and no model. Sections run one after the other, each in a process
-of its own with a limit of time: what one of them breaks, the others do not see. All that is found
-goes to gpu_check.jsonl, line by line, and to gpu_check.png where matplotlib is. The exit
-code is that of a failure if anything did not hold.
+Needs no network and no model, and a CUDA compiler only if there is no op library for the device.
+Sections run one after the other, in processes of their own with limits of time. What breaks a
+process does not keep the rest of its section from running in another one. Every row that is found
+goes to gpu_check.jsonl at once, and at the end to gpu_check.png where matplotlib is. Results are in
+$OUT, or else in benchmarks/results/gpu. Exit codes: 0 if all holds, 1 if something does not, 2 if
+all that ran does, but something was left out.
 """
 
 from __future__ import annotations
@@ -16,155 +19,139 @@ import argparse
 import importlib
 import importlib.util
 import os
-import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-# Seconds that each section may take.
-SECTIONS = {
-    "build": 170,
-    "ceilings": 20,
-    "ops": 70,
-    "engine": 100,
-    "attention": 45,
-    "steps": 150,
-    "sanitizer": 90,
-}
-# What each of them, but the first, consists of: functions in `benchmarks.gpu`.
-WORKS = {
-    "ceilings": ["timing.check_ceilings"],
-    "ops": [
-        "cache_checks.check_elementwise",
-        "cache_checks.check_rotary_table",
-        "cache_checks.check_rotary_and_cache",
-        "cache_checks.check_moves",
-        "op_checks.check_attention",
-        "sampling_checks.check_sampling",
-        "sampling_checks.check_advance",
-    ],
-    "engine": ["engine_checks.check_engine"],
-    "attention": ["attention.measure_attention"],
-    "steps": ["steps.measure_shapes"],
-    "sanitizer": ["sanitizer.check_with_sanitizer"],
-}
-TOTAL_SECONDS = 470
+from benchmarks.gpu.extension import prepare_extension
+from benchmarks.gpu.place import RESTART, Place
+from benchmarks.gpu.plan import CALLS, SECTIONS
+from benchmarks.gpu.processes import LATE, ROOT, watch
+from benchmarks.gpu.rows import (
+    NAME,
+    Row,
+    exit_code,
+    line_of,
+    plan_row,
+    read_rows,
+    tables,
+    write_row,
+)
+
+GRACE_SECONDS = 5  # for a section that is over its time to come to an end by itself
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
-    parser.add_argument("--quick", action="store_true", help="fewer sizes")
-    parser.add_argument("--device", default="cuda", help="cpu goes through everything in miniature")
+    parser.add_argument("--call", choices=CALLS, default="all", help="which sections, how long")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, help="only these of the call's")
+    parser.add_argument("--sizes", choices=("full", "quick", "tiny"), default="full")
     parser.add_argument("--out", type=Path, help="folder for the results")
+    parser.add_argument(
+        "--patience", type=float, default=1.0, help="how many times as long all may take"
+    )
     parser.add_argument("--only", choices=SECTIONS, help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
+    parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--goes-on", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args(arguments)
+    args.out = args.out or Path(os.environ.get("OUT") or ROOT / "benchmarks" / "results" / "gpu")
+    return args
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parse(arguments)
-    folder = args.out or Path(os.environ.get("OUT") or ROOT / "benchmarks" / "results" / "gpu")
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "gpu_check.jsonl"
+    args.out.mkdir(parents=True, exist_ok=True)
     if args.only:
-        return run_section(args, path)
+        return run_section(args)
+    path = args.out / NAME
     path.write_text("")
-    began, failed = time.monotonic(), []
-    for name in args.sections:
-        left = TOTAL_SECONDS - (time.monotonic() - began)
-        print(f"\n{name}", flush=True)
-        if left < 10:
-            print("  skipped: no time is left", flush=True)
-            failed.append(name)
-            continue
-        start = time.monotonic()
-        if not start_section(args, name, folder, min(SECTIONS[name], left)):
-            failed.append(name)
-            if name == "build":
-                break
-        print(f"  ({time.monotonic() - start:.0f} s)", flush=True)
-    from benchmarks.gpu.sections import read_rows, tables
-
-    rows = read_rows(path)
-    print("\n" + "\n".join(tables(rows)))
-    if importlib.util.find_spec("matplotlib") is not None:
-        from benchmarks.plots import plot_gpu
-
-        plot_gpu(rows, folder)
-    print(f"\nfailed: {', '.join(failed)}" if failed else "\nall sections hold")
-    return 1 if failed else 0
+    Place.forget(args.out)
+    call = CALLS[args.call]
+    sections = [name for name in call.sections if not args.sections or name in args.sections]
+    for name in sections:
+        write_row(path, plan_row(name, None))
+    ends = time.monotonic() + call.seconds * args.patience
+    was_built = prepare_extension(path, ends, args.patience)
+    if was_built is not None:
+        for name in sections:
+            if was_built and name in call.left_out:
+                continue
+            supervise(args, name, ends)
+    return conclude(args.out)
 
 
-def start_section(args: argparse.Namespace, name: str, folder: Path, seconds: float) -> bool:
-    """Run one section in a process of its own; whether all of it held."""
-    if name == "build":
-        return build(args.device, seconds)
-    command = [sys.executable, "-m", "benchmarks.gpu_check", "--only", name]
-    command += ["--device", args.device, "--out", str(folder)] + ["--quick"] * args.quick
-    try:
-        return subprocess.run(command, cwd=ROOT, timeout=seconds + 15).returncode == 0
-    except subprocess.TimeoutExpired:
-        print(f"  FAILED: ended after {seconds + 15:.0f} s", flush=True)
-        return False
+def supervise(args: argparse.Namespace, name: str, ends: float) -> None:
+    """Run one section in processes of its own until it has come to its end, or its time has."""
+    began = time.monotonic()
+    ends = min(ends, began + SECTIONS[name].seconds * args.patience)
+    print(f"\n{name}", flush=True)
+    place: Place | None = None
+    while (left := ends - time.monotonic()) > 2 * GRACE_SECONDS:
+        command = [sys.executable, "-m", "benchmarks.gpu_check", "--only", name]
+        command += ["--out", str(args.out), "--sizes", args.sizes]
+        command += ["--seconds", str(left - GRACE_SECONDS)]
+        code = watch(command + ["--goes-on"] * (place is not None), left)
+        if code == 0:
+            break
+        reached = Place.read(args.out, name)
+        if code != RESTART:
+            record_end(args.out, name, code, reached)
+        if code == LATE or reached is None or reached == place:
+            break
+        place = reached
+    Place.forget(args.out)
+    print(f"  ({time.monotonic() - began:.0f} s)", flush=True)
 
 
-def build(device: str, seconds: float) -> bool:
-    """Compile the op library in place, and see that it has kernels for the device."""
-    if device != "cpu":
-        environment = {"TORCH_CUDA_ARCH_LIST": _architectures(), "MAX_JOBS": str(os.cpu_count())}
-        command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-        try:
-            done = subprocess.run(
-                command,
-                cwd=ROOT,
-                env=environment | dict(os.environ),
-                timeout=seconds,
-                capture_output=True,
-                text=True,
-            )
-        except subprocess.TimeoutExpired:
-            print(f"  FAILED: not built after {seconds:.0f} s", flush=True)
-            return False
-        if done.returncode != 0:
-            print((done.stdout + done.stderr)[-8000:], flush=True)
-            return False
-    check = "from paged_stream import ops; print(ops.has_cuda(), ops.cpu_isa())"
-    done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True)
-    print(
-        f"  kernels for CUDA, for the processor: {done.stdout.strip() or done.stderr}", flush=True
-    )
-    return done.returncode == 0 and (device == "cpu" or done.stdout.startswith("True"))
+def record_end(folder: Path, name: str, code: int, place: Place | None) -> None:
+    """Record that a section's process ended before its time."""
+    how = "did not end in time" if code == LATE else f"ended its process with exit code {code}"
+    row: Row = {"section": name, "case": None, "name": name, "ok": False, "error": how}
+    if place is not None:
+        row |= {"case": place.case_name, "name": place.name}
+    write_row(folder / NAME, row)
+    print(line_of(row), flush=True)
 
 
-def _architectures() -> str:
-    """What to compile for: the device that is there. Hopper's own instructions need the a."""
+def run_section(args: argparse.Namespace) -> int:
+    """Run one section, or what another process has left of it, in this process."""
     import torch
 
-    major, minor = torch.cuda.get_device_capability()
-    return f"{major}.{minor}{'a' * (major >= 9)}"
-
-
-def run_section(args: argparse.Namespace, path: Path) -> int:
-    import torch
-
-    from benchmarks.gpu.sections import FULL, QUICK, TINY, Section
+    from benchmarks.gpu.sections import SIZES, Case, Section
 
     torch.manual_seed(0)
-    device = torch.device(args.device)
-    if device.type == "cuda":
-        device = torch.device("cuda", device.index or 0)
-        torch.cuda.set_device(device)
-    sizes = TINY if device.type == "cpu" else QUICK if args.quick else FULL
-    section = Section(args.only, device, sizes, SECTIONS[args.only], path)
-    for name in WORKS[args.only]:
+    device = torch.device("cuda", 0)
+    torch.cuda.set_device(device)
+    place = Place.read(args.out, args.only) if args.goes_on else None
+    section = Section(args.only, device, SIZES[args.sizes], args.seconds, args.out, place)
+    cases: list[Case] = []
+    for name in SECTIONS[args.only].cases:
         module, function = name.split(".")
-        work = getattr(importlib.import_module(f"benchmarks.gpu.{module}"), function)
-        section.attempt(name, work, section)
-    return 1 if section.num_failures else 0
+        cases += getattr(importlib.import_module(f"benchmarks.gpu.{module}"), function)(section)
+    section.run(cases)
+    return 0
+
+
+def conclude(folder: Path) -> int:
+    """Print what was found, last what is not as it should be; the exit code."""
+    rows = read_rows(folder / NAME)
+    print("\n" + "\n".join(tables(rows)))
+    if importlib.util.find_spec("matplotlib") is not None:
+        try:
+            from benchmarks.plots import plot_gpu
+
+            plot_gpu(rows, folder)
+        except Exception:  # the figures are what counts, and they are written
+            traceback.print_exc()
+    wrong = [row for row in rows if row.get("ok") is False or "skipped" in row]
+    print("\nnot as it should be:" if wrong else "\nall holds")
+    for row in wrong:
+        print(line_of(row))
+    return exit_code(rows)
 
 
 if __name__ == "__main__":

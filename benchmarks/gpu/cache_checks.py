@@ -33,13 +33,17 @@ def check_rotary_and_cache(section: Section) -> None:
                 (128, 64, True),
                 (32, 0, False),
             ):
-                _rotary_and_cache(
-                    section, dtype, cache_dtype or dtype, head_dim, rotary_dim, interleaved
+                kind = dtype, cache_dtype or dtype, head_dim, rotary_dim, interleaved
+                label = (
+                    f"rotary_and_cache {short(dtype)}, cache {short(kind[1])}, head_dim "
+                    f"{head_dim}, rotary {rotary_dim}{' interleaved' * interleaved}"
                 )
+                section.attempt(label, _rotary_and_cache, section, label, *kind)
 
 
 def _rotary_and_cache(
     section: Section,
+    label: str,
     dtype: torch.dtype,
     cache_dtype: torch.dtype,
     head_dim: int,
@@ -70,10 +74,6 @@ def _rotary_and_cache(
         slots.to(section.device),
         interleaved,
     )
-    label = (
-        f"rotary_and_cache {short(dtype)}, cache {short(cache_dtype)}, head_dim {head_dim}, "
-        f"rotary {rotary_dim}{' interleaved' * interleaved}"
-    )
     limit = max(LIMITS[dtype], _LIMITS_8BIT if cache_dtype != dtype else 0.0)
     pairs = (
         ("query", new_query, reference.rotate(query, tables[0], interleaved), LIMITS[dtype]),
@@ -94,32 +94,40 @@ def check_moves(section: Section) -> None:
     """Gathering, scattering, turning and copying; what only moves is the same to the bit."""
     device = section.device
     for dtype in dict.fromkeys([*dtypes(device), *filter(None, cache_dtypes(device))]):
-        k_cache, v_cache = (_cache(dtype, 64) for _ in range(2))
-        slots = torch.randperm(BLOCKS * BLOCK_SIZE)[:40]
-        slots[3] = -1
-        on_device = [x.to(device) for x in (k_cache, v_cache, slots)]
-        size = 40 * HEADS * 64 * 4
-        gathered = poisoned(
-            device, size, partial(ops.gather_blocks, on_device[0], on_device[1], on_device[2])
-        )
-        for name, cache, rows in zip(("keys", "values"), (k_cache, v_cache), gathered, strict=True):
-            same(section, f"gather_blocks {short(dtype)}: {name}", rows, _rows(cache, slots))
-        targets = [_cache(dtype, 64) for _ in range(2)]
-        moved = [target.to(device) for target in targets]
-        ops.scatter_blocks(gathered[0], gathered[1], moved[0], moved[1], on_device[2])
-        for target, actual, cache in zip(targets, moved, (k_cache, v_cache), strict=True):
-            expected = _bytes(target).clone()
-            kept = slots[slots >= 0]
-            places = kept // BLOCK_SIZE, slice(None), kept % BLOCK_SIZE
-            expected[places] = _bytes(cache)[places]
-            same(section, f"scatter_blocks {short(dtype)}", _bytes(actual.cpu()), expected)
-        _turned(section, dtype, k_cache, slots)
-        _copied(section, dtype)
+        for work in (_copied, _gathered, _turned):
+            section.attempt(f"{work.__name__[1:]} {short(dtype)}", work, section, dtype)
 
 
-def _turned(
-    section: Section, dtype: torch.dtype, k_cache: torch.Tensor, slots: torch.Tensor
-) -> None:
+def _slots() -> torch.Tensor:
+    slots = torch.randperm(BLOCKS * BLOCK_SIZE)[:40]
+    slots[3] = -1
+    return slots
+
+
+def _gathered(section: Section, dtype: torch.dtype) -> None:
+    device = section.device
+    k_cache, v_cache = (_cache(dtype, 64) for _ in range(2))
+    slots = _slots()
+    on_device = [x.to(device) for x in (k_cache, v_cache, slots)]
+    size = 40 * HEADS * 64 * 4
+    gathered = poisoned(
+        device, size, partial(ops.gather_blocks, on_device[0], on_device[1], on_device[2])
+    )
+    for name, cache, rows in zip(("keys", "values"), (k_cache, v_cache), gathered, strict=True):
+        same(section, f"gather_blocks {short(dtype)}: {name}", rows, _rows(cache, slots))
+    targets = [_cache(dtype, 64) for _ in range(2)]
+    moved = [target.to(device) for target in targets]
+    ops.scatter_blocks(gathered[0], gathered[1], moved[0], moved[1], on_device[2])
+    for target, actual, cache in zip(targets, moved, (k_cache, v_cache), strict=True):
+        expected = _bytes(target).clone()
+        kept = slots[slots >= 0]
+        places = kept // BLOCK_SIZE, slice(None), kept % BLOCK_SIZE
+        expected[places] = _bytes(cache)[places]
+        same(section, f"scatter_blocks {short(dtype)}", _bytes(actual.cpu()), expected)
+
+
+def _turned(section: Section, dtype: torch.dtype) -> None:
+    k_cache, slots = _cache(dtype, 64), _slots()
     for interleaved in (False, True):
         table = _angles(len(slots), 32)
         actual = k_cache.clone().to(section.device)
@@ -146,36 +154,33 @@ def _copied(section: Section, dtype: torch.dtype) -> None:
 
 
 def check_elementwise(section: Section) -> None:
-    device = section.device
-    for dtype in dtypes(device):
+    for dtype in dtypes(section.device):
         for rows, size in ((1, 576), (37, 4096), (5, 48), (300, 5120)):
-            x, delta = (torch.randn(rows, size).to(dtype) for _ in range(2))
-            weight = torch.randn(size)
-            total = (x.double() + delta.double()).to(dtype).double()
-            for add in (None, delta):
-                residual = x.to(device, copy=True)
-                normed = poisoned(
-                    device,
-                    residual.nbytes,
-                    partial(
-                        ops.add_rms_norm,
-                        residual,
-                        None if add is None else add.to(device),
-                        weight.to(device),
-                        1e-6,
-                    ),
-                )
-                source = x.double() if add is None else total
-                expected = source * (source.square().mean(1, keepdim=True) + 1e-6).rsqrt() * weight
-                label = f"add_rms_norm {short(dtype)} [{rows}, {size}]"
-                compare(section, label, normed, expected, LIMITS[dtype])
-                compare(section, f"{label}: residual", residual, source, LIMITS[dtype])
-            gate_up = torch.randn(rows, 2 * size).to(dtype)
-            gate, up = gate_up.double().chunk(2, dim=1)
-            output = poisoned(device, x.nbytes, partial(ops.silu_and_mul, gate_up.to(device)))
-            expected = torch.nn.functional.silu(gate) * up
-            label = f"silu_and_mul {short(dtype)} [{rows}, {size}]"
-            compare(section, label, output, expected, LIMITS[dtype])
+            for work in (_silu_and_mul, _add_rms_norm):
+                label = f"{work.__name__[1:]} {short(dtype)} [{rows}, {size}]"
+                section.attempt(label, work, section, label, dtype, rows, size)
+
+
+def _silu_and_mul(section: Section, label: str, dtype: torch.dtype, rows: int, size: int) -> None:
+    gate_up = torch.randn(rows, 2 * size).to(dtype)
+    gate, up = gate_up.double().chunk(2, dim=1)
+    run = partial(ops.silu_and_mul, gate_up.to(section.device))
+    output = poisoned(section.device, gate_up.nbytes // 2, run)
+    compare(section, label, output, torch.nn.functional.silu(gate) * up, LIMITS[dtype])
+
+
+def _add_rms_norm(section: Section, label: str, dtype: torch.dtype, rows: int, size: int) -> None:
+    device = section.device
+    x, delta = (torch.randn(rows, size).to(dtype) for _ in range(2))
+    weight = torch.randn(size)
+    total = (x.double() + delta.double()).to(dtype).double()
+    for add, source in ((None, x.double()), (delta.to(device), total)):
+        residual = x.to(device, copy=True)
+        run = partial(ops.add_rms_norm, residual, add, weight.to(device), 1e-6)
+        normed = poisoned(device, residual.nbytes, run)
+        expected = source * (source.square().mean(1, keepdim=True) + 1e-6).rsqrt() * weight
+        compare(section, label, normed, expected, LIMITS[dtype])
+        compare(section, f"{label}: residual", residual, source, LIMITS[dtype])
 
 
 def check_rotary_table(section: Section) -> None:

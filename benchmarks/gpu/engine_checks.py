@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import json
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.gpu.sections import Section
+from benchmarks.gpu.sections import Case, Section
 from paged_stream import LLM, EngineConfig, LLMEngine, SamplingParams
 from tests.family_reference import ABSOLUTE_POSITION_VARIANTS, random_ids, tiny_model
 from tests.reference import tiny_llama
@@ -37,27 +40,27 @@ _SMOLLM2: dict[str, Any] = {
 }
 
 
-def check_engine(section: Section) -> None:
-    is_cuda = section.device.type == "cuda"
-    with tempfile.TemporaryDirectory() as temporary:
-        for variant in section.sizes.families:
-            folder = Path(temporary, variant)
-            model = tiny_model(variant)
-            model.save_pretrained(folder)
+def engine_cases(section: Section) -> list[Case]:
+    """Families of tiny models, then a model of 30 layers, in all that an engine can be set to."""
+    kinds: dict[str, Callable[..., None]] = dict.fromkeys(section.sizes.families, _same)
+    kinds |= {"smollm2": _same, "dtypes": _nearly, "memory": _measured, "parking": _parks}
+    return [Case(name, partial(_check, name=name, check=check)) for name, check in kinds.items()]
+
+
+def _check(section: Section, *, name: str, check: Callable[..., None]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        window: int | None = _WINDOW
+        if name in section.sizes.families:
+            model = tiny_model(name)
             prompts = [random_ids(model, count, seed=count) for count in (5, 40, 90)]
-            window = None if variant in ABSOLUTE_POSITION_VARIANTS else _WINDOW
-            section.attempt(
-                variant, lambda args=(section, variant, folder, prompts, window): _same(*args)
-            )
-        shape = _SMOLLM2 if is_cuda else _SMOLLM2 | {"num_hidden_layers": 2, "vocab_size": 500}
-        folder = Path(temporary, "smollm2")
-        model = tiny_llama(1, **shape)
+            window = None if name in ABSOLUTE_POSITION_VARIANTS else _WINDOW
+        else:
+            is_tiny = section.sizes.repeats <= 2
+            small = {"num_hidden_layers": 2, "vocab_size": 500} if is_tiny else {}
+            model = tiny_llama(1, **_SMOLLM2 | small)
+            prompts = [random_ids(model, count, seed=count) for count in (17, 60, 100)]
         model.save_pretrained(folder)
-        prompts = [random_ids(model, count, seed=count) for count in (17, 60, 100)]
-        del model
-        checks = {"smollm2": _same, "parking": _parks, "dtypes": _nearly, "memory": _measured}
-        for name, check in checks.items():
-            section.attempt(name, check, section, name, folder, prompts, _WINDOW)
+        check(section, name, Path(folder), prompts, window)
 
 
 def _settings(window: int | None, **settings: Any) -> dict[str, Any]:
@@ -91,7 +94,7 @@ def _same(
 ) -> None:
     expected = _tokens(folder, prompts, _settings(window, device="cpu", num_decode_steps=1))
     for num_steps in (1, 8):
-        for graphs in (False, True) if section.device.type == "cuda" else (True,):
+        for graphs in (False, True):
             settings = _settings(
                 window, device=str(section.device), num_decode_steps=num_steps, cuda_graphs=graphs
             )
@@ -124,10 +127,15 @@ def _parks(
     section: Section, name: str, folder: Path, prompts: list[list[int]], window: int | None
 ) -> None:
     """Streams that take turns in a cache that does not hold them all."""
+    section.attempt(f"{name}: streams that take turns", _take_turns, section, name, folder, prompts)
+
+
+def _take_turns(section: Section, name: str, folder: Path, prompts: list[list[int]]) -> None:
     runs = []
     for device in ("cpu", str(section.device)):
-        bytes_per_token = 2 * 4 * 3 * 64 * (30 if section.device.type == "cuda" else 2)
-        settings = _settings(window, device=device, enable_prefix_caching=False)
+        layers = json.loads((folder / "config.json").read_text())["num_hidden_layers"]
+        bytes_per_token = 2 * 4 * 3 * 64 * layers
+        settings = _settings(_WINDOW, device=device, enable_prefix_caching=False)
         # Two streams of a sink block and three or more of the ring.
         settings["kv_cache_memory_bytes"] = bytes_per_token * 16 * 14
         engine = LLMEngine(EngineConfig(model=str(folder), **settings))
@@ -166,15 +174,14 @@ def _nearly(
     allowed = {kind: distance("cpu", 64, options) for kind, options in (("", plain), ("8", int8))}
     kinds: dict[str, tuple[dict[str, Any], float]] = {
         "bfloat16": (plain, 1.5 * allowed[""]),
+        "float16": ({"dtype": "float16"}, 1.5 * allowed[""]),
         "int8 cache": (int8, 1.5 * allowed["8"]),
+        "fp8 cache": (plain | {"kv_cache_dtype": "fp8"}, 4 * allowed["8"]),
     }
-    if section.device.type == "cuda":
-        kinds["float16"] = {"dtype": "float16"}, 1.5 * allowed[""]
-        kinds["fp8 cache"] = plain | {"kv_cache_dtype": "fp8"}, 4 * allowed["8"]
-        if importlib.util.find_spec("xformers") is None:
-            section.record("xformers", skipped="it is not installed")
-        else:
-            kinds["xformers"] = plain | {"attention_backend": "xformers"}, 1.5 * allowed[""]
+    if importlib.util.find_spec("xformers") is None:
+        section.skip(f"{name}: xformers", "it is not installed")
+    else:
+        kinds["xformers"] = plain | {"attention_backend": "xformers"}, 1.5 * allowed[""]
     for kind, (options, limit) in kinds.items():
         for chunk in (64, 1):  # single tokens go through the kernels for decoding
             label = f"{name}: {kind}, chunks of {chunk}"
@@ -188,6 +195,12 @@ def _measured(
     section: Section, name: str, folder: Path, prompts: list[list[int]], window: int | None
 ) -> None:
     """A cache that takes what the largest step has left."""
+    section.attempt(f"{name}: measured cache", _fill, section, name, folder, prompts, window)
+
+
+def _fill(
+    section: Section, name: str, folder: Path, prompts: list[list[int]], window: int | None
+) -> None:
     settings = _settings(window, device=str(section.device), dtype="bfloat16")
     settings |= {"kv_cache_memory_bytes": None, "gpu_memory_utilization": 0.3}
     engine = LLMEngine(EngineConfig(model=str(folder), **settings))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import tempfile
 from array import array
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -58,9 +59,10 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
+@lru_cache(maxsize=1)
 @torch.inference_mode()
 def random_model(shape: str, device: torch.device) -> Decoder:
-    """A bfloat16 decoder of a shape of `SHAPES`."""
+    """A bfloat16 decoder of a shape of `SHAPES`. The last one is kept."""
     with tempfile.TemporaryDirectory() as folder:
         LlamaConfig(**_COMMON, **SHAPES[shape]).save_pretrained(folder)
         config = load_config(resolve_model(folder))
@@ -115,7 +117,7 @@ def make_runner(
     for layer in cache.tensor:
         layer.normal_()
     runner = ModelRunner(model, cache, ParkedStore(0), BLOCK_SIZE)
-    if device.type == "cuda" and graph_width:
+    if graph_width:
         limits = GraphLimits(
             num_rows=max_num_seqs,
             table_width=graph_width,

@@ -11,117 +11,106 @@ from functools import partial
 import torch
 
 from benchmarks.gpu import models
-from benchmarks.gpu.sections import Section
-from benchmarks.gpu.timing import (
-    copy_bandwidth,
-    device_seconds,
-    matrix_rate,
-    synchronize,
-    wall_seconds,
-)
+from benchmarks.gpu.sections import Case, Section
+from benchmarks.gpu.timing import BANDWIDTH, MATRIX_RATE, device_seconds, share, wall_seconds
 from paged_stream.models.decoder import Decoder
 from paged_stream.worker.model_runner import ModelRunner
 
 _POSITION = 10_000
+_WANTED = {1: "75%"}  # of what the bandwidth allows, by the streams; 80% for more
 
 
-def measure_shapes(section: Section) -> None:
-    bandwidth = section.attempt("copy bandwidth", copy_bandwidth, section)
-    rate = section.attempt("matrix rate", matrix_rate, section)
-    if bandwidth is None or rate is None:
-        return
-    first, *others = section.sizes.shapes
-    section.attempt(first, _measure_all, section, first, bandwidth, rate)
-    _free()
-    for shape in others:
-        section.attempt(shape, _measure_caches, section, shape)
-        _free()
+def decode_cases(section: Section) -> list[Case]:
+    shape = section.sizes.shapes[0]
+    cases = [
+        Case(name, partial(_decode, name=name, shape=shape, batch=batch, visible=visible))
+        for batch, visible in section.sizes.decode_batches
+        for name in [f"{shape} decode, {batch} x {visible} keys"]
+    ]
+    for name, work in ((f"{shape} positions", _positions), (f"{shape} streams", _throughput)):
+        cases.append(Case(name, partial(work, shape=shape)))
+    return cases
 
 
-def _measure_all(section: Section, shape: str, bandwidth: float, rate: float) -> None:
-    model = models.random_model(shape, section.device)
-    for batch, visible in section.sizes.decode_batches:
-        name = f"{shape} decode, {batch} x {visible} keys"
-        section.attempt(name, _decode, section, name, model, batch, visible, bandwidth)
-    section.attempt(f"{shape} prefill", _prefill, section, shape, model, rate)
-    for cache in section.sizes.caches:
-        section.attempt(f"{shape} cache {cache}", _recompute, section, shape, model, cache)
-    section.attempt(f"{shape} positions", _positions, section, shape, model)
-    section.attempt(f"{shape} streams", _throughput, section, shape, model)
+def prefill_cases(section: Section) -> list[Case]:
+    shape = section.sizes.shapes[0]
+    name = f"{shape} prefill of {section.sizes.prompt} tokens"
+    return [Case(name, partial(_prefill, name=name, shape=shape))]
 
 
-def _measure_caches(section: Section, shape: str) -> None:
-    model = models.random_model(shape, section.device)
-    for cache in reversed(section.sizes.caches):
-        section.attempt(f"{shape} cache {cache}", _recompute, section, shape, model, cache)
+def recompute_cases(section: Section) -> list[Case]:
+    return [
+        Case(f"{shape} cache {cache}", partial(_recompute, shape=shape, cache=cache))
+        for shape in section.sizes.shapes
+        for cache in reversed(section.sizes.caches)
+    ]
 
 
-def _free() -> None:
+def decode_runner(model: Decoder, batch: int, visible: int) -> ModelRunner:
+    """A runner with recorded steps and room for these streams."""
+    # What the last one held is free once it is collected.
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _decode_runner(model: Decoder, batch: int, visible: int) -> ModelRunner:
+    torch.cuda.empty_cache()
     width = models.blocks_of(visible)
     return models.make_runner(model, batch * width, max_num_seqs=batch, graph_width=width)
 
 
-def _decode_seconds(
-    section: Section, runner: ModelRunner, batch: int, visible: int, position: int
+def decode_seconds(
+    section: Section, runner: ModelRunner, batch: int, visible: int, position: int = _POSITION
 ) -> float:
     """Time of one decode step as the engine sees it: prepared, launched and read."""
     step = models.step_of(batch, visible, position, num_steps=models.NUM_STEPS)
     repeats = max(2, section.sizes.repeats // 4)
-    return (
-        wall_seconds(section.device, lambda: runner.execute(step), repeats=repeats)
-        / models.NUM_STEPS
-    )
+    return wall_seconds(lambda: runner.execute(step), repeats=repeats) / models.NUM_STEPS
 
 
-def _decode(
-    section: Section, label: str, model: Decoder, batch: int, visible: int, bandwidth: float
-) -> None:
-    runner = _decode_runner(model, batch, visible)
-    seconds = _decode_seconds(section, runner, batch, visible, _POSITION)
+def _decode(section: Section, *, name: str, shape: str, batch: int, visible: int) -> None:
+    model = models.random_model(shape, section.device)
+    runner = decode_runner(model, batch, visible)
     num_bytes = models.weight_bytes(model) + batch * models.kv_bytes(model, visible)
-    section.record(
-        label,
-        value=seconds * 1e3,
-        unit="ms",
-        share=num_bytes / bandwidth / seconds,
-        of="bytes / bandwidth",
-        wanted="80%",
-    )
+
+    def measure() -> float:
+        seconds = decode_seconds(section, runner, batch, visible)
+        section.record(
+            name,
+            value=seconds * 1e3,
+            unit="ms",
+            share=share(num_bytes, seconds, section.ceiling(BANDWIDTH)),
+            of="bytes / bandwidth",
+            wanted=_WANTED.get(batch, "80%"),
+        )
+        return seconds
+
+    seconds = section.attempt(name, measure)
+    gap = f"{name}: host gap"
+    if seconds is None:
+        section.skip(gap, "the step was not measured")
+    else:
+        section.attempt(gap, _host_gap, section, gap, runner, batch, visible, seconds)
+
+
+def _host_gap(
+    section: Section, name: str, runner: ModelRunner, batch: int, visible: int, seconds: float
+) -> None:
+    """The part of a step in which the device waits: launches queued behind each other leave out
+    what the host does in between."""
     step = models.step_of(batch, visible, _POSITION, num_steps=models.NUM_STEPS)
-    # Launches queued behind each other, so that the device has always something to do.
-    busy = device_seconds(
-        section.device,
-        partial(runner.submit, step),
-        repeats=max(2, section.sizes.repeats // 4),
-        runs=4,
-    )
-    busy /= models.NUM_STEPS
-    section.record(
-        f"{label}: host gap",
-        value=max(0.0, 1 - busy / seconds) * 100,
-        unit="%",
-        wanted="< 5%",
-    )
-    del runner
-    _free()
+    repeats = max(2, section.sizes.repeats // 4)
+    busy = device_seconds(partial(runner.submit, step), repeats=repeats, runs=4)
+    gap = max(0.0, 1 - busy / models.NUM_STEPS / seconds)
+    section.record(name, value=gap * 100, unit="%", wanted="< 5%")
 
 
 def _prefill_seconds(section: Section, model: Decoder, num_tokens: int, visible: int) -> float:
     """Time of a prompt in one chunk, its first token included."""
-    blocks = models.blocks_of(visible, num_tokens)
-    runner = models.make_runner(model, blocks)
+    runner = models.make_runner(model, models.blocks_of(visible, num_tokens))
     step = models.step_of(1, visible, 0, chunk=num_tokens)
     repeats = max(2, section.sizes.repeats // 4)
-    return wall_seconds(section.device, lambda: runner.execute(step), repeats=repeats)
+    return wall_seconds(lambda: runner.execute(step), repeats=repeats)
 
 
-def _prefill(section: Section, shape: str, model: Decoder, rate: float) -> None:
+def _prefill(section: Section, *, name: str, shape: str) -> None:
+    model = models.random_model(shape, section.device)
     config, num_tokens = model.config, section.sizes.prompt
     visible = min(num_tokens, 4096)
     window = models.window_of(visible)
@@ -131,42 +120,40 @@ def _prefill(section: Section, shape: str, model: Decoder, rate: float) -> None:
     flops = 2 * (config.num_parameters - 2 * tables) * num_tokens + 2 * tables
     flops += 4 * config.query_size * config.num_layers * pairs
     section.record(
-        f"{shape} prefill of {num_tokens} tokens",
+        name,
         value=num_tokens / seconds,
         unit="tokens/s",
-        share=flops / seconds / rate,
-        of="matrix rate",
+        share=share(flops, seconds, section.ceiling(MATRIX_RATE)),
+        of=MATRIX_RATE,
         wanted="55%",
     )
-    _free()
 
 
-def _positions(section: Section, shape: str, model: Decoder) -> None:
+def _positions(section: Section, *, shape: str) -> None:
     """Decoding far into a stream takes the time and memory that it takes at first."""
     visible = section.sizes.caches[-1]
-    runner = _decode_runner(model, 1, visible)
+    runner = decode_runner(models.random_model(shape, section.device), 1, visible)
     for position in (10_000, 4_000_000):
-        seconds = _decode_seconds(section, runner, 1, visible, position)
+        seconds = decode_seconds(section, runner, 1, visible, position)
         section.record(f"{shape} decode at position {position:,}", value=seconds * 1e3, unit="ms")
-        if section.device.type == "cuda":
-            synchronize(section.device)
-            section.record(
-                f"{shape} memory at position {position:,}",
-                value=torch.cuda.memory_allocated(section.device) / 2**30,
-                unit="GiB",
-            )
-    del runner
-    _free()
+        torch.cuda.synchronize()
+        section.record(
+            f"{shape} memory at position {position:,}",
+            value=torch.cuda.memory_allocated(section.device) / 2**30,
+            unit="GiB",
+        )
 
 
-def _recompute(section: Section, shape: str, model: Decoder, cache: int) -> None:
+def _recompute(section: Section, *, shape: str, cache: int) -> None:
     """Streaming against a sliding window that is computed anew for every token."""
-    runner = _decode_runner(model, 1, cache)
-    streaming = _decode_seconds(section, runner, 1, cache, _POSITION)
+    model = models.random_model(shape, section.device)
+    runner = decode_runner(model, 1, cache)
+    streaming = decode_seconds(section, runner, 1, cache)
     del runner
     again = _prefill_seconds(section, model, cache, cache)
-    section.record(f"{shape} streaming, cache {cache}", value=streaming * 1e3, unit="ms/token")
-    section.record(f"{shape} recomputing, cache {cache}", value=again * 1e3, unit="ms/token")
+    for name, seconds in (("streaming", streaming), ("recomputing", again)):
+        name = f"{shape} {name}, cache {cache}"
+        section.record(name, value=seconds * 1e3, unit="ms/token")
     section.record(
         f"{shape} streaming over recomputing, cache {cache}",
         value=again / streaming,
@@ -174,27 +161,28 @@ def _recompute(section: Section, shape: str, model: Decoder, cache: int) -> None
         shape=shape,
         cache=cache,
     )
-    _free()
 
 
-def _throughput(section: Section, shape: str, model: Decoder) -> None:
-    """Tokens per second of all streams together, up to what the memory holds."""
+def _throughput(section: Section, *, shape: str) -> None:
+    """Tokens per second of all streams together."""
+    model = models.random_model(shape, section.device)
+    gc.collect()
+    torch.cuda.empty_cache()
     visible = min(1024, section.sizes.caches[-1])
     per_stream = models.blocks_of(visible) * models.BLOCK_SIZE
     per_stream *= model.config.kv_bytes_per_token(torch.bfloat16)
-    capacity = 4
-    if section.device.type == "cuda":
-        capacity = int(torch.cuda.mem_get_info(section.device)[0] * 0.85) // per_stream
+    room = int(torch.cuda.mem_get_info(section.device)[0] * 0.85) // per_stream
+    capacity = min(room, section.sizes.most_streams)
     counts = [1 << power for power in range(capacity.bit_length()) if 1 << power < capacity]
-    runner = _decode_runner(model, capacity, visible)
+    runner = decode_runner(model, capacity, visible)
     for count in [*counts, capacity]:
-        seconds = _decode_seconds(section, runner, count, visible, _POSITION)
-        section.record(
-            f"{shape}, {count} streams of {visible} keys",
-            value=count / seconds,
-            unit="tokens/s",
-            shape=shape,
-            streams=count,
-        )
-    del runner
-    _free()
+        name = f"{shape}, {count} streams of {visible} keys"
+        section.attempt(name, _record_rate, section, name, runner, shape, count, visible)
+
+
+def _record_rate(
+    section: Section, name: str, runner: ModelRunner, shape: str, count: int, visible: int
+) -> None:
+    seconds = decode_seconds(section, runner, count, visible)
+    rate = count / seconds
+    section.record(name, value=rate, unit="tokens/s", shape=shape, streams=count)
