@@ -16,6 +16,7 @@ from benchmarks.gpu.place import RESTART, Place
 from benchmarks.gpu.processes import LATE, capture, watch
 from benchmarks.gpu.rows import NAME, exit_code, plan_row, read_rows, tables, write_row
 from benchmarks.gpu.sections import SIZES, Case, Section
+from benchmarks.plots import plot_gpu
 
 
 @pytest.fixture
@@ -169,3 +170,13 @@ def test_a_library_is_built_only_if_there_is_no_good_one(tmp_path, monkeypatch, 
     assert bool(builds) == (built is not False)
     (row,) = read_rows(tmp_path / NAME)
     assert row["ok"] == (built is not None)
+
+
+def test_what_was_measured_is_plotted(tmp_path):
+    """Also if no section came so far."""
+    for field in ("streams", "cache"):
+        rows: list[dict] = [{"shape": "tiny", field: n, "value": 2.0 * n} for n in (1, 4)]
+        plot_gpu([], tmp_path)
+        (tmp_path / "gpu_check.png").unlink()
+        plot_gpu(rows, tmp_path)
+        assert (tmp_path / "gpu_check.png").stat().st_size > 0
