@@ -5,8 +5,8 @@ is compiled against the headers of the torch that is there.
 """
 
 import os
-import runpy
 from pathlib import Path
+from runpy import run_path
 
 import torch
 from setuptools import Extension, find_packages, setup
@@ -14,7 +14,6 @@ from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, C
 
 # The stable ABI of torch 2.10: one binary serves every later release.
 TORCH_TARGET_VERSION = "0x020a000000000000"
-GENERATED = Path("build", "generated")  # headers
 COMPILE_ARGS = [
     "-O3",
     "-std=c++20",
@@ -63,10 +62,7 @@ def extension() -> Extension:
         "paged_stream._C",
         [str(path) for path in sources],
         # BuildExtension makes these absolute: ninja compiles from another folder.
-        include_dirs=[
-            *(str(Path("csrc", name).resolve()) for name in ("include", "cpu", "cuda")),
-            str(GENERATED.resolve()),
-        ],
+        include_dirs=[str(Path("csrc", name).resolve()) for name in ("include", "cpu", "cuda")],
         depends=[str(path) for path in headers],
         extra_compile_args={"cxx": COMPILE_ARGS, "nvcc": CUDA_ARGS},
         library_dirs=toolkit_libraries() if with_cuda else [],
@@ -78,11 +74,12 @@ class Build(BuildExtension):
     """Tells the library, in a header of its own, which sources it is made of."""
 
     def build_extensions(self):
-        digest = runpy.run_path("csrc/source_digest.py")["source_digest"]()
-        GENERATED.mkdir(parents=True, exist_ok=True)
-        (GENERATED / "source_digest.h").write_text(
-            f'constexpr char kSourceDigest[] = "{digest}";\n'
-        )
+        folder = Path("build", "generated").resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        digest = run_path("csrc/source_digest.py")["source_digest"]()
+        header = f'constexpr char kSourceDigest[] = "{digest}";\n'
+        (folder / "source_digest.h").write_text(header)
+        self.extensions[0].include_dirs.append(str(folder))
         super().build_extensions()
 
 
