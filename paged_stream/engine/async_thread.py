@@ -11,6 +11,7 @@ from functools import partial
 from typing import TypeVar
 
 from paged_stream.engine.api import AsyncDeltas
+from paged_stream.engine.bell import Bell
 from paged_stream.engine.calls import Call, Outcome, Reader
 from paged_stream.engine.core import EngineCore
 from paged_stream.engine.mailbox import Mailbox
@@ -30,6 +31,7 @@ class AsyncThread(EngineThread):
         super().__init__(core, steps=True)
         self.mailboxes: set[Mailbox] = set()  # for the thread itself only
         self._max_unread = max_unread
+        self._bells: dict[asyncio.AbstractEventLoop, Bell] = {}  # replaced, never changed
 
     async def call(
         self,
@@ -87,7 +89,7 @@ class AsyncThread(EngineThread):
             when: start as soon as this holds, as in `call`.
         """
         self.check()
-        mailbox = Mailbox(self._max_unread, self.post)
+        mailbox = Mailbox(self._max_unread, self._bell(), self.post)
         prepared = await prepare()
 
         def enter() -> None:
@@ -114,6 +116,15 @@ class AsyncThread(EngineThread):
         finally:
             mailbox.is_left = True
             del reader  # an exception may keep this frame
+
+    def _bell(self) -> Bell:
+        """The one of the running loop."""
+        loop = asyncio.get_running_loop()
+        if (bell := self._bells.get(loop)) is None:
+            bell = Bell(loop)
+            others = {each: its for each, its in self._bells.items() if not each.is_closed()}
+            self._bells = {**others, loop: bell}
+        return bell
 
     def _end_readers(self) -> None:
         for mailbox in self.mailboxes:

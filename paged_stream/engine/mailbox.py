@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
+from paged_stream.engine.bell import Bell
 from paged_stream.engine.outputs import RequestDelta
 
 
@@ -14,10 +15,16 @@ class Mailbox:
 
     ``release`` stops what fills it. The engine's thread is asked to call it if the reader's event
     loop is gone.
+
+    Args:
+        limit: deltas, from which on it is full.
+        bell: wakes readers of this event loop.
+        post: lets the engine's thread call something.
     """
 
-    def __init__(self, limit: int, post: Callable[[Callable[[], None]], None]) -> None:
-        self.limit = limit  # deltas
+    def __init__(self, limit: int, bell: Bell, post: Callable[[Callable[[], None]], None]) -> None:
+        self.limit = limit
+        self._bell = bell
         self._post = post
         self._items: deque[RequestDelta | RuntimeError | None] = deque()
         self._loop = asyncio.get_running_loop()
@@ -29,7 +36,7 @@ class Mailbox:
 
     @property
     def is_full(self) -> bool:
-        return len(self._items) >= self.limit and not self._loop.is_closed()
+        return len(self._items) >= self.limit and self._bell.is_heard
 
     def append(self, delta: RequestDelta) -> None:
         self._items.append(delta)
@@ -48,7 +55,7 @@ class Mailbox:
 
     def _notify(self) -> None:
         try:
-            self._loop.call_soon_threadsafe(self._ready.set)
+            self._bell.ring(self._ready)
         except RuntimeError:  # the loop is closed, so nobody will read
             self._post(self.release)
 

@@ -12,6 +12,7 @@ from contextlib import aclosing
 import pytest
 
 from paged_stream import AsyncLLMEngine, SamplingParams
+from paged_stream.engine.bell import Bell
 from paged_stream.engine.mailbox import Mailbox
 from tests.engine.coroutines import (
     ENDLESS,
@@ -359,7 +360,7 @@ async def test_an_engine_with_nothing_but_unread_turns_sleeps(make, monkeypatch)
 @in_loop
 async def test_a_box_filled_while_it_is_read_wakes_the_engine():
     woken = []
-    mailbox = Mailbox(2, woken.append)
+    mailbox = Mailbox(2, Bell(asyncio.get_running_loop()), woken.append)
 
     class FilledMeanwhile(deque):
         def popleft(self):
