@@ -33,17 +33,28 @@ NEEDS_EXTRA = {
     "paged_stream/serve/bodies.py": "serve",
     "paged_stream/serve/clients.py": "serve",
     "paged_stream/serve/completions.py": "serve",
+    "paged_stream/serve/errors.py": "serve",
     "paged_stream/serve/events.py": "serve",
+    "paged_stream/serve/json_answers.py": "serve",
     "paged_stream/serve/live_streams.py": "serve",
     "paged_stream/serve/metrics.py": "serve",
+    "paged_stream/serve/models.py": "serve",
+    "paged_stream/serve/openai_bodies.py": "serve",
     "paged_stream/serve/pool_backend.py": "serve",
     "paged_stream/serve/ray_app.py": "serve",
     "paged_stream/serve/server.py": "serve",
+    "paged_stream/serve/tokens.py": "serve",
+    "paged_stream/serve/tools.py": "serve",
     "paged_stream/text/structures.py": "structured",
 }
 INSTALLED = packages_distributions()
 # Other engines and kernels that benchmarks compare with where someone installed them.
 PEERS = {"flashinfer", "llama-cpp", "vllm"}
+# Clients of a service, which are run in environments of their own.
+CLIENTS = {
+    "tests/serve/client_instructor.py": {"instructor", "openai"},
+    "tests/serve/client_langchain.py": {"langchain-core", "langchain-openai"},
+}
 
 
 def normalised(name: str) -> str:
@@ -77,6 +88,8 @@ def allowed(path: str) -> set[str]:
         return distributions(PYPROJECT["build-system"]["requires"])
     if path in NEEDS_EXTRA:
         return BASE | extra(NEEDS_EXTRA[path])
+    if path in CLIENTS:
+        return BASE | extra("serve") | CLIENTS[path]
     if path.startswith(("benchmarks/", "tests/")):
         return BASE | extra("dev") | (PEERS if path.startswith("benchmarks/") else set())
     return BASE

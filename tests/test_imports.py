@@ -26,7 +26,7 @@ ALLOWED = {
     | {"setting_kinds", "system", "text", "worker"},
     "serve": {"config", "engine", "pool", "scheduler.fields", "scheduler.sampling_params"}
     | {"scheduler.settings", "scheduler.structured_outputs", "scheduler.word_fields", "system"}
-    | {"text"},
+    | {"text", "version"},
     "batch": {"config", "engine.async_engine", "info", "models", "scheduler.fields"}
     | {"scheduler.sampling_params", "scheduler.settings", "scheduler.word_fields", "system"}
     | {"text", "version"},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from paged_stream.engine.api import AsyncEngineApi
@@ -20,8 +20,8 @@ class Backend(Protocol):
         """The engine that answers. Whoever made it closes it."""
         ...
 
-    async def encode(self, prompt: Prompt, params: SamplingParams) -> list[int]:
-        """Tokenize a prompt, and check it together with its parameters.
+    async def encode(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[list[int]]:
+        """Tokenize prompts, and check them together with their parameters.
 
         Raises:
             ValueError: as `AsyncEngineApi.generate`.

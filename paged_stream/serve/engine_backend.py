@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from paged_stream.engine.async_engine import AsyncLLMEngine
@@ -10,7 +11,7 @@ from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.serve.metrics import engine_families, family, render
 from paged_stream.text.chat import Messages
 from paged_stream.text.chat_options import ChatOptions
-from paged_stream.text.inputs import Prompt
+from paged_stream.text.inputs import Prompt, naming_item
 
 
 class EngineBackend:
@@ -19,11 +20,17 @@ class EngineBackend:
     def __init__(self, engine: AsyncLLMEngine) -> None:
         self.engine = engine
 
-    async def encode(self, prompt: Prompt, params: SamplingParams) -> list[int]:
+    async def encode(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[list[int]]:
         """As `Backend.encode`."""
-        prompts = self.engine.intake.prompts
-        await asyncio.to_thread(prompts.check_params, params)
-        return prompts.truncate(await asyncio.to_thread(self.engine.encode, prompt), params)
+        return await asyncio.to_thread(self._encode, prompts, params)
+
+    def _encode(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[list[int]]:
+        encoder, token_ids = self.engine.intake.prompts, []
+        encoder.check_params(params)
+        for index, prompt in enumerate(prompts):
+            with naming_item("prompts", index, len(prompts)):
+                token_ids.append(encoder.truncate(self.engine.encode(prompt), params))
+        return token_ids
 
     async def encode_chat(self, messages: Messages, options: ChatOptions) -> list[int]:
         """As `Backend.encode_chat`."""

@@ -1,25 +1,22 @@
-"""Deltas as server-sent events, and errors as JSON."""
+"""Deltas as server-sent events."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, suppress
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from paged_stream.engine.api import AsyncDeltas
 from paged_stream.engine.lifetime import EngineStoppedError, StreamLostError
-from paged_stream.engine.outputs import RequestDelta, RequestMetrics
+from paged_stream.engine.outputs import RequestMetrics
 from paged_stream.serve.clients import ClientLeftError, while_connected
+from paged_stream.serve.errors import AnswerFailedError
+from paged_stream.serve.json_answers import encode, error_body
 
-
-def error_body(error: Exception, kind: str) -> dict[str, Any]:
-    """An error in the shape that OpenAI's API gives it."""
-    return {"error": {"message": str(error), "type": kind}}
+T = TypeVar("T")
 
 
 def metrics_json(metrics: RequestMetrics) -> dict[str, Any]:
@@ -27,7 +24,7 @@ def metrics_json(metrics: RequestMetrics) -> dict[str, Any]:
     return asdict(metrics) | {"time_in_queue": metrics.time_in_queue}
 
 
-async def begun(deltas: AsyncDeltas) -> AsyncDeltas:
+async def begun(deltas: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
     """Wait for the first delta, so that errors are known before anything is sent. Returns a
     generator of all deltas.
 
@@ -37,7 +34,7 @@ async def begun(deltas: AsyncDeltas) -> AsyncDeltas:
     """
     first = await anext(deltas, None)
 
-    async def all_deltas() -> AsyncDeltas:
+    async def all_deltas() -> AsyncGenerator[T, None]:
         async with aclosing(deltas):
             if first is not None:
                 yield first
@@ -48,30 +45,35 @@ async def begun(deltas: AsyncDeltas) -> AsyncDeltas:
 
 
 def event_stream(
-    deltas: AsyncDeltas,
-    event: Callable[[RequestDelta], dict[str, Any]],
+    deltas: AsyncGenerator[T, None],
+    event: Callable[[T], dict[str, Any] | None],
     last: Callable[[], dict[str, Any] | None] = lambda: None,
 ) -> StreamingResponse:
     """Answer with one event per delta. If the client leaves, its request or turn ends.
 
     Args:
-        event: makes the content of an event.
+        event: makes the content of an event; ``None`` makes none.
         last: makes the content of one more event after the deltas, or ``None`` if there is none.
     """
 
-    async def lines() -> AsyncIterator[str]:
+    async def lines() -> AsyncIterator[bytes]:
         async with aclosing(deltas):
             try:
                 async for delta in deltas:
-                    yield f"data: {json.dumps(event(delta))}\n\n"
-            except (EngineStoppedError, StreamLostError, ValueError) as error:
-                yield f"data: {json.dumps(error_body(error, 'server_error'))}\n\n"
+                    if (content := event(delta)) is not None:
+                        yield _line(content)
+            except (AnswerFailedError, EngineStoppedError, StreamLostError, ValueError) as error:
+                yield _line(error_body(str(error), "server_error"))
                 return
         if (end := last()) is not None:
-            yield f"data: {json.dumps(end)}\n\n"
-        yield "data: [DONE]\n\n"
+            yield _line(end)
+        yield b"data: [DONE]\n\n"
 
     return _EventStream(lines(), media_type="text/event-stream")
+
+
+def _line(content: dict[str, Any]) -> bytes:
+    return b"data: %b\n\n" % encode(content)
 
 
 class _EventStream(StreamingResponse):

@@ -8,18 +8,16 @@ from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from paged_stream.engine.api import AsyncDeltas, AsyncEngineApi, AsyncStreamApi
 from paged_stream.engine.outputs import RequestDelta
 from paged_stream.serve.bodies import AppendBody, NewStream, TurnBody
 from paged_stream.serve.clients import while_connected
+from paged_stream.serve.errors import UnknownStreamError
 from paged_stream.serve.events import begun, event_stream, metrics_json
+from paged_stream.serve.json_answers import JsonAnswer
 from paged_stream.serve.open_streams import OpenStreams
-
-
-class UnknownStreamError(Exception):
-    """A request names a stream that is not open."""
 
 
 class StreamRoutes:
@@ -75,7 +73,7 @@ class StreamRoutes:
         if body.stream:
             return event_stream(deltas, lambda delta: _event(stream_id, delta))
         turn = await while_connected(request.receive, _whole(deltas))
-        return JSONResponse({"id": stream_id, "position": stream.position} | turn)
+        return JsonAnswer({"id": stream_id, "position": stream.position} | turn)
 
     async def fork(self, stream_id: str, request: Request) -> dict[str, Any]:
         forking = self._find(stream_id).fork()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from prometheus_client.core import Metric
@@ -35,10 +35,9 @@ class PoolBackend:
     def __init__(self, pool: AsyncRayLLM) -> None:
         self.engine = pool
 
-    async def encode(self, prompt: Prompt, params: SamplingParams) -> list[int]:
+    async def encode(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[list[int]]:
         """As `Backend.encode`."""
-        [token_ids] = await self.engine.encode([prompt], [params])
-        return token_ids
+        return await self.engine.encode(prompts, [params] * len(prompts))
 
     async def encode_chat(self, messages: Messages, options: ChatOptions) -> list[int]:
         """As `Backend.encode_chat`."""

@@ -55,16 +55,20 @@ def free_port():
 
 
 @contextmanager
-def serve_engine(folder, end=signal.SIGINT):
+def serve_engine(folder, end=signal.SIGINT, **more):
     """The command in a process without Ray, until a signal such as that of Ctrl-C."""
-    options = {"port": free_port(), "model": folder} | SETTINGS
+    options = {"port": free_port(), "model": folder} | SETTINGS | more
     command = [sys.executable, "-c", WITHOUT_RAY, *arguments(options)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, text=True, **pipes) as process:
         assert process.stdout.readline() == (
             f"serving on http://127.0.0.1:{options['port']}/v1, Ctrl-C ends it\n"
         )
-        yield f"http://127.0.0.1:{options['port']}"
+        try:
+            yield f"http://127.0.0.1:{options['port']}"
+        except BaseException:  # of a test that fails: nothing would end the process
+            process.kill()
+            raise
         process.send_signal(end)
         assert process.wait() == 130
         assert process.stderr.read().rstrip() == f"loading {folder}"

@@ -9,7 +9,7 @@ import pytest
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.scheduler.settings import settings_of
 
-bodies = pytest.importorskip("paged_stream.serve.bodies", exc_type=ImportError)
+bodies = pytest.importorskip("paged_stream.serve.openai_bodies", exc_type=ImportError)
 
 VALUES = {
     "n": 2,
@@ -85,7 +85,7 @@ def test_what_is_null_is_left_out():
 
 
 @pytest.mark.parametrize(
-    "name", ["logprobs", "prompt_logprobs", "detokenize", "logits_processors", "best_of"]
+    "name", ["prompt_logprobs", "detokenize", "logits_processors", "best_of", "reasoning_effort"]
 )
 def test_other_fields_are_refused(name):
     with pytest.raises(ValueError, match=f"{name}\n.*Extra inputs are not permitted"):

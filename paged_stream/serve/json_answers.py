@@ -1,0 +1,32 @@
+"""JSON as bytes: of answers, of events, and of errors in the shape that OpenAI's API gives them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from fastapi.responses import JSONResponse
+
+encode = orjson.dumps
+
+
+class JsonAnswer(JSONResponse):
+    """An answer of JSON."""
+
+    def render(self, content: Any) -> bytes:
+        return encode(content)
+
+
+def error_body(
+    message: str, kind: str, *, param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
+    """An error.
+
+    Args:
+        message: for humans. Half a surrogate pair in it, which came from the client, is escaped.
+        kind: one of OpenAI's words for what is wrong, such as ``"invalid_request_error"``.
+        param: the field that is wrong.
+        code: what is wrong, for programs.
+    """
+    text = message.encode("utf-8", "backslashreplace").decode()
+    return {"error": {"message": text, "type": kind, "param": param, "code": code}}
