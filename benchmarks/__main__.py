@@ -30,6 +30,7 @@ MODULES = {
     "turns": "bench_turns",
     "open_streams": "bench_open_streams",
     "async": "bench_async",
+    "serve": "bench_serve",
     "sink_effect": "sink_effect",
     "quantized_perplexity": "quantized_perplexity",
     "batch_crash": "bench_batch",
@@ -40,6 +41,7 @@ MODULES = {
     "structured": "structured",
 }
 BY_NAME_ONLY = (
+    "serve",
     "sink_effect",
     "quantized_perplexity",
     "batch_crash",

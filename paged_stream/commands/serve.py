@@ -31,12 +31,12 @@ def run(args: argparse.Namespace) -> int:
     """
     service, config = ServeOptions(**SERVICE.read(args)), EngineConfig(**ENGINE.read(args))
     pool = PoolOptions(**POOL.read(args))
+    _ = service.keys  # says what is wrong with their file before a model is loaded
     if pool.num_replicas > 1:
         ray = import_ray("serve")  # says so before anything is looked at
-        from paged_stream.serve.ray_app import build_app
+        from paged_stream.serve.ray_app import deployment
 
-        idle = service.max_idle_seconds
-        app = build_app(max_idle_seconds=idle, **POOL.read(args), **ENGINE.read(args))
+        app = deployment(options=service, pool=pool, **ENGINE.read(args))
         return _run_pool(ray, app, service, config)
     for name, setting in POOL.settings.items():
         if getattr(pool, name) != setting.default:

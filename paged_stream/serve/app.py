@@ -7,35 +7,50 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import Response
+from starlette.middleware.cors import CORSMiddleware
 
 from paged_stream.serve.backend import Backend
 from paged_stream.serve.completions import CompletionRoutes
-from paged_stream.serve.errors import add_errors
+from paged_stream.serve.errors import add_errors, answer
+from paged_stream.serve.guards import Guards
 from paged_stream.serve.json_answers import JsonAnswer
 from paged_stream.serve.live_streams import StreamRoutes
 from paged_stream.serve.metrics import CONTENT_TYPE
 from paged_stream.serve.models import ModelRoutes
+from paged_stream.serve.serve_options import ServeOptions
 from paged_stream.serve.service import Service
 from paged_stream.serve.tokens import TokenRoutes
 from paged_stream.version import __version__
 
 
-def make_app(backend: Backend, *, model: str, max_idle_seconds: float | None = None) -> FastAPI:
+def make_app(backend: Backend, *, model: str, options: ServeOptions | None = None) -> FastAPI:
     """Make an application. It must run in the event loop that the engine belongs to.
 
     Args:
         backend: the engine that answers, and what is known about it.
         model: the model's name in answers.
-        max_idle_seconds: as in `ServeOptions`.
+        options: those of the service, by default ``ServeOptions()``.
+
+    Raises:
+        ValueError: as `ServeOptions.keys`.
     """
+    options = ServeOptions() if options is None else options
     service = Service(backend, model)
     app = FastAPI(title="paged_stream", default_response_class=JsonAnswer)
     app.include_router(CompletionRoutes(service).router)
     app.include_router(ModelRoutes(service).router)
     app.include_router(TokenRoutes(service).router)
-    app.include_router(StreamRoutes(backend.engine, max_idle_seconds).router)
+    app.include_router(StreamRoutes(backend.engine, options.max_idle_seconds).router)
     _add_descriptions(app, backend)
     add_errors(app)
+    app.add_middleware(Guards, options=options)
+    if options.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(options.allowed_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+        )
     return app
 
 
@@ -43,6 +58,13 @@ def _add_descriptions(app: FastAPI, backend: Backend) -> None:
     @app.get("/health")
     async def health() -> Mapping[str, Any]:
         return await backend.health()
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        """Whether it can answer: unlike what is only alive, a pool needs a replica for that."""
+        if (await backend.health())["replicas"]:
+            return JsonAnswer({"ready": True})
+        return answer("no replica is ready", "server_error", 503, headers={"retry-after": "1"})
 
     @app.get("/metrics")
     async def metrics() -> Response:

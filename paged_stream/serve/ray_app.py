@@ -25,11 +25,8 @@ _REQUESTS_AT_ONCE = 10_000
 class Ingress:
     """What Ray Serve runs."""
 
-    def __init__(
-        self, model: str, max_idle_seconds: float | None, settings: dict[str, Any]
-    ) -> None:
-        self._model = model
-        self._max_idle_seconds = max_idle_seconds
+    def __init__(self, model: str, options: ServeOptions, settings: dict[str, Any]) -> None:
+        self._options = options
         self._pool = AsyncRayLLM(model, **settings)
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
@@ -39,7 +36,7 @@ class Ingress:
         return make_app(
             PoolBackend(self._pool),
             model=str(self._pool.config.model),
-            max_idle_seconds=self._max_idle_seconds,
+            options=self._options,
         )
 
     async def __del__(self) -> None:
@@ -73,14 +70,27 @@ def build_app(
         ValueError: names the field, its value and what is allowed.
         ImportError: Ray Serve is not installed.
     """
-    serve = import_ray("serve").serve
-    service = ServeOptions(max_idle_seconds=max_idle_seconds)
+    # Ray Serve's proxy decides under which names it can be reached.
+    options = ServeOptions(max_idle_seconds=max_idle_seconds, allowed_hosts="*")
     pool = PoolOptions(
         num_replicas=num_replicas,
         save_dir=save_dir,
         save_every_tokens=save_every_tokens,
         heartbeat_seconds=heartbeat_seconds,
     )
+    return deployment(model, options, pool, **settings)
+
+
+def deployment(
+    model: str, options: ServeOptions, pool: PoolOptions, **settings: Unpack[EngineSettings]
+) -> Any:
+    """As `build_app`, for a service that is described as a whole.
+
+    Raises:
+        ValueError: as `build_app`.
+        ImportError: as `build_app`.
+    """
+    serve = import_ray("serve").serve
     EngineConfig(model=model, **settings)  # refuses what is wrong
     ingress = serve.deployment(
         serve.ingress()(Ingress),
@@ -88,4 +98,4 @@ def build_app(
         max_ongoing_requests=_REQUESTS_AT_ONCE,
         ray_actor_options={"num_cpus": 0},
     )
-    return ingress.bind(model, service.max_idle_seconds, asdict(pool) | settings)
+    return ingress.bind(model, options, asdict(pool) | settings)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 
 import pytest
@@ -279,15 +281,30 @@ def test_a_stream_says_what_is_wrong(client):
     assert client.delete(path).status_code == 404
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
-def test_the_end_of_a_service_ends_endless_answers(folder, end):
-    with serve_engine(folder, end) as base:
+@pytest.mark.parametrize(
+    ("end", "options"), [(signal.SIGINT, {}), (signal.SIGTERM, {"drain_seconds": 0.01})]
+)
+def test_the_end_of_a_service_ends_endless_answers(folder, end, options):
+    with serve_engine(folder, end, **options) as base:
         body = {"prompt": "a", "max_tokens": 10**9, "ignore_eos": True, "stream": True}
         response = requests.post(f"{base}/v1/completions", json=body, stream=True)
         lines = response.iter_lines()
         next(lines)
     *_, last = (line for line in lines if line)
     assert "the engine is closed" in last.decode()
+
+
+def test_a_service_that_is_to_end_finishes_its_answers(folder):
+    body = {"prompt": "a", "max_tokens": 3000, "ignore_eos": True, "stream": True}
+    with ThreadPoolExecutor() as threads:
+        with serve_engine(folder, signal.SIGTERM, drain_seconds=1e6) as base:
+            response = requests.post(f"{base}/v1/completions", json=body, stream=True)
+            lines = response.iter_lines()
+            next(lines)
+            rest = threads.submit(lambda: [line for line in lines if line])
+        *_, last, done = rest.result()
+    assert done == b"data: [DONE]"
+    assert json.loads(last.removeprefix(b"data: "))["choices"][0]["finish_reason"] == "length"
 
 
 @pytest.mark.parametrize("client", [pytest.param("pool", marks=pytest.mark.ray)], indirect=True)
@@ -304,6 +321,7 @@ def test_one_service_per_cluster(client, folder, capsys):
         ({"port": 0}, "--port must be >= 1, got 0"),
         ({"port": 65536}, "--port must be <= 65535, got 65536"),
         ({"host": "192.0.2.77"}, "cannot listen: "),
+        ({"api_key_file": "nowhere"}, "api_key_file='nowhere' cannot be used"),
         ({"max_idle_seconds": -1}, "--max-idle-seconds must be in (0, inf), got -1.0"),
         ({"model": "nowhere"}, "model='nowhere' is no folder"),
         ({"window_size": 0}, "--window-size must be >= 1, got 0"),
