@@ -8,10 +8,11 @@ from typing import Any
 
 from paged_stream.batch.batch_config import engine_config
 from paged_stream.batch.engine import start_engine
+from paged_stream.batch.parts import TableRow
 from paged_stream.batch.replicas import share_cluster
 from paged_stream.batch.row_runner import KeyedRow, RowRunner
 from paged_stream.batch.row_task import RowTask, Task
-from paged_stream.batch.tables import check_columns
+from paged_stream.batch.tables import free_names
 from paged_stream.config import EngineConfig
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.system.ray_extra import connect, import_ray
@@ -49,7 +50,8 @@ def generate_dataset(
 
     Returns:
         A dataset of the same rows, in no fixed order, with the task's columns and ``error``, which
-        is null or says why a row has nothing in the others.
+        is null or says why a row has nothing in the others. An input column that has one of these
+        names gets ``input_`` before its own.
 
     Raises:
         ValueError: a setting that is out of range.
@@ -86,9 +88,11 @@ class RowsWorker:
     async def __call__(self, batch: Any) -> Any:
         import pyarrow as pa
 
-        check_columns(batch.column_names, [*self._task.columns, ERROR])
-        rows = [KeyedRow(self._key(row), row) for row in batch.to_pylist()]
-        results = await self._runner.run(rows)
+        table = batch.combine_chunks()
+        rows = [TableRow(table, index) for index in range(table.num_rows)]
+        results = await self._runner.run([KeyedRow(self._key(row), row) for row in rows])
+        names = free_names(batch.column_names, [*self._task.columns, ERROR])
+        batch = batch.rename_columns(list(names.values()))
         for name, kind in self._task.columns.items():
             column = [None if isinstance(result, str) else result[name] for result in results]
             batch = batch.append_column(name, pa.array(column, kind))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import asdict
 
 from paged_stream.batch.plan import BatchPlan
@@ -17,23 +16,25 @@ def describe_plan(plan: BatchPlan, replicas: Replicas, num_rows: int) -> str:
     """Describe a plan and the prompts of its first rows."""
     config = plan.config
     each = f"{replicas.num_gpus:g} GPU" if replicas.num_gpus else f"{replicas.num_threads} threads"
-    ahead = min(plan.shards_ahead, len(plan.shards))
+    kinds = " and ".join(dict.fromkeys(kind.format for kind in plan.input.files.kinds))
+    part_bytes = _size(plan.input.reader.size.num_bytes)
     rows = [
         ("task", _task(plan)),
         (
             "input",
-            f"{len(plan.files):,} files of {plan.input_format}, {_size(plan.num_bytes)}, in "
-            f"{len(plan.shards):,} shards",
+            f"{len(plan.input.files):,} files of {kinds}, {_size(plan.input.shards.num_bytes)}, in "
+            f"{len(plan.input.shards):,} shards, committed in parts of {part_bytes}",
         ),
         ("output", f"{config.output}, {config.format}: {', '.join(plan.task.columns)}"),
         ("replicas", f"{replicas.num_replicas} engines, {each} each"),
         (
             "work per replica",
-            f"{plan.engine.actual_max_num_seqs} rows at a time, from {ahead} shards",
+            f"{plan.engine.actual_max_num_seqs} rows at a time, from {plan.parts_ahead} parts",
         ),
     ]
-    if len(plan.shards) < 4 * replicas.num_replicas:
-        rows.append(("note", "few shards for so many replicas; lower shard_bytes to even them out"))
+    rows += [("note", note) for note in plan.input.notes]
+    if _num_parts(plan) < 4 * replicas.num_replicas:
+        rows.append(("note", "few parts for so many replicas; lower shard_bytes to even them out"))
     width = max(len(label) for label, _ in rows)
     lines = [f"{label:<{width}}  {value}" for label, value in rows]
     # What has no influence on memory is left out.
@@ -53,19 +54,25 @@ def _task(plan: BatchPlan) -> str:
 def _prompts(plan: BatchPlan, num_rows: int) -> list[str]:
     """A line for each of the first rows: its prompt, or why it has none."""
     prompter, lines = Prompter(plan.task), []
-    for shard, source in plan.sample:
-        entries = [(bad.row, f"bad: {bad.reason}") for bad in source.bad]
-        pairs = zip(source.rows, source.values(shard.format), strict=True)
-        for row, values in itertools.islice(pairs, num_rows):
+    for part in plan.sample:
+        entries = [(bad.row, f"bad: {bad.reason}") for bad in part.bad]
+        for index, row in enumerate(part.rows[:num_rows]):
             try:
-                text = repr(prompter.prompt(values))
+                text = repr(prompter.prompt(part.value(index)))
             except ValueError as error:
                 text = f"bad: {error}"
             entries.append((row, text if len(text) <= _SHOWN else text[:_SHOWN] + "..."))
-        lines += [f"shard {shard.number} row {row}: {text}" for row, text in sorted(entries)]
+        lines += [f"shard {part.shard} row {row}: {text}" for row, text in sorted(entries)]
         if len(lines) >= num_rows:
             break
     return lines[:num_rows]
+
+
+def _num_parts(plan: BatchPlan) -> int:
+    """Parts that there are at least; large compressed files have more."""
+    return max(
+        len(plan.input.shards), plan.input.shards.num_bytes // plan.input.reader.size.num_bytes
+    )
 
 
 def _size(num_bytes: float) -> str:

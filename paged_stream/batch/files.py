@@ -1,82 +1,74 @@
-"""Files anywhere that pyarrow can reach, found by path or URI and replaced as a whole."""
+"""File systems by path or URI, and a folder whose files are replaced as a whole."""
 
 from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
+from urllib.parse import quote, unquote
 
 _TMP = "tmp"
+# What pyarrow reads itself. Every other scheme is fsspec's.
+_ARROW_SCHEMES = ("s3", "gs", "gcs", "file", "hdfs", "viewfs", "abfs", "abfss")
+_SAFE = "%/:@?&=+,;$-_.~!*'()"  # characters that a URI may have as they are
 
 
 def open_filesystem(uri: str) -> tuple[Any, str]:
     """The pyarrow file system of a path or URI, and the path inside it.
 
+    Args:
+        uri: options of pyarrow's file systems stand behind a ``?``. Those of fsspec are in its
+            configuration files and variables.
+
     Raises:
-        ValueError: pyarrow does not know the scheme, or the URI is broken.
+        ValueError: neither pyarrow nor fsspec knows the scheme, or the URI is broken.
     """
+    from pyarrow import fs
+
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return fs.LocalFileSystem(), os.path.abspath(uri)
+    if scheme not in _ARROW_SCHEMES:
+        return _open_fsspec(uri)
+    location, mark, options = rest.partition("?")
+    host, _, path = location.partition("/")
+    filesystem, base = _resolve(f"{scheme}://{host}/{mark}{options}")
+    return filesystem, f"{base.rstrip('/')}/{unquote(path)}".rstrip("/") or "/"
+
+
+@lru_cache(maxsize=64)
+def _resolve(root: str) -> tuple[Any, str]:
+    """Resolving a URI may take a look at the network, so it is done once per bucket."""
     import pyarrow
     from pyarrow import fs
 
-    if "://" not in uri:
-        return fs.LocalFileSystem(), os.path.abspath(uri)
     try:
-        filesystem, path = fs.FileSystem.from_uri(uri)
+        resolved: tuple[Any, str] = fs.FileSystem.from_uri(quote(root, safe=_SAFE))
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{uri}: {error}") from None
-    return filesystem, path
+        raise ValueError(f"{hide_secrets(root)}: {error}") from None
+    return resolved
 
 
-@lru_cache(maxsize=8)
-def _filesystem_of(root: str) -> Any:
-    return open_filesystem(root)[0]
-
-
-def open_file(uri: str) -> Any:
-    """Open a file for reading at any place."""
-    filesystem, path = _locate(uri)
-    return filesystem.open_input_file(path)
-
-
-def open_stream(uri: str) -> Any:
-    """Open a file for reading from its beginning; a name like ``.gz`` means decompressing."""
-    filesystem, path = _locate(uri)
-    return filesystem.open_input_stream(path)
-
-
-def _locate(uri: str) -> tuple[Any, str]:
-    # Resolving a URI may take a look at the network, so it is done once per bucket.
-    scheme, separator, rest = uri.partition("://")
-    if not separator:
-        return open_filesystem(uri)
-    bucket, slash, path = rest.partition("/")
-    filesystem = _filesystem_of(f"{scheme}://{bucket}/")
-    return filesystem, f"{bucket}/{path}" if bucket else slash + path
-
-
-def list_files(uri: str) -> Iterator[tuple[str, int]]:
-    """URI and size of a file, or of all files below a folder but hidden ones, by name.
-
-    Raises:
-        ValueError: there is nothing.
-    """
+def _open_fsspec(uri: str) -> tuple[Any, str]:
+    from fsspec.core import url_to_fs
     from pyarrow import fs
 
-    filesystem, path = open_filesystem(uri)
-    info = filesystem.get_file_info(path)
-    prefix = uri[: len(uri.rstrip("/")) - len(path.rstrip("/"))] if "://" in uri else ""
-    if info.type == fs.FileType.File:
-        yield prefix + path, info.size
-        return
-    if info.type == fs.FileType.NotFound:
-        raise ValueError(f"input {uri!r} does not exist")
-    found = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
-    for info in sorted(found, key=lambda info: info.path):
-        below = info.path[len(path) :].split("/")
-        if info.type == fs.FileType.File and not any(part.startswith((".", "_")) for part in below):
-            yield prefix + info.path, info.size
+    try:
+        filesystem, path = url_to_fs(uri)
+    except (ImportError, ValueError, OSError) as error:
+        raise ValueError(f"{hide_secrets(uri)}: {error}") from None
+    return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
+
+
+def hide_secrets(uri: str) -> str:
+    """A URI without options and what stands before its host's ``@``, for people to read."""
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return uri
+    authority, slash, path = rest.partition("?")[0].partition("/")
+    return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
 
 
 class OutputFolder:

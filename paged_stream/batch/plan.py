@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from paged_stream.batch.batch_config import BatchConfig
-from paged_stream.batch.reading import ShardRows, parquet_schema, read_shard
+from paged_stream.batch.columns import ColumnView
+from paged_stream.batch.finding import find_files
+from paged_stream.batch.input_plan import InputPlan, plan_input
+from paged_stream.batch.inputs import InputFiles
+from paged_stream.batch.parts import MAX_ROWS, Part
+from paged_stream.batch.reading import Reader
 from paged_stream.batch.row_task import RowTask
-from paged_stream.batch.shards import JSONL, PARQUET, TEXT, InputFile, InputShard, cut, find_files
-from paged_stream.batch.tables import KEY, TableWriter, check_columns, column_types
+from paged_stream.batch.shards import Shards
+from paged_stream.batch.tables import TableWriter, column_types
 from paged_stream.config import EngineConfig
 from paged_stream.models.formats.resolve import resolve_model, resolve_tokenizer
 from paged_stream.text.tokenizer import has_tokenizer, load_tokenizer
 
-_SAMPLE_FILES, _SAMPLE_ROWS = 8, 1000
-_COMPRESSION = 4  # of compressed lines, about
+_SAMPLE_SHARDS, _SAMPLE_ROWS = 8, 1000
 # Rows that wait in a replica per row that runs, so that there is always a next one.
 _ROWS_AHEAD = 2
 # Fields of `BatchConfig` that its output depends on.
 _OF_OUTPUT = (
     "task",
+    "input_format",
+    "columns",
+    "rename",
+    "keep",
     "prompt_column",
     "prompt_template",
     "format",
@@ -43,49 +51,63 @@ _OF_SPEED = (
     "park_after_seconds",
     "seed",
 )
-_MIN_SHARDS_AHEAD, _MAX_SHARDS_AHEAD = 4, 128
+_MIN_PARTS_AHEAD, _MAX_PARTS_AHEAD = 4, 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchPlan:
-    """A batch, ready to run."""
+    """A batch, ready to run.
+
+    Args:
+        types: of JSON columns.
+        sample: the first rows of some shards.
+    """
 
     config: BatchConfig
     task: RowTask
-    input_format: str
-    files: Sequence[InputFile]
-    shards: Sequence[InputShard]
+    input: InputPlan
     types: Mapping[str, str]
-    sample: Sequence[tuple[InputShard, ShardRows]]
+    sample: Sequence[Part]
 
     @property
     def engine(self) -> EngineConfig:
         return self.config.engine_config
 
     @property
-    def num_bytes(self) -> int:
-        return sum(shard.num_bytes for shard in self.shards)
-
-    @property
-    def shards_ahead(self) -> int:
-        """Shards that a replica works on at a time."""
-        rows = sum(len(source.rows) for _, source in self.sample)
-        size = sum(shard.num_bytes for shard, _ in self.sample)
-        rows_per_shard = max(1.0, rows * self.num_bytes / max(1, size * len(self.shards)))
-        wanted = int((1 + _ROWS_AHEAD) * self.engine.actual_max_num_seqs / rows_per_shard) + 1
-        return max(_MIN_SHARDS_AHEAD, min(_MAX_SHARDS_AHEAD, wanted))
+    def parts_ahead(self) -> int:
+        """Parts of shards that a replica works on at a time."""
+        rows = sum(len(part.rows) + len(part.bad) for part in self.sample)
+        size = sum(part.num_bytes for part in self.sample)
+        # Unpacked, without the 8 bytes that Arrow has for each text.
+        weight = sum(part.table.nbytes - 8 * len(part.rows) for part in self.sample)
+        shards = self.input.shards
+        in_shard = shards.num_bytes / len(shards) * rows / max(1, size)
+        in_part = self.input.reader.size.num_bytes * rows / max(1, weight)
+        rows_per_part = max(1.0, min(MAX_ROWS, in_shard, in_part))
+        wanted = int((1 + _ROWS_AHEAD) * self.engine.actual_max_num_seqs / rows_per_part) + 1
+        return max(_MIN_PARTS_AHEAD, min(_MAX_PARTS_AHEAD, wanted))
 
     def writer(self) -> TableWriter:
-        return TableWriter(self.config.format, self.types, self.task.columns)
+        schema = self.input.reader.view.schema
+        names = dict.fromkeys(schema.names) if schema is not None else self.types
+        keep = self.config.keep
+        return TableWriter(
+            self.config.format,
+            {name: kind for name, kind in names.items() if keep is None or name in keep},
+            self.task.columns,
+            has_extra=schema is None and self.input.files.kinds[0].format != "text",
+            keep=keep,
+        )
 
     def settings(self) -> dict[str, Any]:
         """All that the output depends on, but for the weights."""
-        files = [[file.path, file.size] for file in self.files]
         engine = asdict(self.engine) | {"quantization": self.engine.actual_quantization}
         batch = {name: getattr(self.config, name) for name in _OF_OUTPUT}
         output = {name: value for name, value in engine.items() if name not in _OF_SPEED}
         sampling = asdict(self.config.sampling_params)
-        return {**batch, **output, **sampling, "columns": dict(self.types), "input": files}
+        files = self.input.files
+        names = {"files": len(files), "bytes": files.num_bytes, "digest": files.digest()}
+        return {**batch, **output, **sampling, "types": dict(self.types), "input": names}
 
 
 def make_plan(config: BatchConfig) -> BatchPlan:
@@ -95,33 +117,56 @@ def make_plan(config: BatchConfig) -> BatchPlan:
         ValueError: what the user must change.
     """
     _check_tokenizer(config)
-    input_format, files = find_files(config.input)
-    assert not isinstance(config.shard_bytes, str)  # it was read
-    shards = cut(input_format, files, config.shard_bytes)
-    if not shards:
-        raise ValueError(f"input must have rows, {', '.join(config.input)} has none")
-    task = config.row_task
-    if input_format == TEXT and task.prompt_column is None and task.prompt_template is None:
-        task = replace(task, prompt_column="text")
-    sample = read_sample(shards, config.row_limit)
-    added = [*task.columns, *KEY]
-    types: dict[str, str] = {}
-    if input_format == JSONL:
-        rows = itertools.chain.from_iterable(source.values(JSONL) for _, source in sample)
-        first = list(itertools.islice(rows, _SAMPLE_ROWS))
-        check_columns([name for row in first for name in row], added)
-        types = column_types(first, added)
-    elif input_format == PARQUET:
-        check_columns(_common_schema(files).names, added)
-    return BatchPlan(
-        config=config,
-        task=task,
-        input_format=input_format,
-        files=files,
-        shards=shards,
-        types=types,
-        sample=sample,
+    files = find_files(config.input, config.input_format)
+    task = _with_column(config.row_task, files)
+    view = ColumnView(
+        columns=config.columns, rename=config.rename or {}, wanted=_wanted(config, task)
     )
+    assert not isinstance(config.shard_bytes, str)  # it was read
+    source = plan_input(files, view, config.row_limit, config.shard_bytes)
+    sample = read_sample(source.shards, source.reader)
+    types = _types(sample)
+    schema = source.reader.view.schema
+    if schema is not None or any(part.rows for part in sample):
+        _check_columns(config, list(types) if schema is None else schema.names)
+    return BatchPlan(config=config, task=task, input=source, types=types, sample=sample)
+
+
+def _with_column(task: RowTask, files: InputFiles) -> RowTask:
+    """The task with the column that text files have, unless the user has said where prompts are."""
+    is_text = files.kinds[0].format == "text"
+    if is_text and task.prompt_column is None and task.prompt_template is None:
+        return replace(task, prompt_column="text")
+    return task
+
+
+def _wanted(config: BatchConfig, task: RowTask) -> Collection[str] | None:
+    """Columns that somebody needs; ``None`` is all."""
+    if config.keep is None:
+        return None
+    return (*config.keep, *task.prompt_columns) or None
+
+
+def _types(sample: Sequence[Part]) -> dict[str, str]:
+    """Types of the columns of JSON rows; empty for tables."""
+    rows = (part.value(index) for part in sample if part.is_json for index in range(len(part.rows)))
+    return column_types(list(itertools.islice(rows, _SAMPLE_ROWS)))
+
+
+def _check_columns(config: BatchConfig, names: Sequence[str]) -> None:
+    """Raises ValueError if a setting names a column that the input has not."""
+    renamed = config.rename or {}
+    asked = {
+        "columns": [renamed.get(name, name) for name in config.columns or ()],
+        "rename": list(renamed.values()),
+        "keep": list(config.keep or ()),
+    }
+    for setting, wanted in asked.items():
+        if setting == "rename" and config.keep is not None:
+            continue  # a column that nobody needs is not read
+        if missing := [name for name in wanted if name not in names]:
+            has = f"; it has {', '.join(names)}" if names else ""
+            raise ValueError(f"{setting} must name columns of the input, got {missing[0]!r}{has}")
 
 
 def _check_tokenizer(config: BatchConfig) -> None:
@@ -137,54 +182,8 @@ def _check_tokenizer(config: BatchConfig) -> None:
         load_tokenizer(*source, engine.chat_template).chat_template()
 
 
-def read_sample(
-    shards: Sequence[InputShard], max_row_bytes: int
-) -> list[tuple[InputShard, ShardRows]]:
+def read_sample(shards: Shards, reader: Reader) -> list[Part]:
     """The beginnings of some shards, spread over the input."""
-    step, most = -(-len(shards) // _SAMPLE_FILES), _SAMPLE_ROWS // _SAMPLE_FILES
-    parts = []
-    for shard in shards[::step]:
-        stop = shard.stop
-        if shard.format != JSONL:
-            stop = min(stop, shard.start + most)
-        part = replace(
-            shard,
-            stop=stop,
-            paths=shard.paths[shard.start : stop] if shard.format == TEXT else shard.paths,
-        )
-        rows = read_shard(part, max_row_bytes, most=most)
-        num_bytes = int(shard.num_bytes * _share(shard, part, rows, most))
-        part = replace(part, num_bytes=max(1, num_bytes))
-        parts.append((part, rows))
-    return parts
-
-
-def _share(shard: InputShard, part: InputShard, rows: ShardRows, most: int) -> float:
-    """How much of a shard was read, about."""
-    if shard.format != JSONL:
-        return (part.stop - shard.start) / (shard.stop - shard.start)
-    if len(rows.rows) + len(rows.bad) < most or not rows.positions:
-        return 1.0
-    size = shard.num_bytes * (_COMPRESSION if shard.stop < 0 else 1)
-    return min(1.0, (rows.positions[-1] - shard.start) / size)
-
-
-def _common_schema(files: Sequence[InputFile]) -> Any:
-    """Columns of all Parquet files.
-
-    Raises:
-        ValueError: they differ.
-    """
-    first = parquet_schema(files[0].path)
-    for file in files[1:]:
-        schema = parquet_schema(file.path)
-        if schema != first:
-            raise ValueError(
-                f"input files must have the same columns: {files[0].path} has "
-                f"{_names(first)}, {file.path} has {_names(schema)}"
-            )
-    return first
-
-
-def _names(schema: Any) -> str:
-    return ", ".join(f"{field.name}: {field.type}" for field in schema)
+    step, most = -(-len(shards) // _SAMPLE_SHARDS), _SAMPLE_ROWS // _SAMPLE_SHARDS
+    short = replace(reader, size=replace(reader.size, max_rows=most))
+    return [next(short.parts(shard)) for shard in shards[::step]]

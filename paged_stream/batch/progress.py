@@ -67,12 +67,10 @@ class Bar:
         self,
         read: Callable[[], BatchProgress],
         num_bytes: int,
-        num_shards: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._read = read
         self._clock = clock
-        self._num_shards = num_shards
         self._num_committed = 0
         self._started: float | None = None  # when the first engine was there
         self._last = BatchProgress()
@@ -99,7 +97,7 @@ class Bar:
         self._bar.close()
 
     def commit(self) -> None:
-        """Count a shard that is committed."""
+        """Count a part that is committed."""
         self._num_committed += 1
 
     @property
@@ -119,7 +117,7 @@ class Bar:
                 rates = f", {total.num_rows / seconds:.1f} rows/s"
                 rates += f", {total.num_tokens / seconds:,.0f} tok/s"
             self._bar.set_postfix_str(
-                f"{self._num_committed}/{self._num_shards} shards, {total.num_rows:,} rows"
+                f"{self._num_committed:,} parts, {total.num_rows:,} rows"
                 + rates
                 + (f", {total.num_bad:,} bad" if total.num_bad else ""),
                 refresh=False,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from paged_stream.batch.row_task import RowTask, compile_template
@@ -22,6 +22,7 @@ class Prompter:
         self.task = task
         template = task.prompt_template
         self._template = None if template is None else compile_template(template)
+        self._columns = task.prompt_columns
 
     def prompt(self, row: Mapping[str, Any]) -> Any:
         """The prompt of a row: text, messages, or a list that should be token ids.
@@ -30,12 +31,12 @@ class Prompter:
             ValueError: the row has none.
         """
         if self._template is not None:
-            value: Any = _render(self._template, row)
+            value: Any = _render(self._template, _values(row, self._columns))
         else:
             name = self.task.input_column
             if name not in row:
                 raise ValueError(f"no column {name!r} in {', '.join(map(repr, row)) or 'the row'}")
-            value = row[name]
+            value = _values(row, (name,))[name]
         if isinstance(value, bytes):
             value = value.decode()  # UnicodeDecodeError is a ValueError
         if isinstance(value, Mapping):
@@ -75,9 +76,17 @@ def encode(tokenizer: Tokenizer | None, prompt: Any) -> Sequence[int]:
     return tokenizer.apply_chat_template(prompt)
 
 
+def _values(row: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Some columns of a row. The others stay as they are: Python need not know their values."""
+    try:
+        return {name: row[name] for name in names if name in row}
+    except (OverflowError, TypeError) as error:
+        raise ValueError(f"{', '.join(names)}: Python has no such value: {error}") from None
+
+
 def _render(template: jinja2.Template, row: Mapping[str, Any]) -> str:
     try:
-        return template.render(dict(row))
+        return template.render(row)
     except Exception as error:  # whatever a template's expressions raise on this row
         raise ValueError(f"prompt_template: {error}") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -88,6 +89,15 @@ def share_cluster(ray: Any, engine: EngineConfig, num_replicas: int | None) -> R
     """Share the cluster among engines; ``num_threads`` is as the user has set it."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     replicas = Replicas.fit(num_replicas, nodes, str(engine.device))
+    return replace(replicas, num_threads=engine.num_threads or replicas.num_threads)
+
+
+def share_machine(engine: EngineConfig, num_replicas: int | None) -> Replicas:
+    """Share what this machine has, as `share_cluster` would if Ray were started here."""
+    import torch
+
+    node = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+    replicas = Replicas.fit(num_replicas, [node], str(engine.device))
     return replace(replicas, num_threads=engine.num_threads or replicas.num_threads)
 
 

@@ -47,7 +47,8 @@ class _Job:
     """Rows that are wanted together."""
 
     def __init__(self, rows: Sequence[KeyedRow], num_bytes: int) -> None:
-        self.rows = deque(enumerate(rows))
+        self.rows = rows
+        self.next = 0
         self.results: list[Result] = [""] * len(rows)
         self.num_left = len(rows)
         self.bytes_per_row = num_bytes / max(1, len(rows))
@@ -102,30 +103,37 @@ class RowRunner:
         """Run one row after the other, the oldest job's first, until all are taken."""
         while self._jobs:
             job = self._jobs[0]
-            index, row = job.rows.popleft()
-            if not job.rows:
+            index, job.next = job.next, job.next + 1
+            if job.next == len(job.rows):
                 self._jobs.popleft()
             try:
-                await self._finish(job, index, await self._result(row))
+                await self._finish(job, index, await self._result(job.rows, index))
             except Exception as error:  # of the engine, not of the row
                 self._fail(error, job)
                 return
 
-    async def _result(self, row: KeyedRow) -> Result:
+    async def _result(self, rows: Sequence[KeyedRow], index: int) -> Result:
         try:
-            return await self._columns(row)
+            return await self._columns(rows, index)
         except ValueError as error:
             return str(error)
 
-    async def _columns(self, row: KeyedRow) -> dict[str, Any]:
-        """What `RowTask.columns` names; raises ValueError if the row is a bad one."""
+    def _encode(
+        self, rows: Sequence[KeyedRow], index: int
+    ) -> tuple[tuple[object, ...], Sequence[int]]:
+        """What makes a row's random numbers its own, and its prompt's tokens."""
+        row = rows[index]
         prompt = self._prompter.prompt(row.values)
-        ids = await asyncio.to_thread(encode, self._engine.tokenizer, prompt)
+        # Without a key, equal prompts get equal texts.
+        return row.key or (prompt,), encode(self._engine.tokenizer, prompt)
+
+    async def _columns(self, rows: Sequence[KeyedRow], index: int) -> dict[str, Any]:
+        """What `RowTask.columns` names; raises ValueError if the row is a bad one."""
+        key, ids = await asyncio.to_thread(self._encode, rows, index)
         if self._task.task == "score":
             return await self._score(ids)
         params = self._task.sampling_params
-        # Without a key, equal prompts get equal texts.
-        params = replace(params, seed=row_seed(params.seed or 0, *(row.key or (prompt,))))
+        params = replace(params, seed=row_seed(params.seed or 0, *key))
         ids = self._engine.engine.intake.prompts.truncate(list(ids), params)
         text, reason, count = [], None, 0
         async with aclosing(self._engine.engine.generate(ids, params)) as deltas:

@@ -60,9 +60,27 @@ class RowTask:
         return self.prompt_column or _DEFAULT_COLUMN[self.task]
 
     @property
+    def prompt_columns(self) -> tuple[str, ...]:
+        """All columns that prompts are made of."""
+        if self.prompt_template is None:
+            return (self.input_column,)
+        from jinja2 import meta
+
+        environment = _environment()
+        names = meta.find_undeclared_variables(environment.parse(self.prompt_template))
+        return tuple(sorted(names - set(environment.globals)))
+
+    @property
     def columns(self) -> dict[str, str]:
         """Arrow types of what is added to a row."""
         return (_SCORED if self.task == "score" else _GENERATED) | _USAGE
+
+
+def _environment() -> jinja2.Environment:
+    import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    return ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
 
 
 def compile_template(template: str) -> jinja2.Template:
@@ -72,9 +90,8 @@ def compile_template(template: str) -> jinja2.Template:
         ValueError: it is no template.
     """
     import jinja2
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     try:
-        return ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined).from_string(template)
+        return _environment().from_string(template)
     except jinja2.TemplateSyntaxError as error:
         raise ValueError(f"prompt_template: {error}") from None

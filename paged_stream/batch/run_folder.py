@@ -1,11 +1,12 @@
-"""A run's folder: shards are committed one by one, whole or not at all, and only once.
+"""A run's folder: parts of shards are committed one by one, whole or not at all, and only once.
 
-    manifest.json          settings; at the end also totals and all shards
-    data/part-000012.parquet, errors/part-000012.jsonl   rows with output, and without
-    shards/000012.json     written last: the shard is committed
+    manifest.json     settings; at the end also totals
+    inputs.parquet    path and size of each input file
+    data/part-000012-00003.parquet, errors/part-000012-00003.jsonl   rows with output, and without
+    shards/000012-00003.json   written last: part 3 of shard 12 is committed
 
-All names follow from the shard, and what is in the files from the shard and the settings. So a
-shard that is computed twice, because somebody died between two of these steps or was thought dead,
+All names follow from shard and part, and what is in the files from these and the settings. So a
+part that is computed twice, because somebody died between two of these steps or was thought dead,
 gives the same files again.
 """
 
@@ -13,15 +14,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from paged_stream.batch.files import OutputFolder
-from paged_stream.batch.reading import BadRow
-from paged_stream.batch.shards import InputShard
+from paged_stream.batch.inputs import InputFiles
+from paged_stream.batch.parts import BadRow, Part
 
 MANIFEST = "manifest.json"
+_INPUTS = "inputs.parquet"
 _VERSION = 1
+_READERS, _READ_AHEAD = 16, 1024
+TOTALS = ("rows", "bad", "prompt_tokens", "output_tokens")
 
 
 class RunFolder:
@@ -38,23 +43,33 @@ class RunFolder:
     # A worker's part
 
     def commit(
-        self, shard: InputShard, data: bytes, bad: Sequence[BadRow], about: Mapping[str, Any]
+        self, part: Part, data: bytes, bad: Sequence[BadRow], about: Mapping[str, Any]
     ) -> None:
-        """Write a shard's output.
+        """Write a part's output.
 
         Args:
-            about: totals of the shard, for its record.
+            about: totals of the part, for its record.
         """
-        name = f"data/part-{shard.number:06d}.{self._suffix}"
-        errors = f"errors/part-{shard.number:06d}.jsonl"
+        number = f"{part.shard:06d}-{part.number:05d}"
+        name = f"data/part-{number}.{self._suffix}"
+        errors = f"errors/part-{number}.jsonl"
         size = self._folder.write(name, lambda stream: stream.write(data))
         if bad:
-            lines = [json.dumps({"shard": shard.number, **asdict(row)}) + "\n" for row in bad]
+            lines = [json.dumps({"shard": part.shard, **asdict(row)}) + "\n" for row in bad]
             self._folder.write(errors, lambda stream: stream.write("".join(lines).encode()))
-        record = {"shard": shard.number, "file": name, "bytes": size, "bad": len(bad), **about}
+        record: dict[str, Any] = {
+            "shard": part.shard,
+            "part": part.number,
+            "last": part.is_last,
+            "input_bytes": part.num_bytes,
+            "file": name,
+            "bytes": size,
+            "bad": len(bad),
+            **about,
+        }
         if bad:
             record["errors"] = errors
-        self._folder.write(_record(shard.number), lambda stream: stream.write(_json(record)))
+        self._folder.write(f"shards/{number}.json", lambda stream: stream.write(_json(record)))
 
     # The driver's part
 
@@ -63,33 +78,81 @@ class RunFolder:
         content = self._folder.read(MANIFEST)
         return None if content is None else json.loads(content)
 
-    def begin(self, manifest: Mapping[str, Any]) -> None:
-        """Make the folders and write the settings."""
+    def begin(self, manifest: Mapping[str, Any], files: InputFiles) -> None:
+        """Make the folders and write the settings and the list of the input."""
         self._folder.make("data", "errors", "shards")
         if self.manifest() is None:
+            listing = files.to_parquet()
+            self._folder.write(_INPUTS, lambda stream: stream.write(listing))
             self._write_manifest({**manifest, "status": "running"})
 
-    def committed(self) -> list[dict[str, Any]]:
-        """Records of the shards that are committed, by number."""
-        names = self._folder.names("shards")
-        contents = [self._folder.read(f"shards/{name}") for name in names]
-        return [json.loads(content) for content in contents if content is not None]
+    def first_difference(self, files: InputFiles) -> tuple[Any, Any]:
+        """The first input file that is not as it was when the run was begun, before and now."""
+        listing = self._folder.read(_INPUTS)
+        return ("other files", "these") if listing is None else files.first_difference(listing)
 
-    def complete(
-        self,
-        manifest: Mapping[str, Any],
-        totals: Mapping[str, Any],
-        records: Sequence[Mapping[str, Any]],
-    ) -> None:
+    def committed(self) -> Committed:
+        """What is committed so far."""
+        committed = Committed()
+        names = self._folder.names("shards")
+        with ThreadPoolExecutor(_READERS) as pool:
+            for start in range(0, len(names), _READ_AHEAD):
+                some = names[start : start + _READ_AHEAD]
+                for content in pool.map(lambda name: self._folder.read(f"shards/{name}"), some):
+                    if content is not None:
+                        committed.add(json.loads(content))
+        return committed
+
+    def complete(self, manifest: Mapping[str, Any], committed: Committed) -> None:
         """Write that all is done."""
         self._folder.clean()
-        self._write_manifest(
-            {**manifest, "status": "complete", "totals": totals, "shards": list(records)}
-        )
+        totals = {name: getattr(committed, name) for name in TOTALS}
+        self._write_manifest({**manifest, "status": "complete", "totals": totals})
 
     def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
         content = _json({"version": _VERSION, **manifest})
         self._folder.write(MANIFEST, lambda stream: stream.write(content))
+
+
+@dataclass(slots=True)
+class Committed:
+    """The parts of shards that are committed, and their totals.
+
+    Args:
+        last: number of the last part, of each shard whose last part is there.
+        input_bytes: of the input.
+        weights: fingerprints of the weights behind them.
+    """
+
+    parts: dict[int, set[int]] = field(default_factory=dict)
+    last: dict[int, int] = field(default_factory=dict)
+    rows: int = 0
+    bad: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    input_bytes: int = 0
+    weights: set[str] = field(default_factory=set)
+
+    @property
+    def num_parts(self) -> int:
+        return sum(map(len, self.parts.values()))
+
+    @property
+    def num_shards(self) -> int:
+        """Shards that are there as a whole."""
+        return sum(map(self.has, self.last))
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        self.parts.setdefault(record["shard"], set()).add(record["part"])
+        if record["last"]:
+            self.last[record["shard"]] = record["part"]
+        for name in (*TOTALS, "input_bytes"):
+            setattr(self, name, getattr(self, name) + record[name])
+        self.weights.add(record["weights"])
+
+    def has(self, shard: int) -> bool:
+        """Whether all parts of a shard are there."""
+        return len(self.parts.get(shard, ())) == self.last.get(shard, -2) + 1
 
 
 def check_settings(saved: Mapping[str, Any], settings: Mapping[str, Any], uri: str) -> None:
@@ -101,25 +164,11 @@ def check_settings(saved: Mapping[str, Any], settings: Mapping[str, Any], uri: s
     now = json.loads(_json(settings))  # as it would have been read back
     for name in [*saved, *(name for name in now if name not in saved)]:
         before, after = saved.get(name), now.get(name)
-        if before == after:
-            continue
-        if isinstance(before, list) and isinstance(after, list):
-            before, after = _first_difference(before, after)
-        raise ValueError(
-            f"resume: {name} is {after!r}, but {uri} was begun with {before!r}; pass what it was "
-            "begun with, or another output"
-        )
-
-
-def _first_difference(before: list[Any], after: list[Any]) -> tuple[Any, Any]:
-    for old, new in zip(before, after, strict=False):
-        if old != new:
-            return old, new
-    return f"{len(before)} entries", f"{len(after)} entries"
-
-
-def _record(number: int) -> str:
-    return f"shards/{number:06d}.json"
+        if before != after:
+            raise ValueError(
+                f"resume: {name} is {after!r}, but {uri} was begun with {before!r}; pass what it "
+                "was begun with, or another output"
+            )
 
 
 def _json(value: Any) -> bytes:

@@ -1,4 +1,4 @@
-"""An engine in an actor of Ray Data, which computes shards and commits them."""
+"""An engine in an actor of Ray Data, which computes parts of shards and commits them."""
 
 from __future__ import annotations
 
@@ -7,20 +7,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paged_stream.batch.engine import start_engine
-from paged_stream.batch.reading import BadRow, ShardRows
+from paged_stream.batch.parts import BadRow, Part
 from paged_stream.batch.row_runner import KeyedRow, Result, RowRunner
 from paged_stream.batch.row_task import RowTask
 from paged_stream.batch.run_folder import RunFolder
-from paged_stream.batch.shards import InputShard
 from paged_stream.batch.tables import TableWriter
 from paged_stream.config import EngineConfig
 
 
 class ShardWorker:
-    """An engine that works on several shards at a time and commits each when its last row ends.
+    """An engine that works on several parts at a time and commits each when its last row ends.
 
     Args:
-        shards: those to do; what comes in has indices into them.
         weights: the fingerprint of the weights that the run was begun with, if known.
         board: the Ray actor that hears of progress.
 
@@ -31,7 +29,6 @@ class ShardWorker:
     def __init__(
         self,
         *,
-        shards: Sequence[InputShard],
         engine: EngineConfig,
         task: RowTask,
         writer: TableWriter,
@@ -41,7 +38,6 @@ class ShardWorker:
     ) -> None:
         import ray
 
-        self._shards = shards
         self._writer = writer
         self._folder = RunFolder(output, writer.suffix)
         try:
@@ -59,29 +55,22 @@ class ShardWorker:
     async def __call__(self, batch: Any) -> Any:
         import pyarrow as pa
 
-        numbers = [
-            await self._run(self._shards[index], data.as_buffer())
-            for index, data in zip(batch["index"].to_pylist(), batch["rows"], strict=True)
-        ]
-        return pa.table({"shard": numbers})
+        counts = [await self._run(data.as_buffer()) for data in batch["part"]]
+        return pa.table({"rows": [rows for rows, _ in counts], "bad": [bad for _, bad in counts]})
 
-    async def _run(self, shard: InputShard, data: Any) -> int:
-        source = await asyncio.to_thread(ShardRows.from_bytes, data)
-        values = await asyncio.to_thread(source.values, shard.format)
-        rows = [
-            KeyedRow((shard.number, row), v) for row, v in zip(source.rows, values, strict=True)
-        ]
-        results = await self._runner.run(rows, num_bytes=shard.num_bytes)
-        await asyncio.to_thread(self._commit, shard, source, results)
-        return shard.number
+    async def _run(self, data: Any) -> tuple[int, int]:
+        """Compute a part; returns its rows with output, and those without."""
+        part = await asyncio.to_thread(Part.from_bytes, data)
+        results = await self._runner.run(PartRows(part), num_bytes=part.num_bytes)
+        return await asyncio.to_thread(self._commit, part, results)
 
-    def _commit(self, shard: InputShard, source: ShardRows, results: Sequence[Result]) -> None:
+    def _commit(self, part: Part, results: Sequence[Result]) -> tuple[int, int]:
         good: dict[int, Mapping[str, Any]] = {}
-        bad = list(source.bad)
+        bad = list(part.bad)
         for index, result in enumerate(results):
             if isinstance(result, str):
-                location = shard.locate(source.positions[index])
-                bad.append(BadRow(source.rows[index], location, result))
+                row = part.rows[index]
+                bad.append(BadRow(row, part.locate(row, part.positions[index]), result))
             else:
                 good[index] = result
         bad.sort(key=lambda row: row.row)
@@ -91,5 +80,19 @@ class ShardWorker:
             "output_tokens": sum(columns["output_tokens"] for columns in good.values()),
             "weights": self._weights,
         }
-        data = self._writer.to_bytes(shard, source, good)
-        self._folder.commit(shard, data, bad, about)
+        self._folder.commit(part, self._writer.to_bytes(part, good), bad, about)
+        return len(good), len(bad)
+
+
+class PartRows(Sequence[KeyedRow]):
+    """The good rows of a part, each read when it is its turn."""
+
+    def __init__(self, part: Part) -> None:
+        self._part = part
+
+    def __len__(self) -> int:
+        return len(self._part.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        part = self._part
+        return KeyedRow((part.shard, part.rows[index]), part.value(index))

@@ -1,4 +1,4 @@
-"""Output rows as pyarrow tables: the input's columns, what the task adds, and the order key.
+"""Output rows as files: the input's columns, what the task adds, and the order key.
 
 JSON lines have no types, so those of their columns are fixed for a run by its first rows. What does
 not fit its column later, or has none, is kept as JSON in the column ``_extra``.
@@ -9,11 +9,10 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from paged_stream.batch.reading import ShardRows
-from paged_stream.batch.shards import JSONL, InputShard
+from paged_stream.batch.parts import LINE, Part
 
 EXTRA = "_extra"
 KEY = {"shard": "int64", "row": "int64"}
@@ -24,15 +23,14 @@ _INT64 = 2**63
 _EXACT = 2**53  # integers up to here are floats too
 
 
-def column_types(rows: Sequence[Mapping[str, Any]], reserved: Sequence[str]) -> dict[str, str]:
+def column_types(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Types for the columns of JSON rows: what most of their values are, of bool, int64, double,
     string, and JSON as text."""
     kinds: dict[str, Counter[str]] = {}
     for row in rows:
         for name, value in row.items():
-            if name not in reserved and name != EXTRA:
-                counts = kinds.setdefault(name, Counter())
-                counts[_TYPES.get(type(value), _JSON)] += value is not None
+            counts = kinds.setdefault(name, Counter())
+            counts[_TYPES.get(type(value), _JSON)] += value is not None
     types = {}
     for name, counts in kinds.items():
         if counts["double"]:  # which holds integers too
@@ -42,14 +40,15 @@ def column_types(rows: Sequence[Mapping[str, Any]], reserved: Sequence[str]) -> 
     return types
 
 
-def check_columns(names: Sequence[str], added: Sequence[str]) -> None:
-    """Refuse input columns that the output needs for itself.
-
-    Raises:
-        ValueError: names them.
-    """
-    if taken := [name for name in names if name in added]:
-        raise ValueError(f"input must not have a column {taken[0]!r}: the output adds one")
+def free_names(names: Sequence[str], added: Collection[str]) -> dict[str, str]:
+    """Names of input columns in the output, which adds others: ``row`` becomes ``input_row``."""
+    new: dict[str, str] = {}
+    for name in names:
+        free = name
+        while free in added or free in new.values() or (free != name and free in names):
+            free = f"input_{free}"
+        new[name] = free
+    return new
 
 
 class TableWriter:
@@ -57,77 +56,110 @@ class TableWriter:
 
     Args:
         format: one of `FORMATS`.
-        types: of the input's columns, for JSON lines written as Parquet.
+        columns: names and types of the input's columns that the output has. Types are those of
+            JSON rows; ``None`` for tables, which have their own.
         added: names and types of the task's columns.
+        has_extra: whether what fits no column is kept as JSON.
+        keep: columns that JSON rows keep; ``None`` is all.
     """
 
-    def __init__(self, format: str, types: Mapping[str, str], added: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        format: str,
+        columns: Mapping[str, str | None],
+        added: Mapping[str, str],
+        *,
+        has_extra: bool,
+        keep: Collection[str] | None = None,
+    ) -> None:
         self._format = format
-        self._types = types
+        self._columns = columns
         self._added = {**added, **KEY}
+        self._has_extra = has_extra
+        self._keep = keep
+        reserved = [*self._added, EXTRA] if has_extra else [*self._added]
+        self.names = free_names(list(columns), reserved)
 
     @property
     def suffix(self) -> str:
         return self._format
 
-    def to_bytes(
-        self, shard: InputShard, source: ShardRows, results: Mapping[int, Mapping[str, Any]]
-    ) -> bytes:
+    def to_bytes(self, part: Part, results: Mapping[int, Mapping[str, Any]]) -> bytes:
         """Write the rows that have results.
 
         Args:
-            results: the task's columns, by index among the source's good rows.
+            results: the task's columns, by index among the part's good rows.
         """
         import pyarrow as pa
 
         indices = sorted(results)
-        keys = [{"shard": shard.number, "row": source.rows[index]} for index in indices]
+        keys = [{"shard": part.shard, "row": part.rows[index]} for index in indices]
         added = [{**results[index], **key} for index, key in zip(indices, keys, strict=True)]
-        chosen = ShardRows(source.table.take(pa.array(indices, "int64")), [], [], [])
+        chosen = part.table.take(pa.array(indices, "int64"))
         if self._format == "jsonl":
-            values = chosen.values(shard.format)
-            rows = map(self._merge, values, added)
-            return "".join(json.dumps(row, default=str) + "\n" for row in rows).encode()
-        return self._to_parquet(shard, chosen, added)
+            rows = self._rows(part, chosen)
+            merged = (row | new for row, new in zip(rows, added, strict=True))
+            return "".join(json.dumps(row, default=str) + "\n" for row in merged).encode()
+        return self._to_parquet(part, chosen, added)
 
-    def _merge(self, values: dict[str, Any], added: dict[str, Any]) -> dict[str, Any]:
-        hidden = {name: values.pop(name) for name in [*added, EXTRA] if name in values}
-        return values | ({EXTRA: hidden} if hidden else {}) | added
+    def _rows(self, part: Part, chosen: Any) -> Iterator[dict[str, Any]]:
+        """The input's columns for JSON lines, under their names in the output."""
+        if not part.is_json:
+            columns = {self.names[name]: _to_python(chosen[name]) for name in self._columns}
+            for index in range(chosen.num_rows):
+                yield {name: column[index] for name, column in columns.items()}
+            return
+        for line in chosen[LINE].to_pylist():
+            values = {n: v for n, v in json.loads(line).items() if self._is_kept(n)}
+            # A later row may have columns that nobody has seen before.
+            new = [name for name in values if name not in self.names]
+            names = self.names | free_names(new, [*self._added, *self.names.values()])
+            yield {names[name]: value for name, value in values.items()}
 
-    def _to_parquet(
-        self, shard: InputShard, chosen: ShardRows, added: list[dict[str, Any]]
-    ) -> bytes:
+    def _is_kept(self, name: str) -> bool:
+        return self._keep is None or name in self._keep
+
+    def _to_parquet(self, part: Part, chosen: Any, added: list[dict[str, Any]]) -> bytes:
         import pyarrow as pa
         from pyarrow import parquet
 
-        table = chosen.table
-        if shard.format == JSONL:
-            table = self._type(chosen.values(shard.format))
+        if part.is_json:
+            arrays = self._type([json.loads(line) for line in chosen[LINE].to_pylist()])
+        else:
+            arrays = {self.names[name]: chosen[name] for name in self._columns}
         for name, kind in self._added.items():
-            column = pa.array([row[name] for row in added], kind)
-            table = table.append_column(name, column)
+            arrays[name] = pa.array([row[name] for row in added], kind)
         sink = io.BytesIO()
-        parquet.write_table(table, sink, compression="zstd")
+        parquet.write_table(pa.table(arrays), sink, compression="zstd")
         return sink.getvalue()
 
-    def _type(self, rows: list[dict[str, Any]]) -> Any:
+    def _type(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """JSON rows as arrays of the columns' types."""
         import pyarrow as pa
 
-        columns: dict[str, list[Any]] = {name: [] for name in (*self._types, EXTRA)}
+        columns: dict[str, list[Any]] = {name: [] for name in self._columns}
+        extras: list[str | None] = []
         for row in rows:
-            extra = {name: value for name, value in row.items() if name not in self._types}
-            for name, kind in self._types.items():
+            extra = {n: v for n, v in row.items() if n not in self._columns and self._is_kept(n)}
+            for name, kind in self._columns.items():
                 value = row.get(name)
                 if value is not None and kind == _JSON:
                     value = json.dumps(value)
-                elif value is not None and not _fits(value, kind):
+                elif value is not None and not _fits(value, str(kind)):
                     extra[name], value = value, None
                 columns[name].append(value)
-            columns[EXTRA].append(json.dumps(extra) if extra else None)
-        arrow = {n: "string" if kind == _JSON else kind for n, kind in self._types.items()}
-        arrow[EXTRA] = "string"
-        arrays = {name: pa.array(values, arrow[name]) for name, values in columns.items()}
-        return pa.table(arrays)
+            extras.append(json.dumps(extra) if extra else None)
+        kinds = {n: "string" if kind == _JSON else kind for n, kind in self._columns.items()}
+        arrays = {self.names[n]: pa.array(v, kinds[n]) for n, v in columns.items()}
+        return arrays | ({EXTRA: pa.array(extras, "string")} if self._has_extra else {})
+
+
+def _to_python(column: Any) -> list[Any]:
+    """A column's values. Those of a type that has values Python has not are text."""
+    try:
+        return column.to_pylist()
+    except (ValueError, OverflowError):
+        return column.cast("string").to_pylist()
 
 
 def _fits(value: Any, kind: str) -> bool:

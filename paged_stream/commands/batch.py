@@ -14,6 +14,7 @@ from paged_stream.system.ray_extra import import_ray
 BATCH = settings_group("batch", BatchConfig)
 ENGINE = engine_group(without=("seed",), defaults=EXACT)  # each row has a seed of its own
 SAMPLING = sampling_group(max_tokens=256, temperature=0.0)
+SOME_BAD, TOO_MANY_BAD = 3, 4
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -25,11 +26,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run a batch, or tell what it would do.
 
+    Returns:
+        0 if all rows have output, `SOME_BAD` if not all, `TOO_MANY_BAD` if more are bad than
+        ``max_errors`` allows, 130 if it was interrupted.
+
     Raises:
         ValueError: settings or inputs that must change.
         ImportError: Ray is not installed.
     """
-    import_ray("data")  # says so before anything is looked at
+    if not args.dry_run:
+        import_ray("data")  # says so before anything is looked at
     engine = ENGINE.read(args)
     config = BatchConfig(
         model=engine.pop("model"),
@@ -48,14 +54,17 @@ def run(args: argparse.Namespace) -> int:
         print("\ninterrupted; --resume goes on with what is left", file=sys.stderr)
         return 130
     print(summary.table())
-    return 0
+    if summary.has_too_many_bad:
+        print(f"too many bad rows, max_errors is {config.max_errors}", file=sys.stderr)
+        return TOO_MANY_BAD
+    return SOME_BAD if summary.num_bad else 0
 
 
 COMMAND = Command(
     name="batch",
     description=(
         "Run a model over a corpus of any size, on one machine or a Ray cluster. Output is "
-        "committed shard by shard; after any crash, --resume goes on without losing or repeating a "
+        "committed part by part; after any crash, --resume goes on without losing or repeating a "
         "row."
     ),
     example=(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 from pathlib import Path
@@ -14,8 +15,8 @@ from pyarrow import parquet
 
 from paged_stream import SamplingParams
 from paged_stream.batch.batch_config import BatchConfig
+from paged_stream.batch.parts import Part
 from paged_stream.batch.plan import make_plan
-from paged_stream.batch.reading import read_shard
 from paged_stream.batch.run_folder import RunFolder
 from paged_stream.batch.shard_worker import ShardWorker
 
@@ -31,9 +32,11 @@ ENGINE = {
 }
 
 
-def config(model: Path, folder: Path, source: Path | list[Path], **settings: Any) -> BatchConfig:
+def config(
+    model: Path, folder: Path, source: Path | str | list[Path], **settings: Any
+) -> BatchConfig:
     """A batch with random sampling, on a tiny model, in many shards."""
-    inputs = [source] if isinstance(source, Path) else source
+    inputs = [source] if isinstance(source, Path | str) else source
     params = {"max_tokens": 12, "temperature": 1.0, "seed": 3, "ignore_eos": True}
     defaults = {
         "sampling_params": SamplingParams(**(params | settings.pop("params", {}))),
@@ -63,13 +66,12 @@ def write_lines(path: Path, rows: list[Any]) -> Path:
     return path
 
 
-def run_here(batch: BatchConfig, *, only: range | None = None) -> None:
-    """Run a batch, or some of its shards, in this process."""
+def run_here(batch: BatchConfig, *, only: int | None = None) -> None:
+    """Run a batch, or so many of its parts, in this process."""
     plan = make_plan(batch)
     folder = RunFolder(batch.output, plan.writer().suffix)
-    folder.begin({"settings": plan.settings()})
+    folder.begin({"settings": plan.settings()}, plan.input.files)
     worker = ShardWorker(
-        shards=plan.shards,
         engine=plan.engine,
         task=plan.task,
         writer=plan.writer(),
@@ -79,12 +81,12 @@ def run_here(batch: BatchConfig, *, only: range | None = None) -> None:
     )
 
     async def run() -> None:
-        chosen = only or range(len(plan.shards))
-        await asyncio.gather(*(worker(_row(plan.shards[index], index)) for index in chosen))
+        parts = (part for shard in plan.input.shards for part in plan.input.reader.parts(shard))
+        chosen = itertools.islice(parts, only)
+        await asyncio.gather(*(worker(_row(part)) for part in chosen))
 
-    def _row(shard: Any, index: int) -> pa.Table:
-        data = read_shard(shard, batch.row_limit).to_bytes()
-        return pa.table({"index": [index], "rows": pa.array([data], pa.large_binary())})
+    def _row(part: Part) -> pa.Table:
+        return pa.table({"part": pa.array([part.to_bytes()], pa.large_binary())})
 
     asyncio.run(run())
 

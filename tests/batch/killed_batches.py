@@ -24,11 +24,12 @@ def kill_a_worker(monkeypatch: pytest.MonkeyPatch, output: Path, count: int, mar
 
     class Mortal(ShardWorker):
         def _commit(self, *args):
-            super()._commit(*args)
+            counts = super()._commit(*args)
             if len(list((output / "shards").iterdir())) >= count:
                 with suppress(FileExistsError):  # one has died already
                     mark.touch(exist_ok=False)
                     os.kill(os.getpid(), signal.SIGKILL)
+            return counts
 
     monkeypatch.setattr(run, "ShardWorker", Mortal)
 
@@ -43,10 +44,11 @@ def stop_at(output: Path, count: int, pipe: Path) -> None:
 
         def _commit(self, *args):
             with self._lock:
-                super()._commit(*args)
+                counts = super()._commit(*args)
                 if len(list((output / "shards").iterdir())) == count:
                     pipe.write_text("halted")
                     threading.Event().wait()
+            return counts
 
     mock.patch.object(run, "ShardWorker", Halting).start()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import math
 import shutil
@@ -16,6 +17,7 @@ from paged_stream import LLM, EngineConfig, EngineStoppedError, SamplingParams
 from paged_stream.batch import progress
 from paged_stream.batch.batch_config import BatchConfig
 from paged_stream.batch.engine import start_engine
+from paged_stream.batch.outcome import ErrorBudget
 from paged_stream.batch.plan import make_plan
 from paged_stream.batch.progress import BatchProgress
 from paged_stream.batch.prompts import encode
@@ -82,6 +84,75 @@ def test_parquet_keeps_its_types(folder, tmp_path, llm):
     assert [
         (row["generated_text"], row["finish_reason"]) for row in got.to_pylist()
     ] == expected_texts(llm, got.to_pylist(), prompts)
+
+
+@pytest.mark.parametrize("format", ["parquet", "jsonl"])
+def test_a_strange_value_does_no_harm_where_nobody_asks_for_it(folder, tmp_path, format):
+    """Python has no year 10000."""
+    when = pa.array([0, 253402300800000], pa.timestamp("ms"))
+    parquet.write_table(pa.table({"prompt": ["a", "b"], "when": when}), tmp_path / "in.parquet")
+    run_here(config(folder, tmp_path / "out", tmp_path / "in.parquet", format=format))
+    assert not errors(tmp_path / "out")
+    if format == "parquet":
+        assert parquet.read_table(tmp_path / "out" / "data")["when"].combine_chunks().equals(when)
+    else:
+        assert outputs(tmp_path / "out")[1]["when"] == "10000-01-01 00:00:00.000"
+    asked = config(
+        folder, tmp_path / "asked", tmp_path / "in.parquet", prompt_template="{{ when }}"
+    )
+    run_here(asked)
+    (bad,) = errors(tmp_path / "asked")
+    assert bad["row"] == 1 and "Python has no such value" in bad["reason"]
+
+
+@pytest.mark.parametrize("format", ["parquet", "jsonl"])
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_columns_with_the_names_of_added_ones_are_kept(folder, tmp_path, format, suffix):
+    rows = [{"prompt": "a", "row": 7, "generated_text": "old", "input_row": 8, "error": "none"}]
+    if suffix == "jsonl":
+        write_lines(tmp_path / "in.jsonl", rows)
+    else:
+        parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
+    source = tmp_path / f"in.{suffix}"
+    run_here(config(folder, tmp_path / "out", source, format=format))
+    (got,) = outputs(tmp_path / "out")
+    assert (got["row"], got["input_input_row"], got["input_row"], got["error"]) == (0, 7, 8, "none")
+    assert got["input_generated_text"] == "old" != got["generated_text"]
+
+
+@pytest.mark.parametrize("format", ["parquet", "jsonl"])
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_the_output_keeps_what_it_is_told_to(folder, tmp_path, format, suffix):
+    rows = [{"id": i, "q": text, "junk": "x"} for i, text in enumerate(texts(3))]
+    if suffix == "jsonl":
+        write_lines(tmp_path / "in.jsonl", rows)
+    else:
+        parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
+    source = tmp_path / f"in.{suffix}"
+    some = {"rename": {"q": "prompt"}, "keep": ["id"], "format": format}
+    run_here(config(folder, tmp_path / "out", source, **some))
+    for row, got in zip(rows, outputs(tmp_path / "out"), strict=True):
+        assert got["id"] == row["id"] and got["prompt_tokens"] == len(row["q"])
+        assert not {"q", "prompt", "junk"} & set(got) and not got.get("_extra")
+    for name in ("columns", "keep"):
+        with pytest.raises(ValueError, match=f"{name} must name columns of the input, got 'nope'"):
+            make_plan(config(folder, tmp_path / "no", source, **{name: ["nope"]}))
+
+
+def test_how_many_errors_are_too_many():
+    for limit, counts in {
+        0: [(5, 0, False), (1, 1, True)],
+        2: [(5000, 2, False), (1, 1, True)],
+        0.01: [(50, 40, False), (949, 0, False), (1, 0, True)],
+        None: [(10**6, 10**6, False)],
+    }.items():
+        budget = ErrorBudget(limit)
+        for rows, bad, hopeless in counts:
+            budget.add(rows, bad)
+            assert budget.is_hopeless == hopeless, (limit, rows, bad)
+    few = ErrorBudget(0.5)
+    few.add(3, 2)
+    assert few.is_over and not few.is_hopeless
 
 
 def test_score_text_files_of_any_length(folder, tmp_path, llm):
@@ -290,11 +361,11 @@ def test_token_ids_are_left_to_the_engine(start, prompt):
 
 def test_column_types():
     rows = [
-        {"a": 1, "b": 1, "c": "x", "d": [1], "e": None, "f": True, "row": 5},
+        {"a": 1, "b": 1, "c": "x", "d": [1], "e": None, "f": True},
         {"a": 2, "b": 1.5, "c": 5, "f": False},
         {"c": "y"},
     ]
-    assert column_types(rows, ["row"]) == {
+    assert column_types(rows) == {
         "a": "int64",
         "b": "double",
         "c": "string",
@@ -316,6 +387,10 @@ def test_column_types():
         ({"engine": {"window_size": 0}}, "window_size must be >= 1"),
         ({"sampling_params": SamplingParams(max_tokens=None)}, "max_tokens must be an int"),
         ({"sampling_params": SamplingParams(n=2)}, "n=1"),
+        ({"max_errors": "many"}, "max_errors must be a count such as 100 or a share such as 1%"),
+        ({"max_errors": -1}, "max_errors must be a count"),
+        ({"rename": ["a"]}, "rename must be new names of columns by old ones"),
+        ({"input_format": "lance"}, "input_format must be one of jsonl, json, csv"),
     ],
 )
 def test_settings_that_cannot_be(settings, message):
@@ -324,9 +399,7 @@ def test_settings_that_cannot_be(settings, message):
 
 
 def test_inputs_that_do_not_fit(folder, bare_folder, tmp_path):
-    source = write_lines(tmp_path / "in.jsonl", [{"prompt": "x", "generated_text": "y"}])
-    with pytest.raises(ValueError, match="must not have a column 'generated_text'"):
-        make_plan(config(folder, tmp_path / "out", source))
+    source = write_lines(tmp_path / "in.jsonl", [{"prompt": "x"}])
     with pytest.raises(ValueError, match="task='generate' needs a tokenizer"):
         make_plan(config(bare_folder, tmp_path / "out", source))
     no_template = shutil.copytree(folder, tmp_path / "no template")
@@ -339,7 +412,9 @@ def test_inputs_that_do_not_fit(folder, bare_folder, tmp_path):
     for name, table in {"a": {"x": [1]}, "b": {"x": ["1"]}}.items():
         parquet.write_table(pa.table(table), tmp_path / f"{name}.parquet")
     paths = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
-    with pytest.raises(ValueError, match="must have the same columns: .* x: int64, .* x: string"):
+    with pytest.raises(
+        ValueError, match="columns that go together, .*a.parquet and .*b.parquet have not"
+    ):
         make_plan(config(folder, tmp_path / "out", paths))
 
 
@@ -347,9 +422,12 @@ def test_small_shards_are_worked_on_together(folder, tmp_path):
     rows = [{"prompt": f"{i:04}"} for i in range(2000)]  # 19 bytes each
     source = write_lines(tmp_path / "in.jsonl", rows)
     batch = {"engine": {"max_num_seqs": 64, "max_num_batched_tokens": 128}}
-    assert make_plan(config(folder, tmp_path / "out", source, **batch)).shards_ahead == 7
+    assert make_plan(config(folder, tmp_path / "out", source, **batch)).parts_ahead == 7
     whole = {**batch, "shard_bytes": 1 << 20}
-    assert make_plan(config(folder, tmp_path / "out", source, **whole)).shards_ahead == 4
+    assert make_plan(config(folder, tmp_path / "out", source, **whole)).parts_ahead == 4
+    packed = tmp_path / "in.jsonl.gz"
+    packed.write_bytes(gzip.compress(source.read_bytes()))  # one shard of as many parts
+    assert make_plan(config(folder, tmp_path / "out", packed, **batch)).parts_ahead == 7
 
 
 def test_how_machines_are_shared():
@@ -376,7 +454,7 @@ def test_threads_that_the_user_asks_for(folder, tmp_path):
 
 def test_the_bar_tells_rates_once_there_is_time_to_divide_by():
     now, done = [0.0], BatchProgress(num_engines=1, num_rows=6, num_tokens=90)
-    bar = progress.Bar(lambda: done, 100, 3, clock=lambda: now[0])
+    bar = progress.Bar(lambda: done, 100, clock=lambda: now[0])
     bar.show()
     assert "6 rows" in bar._bar.postfix and "/s" not in bar._bar.postfix
     now[0] = 3.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ from paged_stream.batch import generate_dataset
 from paged_stream.batch.run import run_batch
 from paged_stream.batch.run_folder import MANIFEST
 from paged_stream.cli import main
+from paged_stream.commands.batch import SOME_BAD, TOO_MANY_BAD
 from tests.batch.corpora import (
     ENGINE,
     config,
@@ -27,6 +29,7 @@ from tests.batch.corpora import (
     write_lines,
 )
 from tests.batch.killed_batches import kill_a_worker
+from tests.batch.object_store import ObjectStore, serving
 
 ROOT = Path(__file__).parent.parent.parent
 PARAMS = {"max_tokens": 40}
@@ -51,13 +54,56 @@ def batch(folder, output, source, **settings):
     return config(folder, output, source, params=PARAMS, engine=engine, **settings)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(folder, source, tmp_path_factory):
+def run_undisturbed(folder, source, output):
     """Files of the same batch, computed in this process."""
-    output = tmp_path_factory.mktemp("undisturbed")
     run_here(batch(folder, output, source))
     assert len(outputs(output)) == 118 and len(errors(output)) == 2
     return files(output)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder, source, tmp_path_factory):
+    return run_undisturbed(folder, source, tmp_path_factory.mktemp("undisturbed"))
+
+
+@pytest.fixture(params=["a file", "a compressed file", "small files", "objects"])
+def corpus(source, tmp_path, request):
+    """The rows of `source`, as they may lie somewhere."""
+    data = source.read_bytes()
+    if request.param == "a file":
+        yield source
+    elif request.param == "a compressed file":
+        path = tmp_path / "in.jsonl.gz"
+        path.write_bytes(gzip.compress(data))
+        yield path
+    else:
+        lines = data.splitlines(keepends=True)
+        parts = {f"in/{i:03}.jsonl": b"".join(lines[i : i + 3]) for i in range(0, 120, 3)}
+        for name, part in parts.items():
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_bytes(part)
+        if request.param == "small files":
+            yield tmp_path / "in"
+        else:
+            with serving(ObjectStore(parts)) as options:
+                yield f"s3://key:secret@bucket/in{options}"
+
+
+def start_halting(folder, source, output, count, pipe):
+    """Start a driver whose worker halts when ``count`` parts are committed, and says so."""
+    arguments = ["batch", "--input", str(source), "--output", str(output), *OPTIONS]
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.batch.killed_batches", str(output), str(count), str(pipe)]
+        + [*arguments, "--model", str(folder)],
+        cwd=ROOT,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def kill_all(processes):
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 @pytest.mark.ray
@@ -70,33 +116,26 @@ def test_a_worker_is_killed(ray, folder, source, tmp_path, undisturbed, monkeypa
     assert (summary.num_rows, summary.num_bad, summary.num_resumed) == (118, 2, 0)
     manifest = json.loads((output / MANIFEST).read_text())
     assert manifest["status"] == "complete" and manifest["totals"]["rows"] == 118
-    assert len(manifest["shards"]) == summary.num_shards > 10
+    assert len(list((output / "shards").iterdir())) == summary.num_parts > 10
     assert not list((output / "tmp").iterdir())
 
 
 @pytest.mark.ray
-def test_the_driver_is_killed(ray, folder, source, tmp_path, undisturbed):
+def test_the_driver_is_killed(ray, folder, corpus, tmp_path):
+    undisturbed = run_undisturbed(folder, corpus, tmp_path / "undisturbed")
     output, pipe, done = tmp_path / "out", tmp_path / "pipe", 3
     os.mkfifo(pipe)
-    arguments = ["batch", "--input", str(source), "--output", str(output), *OPTIONS]
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "tests.batch.killed_batches", str(output), str(done), str(pipe)]
-        + [*arguments, "--model", str(folder)],
-        cwd=ROOT,
-        stderr=subprocess.DEVNULL,
-    )
+    driver = start_halting(folder, corpus, output, done, pipe)
     assert pipe.read_text() == "halted"
     others = psutil.Process(driver.pid).children(recursive=True)  # Ray, which it has started
     driver.kill()
-    for process in others:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
+    kill_all(others)
     driver.wait()
     committed = {path: path.stat().st_mtime_ns for path in (output / "data").iterdir()}
     (output / "tmp" / "left").write_text("of an unfinished write")
     assert len(list((output / "shards").iterdir())) == done
 
-    summary = run_batch(batch(folder, output, source, resume=True))
+    summary = run_batch(batch(folder, output, corpus, resume=True))
     assert summary.num_resumed == done and summary.num_rows == 118
     assert files(output) == undisturbed
     records = sorted((output / "shards").iterdir(), key=lambda path: path.stat().st_mtime_ns)
@@ -117,7 +156,7 @@ def test_what_the_user_sees(ray, folder, source, tmp_path, capsys):
     assert "replicas          1 engines, 2 threads each" in plan and "KV per stream" in plan
     assert plan.count("\nshard 0 row ") == 5 and not output.exists()
 
-    assert main(arguments) == 0
+    assert main(arguments) == SOME_BAD
     out, err = capsys.readouterr()
     assert "rows           118\nbad rows       2 (see errors/)" in out
     assert " rows" in err and "100%" in err
@@ -127,13 +166,27 @@ def test_what_the_user_sees(ray, folder, source, tmp_path, capsys):
     assert main([*arguments, "--resume", "--temperature", "0.5"]) == 2
     assert "resume: temperature is 0.5, but" in capsys.readouterr().err
     before = files(output)
-    assert main([*arguments, "--resume"]) == 0
+    assert main([*arguments, "--resume"]) == SOME_BAD
     assert "of them from before" in capsys.readouterr().out and files(output) == before
 
 
 @pytest.mark.ray
+def test_too_many_bad_rows_end_a_run_that_can_go_on(ray, folder, source, tmp_path, capsys):
+    output = tmp_path / "out"
+    arguments = ["batch", "--input", str(source), "--output", str(output), "--model", str(folder)]
+    arguments += [*OPTIONS, "--max-tokens", "5"]
+    assert main([*arguments, "--max-errors", "0"]) == TOO_MANY_BAD
+    assert "too many bad rows, max_errors is 0" in capsys.readouterr().err
+    assert json.loads((output / MANIFEST).read_text())["status"] == "running"
+    assert main([*arguments, "--resume", "--max-errors", "2"]) == SOME_BAD
+    assert json.loads((output / MANIFEST).read_text())["status"] == "complete"
+    assert len(outputs(output)) == 118 and len(errors(output)) == 2
+    assert main([*arguments, "--resume", "--max-errors", "1%"]) == TOO_MANY_BAD
+
+
+@pytest.mark.ray
 def test_another_model_is_no_resumption(ray, folder, source, tmp_path):
-    run_here(batch(folder, tmp_path, source), only=range(1))
+    run_here(batch(folder, tmp_path, source), only=1)
     record = next((tmp_path / "shards").iterdir())
     record.write_text(record.read_text().replace('"weights": "', '"weights": "0'))
     with pytest.raises(ValueError, match="resume: .* has other weights than"):
@@ -144,7 +197,7 @@ def test_another_model_is_no_resumption(ray, folder, source, tmp_path):
 def test_other_files_are_no_resumption(folder, source, tmp_path):
     copy = tmp_path / "in.jsonl"
     copy.write_bytes(source.read_bytes())
-    run_here(batch(folder, tmp_path / "out", copy), only=range(1))
+    run_here(batch(folder, tmp_path / "out", copy), only=1)
     copy.write_bytes(source.read_bytes() + b"{}\n")
     with pytest.raises(ValueError, match="resume: input is .*in.jsonl"):
         run_batch(batch(folder, tmp_path / "out", copy, resume=True))
@@ -168,8 +221,11 @@ def test_a_dataset_in_and_a_dataset_out(ray, folder):
     assert all(row["output_tokens"] == 12 for row in got if row["key"] != 7)
 
 
-def test_without_ray(monkeypatch, capsys):
+def test_without_ray(folder, source, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ray", None)
+    arguments = ["--input", str(source), "--output", str(tmp_path), "--model", str(folder)]
+    assert main(["batch", *arguments, *OPTIONS, "--dry-run"]) == 0
+    assert "1 files of jsonl" in capsys.readouterr().out
     assert main(["batch", "--input", "x.jsonl", "--output", "out"]) == 2
     assert 'pip install "paged-stream[ray]"' in capsys.readouterr().err
     with pytest.raises(ImportError, match="this needs Ray"):

@@ -1,0 +1,76 @@
+"""How a batch ends: its totals, and whether too many of its rows are bad."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_ROWS_OF_A_SHARE = 1000  # that a share of bad rows is taken of, at least
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchSummary:
+    """What a batch has done, in the end.
+
+    Args:
+        num_rows: rows with output; ``num_bad`` have none, and a reason in ``errors``.
+        num_parts: of shards, as they were committed.
+        num_resumed: parts of them that were there before.
+        seconds: this run's, without loading the model.
+        has_too_many_bad: whether there are more bad rows than ``max_errors``. If the run ended
+            early, its output is not complete.
+    """
+
+    output: str
+    num_rows: int
+    num_bad: int
+    prompt_tokens: int
+    output_tokens: int
+    num_parts: int
+    num_resumed: int
+    seconds: float
+    has_too_many_bad: bool = False
+
+    def table(self) -> str:
+        """For people."""
+        rows = [
+            ("rows", f"{self.num_rows:,}"),
+            ("bad rows", f"{self.num_bad:,}" + (" (see errors/)" if self.num_bad else "")),
+            ("prompt tokens", f"{self.prompt_tokens:,}"),
+            ("output tokens", f"{self.output_tokens:,}"),
+            ("parts", f"{self.num_parts:,}, {self.num_resumed:,} of them from before"),
+            ("seconds", f"{self.seconds:,.1f} with the model loaded"),
+            ("output", f"{self.output}/data"),
+        ]
+        width = max(len(label) for label, _ in rows)
+        return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
+
+
+class ErrorBudget:
+    """Counts rows until too many of them are bad.
+
+    Args:
+        limit: as ``max_errors`` of `BatchConfig`.
+    """
+
+    def __init__(self, limit: int | float | None, num_rows: int = 0, num_bad: int = 0) -> None:
+        self._limit = limit
+        self._num_rows = num_rows  # bad ones too
+        self._num_bad = num_bad
+
+    def add(self, num_rows: int, num_bad: int) -> None:
+        self._num_rows += num_rows
+        self._num_bad += num_bad
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there are too many of all rows so far."""
+        limit = self._limit
+        if isinstance(limit, float):
+            limit = limit * self._num_rows
+        return limit is not None and self._num_bad > limit
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether it is right to give up. A share of few rows says little."""
+        is_share = isinstance(self._limit, float)
+        return self.is_over and (not is_share or self._num_rows >= _ROWS_OF_A_SHARE)
