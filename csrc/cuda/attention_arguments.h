@@ -9,25 +9,19 @@ namespace paged_stream {
 
 constexpr int kMaxSplits = 32;
 
-// Returns the fewest keys of a split. Partial results take 4 bytes per element of every row; this
-// keeps them near 3% of the bytes of the 16-bit keys and values that they come from.
-PAGED_STREAM_HOST_DEVICE constexpr int min_split_keys(int group_size) {
-  return group_size <= 4 ? 256 : 512;
-}
-
-// Returns the number of keys per split for a chunk of one token. It depends on the sequence's own
-// list of keys, so a row's result does not depend on the rest of the batch.
-PAGED_STREAM_HOST_DEVICE inline int split_keys(int group_size, int num_keys) {
-  const int wanted = (num_keys / kMaxSplits + 64) / 64 * 64;
-  const int least = min_split_keys(group_size);
-  return wanted < least ? least : wanted;
+// Returns the number of splits for `num_keys` keys of a chunk of one token. It depends on the
+// sequence's own list of keys, so a row's result does not depend on the rest of the batch. Partial
+// results take 4 bytes per element of every row; the fewest keys of a split keep them near 3% of
+// the bytes of the 16-bit keys and values that they come from.
+PAGED_STREAM_HOST_DEVICE constexpr int split_count(int group_size, int64_t num_keys) {
+  const int64_t splits = num_keys / (group_size <= 4 ? 256 : 512);
+  return static_cast<int>(splits < 1 ? 1 : splits < kMaxSplits ? splits : kMaxSplits);
 }
 
 // Returns the most splits of a sequence whose keys fit in `columns` columns of the block table.
+// Slots that hold no visible key may add some. Their thread blocks end at once.
 inline int most_splits(int64_t columns, int64_t block_size, int group_size) {
-  const int64_t length = min_split_keys(group_size);
-  const int64_t splits = (columns * block_size + length - 1) / length;
-  return static_cast<int>(splits < kMaxSplits ? (splits < 1 ? 1 : splits) : kMaxSplits);
+  return split_count(group_size, columns * block_size);
 }
 
 struct PagedAttentionArguments {

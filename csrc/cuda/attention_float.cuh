@@ -2,8 +2,9 @@
 // is exact to float32, so it can serve as the reference on the device.
 //
 // A warp handles every fourth row of the tile. For the scores, a lane takes one of a step's 32
-// keys; for the values, two of every 64 dimensions. Bytes moved per key and kv head: its two rows,
-// once per tile. Dim 128: two stages of 33 KiB, 17 KiB of queries: two thread blocks per H100 SM.
+// keys, or with Dim 256 half the dimensions of one of 16 keys; for the values, two of every 64
+// dimensions. Bytes moved per key and kv head: its two rows, once per tile. Dim 128: two stages of
+// 33 KiB, 17 KiB of queries: two thread blocks per H100 SM.
 #pragma once
 
 #include <cstdint>
@@ -17,9 +18,10 @@ namespace paged_stream {
 template <class C, int Dim>
 class FloatAttention {
  public:
-  // Limited so that a whole tile's queries and two stages fit an A100's shared memory.
+  // What fits into kMostSharedBytes.
   static constexpr int kRows = Dim == 256 ? 8 : 16;
-  static constexpr int kKeys = kWarpSize;
+  static constexpr int kKeys = Dim == 256 ? 16 : 32;
+  static constexpr int kMinBlocks = 2;  // thread blocks that an SM of an H100 has to have room for
 
  private:
   using Stream = KeyStream<C, float, Dim, kKeys, 2>;
@@ -28,6 +30,7 @@ class FloatAttention {
   static constexpr int kWarpRows = kRows / kAttentionWarps;
   static constexpr int kLanePairs = Dim / 64;
   static constexpr int kWeightBytes = kAttentionWarps * kKeys * 4;
+  static constexpr int kKeyLanes = kWarpSize / kKeys;  // lanes that share a key
 
  public:
   static constexpr int kSharedBytes =
@@ -73,10 +76,11 @@ class FloatAttention {
   __device__ __forceinline__ void take(int r, int first, const uint8_t* queries,
                                        const uint8_t* keys, const uint8_t* values) {
     if (row(r) >= tile_.num_rows) return;
-    const int key = first + lane_;
+    const int key = first + lane_ % kKeys, part = lane_ / kKeys * (Dim / kKeyLanes) * 4;
     const int to_sinks = key < tile_.num_sinks ? kQueryBytes : 0;
-    const float product =
-        multiply(queries + to_sinks + Rows::offset(row(r), 0), keys + Rows::offset(lane_, 0));
+    float product = multiply(queries + to_sinks + Rows::offset(row(r), 0) + part,
+                             keys + Rows::offset(lane_ % kKeys, 0) + part);
+    if constexpr (kKeyLanes == 2) product += shuffle_xor(product, kKeys);
     const RowRule rule(in_, tile_, kv_head_, row(r));
     const ScoreRule layer(in_);
     float score = product * layer.factor;
@@ -84,7 +88,7 @@ class FloatAttention {
     score = rule(score, key, tile_.num_sinks, end_);
 
     float largest = score;
-    for (int mask = kWarpSize / 2; mask > 0; mask /= 2) {
+    for (int mask = kKeys / 2; mask > 0; mask /= 2) {
       largest = fmaxf(largest, shuffle_xor(largest, mask));
     }
     RunningSoftmax& softmax = softmax_[r];
@@ -92,7 +96,7 @@ class FloatAttention {
     const float weight = softmax.weight(score);
     softmax.sum += weight;
     sync_warp();
-    weights_[lane_] = weight;
+    if (lane_ < kKeys) weights_[lane_] = weight;
     sync_warp();
     add_values(acc_[r], shrink, values);
   }
@@ -102,7 +106,7 @@ class FloatAttention {
     const float* k = reinterpret_cast<const float*>(key);
     float sums[4] = {};
 #pragma unroll 8
-    for (int d = 0; d < Dim; d += 4) {
+    for (int d = 0; d < Dim / kKeyLanes; d += 4) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) sums[i] += q[d + i] * k[d + i];
     }
@@ -126,7 +130,7 @@ class FloatAttention {
   __device__ __forceinline__ void write(int r, int split, int num_splits) {
     if (row(r) >= tile_.num_rows) return;
     float sum = softmax_[r].sum;
-    for (int mask = kWarpSize / 2; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
+    for (int mask = kKeys / 2; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
     const float factor = 1.0f / sum;
     const RowWriter<float> writer(in_, tile_, kv_head_, row(r), split, num_splits);
 #pragma unroll

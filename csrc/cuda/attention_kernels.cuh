@@ -1,7 +1,7 @@
 // The kernels of paged_attention: which thread block handles which tile, and how splits are merged.
 //
 // Decoding has chunks of one token. Their keys are split over thread blocks so that a few sequences
-// fill the device (split_keys). Longer chunks are cut into tiles of rows, and a thread block
+// fill the device (split_count). Longer chunks are cut into tiles of rows, and a thread block
 // processes all keys of its tile. The choice and the cuts depend on the sequence alone, so a row's
 // result is bit-identical whatever else is in the batch.
 #pragma once
@@ -33,9 +33,15 @@ struct SplitRows {
   }
 };
 
-// Grid: (max_splits, num_kv_heads * tiles, num_sequences).
-template <class Attention>
-__global__ void __launch_bounds__(kAttentionThreads, 2)
+// Returns the index of a split's first key. Splits differ by one key at most.
+PAGED_STREAM_HOST_DEVICE inline int split_begin(int split, int num_splits, int num_keys) {
+  return static_cast<int>(static_cast<int64_t>(num_keys) * split / num_splits);
+}
+
+// Grid: (max_splits, num_kv_heads * tiles, num_sequences). SharedBytes is a parameter so that the
+// kernel's name tells it to tools that read binaries.
+template <class Attention, int SharedBytes = Attention::kSharedBytes>
+__global__ void __launch_bounds__(kAttentionThreads, Attention::kMinBlocks)
     attend_splits(const __grid_constant__ PagedAttentionArguments in) {
   const int split = static_cast<int>(blockIdx.x), sequence = static_cast<int>(blockIdx.z);
   const SplitRows rows(in, sequence, static_cast<int>(blockIdx.y), Attention::kRows);
@@ -43,12 +49,11 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
   for (int row = rows.first_row; row < rows.end; row += rows.stride) {
     if (thread_index() == 0) tile = make_tile(in, sequence, row, Attention::kRows);
     sync_block();
-    const int num_keys = tile.num_keys, length = split_keys(in.group_size, num_keys);
-    const int num_splits = ceil_divide(num_keys, length), begin = split * length;
+    const int num_splits = split_count(in.group_size, tile.num_keys);
     if (num_splits > in.max_splits) trap();
-    if (begin < num_keys) {
-      const int end = begin + length < num_keys ? begin + length : num_keys;
-      Attention::attend(in, tile, rows.kv_head, begin, end, split, num_splits);
+    if (split < num_splits) {
+      Attention::attend(in, tile, rows.kv_head, split_begin(split, num_splits, tile.num_keys),
+                        split_begin(split + 1, num_splits, tile.num_keys), split, num_splits);
     }
     sync_block();
   }
@@ -64,8 +69,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
   const int pairs = in.head_dim / 2;
   for (int first_row = rows.first_row; first_row < rows.end; first_row += rows.stride) {
     const AttentionTile tile = make_tile(in, sequence, first_row, MaxRows);
-    const int length = split_keys(in.group_size, tile.num_keys);
-    const int num_splits = ceil_divide(tile.num_keys, length);
+    const int num_splits = split_count(in.group_size, tile.num_keys);
     if (num_splits == 1) continue;
     for (int item = thread_index(); item < tile.num_rows * pairs; item += kAttentionThreads) {
       const int row = item / pairs, dim = item % pairs * 2;
@@ -95,9 +99,9 @@ PAGED_STREAM_HOST_DEVICE inline int first_place(int token, int sequence, int gro
   return static_cast<int>(static_cast<int64_t>(token) * group_size / max_rows) + sequence;
 }
 
-// Grid: (first_place of the end of the batch, num_kv_heads).
-template <class Attention>
-__global__ void __launch_bounds__(kAttentionThreads, 2)
+// Grid: (first_place of the end of the batch, num_kv_heads). SharedBytes: see attend_splits.
+template <class Attention, int SharedBytes = Attention::kSharedBytes>
+__global__ void __launch_bounds__(kAttentionThreads, Attention::kMinBlocks)
     attend_chunks(const __grid_constant__ PagedAttentionArguments in) {
   // A chunk's last tiles have the most keys, so they start first.
   const int place = static_cast<int>(gridDim.x - 1 - blockIdx.x);

@@ -7,7 +7,8 @@
 
 namespace paged_stream {
 
-constexpr int kMostSharedBytes = 163 * 1024;  // of an A100, which has less than an H100
+// Of a thread block on sm_86, sm_89 and sm_120. Other GPUs have 163 KiB or more.
+constexpr int kMostSharedBytes = 99 * 1024;
 
 template <class Attention>
 void launch_splits(const PagedAttentionArguments& in, Stream stream) {
@@ -58,8 +59,7 @@ void launch_attention(DType cache, const PagedAttentionArguments& in, int num_to
       using Attention = FloatAttention<C, dim == 96 ? 128 : dim>;
       launch_kernels<Attention, Attention, Q>(in, num_tokens, stream);
     } else {
-      using Split = MmaAttention<Q, C, dim, 1>;
-      launch_kernels<Split, MmaAttention<Q, C, dim, 4>, Q>(in, num_tokens, stream);
+      launch_kernels<MmaSplit<Q, C, dim>, MmaChunk<Q, C, dim>, Q>(in, num_tokens, stream);
     }
   };
   with_padded_dim(in.head_dim, [&](auto dim) {

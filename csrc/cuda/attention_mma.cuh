@@ -10,11 +10,12 @@
 // once. Shared memory: Stages steps of keys and values, and the queries twice (for window keys and
 // for sink keys).
 //   Split (RowWarps 1): 16 rows. The warps divide a step's 64 keys and merge their results at the
-//   end. Dim 128: 3 stages of 32 KiB, 106 KiB in all, and under 170 registers, so an SM of an H100
-//   holds two thread blocks and 128 KiB or more in flight, where latency times bandwidth requires
-//   about 20.
+//   end. Dim 128: 2 stages of 32 KiB, 74 KiB in all, so an SM of an H100 holds three thread blocks
+//   and up to 96 KiB in flight, where latency times bandwidth requires about 20.
 //   Chunk (RowWarps 4): 64 rows, 16 per warp. Every warp uses all of a step's keys, so a byte of
 //   the cache is used 64 times. Dim 128: 2 stages of 32 KiB and 32 KiB of queries: 2 thread blocks.
+// With Dim 256, two warps share 16 rows, and each adds up half of the dimensions of their values.
+// Both compute the rows' scores.
 #pragma once
 
 #include <cstdint>
@@ -29,17 +30,26 @@ template <class Q, class C, int Dim, int RowWarps>
 class MmaAttention {
  public:
   static constexpr int kRows = 16 * RowWarps;
-  static constexpr int kKeyWarps = kAttentionWarps / RowWarps;
-  // Limited so that a whole tile's queries and two stages fit an A100's shared memory.
-  static constexpr int kKeys = Dim == 256 && RowWarps > 1 ? 32 : 64;
-  static constexpr int kStages = Dim <= 128 && RowWarps == 1 ? 3 : 2;
+  static constexpr int kDimWarps = Dim == 256 ? 2 : 1;
+  static constexpr int kKeyWarps = kAttentionWarps / kDimWarps / RowWarps;
+
+ private:
+  static constexpr bool kIsQuantized = !std::is_same_v<C, Q>;
+  static constexpr bool kIsSplit = RowWarps == 1;
+  // What fits into kMostSharedBytes, beside the tile's queries.
+  static constexpr int kKeys =
+      Dim <= 128 ? (kIsQuantized && !kIsSplit ? 32 : 64) : (kIsQuantized && !kIsSplit ? 16 : 32);
+  static constexpr int kStages = Dim <= 128 && kIsQuantized && kIsSplit ? 3 : 2;
+
+ public:
+  // Thread blocks that an SM of an H100 has to have room for.
+  static constexpr int kMinBlocks = Dim <= 128 && !kIsQuantized && kIsSplit ? 3 : 2;
 
  private:
   using Stream = KeyStream<C, Q, Dim, kKeys, kStages>;
   using Rows = SharedRows<Q, Dim>;
   static constexpr int kQueryBytes = kRows * Rows::kRowBytes;
-  static constexpr int kRuleBytes = kRows * 32;
-  static_assert(sizeof(RowRule) <= 32);
+  static constexpr int kRuleBytes = kRows * sizeof(RowRule);
   // Offsets in the thread block's shared memory.
   static constexpr int kRulesAt = kBlockTileBytes;
   static constexpr int kQueriesAt = kRulesAt + kRuleBytes;
@@ -47,7 +57,7 @@ class MmaAttention {
   static_assert(kQueriesAt % 128 == 0 && kQueryBytes % 128 == 0);
   static constexpr int kWarpKeys = kKeys / kKeyWarps;
   static constexpr int kKeyTiles = kWarpKeys / 8;
-  static constexpr int kDimTiles = Dim / 8;
+  static constexpr int kDimTiles = Dim / 8 / kDimWarps;
   static_assert(kWarpKeys % 16 == 0);
   // The warps' results for merge_warps overwrite the stages.
   static constexpr int kMergeRowFloats = Dim + 4;
@@ -98,13 +108,14 @@ class MmaAttention {
         all_see_to_(tile.visible_keys(0).end),
         lane_(thread_index() % kWarpSize),
         row_(thread_index() / kWarpSize % RowWarps * 16),
-        key_(thread_index() / kWarpSize / RowWarps * kWarpKeys) {
+        dim_(thread_index() / kWarpSize / RowWarps % kDimWarps * (Dim / kDimWarps)),
+        key_(thread_index() / kWarpSize / RowWarps / kDimWarps * kWarpKeys) {
     if (all_see_from_ < num_sinks_) all_see_from_ = num_sinks_;
     if (all_see_to_ > end_) all_see_to_ = end_;
   }
 
   static __device__ __forceinline__ RowRule& shared_rule(int row) {
-    return *reinterpret_cast<RowRule*>(dynamic_shared() + kRulesAt + row * 32);
+    return *reinterpret_cast<RowRule*>(dynamic_shared() + kRulesAt + row * sizeof(RowRule));
   }
   // Returns the tile row of this thread in the upper (0) or lower (1) half of the warp's 16.
   __device__ __forceinline__ int row(int half) const { return row_ + lane_ / 4 + half * 8; }
@@ -209,7 +220,8 @@ class MmaAttention {
   }
 
   __device__ __forceinline__ void add_values(const float (&weights)[kKeyTiles][4], int values) {
-    const int values_at = values + Rows::offset(key_ + lane_ % 16, lane_ / 16);
+    const int values_at =
+        values + Rows::offset(key_ + lane_ % 16, lane_ / 16) + dim_ * static_cast<int>(sizeof(Q));
 #pragma unroll
     for (int k = 0; k < kKeyTiles; k += 2) {
       // A product's accumulator layout is the next product's operand layout: no shuffle is needed.
@@ -248,7 +260,7 @@ class MmaAttention {
       const float factor = 1.0f / softmax_[half].sum;
 #pragma unroll
       for (int n = 0; n < kDimTiles; ++n) {
-        const int dim = n * 8 + lane_ % 4 * 2;
+        const int dim = dim_ + n * 8 + lane_ % 4 * 2;
         if (dim >= in.head_dim) break;
         writer.write(dim, acc_[n][2 * half], acc_[n][2 * half + 1], factor);
       }
@@ -257,18 +269,18 @@ class MmaAttention {
 
   // Stores the warp's results for merge_warps: 16 rows of accumulators, then their max and sum.
   __device__ __forceinline__ void leave(float* memory) const {
-    float* rows = memory + thread_index() / kWarpSize * 16 * (kMergeRowFloats + 2);
+    float* rows = memory + key_ / kWarpKeys * 16 * (kMergeRowFloats + 2);
     float* softmax = rows + 16 * kMergeRowFloats;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int r = row(half);
 #pragma unroll
       for (int n = 0; n < kDimTiles; ++n) {
-        float* to = rows + r * kMergeRowFloats + n * 8 + lane_ % 4 * 2;
+        float* to = rows + r * kMergeRowFloats + dim_ + n * 8 + lane_ % 4 * 2;
         to[0] = acc_[n][2 * half];
         to[1] = acc_[n][2 * half + 1];
       }
-      if (lane_ % 4 == 0) {
+      if (lane_ % 4 == 0 && dim_ == 0) {
         softmax[r] = softmax_[half].max;
         softmax[16 + r] = softmax_[half].sum;
       }
@@ -310,10 +322,16 @@ class MmaAttention {
   int all_see_to_;    // end of the keys visible to all rows
   const int lane_;
   const int row_;  // first of the warp's rows
+  const int dim_;  // first of the warp's dimensions of values
   const int key_;  // first of the warp's keys in a step
   // [2]: the thread's rows in the upper and in the lower half of the warp's 16.
   RunningSoftmax softmax_[2];
   float acc_[kDimTiles][4] = {};  // in the layout of mma_16x8x16's d
 };
+
+template <class Q, class C, int Dim>
+using MmaSplit = MmaAttention<Q, C, Dim, 1>;
+template <class Q, class C, int Dim>
+using MmaChunk = MmaAttention<Q, C, Dim, Dim == 256 ? 2 : 4>;
 
 }  // namespace paged_stream

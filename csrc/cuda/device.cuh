@@ -45,20 +45,12 @@ __device__ __forceinline__ uint32_t shared_address(const void* shared) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
 }
 
-// Starts a copy of 16 bytes, or of zeros if not valid; `global` is then not read. `shared` is
-// undefined until wait_copies, and visible to other threads after a barrier that follows.
-__device__ __forceinline__ void copy_async_16(void* shared, const void* global, bool valid) {
+// Starts a copy of `bytes` bytes, 0 to 16, followed by zeros up to 16. Both addresses must be
+// multiples of 16. `shared` is undefined until wait_copies, and visible to other threads after a
+// barrier that follows.
+__device__ __forceinline__ void copy_async_16(void* shared, const void* global, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
-               "l"(global), "r"(valid ? 16 : 0)
-               : "memory");
-}
-
-// Like copy_async_16, for 4 or 8 bytes; both addresses must be multiples of that size.
-template <int Bytes>
-__device__ __forceinline__ void copy_async(void* shared, const void* global, bool valid) {
-  static_assert(Bytes == 4 || Bytes == 8);
-  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(shared)),
-               "l"(global), "n"(Bytes), "r"(valid ? Bytes : 0)
+               "l"(global), "r"(bytes)
                : "memory");
 }
 

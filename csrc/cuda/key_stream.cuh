@@ -1,6 +1,6 @@
 // Streams a tile's keys and values into shared memory in steps: asynchronous copies of whole rows,
-// several steps ahead of their use. Rows of a quantised cache are copied as they are and converted
-// to the kernel's element type when their step begins.
+// one or two steps ahead of their use. Rows of a quantised cache are copied as they are and
+// converted to the kernel's element type when their step begins.
 //
 // Keys outside the tile's list are not read; their rows are zeros, because a weight of 0 times a
 // NaN would still be NaN.
@@ -43,15 +43,18 @@ struct SharedRows {
   }
 };
 
-// Converts eight elements of a quantised row, times scale, to 16-byte chunks of E.
+// Converts eight elements of a quantised row, times scale, to 16-byte chunks of E. `shared`: where
+// they are, at a multiple of 4 bytes for int8 and of 8 for float8.
 template <class C, class E>
-__device__ __forceinline__ void dequantize_8(VectorOf<8> raw, float scale,
+__device__ __forceinline__ void dequantize_8(const uint8_t* shared, float scale,
                                              Vector16 (&out)[sizeof(E) / 2]) {
   float x[8];
   if constexpr (std::is_same_v<C, int8_t>) {
+    const auto* words = reinterpret_cast<const VectorOf<4>*>(shared);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) x[i] = static_cast<int8_t>(raw.bytes[i]) * scale;
+    for (int i = 0; i < 8; ++i) x[i] = static_cast<int8_t>(words[i / 4].bytes[i % 4]) * scale;
   } else {
+    const auto raw = *reinterpret_cast<const VectorOf<8>*>(shared);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const uint32_t pair = to_float16_pair(static_cast<uint16_t>(
@@ -76,10 +79,10 @@ class KeyStream {
  public:
   using Rows = SharedRows<E, Dim>;
   static constexpr bool kIsQuantized = !std::is_same_v<C, E>;
-  // Alignment of the cache's rows; an int8 row ends with its 4-byte scale.
-  static constexpr int kCopyBytes = !kIsQuantized ? 16 : std::is_same_v<C, int8_t> ? 4 : 8;
   static constexpr int kTileBytes = Keys * Rows::kRowBytes;
-  static constexpr int kRawRowBytes = Dim + 8;
+  // Rows of a quantised cache start at multiples of 4 bytes (int8, whose rows end with a 4-byte
+  // scale) or of 8. Their copies start at the multiple of 16 before, and so do not exceed this.
+  static constexpr int kRawRowBytes = Dim + 16;
   static constexpr int kStageBytes = 2 * (kIsQuantized ? Keys * kRawRowBytes : kTileBytes);
   static constexpr int kOffsetBytes = Stages * Keys * 8;
   static constexpr int kSharedBytes =
@@ -100,10 +103,12 @@ class KeyStream {
 
   // Starts the first steps. No thread may still be using the shared memory.
   __device__ __forceinline__ void start() {
-    for (int i = 0; i < Stages; ++i) {
-      look_up(i);
-      note(i);
-    }
+    // All loads precede the first use of one, so that they take the time of one.
+    Place places[Stages];
+#pragma unroll
+    for (int i = 0; i < Stages; ++i) places[i] = look_up(i);
+#pragma unroll
+    for (int i = 0; i < Stages; ++i) note(i, places[i]);
     sync_block();
     for (int i = 0; i < Stages - 1; ++i) copy(i);
   }
@@ -115,7 +120,7 @@ class KeyStream {
     sync_block();
     // This refills the stage that all threads finished with before the barrier.
     copy(step + Stages - 1);
-    look_up(step + Stages);
+    ahead_ = look_up(step + Stages);
     if constexpr (kIsQuantized) {
       dequantize(step);
       sync_block();
@@ -125,7 +130,7 @@ class KeyStream {
   }
 
   // Ends a step. The load that look_up started has overlapped the step's computation.
-  __device__ __forceinline__ void done(int step) { note(step + Stages); }
+  __device__ __forceinline__ void done(int step) { note(step + Stages, ahead_); }
 
   // Drains the last steps' copy groups, which are empty, so that they do not count with later ones.
   __device__ __forceinline__ void finish() const { wait_copies<0>(); }
@@ -135,6 +140,12 @@ class KeyStream {
   __device__ __forceinline__ int values() const { return current_ + kTileBytes; }
 
  private:
+  // Where a key is.
+  struct Place {
+    int block = 0;
+    int offset = 0;  // in the block
+  };
+
   __device__ __forceinline__ uint8_t* stage(int step) const {
     return stages_ + step % Stages * kStageBytes;
   }
@@ -143,21 +154,23 @@ class KeyStream {
     return thread_index() < Keys && begin_ + step * Keys + thread_index() < end_;
   }
 
-  // Loads the block id of this thread's key of a step.
-  __device__ __forceinline__ void look_up(int step) {
-    if (!has_key(step)) return;
+  // Loads the block id of this thread's key of a step, if it has one.
+  __device__ __forceinline__ Place look_up(int step) const {
+    Place place;
+    if (!has_key(step)) return place;
     const int key = begin_ + step * Keys + thread_index();
-    block_ = tile_.block_row[tile_.column(key, offset_in_block_)];
+    place.block = tile_.block_row[tile_.column(key, place.offset)];
+    return place;
   }
 
   // Stores the offset of that key in the caches, or -1 for no key.
-  __device__ __forceinline__ void note(int step) {
+  __device__ __forceinline__ void note(int step, const Place& place) {
     if (thread_index() >= Keys) return;
     int64_t where = -1;
     if (has_key(step)) {
-      if (static_cast<uint32_t>(block_) >= static_cast<uint32_t>(in_.num_blocks)) trap();
-      const int64_t row = static_cast<int64_t>(kv_head_) * in_.block_size + offset_in_block_;
-      where = block_ * in_.block_stride + row * in_.row_bytes;
+      if (static_cast<uint32_t>(place.block) >= static_cast<uint32_t>(in_.num_blocks)) trap();
+      const int64_t row = static_cast<int64_t>(kv_head_) * in_.block_size + place.offset;
+      where = place.block * in_.block_stride + row * in_.row_bytes;
     }
     offsets_[step % Stages * Keys + thread_index()] = where;
   }
@@ -190,40 +203,57 @@ class KeyStream {
       const bool valid = from[i] >= 0 && chunk * 16 < in_.row_bytes;
       const int64_t at = valid ? from[i] + chunk * 16 : 0;
       uint8_t* shared = to + Rows::offset(row, chunk);
-      copy_async_16(shared, in_.k_cache + at, valid);
-      copy_async_16(shared + kTileBytes, in_.v_cache + at, valid);
+      copy_async_16(shared, in_.k_cache + at, valid ? 16 : 0);
+      copy_async_16(shared + kTileBytes, in_.v_cache + at, valid ? 16 : 0);
     }
   }
 
-  // One warp per row.
+  // Copies rows with what precedes them up to a multiple of 16 bytes: the end of the row before, or
+  // at the start of a cache that is a view, of the same allocation.
   __device__ __forceinline__ void copy_raw(const int64_t* offsets, uint8_t* to) const {
-    const int warp = thread_index() / kWarpSize, lane = thread_index() % kWarpSize;
-    for (int row = warp; row < Keys; row += kAttentionWarps) {
-      const bool valid = offsets[row] >= 0;
-      const int64_t from = valid ? offsets[row] : 0;
-      uint8_t* shared = to + row * kRawRowBytes;
-      for (int i = lane * kCopyBytes; i < in_.row_bytes; i += kWarpSize * kCopyBytes) {
-        copy_async<kCopyBytes>(shared + i, in_.k_cache + from + i, valid);
-        copy_async<kCopyBytes>(shared + i + Keys * kRawRowBytes, in_.v_cache + from + i, valid);
-      }
+    constexpr int kChunks = kRawRowBytes / 16;
+    for (int item = thread_index(); item < Keys * kChunks; item += kAttentionThreads) {
+      const int row = item / kChunks, at = item % kChunks * 16;
+      uint8_t* shared = to + row * kRawRowBytes + at;
+      copy_raw_16(in_.k_cache, offsets[row], at, shared);
+      copy_raw_16(in_.v_cache, offsets[row], at, shared + Keys * kRawRowBytes);
     }
+  }
+
+  // Copies what there is of 16 bytes, `at` bytes after the start of a row's copy.
+  __device__ __forceinline__ void copy_raw_16(const uint8_t* cache, int64_t offset, int at,
+                                              uint8_t* shared) const {
+    const int before = bytes_before(cache, offset);
+    const int left = offset < 0 ? 0 : before + in_.row_bytes - at;
+    const int bytes = left < 0 ? 0 : left < 16 ? left : 16;
+    const uint8_t* start = cache + (offset < 0 ? 0 : offset) - before;
+    copy_async_16(shared, start + (bytes == 0 ? 0 : at), bytes);
+  }
+
+  // Returns how many bytes a row's copy has before the row, which is at `offset` of the cache, or
+  // nowhere if that is negative.
+  static __device__ __forceinline__ int bytes_before(const uint8_t* cache, int64_t offset) {
+    return static_cast<int>((reinterpret_cast<uintptr_t>(cache) + (offset < 0 ? 0 : offset)) % 16);
   }
 
   // Converts a stage's rows, first keys and then values, into the tile's rows.
   __device__ __forceinline__ void dequantize(int step) const {
     const uint8_t* raw = stage(step);
+    const int64_t* offsets = offsets_ + step % Stages * Keys;
     uint8_t* tile = stages_ + Stages * kStageBytes;
     constexpr int kEights = Dim / 8;
     for (int item = thread_index(); item < 2 * Keys * kEights; item += kAttentionThreads) {
       const int row = item / kEights, eight = item % kEights;
-      const uint8_t* source = raw + row * kRawRowBytes;
+      const uint8_t* source =
+          raw + row * kRawRowBytes +
+          bytes_before(row < Keys ? in_.k_cache : in_.v_cache, offsets[row % Keys]);
       Vector16 out[sizeof(E) / 2] = {};
       if (eight * 8 < in_.head_dim) {
         float scale = 1.0f;
         if constexpr (std::is_same_v<C, int8_t>) {
           scale = *reinterpret_cast<const float*>(source + in_.head_dim);
         }
-        dequantize_8<C, E>(*reinterpret_cast<const VectorOf<8>*>(source + eight * 8), scale, out);
+        dequantize_8<C, E>(source + eight * 8, scale, out);
       }
       uint8_t* half = tile + row / Keys * kTileBytes;
 #pragma unroll
@@ -242,8 +272,7 @@ class KeyStream {
   int64_t* const offsets_;
   uint8_t* const stages_;
   int current_ = 0;
-  int block_ = 0;  // of the key that was looked up
-  int offset_in_block_ = 0;
+  Place ahead_;  // of the key that was looked up last
 };
 
 // The tile is kept at the start of the thread block's shared memory.
@@ -267,10 +296,11 @@ __device__ __forceinline__ void copy_queries(const PagedAttentionArguments& in,
     const int64_t head = valid ? kv_head * in.group_size + tile.head_in_group(row) : 0;
     const int64_t element = valid ? head * in.head_dim + chunk * Rows::kChunkElements : 0;
     uint8_t* to = shared + Rows::offset(row, chunk);
-    copy_async_16(to, static_cast<const Q*>(in.query) + token * in.query_stride + element, valid);
+    const int bytes = valid ? 16 : 0;
+    copy_async_16(to, static_cast<const Q*>(in.query) + token * in.query_stride + element, bytes);
     copy_async_16(to + MaxRows * Rows::kRowBytes,
                   static_cast<const Q*>(in.sink_query) + token * in.sink_query_stride + element,
-                  valid);
+                  bytes);
   }
 }
 

@@ -34,7 +34,6 @@ struct Copy {
   void* shared;
   const void* global;
   int bytes;
-  bool valid;
 };
 
 enum class State { kReady, kWaiting, kDone };
@@ -239,9 +238,9 @@ class Launch {
 Launch* running = nullptr;
 
 void apply(const std::vector<Copy>& copies) {
-  static constexpr uint8_t kZeros[16] = {};
   for (const Copy& copy : copies) {
-    std::memcpy(copy.shared, copy.valid ? copy.global : kZeros, copy.bytes);
+    std::memset(copy.shared, 0, 16);
+    if (copy.bytes != 0) std::memcpy(copy.shared, copy.global, copy.bytes);
   }
 }
 
@@ -267,12 +266,12 @@ void meet_block(const char* what, const Where& where) {
 uint8_t* shared_memory() { return running->shared(); }
 int lane() { return running->rank() % 32; }
 
-void start_copy(void* shared, const void* global, int bytes, bool valid, const Where& where) {
-  require(reinterpret_cast<uintptr_t>(shared) % bytes == 0, "copy to a misaligned address", where);
-  require(!valid || reinterpret_cast<uintptr_t>(global) % bytes == 0,
-          "copy from a misaligned address", where);
-  running->poison(shared, bytes);
-  running->current().open_copies.push_back({shared, global, bytes, valid});
+void start_copy_16(void* shared, const void* global, int bytes, const Where& where) {
+  require(bytes >= 0 && bytes <= 16, "copy of more than 16 bytes", where);
+  require(reinterpret_cast<uintptr_t>(shared) % 16 == 0, "copy to a misaligned address", where);
+  require(reinterpret_cast<uintptr_t>(global) % 16 == 0, "copy from a misaligned address", where);
+  running->poison(shared, 16);
+  running->current().open_copies.push_back({shared, global, bytes});
 }
 void end_copy_group() {
   Thread& thread = running->current();

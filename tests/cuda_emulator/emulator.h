@@ -58,7 +58,7 @@ void meet_block(const char* what, const Where& where);
 
 uint8_t* shared_memory();
 int lane();
-void start_copy(void* shared, const void* global, int bytes, bool valid, const Where& where);
+void start_copy_16(void* shared, const void* global, int bytes, const Where& where);
 void end_copy_group();
 void finish_copies(size_t groups_left);
 
@@ -110,15 +110,9 @@ inline Vector16 load_16(const void* global,
   std::memcpy(&v, global, sizeof(v));
   return v;
 }
-inline void copy_async_16(void* shared, const void* global, bool valid,
+inline void copy_async_16(void* shared, const void* global, int bytes,
                           const emulator::Where& where = emulator::Where::current()) {
-  emulator::start_copy(shared, global, 16, valid, where);
-}
-template <int Bytes>
-void copy_async(void* shared, const void* global, bool valid,
-                const emulator::Where& where = emulator::Where::current()) {
-  static_assert(Bytes == 4 || Bytes == 8);
-  emulator::start_copy(shared, global, Bytes, valid, where);
+  emulator::start_copy_16(shared, global, bytes, where);
 }
 inline void commit_copies() { emulator::end_copy_group(); }
 template <int Groups>

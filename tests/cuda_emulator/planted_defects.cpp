@@ -29,7 +29,7 @@ __global__ void copy(const Vector16* in, Vector16* out, int groups_awaited) {
   auto* staged = reinterpret_cast<Vector16*>(dynamic_shared());
   const int i = static_cast<int>(threadIdx.x), n = static_cast<int>(blockDim.x);
   for (int group = 0; group < 2; ++group) {
-    copy_async_16(&staged[group * n + i], &in[group * n + i], i % 4 != 3);
+    copy_async_16(&staged[group * n + i], &in[group * n + i], i % 4 != 3 ? 16 : 0);
     commit_copies();
   }
   if (groups_awaited == 1) wait_copies<1>();
