@@ -43,6 +43,14 @@ def compare(
     section.record(name, ok=is_finite and error <= limit, error=f"{error:.2e}", limit=limit)
 
 
+def compare_rows(
+    section: Section, name: str, actual: torch.Tensor, expected: torch.Tensor, limit: float
+) -> None:
+    """Record whether each row of a head agrees in norm: the worst one decides."""
+    error = batches.worst_row_error(actual, expected)
+    section.record(name, ok=error <= limit, worst_row=f"{error:.2e}", limit=limit)
+
+
 def same(section: Section, name: str, actual: torch.Tensor, expected: torch.Tensor) -> None:
     """Record whether two tensors are equal to the bit."""
     one, other = (x.detach().cpu().contiguous().view(torch.uint8) for x in (actual, expected))
@@ -62,9 +70,11 @@ def check_attention(section: Section) -> None:
         for cache_dtype in cache_dtypes(device):
             kinds: dict[str, list[tuple]] = {"decode": DECODE, "chunks": CHUNKS, "floors": FLOORED}
             if not tiny:
-                kinds |= {"long": LONG, "many": [*DECODE, *CHUNKS, *FLOORED] * 4}
+                kinds |= {"many": [*DECODE, *CHUNKS, *FLOORED] * 4}
+                attend(section, "edges of long windows", LONG, dtype, cache_dtype, even=True)
             for kind, sequences in kinds.items():
-                attend(section, f"{kind}", sequences, dtype, cache_dtype)
+                attend(section, kind, sequences, dtype, cache_dtype)
+            check_edges(section, dtype, cache_dtype)
         for head_dim in (8, 40, 64) if tiny else (8, 16, 40, 64, 80, 96, 128, 192, 256):
             attend(section, f"head_dim {head_dim}", DECODE + CHUNKS, dtype, head_dim=head_dim)
         for heads, group in (
@@ -87,6 +97,15 @@ def check_attention(section: Section) -> None:
             ("one rotation", {"with_sink_query": False}),
         ):
             attend(section, name, DECODE + CHUNKS + FLOORED, dtype, **options)
+
+
+def check_edges(section: Section, dtype: torch.dtype, cache_dtype: torch.dtype | None) -> None:
+    """Batches in which a key that is missing at any boundary changes a row visibly."""
+    for kind, sequences in batches.EDGES.items():
+        for local_window in (None, 102):
+            name = f"edges of {kind}, {'no' if local_window is None else 'a'} local window"
+            options = {"local_window": local_window, "even": True}
+            attend(section, name, sequences, dtype, cache_dtype, **options)
 
 
 def attend(
@@ -120,7 +139,7 @@ def attend(
         output = poisoned(
             section.device, expected.numel() * 4, lambda: ops.paged_attention(*arguments)
         )
-        compare(section, label, output, expected, LIMITS[dtype])
+        compare_rows(section, label, output, expected, LIMITS[dtype])
 
     section.attempt(label, run)
 

@@ -23,8 +23,7 @@ void run(const PagedAttentionArguments& in, int num_tokens) {
     using Attention = FloatAttention<C, Dim>;
     launch_kernels<Attention, Attention, Q>(in, num_tokens, Stream{});
   } else {
-    launch_kernels<MmaAttention<Q, C, Dim, 1>, MmaAttention<Q, C, Dim, 4>, Q>(in, num_tokens,
-                                                                              Stream{});
+    launch_kernels<MmaSplit<Q, C, Dim>, MmaChunk<Q, C, Dim>, Q>(in, num_tokens, Stream{});
   }
 }
 
@@ -36,6 +35,9 @@ struct Kind {
 };
 const Kind kKinds[] = {
     {DType::kBFloat16, DType::kBFloat16, 64, run<bfloat16, bfloat16, 64>},
+    {DType::kBFloat16, DType::kInt8, 64, run<bfloat16, int8_t, 64>},
+    {DType::kFloat32, DType::kFloat32, 64, run<float, float, 64>},
+#if !defined(PAGED_STREAM_FEW_KINDS)
     {DType::kBFloat16, DType::kBFloat16, 96, run<bfloat16, bfloat16, 96>},
     {DType::kBFloat16, DType::kBFloat16, 128, run<bfloat16, bfloat16, 128>},
     {DType::kBFloat16, DType::kBFloat16, 256, run<bfloat16, bfloat16, 256>},
@@ -44,10 +46,13 @@ const Kind kKinds[] = {
     {DType::kFloat16, DType::kFloat16, 64, run<float16, float16, 64>},
     {DType::kFloat16, DType::kInt8, 64, run<float16, int8_t, 64>},
     {DType::kFloat16, DType::kFloat8, 96, run<float16, float8_e4m3, 96>},
-    {DType::kFloat32, DType::kFloat32, 64, run<float, float, 64>},
     {DType::kFloat32, DType::kFloat32, 256, run<float, float, 256>},
     {DType::kFloat32, DType::kInt8, 128, run<float, int8_t, 128>},
     {DType::kFloat32, DType::kFloat8, 64, run<float, float8_e4m3, 64>},
+    {DType::kBFloat16, DType::kInt8, 256, run<bfloat16, int8_t, 256>},
+    {DType::kFloat16, DType::kFloat8, 256, run<float16, float8_e4m3, 256>},
+    {DType::kFloat32, DType::kInt8, 256, run<float, int8_t, 256>},
+#endif
 };
 
 void run_kind(DType query, DType cache, const PagedAttentionArguments& in, int num_tokens) {

@@ -18,6 +18,7 @@ import os
 import shlex
 import struct
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -26,18 +27,15 @@ from tests import compilation
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "cuda_emulator"
+SANITIZERS = ["-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 FLAGS = [
     "-std=c++20",
     "-O1",
-    "-g1",
-    "-fsanitize=address,undefined",
-    "-fno-sanitize-recover=all",
     "-ffp-contract=off",
     "-fno-strict-aliasing",
     "-Wall",
     "-Wno-unknown-pragmas",
     "-DPAGED_STREAM_EMULATE",
-    *(f"-I{ROOT / folder}" for folder in ("csrc/include", "csrc/cuda", "tests/cuda_emulator")),
 ]
 
 
@@ -45,11 +43,25 @@ class EmulatorError(RuntimeError):
     """The kernel has a defect, which the message describes."""
 
 
-def build() -> Path:
-    """Compile the changed sources and return the path of the emulator's program."""
+def build(
+    kernels: Path = ROOT / "csrc",
+    names: Sequence[str] = ("*",),
+    flags: Sequence[str] = SANITIZERS,
+    folder: Path = BUILD,
+) -> Path:
+    """Compile the changed sources and return the path of the emulator's program.
+
+    Args:
+        kernels: the folder ``csrc``, or a copy of it.
+        names: patterns of the sources here to compile, without their ending.
+        flags: further flags for the compiler; fibers need the address sanitizer.
+        folder: where objects and the program are kept.
+    """
     compiler = shlex.split(os.environ.get("CXX", "g++"))
-    sources = sorted(Path(__file__).parent.glob("*.cpp"))
-    return compilation.build(BUILD, "emulator", [*compiler, *FLAGS], sources)
+    here = Path(__file__).parent
+    include = [f"-I{path}" for path in (kernels / "include", kernels / "cuda", here)]
+    sources = sorted(path for name in names for path in here.glob(f"{name}.cpp"))
+    return compilation.build(folder, "emulator", [*compiler, *FLAGS, *flags, *include], sources)
 
 
 class Emulator:

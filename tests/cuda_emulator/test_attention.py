@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from paged_stream.ops import BatchTensors, Scoring
 from tests.cuda_emulator.emulator import EmulatorError
 from tests.ops import batches
 from tests.ops import ops_reference as reference
@@ -20,9 +21,9 @@ INT8, FP8 = torch.int8, torch.float8_e4m3fn
 DTYPES = [F32, BF16, INT8, F16, FP8]
 # Query dtype, cache dtype (None for the same), and the largest head_dim compiled for them.
 KINDS = [
-    *((BF16, None, 256), (BF16, INT8, 128), (BF16, FP8, 64)),
-    *((F16, None, 64), (F16, INT8, 64), (F16, FP8, 96)),
-    *((F32, None, 256), (F32, INT8, 128), (F32, FP8, 64)),
+    *((BF16, None, 256), (BF16, INT8, 256), (BF16, FP8, 64)),
+    *((F16, None, 64), (F16, INT8, 64), (F16, FP8, 256)),
+    *((F32, None, 256), (F32, INT8, 256), (F32, FP8, 64)),
 ]
 MIXED = [
     (4, 100, 4_000_037, 1),
@@ -33,9 +34,17 @@ MIXED = [
 ]
 
 
-def run(emulator, batch: Batch) -> Tensor:
-    """Run the op's kernels on the batch, with buffers of exactly the size that they may access."""
-    query, sink_query, k_cache, v_cache, tensors, scoring = batch.arguments()
+def attend(
+    emulator,
+    query: Tensor,
+    sink_query: Tensor | None,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    tensors: BatchTensors,
+    scoring: Scoring,
+) -> Tensor:
+    """`ops.paged_attention` in the emulator, with buffers of exactly the size that kernels may
+    access."""
     num_tokens, num_heads, head_dim = query.shape
     num_blocks, num_kv_heads, block_size, row_size = k_cache.shape
     # Rows of queries are strided; the buffer ends with the last row.
@@ -71,11 +80,31 @@ def run(emulator, batch: Batch) -> Tensor:
     return out
 
 
+def run(emulator, batch: Batch) -> Tensor:
+    return attend(emulator, *batch.arguments())
+
+
 def check(emulator, batch: Batch) -> Tensor:
-    out = run(emulator, batch)
+    out, expected = run(emulator, batch), batch.expected()
     tolerance = batches.TOLERANCE[out.dtype]
-    torch.testing.assert_close(out.double(), batch.expected(), atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(out.double(), expected, atol=tolerance, rtol=tolerance)
+    assert batches.worst_row_error(out, expected) <= tolerance
     return out
+
+
+def check_edges(emulator, dtype: torch.dtype, cache_dtype: torch.dtype | None) -> None:
+    """Check batches in which a key that is missing at any boundary changes a row visibly."""
+    for sequences in batches.EDGES.values():
+        for local_window in (None, 102):
+            batch = make_batch(
+                of(*sequences),
+                num_kv_heads=1,
+                dtype=dtype,
+                cache_dtype=cache_dtype,
+                local_window=local_window,
+                even=True,
+            )
+            check(emulator, batch)
 
 
 def of(*sizes: tuple) -> list[reference.Sequence]:
@@ -94,6 +123,11 @@ def test_dtypes(emulator, dtype, cache_dtype, widest):
             seed=head_dim,
         )
         check(emulator, batch)
+
+
+@pytest.mark.parametrize("dtype, cache_dtype", [(BF16, None), (BF16, INT8), (F32, None)])
+def test_edges(emulator, dtype, cache_dtype):
+    check_edges(emulator, dtype, cache_dtype)
 
 
 @pytest.mark.parametrize("dtype", [BF16, F32])
@@ -118,9 +152,9 @@ def test_groups(emulator, dtype, num_kv_heads, group):
 @pytest.mark.parametrize("group, length", [(1, 256), (4, 256), (5, 512)])
 @pytest.mark.parametrize("beyond", [0, 1, 300])
 def test_splits_are_merged(emulator, group, length, beyond):
-    """The keys end at a cut, right after it, and far after it."""
+    """There are just enough keys for two splits, one more, and far more; and for one less."""
     batch = make_batch(
-        of((4, length + beyond - 4, 9000, 1), (0, None, length + beyond, 1)),
+        of((4, 2 * length + beyond - 4, 9000, 1), (0, None, 2 * length - 1, 1)),
         num_kv_heads=1,
         group=group,
         head_dim=16,

@@ -14,7 +14,22 @@ from paged_stream.ops import BatchTensors, Scoring
 from paged_stream.scheduler.sink_window import SinkWindow
 from tests.ops import ops_reference as reference
 
+# Absolute and relative, of an element; and relative, of a row in norm.
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+# Sequences with a boundary of every kind. Batches of `even` weights show a key that is missing at
+# any of them, and what must not be read beside it is NaN.
+EDGES: dict[str, list[tuple]] = {
+    # Keys are split in two to four, of which one ends a key before a multiple of 16. Sinks end with
+    # a step of 64 keys, one key earlier or one later, and so does a list of keys.
+    "splits": [
+        *((4, 570, 4_000_037, 1), (63, 500, 9000, 1), (64, 480, 9000, 1), (65, 60, 9000, 1)),
+        *((0, None, 1100, 1), (0, None, 65, 1), (20, 30, 12, 1)),
+    ],
+    # Chunks of several tiles, with windows that fill, move and begin among the sinks. With groups
+    # of three, the keys that all of the first tile's rows see are [65, 191) of its list.
+    "tiles": [(44, 147, 5000, 45), (20, 30, 50, 50), (65, 90, 400, 23), (0, None, 70, 40)],
+    "floors": [(20, 60, 5000, 1, 0, 4970), (20, 60, 5000, 30, 1, 4955), (20, 60, 41, 10, 0, 25)],
+}
 
 
 @dataclass
@@ -102,6 +117,12 @@ class Batch:
         return out
 
 
+def worst_row_error(actual: Tensor, expected: Tensor) -> float:
+    """The largest relative error, in norm, of a token's row of a head; NaN if any is NaN."""
+    actual, expected = actual.detach().cpu().double(), expected.detach().cpu().double()
+    return float(((actual - expected).norm(dim=-1) / expected.norm(dim=-1)).max())
+
+
 def empty_cache(*shape_and_dtype) -> Tensor:
     """A cache of the given sizes, the last head_dim, and dtype. Whatever is read of it is NaN."""
     *shape, head_dim, dtype = shape_and_dtype
@@ -138,8 +159,17 @@ def make_batch(
     with_alibi: bool = False,
     softcap: float | None = None,
     local_window: int | None = None,
+    even: bool = False,
     seed: int = 0,
 ) -> Batch:
+    """A batch of random numbers.
+
+    Args:
+        even: every key counts. Queries are so small that weights hardly differ, and in a long list
+            of keys, values next to boundaries are large. So the loss of a key, or a neighbour in
+            its place, changes a row by more than rounding does. Scores are negative, so that a
+            row of zeros, which stands for no key, would weigh more than any key.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def randn(*shape: int) -> Tensor:
@@ -155,6 +185,9 @@ def make_batch(
         positions = torch.tensor(sequence.live_positions(), dtype=torch.int64)
         sequence.keys = randn(len(positions), num_kv_heads, head_dim)
         sequence.values = randn(len(positions), num_kv_heads, head_dim)
+        if even:
+            sequence.keys -= _EVEN_KEY_SHIFT
+            sequence.values[_planted(sequence, local_window)] *= _PLANTED_SIZE
         ring = sequence.ring_blocks(block_size)
         # What lives for other layers' sake, but nobody here sees, is NaN too.
         seen = sequence.visible(local_window).any(0)
@@ -174,10 +207,15 @@ def make_batch(
     num_tokens = sum(s.chunk for s in sequences)
     # Queries are views of a fused projection: rows are strided.
     fused = randn(num_tokens, num_heads + 2 * num_kv_heads, head_dim)
+    sink_query = randn(num_tokens, num_heads, head_dim) if with_sink_query else None
+    for query in (fused, sink_query):
+        if even and query is not None:
+            query += 1
+            query *= _EVEN_QUERY_SIZE
     return Batch(
         sequences=sequences,
         query=fused[:, :num_heads],
-        sink_query=randn(num_tokens, num_heads, head_dim) if with_sink_query else None,
+        sink_query=sink_query,
         k_cache=kv_cache[0],
         v_cache=kv_cache[1],
         block_table=block_table,
@@ -186,6 +224,31 @@ def make_batch(
         softcap=softcap,
         local_window=local_window,
     )
+
+
+_EVEN_QUERY_SIZE, _EVEN_KEY_SHIFT, _PLANTED_SIZE = 0.25, 2.0, 8.0
+_FEW_KEYS = 1500  # without large values among them, a missing one is still seen
+
+
+def _planted(sequence: reference.Sequence, local_window: int | None) -> Tensor:
+    """Which of live_positions() have large values, bool [positions]."""
+    visible = sequence.visible(local_window)
+    is_sink = torch.tensor(sequence.live_positions()) < sequence.sizes()[0]
+    planted = torch.zeros(visible.shape[1], dtype=torch.bool)
+    if len(planted) <= _FEW_KEYS:
+        return planted
+    for row, keys in enumerate(visible):
+        seen = keys.nonzero().flatten()
+        num_sinks, last = int(is_sink[seen].sum()), len(seen) - 1
+        # Both ends of the sinks and of the window.
+        marks = [0, max(num_sinks - 1, 0), min(num_sinks, last), last]
+        if row == 0:  # both sides of each edge of a step or split, in a tile that starts here
+            counts = {max(1, min(32, len(seen) // least)) for least in (256, 512)}
+            edges = set(range(64, len(seen), 64))
+            edges |= {len(seen) * i // count for count in counts for i in range(1, count)}
+            marks += [edge - side for edge in edges for side in (0, 1)]
+        planted[seen[marks]] = True
+    return planted
 
 
 def sequence(
