@@ -5,6 +5,7 @@ is compiled against the headers of the torch that is there.
 """
 
 import os
+import subprocess
 from pathlib import Path
 from runpy import run_path
 
@@ -25,20 +26,31 @@ COMPILE_ARGS = [
     # Instruction sets are chosen at run time, see csrc/cpu/isa/dispatch.cpp: no -march here.
     f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
 ]
-# Programs for sm_80 and Hopper, and a form that later GPUs compile when they load it; unless
-# TORCH_CUDA_ARCH_LIST says otherwise, which BuildExtension reads if no flag names an architecture.
-ARCHITECTURES = [
-    "-gencode=arch=compute_80,code=[sm_80,compute_80]",
-    "-gencode=arch=compute_90a,code=sm_90a",
-]
 CUDA_ARGS = [
     "-O3",
     "-std=c++20",
     "-Xcompiler=-fvisibility=hidden",
-    *([] if os.environ.get("TORCH_CUDA_ARCH_LIST") else ARCHITECTURES),
     "-DUSE_CUDA",
     f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
 ]
+# Every GPU that programs are built for. .ci/cuda-check reads this line, too.
+GPUS = "80 86 89 90a 100 120"
+
+
+def gpu_targets() -> list[str]:
+    """Flags for programs for `GPUS`, as far as the compiler knows them, and for a form that other
+    GPUs compile when they load it. TORCH_CUDA_ARCH_LIST takes their place: BuildExtension reads it
+    if no flag names a target."""
+    if os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        return []
+    assert CUDA_HOME is not None
+    command = [str(Path(CUDA_HOME, "bin", "nvcc")), "--list-gpu-code"]
+    known = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    return ["-gencode=arch=compute_80,code=compute_80"] + [
+        f"-gencode=arch=compute_{gpu},code=sm_{gpu}"
+        for gpu in GPUS.split()
+        if f"sm_{gpu.removesuffix('a')}" in known
+    ]
 
 
 def toolkit_libraries() -> list[str]:
@@ -64,7 +76,10 @@ def extension() -> Extension:
         # BuildExtension makes these absolute: ninja compiles from another folder.
         include_dirs=[str(Path("csrc", name).resolve()) for name in ("include", "cpu", "cuda")],
         depends=[str(path) for path in headers],
-        extra_compile_args={"cxx": COMPILE_ARGS, "nvcc": CUDA_ARGS},
+        extra_compile_args={
+            "cxx": COMPILE_ARGS,
+            "nvcc": CUDA_ARGS + (gpu_targets() if with_cuda else []),
+        },
         library_dirs=toolkit_libraries() if with_cuda else [],
         py_limited_api=True,
     )
