@@ -42,8 +42,9 @@ format: $(VENV)/.ready
 	$(BIN)/clang-format -i $(CXX_SOURCES) $(TEST_CXX_SOURCES)
 
 # Compiles the CUDA sources, for which neither a GPU nor torch's CUDA build is needed.
-cuda-check: $(VENV)/.torch
+cuda-check: $(VENV)/.ready
 	.ci/cuda-check $(BIN)/python
+	$(BIN)/python -m pytest -m cuda_check $(PYTEST_ARGS)
 
 # Builds the source distribution and the wheel, and runs the demo from each.
 dist: $(VENV)/.ready

@@ -17,7 +17,7 @@ from tests.cuda_emulator import emulator
 
 ROOT = Path(__file__).parent.parent
 LIBRARY = Path("paged_stream", "_C.abi3.so")
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cuda_check
 
 
 @pytest.fixture(scope="module")

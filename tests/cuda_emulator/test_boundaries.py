@@ -148,7 +148,7 @@ def check_for_gpu(device: Emulator, dtype: torch.dtype, cache_dtype: torch.dtype
 GATES = {"tests": check_edges, "gpu_check": check_for_gpu}
 
 
-@pytest.mark.slow
+@pytest.mark.cuda_check
 @pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
 def test_boundaries_are_where_they_belong(gate, program):
     device = Emulator(program)
@@ -157,7 +157,7 @@ def test_boundaries_are_where_they_belong(gate, program):
     device.close()
 
 
-@pytest.mark.slow
+@pytest.mark.cuda_check
 @pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_boundary_that_is_moved_is_seen(name, gate, program, monkeypatch):
