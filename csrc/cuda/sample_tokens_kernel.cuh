@@ -358,8 +358,9 @@ class TokenPicker {
   float max_ = 0;
 };
 
+// Without the 1, ptxas leaves so few registers that some spill, to have more thread blocks per SM.
 template <int Threads>
-__global__ void __launch_bounds__(Threads) sample_tokens_kernel(const SampleTokensParams p) {
+__global__ void __launch_bounds__(Threads, 1) sample_tokens_kernel(const SampleTokensParams p) {
   const int64_t row = blockIdx.x;
   const int token = TokenPicker<Threads>(p, row).pick();
   if (threadIdx.x == 0) p.tokens[row] = token;
