@@ -4,8 +4,8 @@ Usage: kernel_resources.py CUOBJDUMP TABLE OBJECT...
 
 Each object holds programs for every GPU. The table, as CSV, has a row per kernel: the bytes of
 dynamic shared memory that a launch asks for, where the kernel's name tells them, and the registers
-of a thread on each GPU. Fails if a kernel has a stack, local memory or static shared memory, or is
-over a limit.
+of a thread on each GPU. Fails if a kernel has local memory, static shared memory or a stack that is
+not expected, or is over a limit.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ SHARED_BYTES = {
     "sm_120": 99 << 10,
 }
 REGISTERS = 255  # of a thread; __launch_bounds__ keeps those of a block within the file
+STACKS = {"rotary_table_kernel": 40}  # bytes: sincos of large angles, in double, needs them
 RESERVED = 1024  # bytes of shared memory that the system takes of each thread block
 
 Resources = dict[str, int]
@@ -65,7 +66,8 @@ def problems(kernel: str, shared: int, used: dict[str, Resources]) -> list[str]:
             found.append(
                 f"{kernel}: {shared} bytes of shared memory of {SHARED_BYTES[gpu]} on {gpu}"
             )
-        if has["REG"] > REGISTERS or has["STACK"] or has["SHARED"] > RESERVED or has["LOCAL"]:
+        is_over = has["REG"] > REGISTERS or has["STACK"] > STACKS.get(kernel, 0)
+        if is_over or has["SHARED"] > RESERVED or has["LOCAL"]:
             found.append(f"{kernel}: {has} on {gpu}")
     return found
 

@@ -81,6 +81,9 @@ class Renames(Kind):
             raise ValueError(f"{name} must be new names of columns by old ones, got {value!r}")
         return dict(value)
 
+    def _parse(self, text: str) -> list[str]:
+        return [text]
+
 
 @dataclass(frozen=True, slots=True)
 class ErrorLimit(Kind):

@@ -33,6 +33,8 @@ OTHERS = {
     "output": "/out",
     "prompt_template": "{{ text }}",
     "logit_bias": '{"7": -1.5}',
+    "rename": "text=body",
+    "max_errors": "1%",
 }
 
 

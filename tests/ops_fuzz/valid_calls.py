@@ -297,6 +297,10 @@ def free_decoder_layers(draw: Draw, made: Made) -> list:
     return [made.decoder_layers(draw, torch.float32)]
 
 
+def build_version(draw: Draw, made: Made) -> list:
+    return []
+
+
 def cpu_isa(draw: Draw, made: Made) -> list:
     return []
 
@@ -313,6 +317,6 @@ MAKERS: dict[str, Callable[[Draw, Made], list]] = {
         *(silu_and_mul, lay_out_attention_layer, free_attention_layer, attention_layer),
         *(lay_out_gated_mlp, free_gated_mlp, gated_mlp, lay_out_decoder_layers),
         *(free_decoder_layers, decoder_layers, lay_out_batch, rotary_table, sample_tokens),
-        *(advance_decode, cpu_isa, set_cpu_isa),
+        *(advance_decode, build_version, cpu_isa, set_cpu_isa),
     )
 }
