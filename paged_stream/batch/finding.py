@@ -107,6 +107,7 @@ _Found = Iterator[tuple[str, int, bool]]
 
 
 def _find(uri: str) -> tuple[Place, _Found]:
+    from fsspec.utils import glob_translate
     from pyarrow import fs
 
     filesystem, path = open_filesystem(uri)
@@ -120,7 +121,7 @@ def _find(uri: str) -> tuple[Place, _Found]:
     if wild is None:
         raise ValueError(f"input {hide_secrets(uri)!r} does not exist")
     base = path[: path.rfind("/", 0, wild.start())]
-    matches = re.compile(_pattern(path)).fullmatch
+    matches = re.compile(glob_translate(path)).match
     is_deep = "/" in path[wild.start() :]
     found = (pair for pair in _walk(filesystem, base, is_deep=is_deep) if matches(pair[0]))
     return Place(uri, base), ((*pair, False) for pair in found)
@@ -151,21 +152,6 @@ def _walk_local(folder: str, is_deep: bool) -> Iterator[tuple[str, int]]:
             yield path, entry.stat().st_size
         elif is_deep and entry.is_dir():
             yield from _walk_local(path, is_deep)
-
-
-def _pattern(path: str) -> str:
-    """The regular expression of a shell pattern; ``**/`` stands for any number of folders."""
-    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]/]+\])", path)
-    special = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return "".join(
-        special.get(part) or (_characters(part) if part.startswith("[") else re.escape(part))
-        for part in parts
-    )
-
-
-def _characters(part: str) -> str:
-    inside = part[1:-1].replace("\\", "\\\\")
-    return f"[^{inside[1:]}]" if inside.startswith("!") else f"[{inside}]"
 
 
 def _names(inputs: Sequence[str]) -> str:

@@ -3,6 +3,7 @@ refused."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -106,9 +107,9 @@ class Stateless(_Ignored, Sampling):  # type: ignore[valid-type, misc]
         return "response_format"
 
     @property
+    @abstractmethod
     def num_logprobs(self) -> int | None:
         """As ``logprobs`` of `SamplingParams`."""
-        raise NotImplementedError
 
 
 class Completion(Stateless):
