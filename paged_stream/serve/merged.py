@@ -18,21 +18,35 @@ async def merged(sources: Sequence[AsyncDeltas]) -> AsyncGenerator[tuple[int, Re
             async for delta in only:
                 yield 0, delta
         return
-    waiting = {asyncio.ensure_future(_next(each)): n for n, each in enumerate(sources)}
+    # One task a source: waiting for all of them anew for each delta would cost as many steps.
+    news: asyncio.Queue[_News] = asyncio.Queue(len(sources))
+    readers = [asyncio.ensure_future(_read(n, each, news)) for n, each in enumerate(sources)]
+    num_left = len(sources)
     try:
-        while waiting:
-            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                number = waiting.pop(task)
-                if (found := task.result()) is not None:
-                    waiting[asyncio.ensure_future(_next(sources[number]))] = number
-                    yield number, found
+        while num_left:
+            number, found = await news.get()
+            if isinstance(found, Exception):
+                raise found
+            if found is None:
+                num_left -= 1
+            else:
+                yield number, found
     finally:
-        for task in waiting:
-            task.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
+        for reader in readers:
+            reader.cancel()
+        await asyncio.gather(*readers, return_exceptions=True)
         await asyncio.gather(*(each.aclose() for each in sources), return_exceptions=True)
 
 
-async def _next(source: AsyncDeltas) -> RequestDelta | None:
-    return await anext(source, None)
+_News = tuple[int, RequestDelta | Exception | None]
+
+
+async def _read(number: int, source: AsyncDeltas, news: asyncio.Queue[_News]) -> None:
+    """Tell each delta of a source, and then how it has ended: ``None`` if well."""
+    end: Exception | None = None
+    try:
+        async for delta in source:
+            await news.put((number, delta))
+    except Exception as error:
+        end = error
+    await news.put((number, end))
