@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from paged_stream import EngineConfig, LLMEngine, SamplingParams, StreamLostError
-from tests.engine.contract import ENGINES, EVERY_ENGINE, SETTINGS
+from tests.contract.engines import ENGINES, EVERY_ENGINE, SETTINGS
 from tests.engine.stream_oracle import greedy, text_ids, tokens_of
 
 ENDLESS = SamplingParams(temperature=0, max_tokens=None, ignore_eos=True)

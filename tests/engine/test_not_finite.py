@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from paged_stream import LLM, EngineConfig, LLMEngine, SamplingParams
-from tests.engine.contract import EVERY_ENGINE, SETTINGS
+from tests.contract.engines import EVERY_ENGINE, SETTINGS
 from tests.overflowing import save_overflowing
 from tests.reference import tiny_llama
 

@@ -8,7 +8,7 @@ from paged_stream import LLM, SamplingParams
 from paged_stream.batch.batch_config import BatchConfig
 from paged_stream.batch.plan import make_plan
 from paged_stream.evaluation.perplexity import tokenizer_of
-from tests.engine.contract import SETTINGS
+from tests.contract.engines import SETTINGS
 
 GREEDY = SamplingParams(temperature=0, max_tokens=5)
 

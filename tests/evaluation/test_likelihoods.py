@@ -7,7 +7,7 @@ import pytest
 from paged_stream import LLM, SamplingParams
 from paged_stream.evaluation import likelihoods
 from paged_stream.evaluation.likelihoods import Pair, batches, continuation_likelihoods
-from tests.engine.contract import SETTINGS
+from tests.contract.engines import SETTINGS
 
 CONTEXT = [i % 90 + 2 for i in range(40)]  # longer than the window
 PAIRS = [Pair(CONTEXT, [5]), Pair([7], CONTEXT[:9]), Pair(CONTEXT[:3], [4, 4, 4])]

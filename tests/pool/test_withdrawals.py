@@ -10,7 +10,7 @@ pytest.importorskip("ray")
 
 from paged_stream import SamplingParams
 from paged_stream.pool.async_ray_llm import AsyncRayLLM
-from tests.engine.contract import SETTINGS
+from tests.contract.engines import SETTINGS
 from tests.engine.coroutines import held, read
 from tests.engine.stream_oracle import text_ids
 
