@@ -13,7 +13,7 @@ from weakref import WeakSet
 from paged_stream.engine.api import AsyncDeltas, AsyncStreamApi, FilePath, OnEvict
 from paged_stream.engine.async_thread import AsyncThread
 from paged_stream.engine.lifetime import refuse_pickling
-from paged_stream.engine.live_stream import Addition, LiveStream
+from paged_stream.engine.live_stream import Addition, Appended, LiveStream
 from paged_stream.engine.mailbox import Mailbox
 from paged_stream.engine.outputs import StreamStats, VisibleText
 from paged_stream.engine.requests import scores_of
@@ -89,16 +89,25 @@ class AsyncStream(AsyncStreamApi):
         self._check_open()
         addition = await beside_the_loop(self.inner.encode, prompt)
         count = len(addition.token_ids)
-        appended = await self._thread.call(
-            lambda: self.inner.queue(prompt, addition),
-            when=lambda: self.inner.has_room_for(count),
-            undo=lambda appended: self.inner.withdraw(appended, None),
-        )
+        queued: list[Appended] = []
+
+        def withdraw(error: BaseException | None) -> None:
+            for appended in queued:
+                self.inner.withdraw(appended, error)
+
         try:
+            await self._thread.call(
+                lambda: queued.append(self.inner.queue(prompt, addition)),
+                when=lambda: self.inner.has_room_for(count),
+            )
             await self._thread.call(lambda: None, when=lambda: not self.inner.is_behind)
         except asyncio.CancelledError as error:
-            withdraw = partial(self.inner.withdraw, appended, error)
-            await asyncio.wait([asyncio.ensure_future(self._thread.call(withdraw))])
+            # Whoever hears of the cancellation may ask at once where the stream is.
+            withdrawing = self._thread.call(partial(withdraw, error))
+            await asyncio.wait([asyncio.ensure_future(withdrawing)])
+            raise
+        except BaseException:  # for example, Ctrl-C has ended the event loop
+            self._thread.post(partial(withdraw, None))
             raise
 
     def generate(self, sampling_params: SamplingParams | None = None) -> AsyncDeltas:

@@ -4,6 +4,7 @@ forgets."""
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
@@ -87,6 +88,43 @@ async def test_an_append_that_is_cancelled_before_it_begins_leaves_nothing(make)
     with pytest.raises(asyncio.CancelledError):
         await appending
     assert (await stream.stats()).num_tokens == 3
+
+
+@in_loop
+async def test_a_cancellation_is_heard_of_once_the_stream_is_as_it_was(make):
+    engine = make()
+    stream = await engine.open_stream()
+    await stream.append([5, 6, 7])
+    caught, gates = [[threading.Event() for _ in range(2)] for _ in range(2)]
+
+    async def queued(coroutine, count):
+        task = asyncio.create_task(coroutine)
+        while engine.thread._calls.qsize() < count:
+            await asyncio.sleep(0)
+        return task
+
+    def hold(number):
+        return engine.thread.call(lambda: (caught[number].set(), gates[number].wait()))
+
+    holding = [asyncio.create_task(hold(0))]
+    await asyncio.to_thread(caught[0].wait)
+    try:
+        appending = await queued(stream.append(LONG), 1)
+        holding.append(await queued(hold(1), 2))
+        gates[0].set()
+        caught[1].wait()  # in this loop's own thread, so nobody here hears that all is appended
+        assert stream.position > 3
+        appending.cancel()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not appending.done()
+    finally:
+        for gate in gates:
+            gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await appending
+    assert stream.position == (await stream.stats()).num_tokens < 1000
+    await asyncio.gather(*holding)
 
 
 def test_what_a_turn_has_left_pending_is_rewound_for_nothing(make_engine):
