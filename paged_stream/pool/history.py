@@ -151,6 +151,12 @@ class History:
         if self._journal is not None:
             delete(self._journal.forget_ahead())
 
+    def note_withdrawal(self) -> None:
+        """Note that an append was broken off. A save that was made meanwhile, or still is, may have
+        tokens that were taken back, and would count once the stream is long enough."""
+        self.forget_ahead()
+        self._journal = replace(self.journal)
+
     def end(self) -> None:
         """Remove the stream's files."""
         self.forget_ahead()

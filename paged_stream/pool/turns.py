@@ -106,6 +106,7 @@ class Turns:
         if not appending.done() and (replica := self._home.replica) is not None:
             await replica.clean_up("break_off", self._home.history.key)
         await asyncio.wait([appending])
+        self._home.history.note_withdrawal()
         appending.exception()  # nobody hears of it: whoever waited was cancelled
 
     async def _append(self, prompt: Prompt, *params: SamplingParams) -> None:
