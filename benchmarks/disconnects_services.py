@@ -99,7 +99,7 @@ class HttpService:
         async with aclosing(self._lines("POST", path, body | _FIELDS)) as lines:
             async for line in lines:
                 if line.startswith("data: {"):
-                    tokens += json.loads(line.removeprefix("data: "))["token_ids"]
+                    tokens += json.loads(line.removeprefix("data: ")).get("token_ids", [])
         return tokens
 
     async def visit(self, kind: str, number: int, max_tokens: int) -> None:

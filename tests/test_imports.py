@@ -25,8 +25,8 @@ ALLOWED = {
     "evaluation": {"attention", "config", "engine", "models", "ops", "scheduler"}
     | {"setting_kinds", "system", "text", "worker"},
     "serve": {"config", "engine", "pool", "scheduler.fields", "scheduler.sampling_params"}
-    | {"scheduler.settings", "scheduler.structured_outputs", "scheduler.word_fields", "system"}
-    | {"text", "version"},
+    | {"scheduler.settings", "scheduler.structured_outputs", "scheduler.word_fields"}
+    | {"setting_kinds", "system", "text", "version"},
     "batch": {"config", "engine.async_engine", "info", "models", "scheduler.fields"}
     | {"scheduler.sampling_params", "scheduler.settings", "scheduler.word_fields", "system"}
     | {"text", "version"},

@@ -14,6 +14,7 @@ from paged_stream.commands.options import engine_group, settings_group
 from paged_stream.config import EngineConfig
 from paged_stream.pool.pool_options import PoolOptions
 from paged_stream.serve.serve_options import ServeOptions
+from paged_stream.serve.state_dir import StateDir
 from paged_stream.system.ray_extra import connect, import_ray
 
 _LOGGING = {"log_level": "WARNING", "enable_access_log": False}
@@ -32,6 +33,8 @@ def run(args: argparse.Namespace) -> int:
     service, config = ServeOptions(**SERVICE.read(args)), EngineConfig(**ENGINE.read(args))
     pool = PoolOptions(**POOL.read(args))
     _ = service.keys  # says what is wrong with their file before a model is loaded
+    if service.state_dir is not None:
+        StateDir(str(service.state_dir)).release()  # says so if it cannot be used
     if pool.num_replicas > 1:
         ray = import_ray("serve")  # says so before anything is looked at
         from paged_stream.serve.ray_app import deployment
@@ -71,9 +74,13 @@ def _run_pool(ray: Any, app: Any, service: ServeOptions, config: EngineConfig) -
     try:
         print(f"loading {config.model}", file=sys.stderr)
         ray.serve.start(http_options=address, logging_config=_LOGGING)
-        _deploy(ray.serve, app)
-        _announce(service)
-        _wait()
+        handle = _deploy(ray.serve, app)
+        try:
+            _announce(service)
+            _wait()
+        finally:
+            if service.state_dir is not None:
+                handle.rest.remote().result()
     finally:
         ray.serve.shutdown()
     return 0
@@ -97,10 +104,14 @@ def _announce(service: ServeOptions) -> None:
     print(f"serving on http://{host}:{service.port}/v1, Ctrl-C ends it", flush=True)
 
 
-def _deploy(serve: Any, app: Any) -> None:
-    """Raises ValueError with what the pool said, which Serve has at the end of a traceback."""
+def _deploy(serve: Any, app: Any) -> Any:
+    """Start an application; returns its handle.
+
+    Raises:
+        ValueError: with what the pool said, which Serve has at the end of a traceback.
+    """
     try:
-        serve.run(app, logging_config=_LOGGING)
+        return serve.run(app, logging_config=_LOGGING)
     except RuntimeError as error:
         applications = serve.status().applications.values()
         deployments = (d for each in applications for d in each.deployments.values())
@@ -128,7 +139,7 @@ COMMAND = Command(
     name="serve",
     description=(
         "Serve a model over HTTP, in the shape of OpenAI's API and with live streams, on one "
-        "machine or a Ray cluster. Ctrl-C ends it and closes the streams."
+        "machine or a Ray cluster. Ctrl-C ends it; streams are closed, or go to --state-dir."
     ),
     example="paged-stream serve --window-size 2048 --port 8000 --num-replicas 2",
     groups=(SERVICE, POOL, ENGINE),

@@ -24,7 +24,8 @@ from paged_stream.version import __version__
 
 
 def make_app(backend: Backend, *, model: str, options: ServeOptions | None = None) -> FastAPI:
-    """Make an application. It must run in the event loop that the engine belongs to.
+    """Make an application. It must run in the event loop that the engine belongs to. Its
+    ``state.service`` is the `Service`, for whoever ends it.
 
     Args:
         backend: the engine that answers, and what is known about it.
@@ -32,15 +33,16 @@ def make_app(backend: Backend, *, model: str, options: ServeOptions | None = Non
         options: those of the service, by default ``ServeOptions()``.
 
     Raises:
-        ValueError: as `ServeOptions.keys`.
+        ValueError: as `ServeOptions.keys` and `Service`.
     """
     options = ServeOptions() if options is None else options
-    service = Service(backend, model)
+    service = Service(backend, model, options)
     app = FastAPI(title="paged_stream", default_response_class=JsonAnswer)
+    app.state.service = service
     app.include_router(CompletionRoutes(service).router)
     app.include_router(ModelRoutes(service).router)
     app.include_router(TokenRoutes(service).router)
-    app.include_router(StreamRoutes(backend.engine, options.max_idle_seconds).router)
+    app.include_router(StreamRoutes(backend.engine, service.streams).router)
     _add_descriptions(app, backend)
     add_errors(app)
     app.add_middleware(Guards, options=options)

@@ -3,6 +3,8 @@ refused."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -68,6 +70,8 @@ class Chat(Writing):
 
 
 class NewStream(Writing):
+    """How a stream is opened."""
+
     model_config = ConfigDict(extra="forbid")
 
     num_sink_tokens: int | None = None
@@ -75,20 +79,40 @@ class NewStream(Writing):
     pin: str | list[int] | list[dict[str, Any]] | None = None
 
 
-class AppendBody(BaseModel):
+class SaveName(BaseModel):
+    """What a stream is saved as."""
+
     model_config = ConfigDict(extra="forbid")
 
-    prompt: str | list[int]
+    name: str
 
 
-class TurnBody(Sampling, Chat):
-    """A turn of a stream: generate, after appending ``prompt`` or, in the chat template,
-    ``messages``, if there are any."""
+class TurnBody(Sampling):
+    """A turn of a stream: generate, after appending ``prompt`` if there is one."""
 
     prompt: str | list[int] | None = None
-    messages: list[dict[str, Any]] | None = None
+    background: bool = False
+
+
+class ChatBody(Sampling, Chat):
+    """A turn of a stream: answer the next messages of its conversation."""
+
+    messages: str | list[dict[str, Any]]
     on_rewrite: OnRewrite = "keep"
+    background: bool = False
 
     @property
     def is_chat(self) -> bool:
-        return self.messages is not None
+        return True
+
+
+# What JSON has for types of arguments in the contract.
+_JSON_TYPES: dict[str, Any] = {"Prompt": str | list[int], "int": int}
+
+
+def body_of(method: Callable[..., Any]) -> type[BaseModel]:
+    """The arguments of a method of the contract, as the body of a request."""
+    parameters = list(inspect.signature(method).parameters.values())[1:]
+    fields: dict[str, Any] = {each.name: (_JSON_TYPES[each.annotation], ...) for each in parameters}
+    name = f"{method.__name__.title().replace('_', '')}Body"
+    return create_model(name, __config__=ConfigDict(extra="forbid"), **fields)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -19,7 +18,6 @@ from paged_stream.serve.merged import merged
 from paged_stream.serve.openai_bodies import ChatCompletion, Completion, Stateless, plain_messages
 from paged_stream.serve.service import Service
 from paged_stream.text.chat_options import ChatOptions
-from paged_stream.text.tool_calls import READERS, format_of
 
 
 class CompletionRoutes:
@@ -53,11 +51,8 @@ class CompletionRoutes:
         backend = self._service.backend
         token_ids = await backend.encode_chat(plain_messages(body.messages), options)
         [prompt] = await backend.encode([token_ids], params)
-        texts = await self._service.vocabulary.texts()
-        call_format = format_of(texts.tokenizer.chat_template(options)) if use.is_read else None
-        if call_format is not None and texts.has_special(READERS[call_format].marks):
-            params = replace(params, skip_special_tokens=False)
-        shown = texts if body.logprobs else None
+        call_format, params = await self._service.reading(use, options, params)
+        shown = await self._service.vocabulary.texts() if body.logprobs else None
         choices = [
             MessageChoice(index, bool(body.return_token_ids), use.reader(call_format), use, shown)
             for index in range(params.n)

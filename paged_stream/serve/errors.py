@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -23,25 +24,60 @@ class UnknownModelError(Exception):
 
 
 class UnknownStreamError(Exception):
-    """A request names a stream that is not open."""
+    """A request names a stream, or what goes on in one, that is not there; or is another's."""
+
+
+class TooManyStreamsError(Exception):
+    """There is no place for another stream."""
+
+
+class NoRoomError(Exception):
+    """A stream cannot come back into the cache while others run."""
 
 
 class AnswerFailedError(Exception):
     """An answer could not go on."""
 
 
+def refusal(error: Exception) -> JsonAnswer | None:
+    """The answer to a request that an exception has ended, if that says what was wrong."""
+    if isinstance(error, UnknownModelError):
+        return answer(error, INVALID, 404, param="model", code="model_not_found")
+    if isinstance(error, TooManyStreamsError):
+        return answer(error, "rate_limit_error", 429, code="too_many_streams")
+    if isinstance(error, NoRoomError):
+        return answer(error, _SERVER, 503, headers={"retry-after": "1"})
+    for kind, (word, status) in _STATUS.items():
+        if isinstance(error, kind):
+            return answer(error, word, status)
+    return None
+
+
+_STATUS: dict[type[Exception], tuple[str, int]] = {
+    ValueError: (INVALID, 400),
+    UnknownStreamError: (_NOT_FOUND, 404),
+    StreamLostError: (_SERVER, 410),
+    EngineStoppedError: (_SERVER, 503),
+    AnswerFailedError: (_SERVER, 500),
+}
+_KNOWN = (*_STATUS, UnknownModelError, TooManyStreamsError, NoRoomError)
+
+
 def add_errors(app: FastAPI) -> None:
     """Let an application answer whatever its routes raise."""
 
-    @app.exception_handler(ValueError)
-    async def refuse(request: Request, error: ValueError) -> Response:
-        return answer(error, INVALID, 400)
+    async def refuse(request: Request, error: Exception) -> Response:
+        found = refusal(error)
+        assert found is not None
+        return found
+
+    for kind in _KNOWN:
+        app.add_exception_handler(kind, refuse)
 
     @app.exception_handler(RequestValidationError)
     async def refuse_fields(request: Request, error: RequestValidationError) -> Response:
-        wrong = {".".join(map(str, each["loc"][1:])): each["msg"] for each in error.errors()}
-        text = "; ".join(f"{place}: {message}" for place, message in wrong.items())
-        return answer(text, INVALID, 400, param=next(iter(wrong), None) or None)
+        text, param = wrong_fields(error.errors(), num_outer=1)
+        return answer(text, INVALID, 400, param=param)
 
     @app.exception_handler(HTTPException)
     async def refuse_request(request: Request, error: HTTPException) -> Response:
@@ -50,33 +86,24 @@ def add_errors(app: FastAPI) -> None:
         message = text.get(error.status_code, str(error.detail))
         return answer(message, INVALID, error.status_code, headers=error.headers)
 
-    @app.exception_handler(UnknownModelError)
-    async def no_model(request: Request, error: UnknownModelError) -> Response:
-        return answer(error, INVALID, 404, param="model", code="model_not_found")
-
-    @app.exception_handler(UnknownStreamError)
-    async def no_stream(request: Request, error: UnknownStreamError) -> Response:
-        return answer(error, _NOT_FOUND, 404)
-
     @app.exception_handler(ClientLeftError)
     async def give_up(request: Request, error: ClientLeftError) -> Response:
         return Response(status_code=499)  # as proxies log it: nobody reads this
 
-    @app.exception_handler(StreamLostError)
-    async def gone(request: Request, error: StreamLostError) -> Response:
-        return answer(error, _SERVER, 410)
-
-    @app.exception_handler(EngineStoppedError)
-    async def stop(request: Request, error: EngineStoppedError) -> Response:
-        return answer(error, _SERVER, 503)
-
-    @app.exception_handler(AnswerFailedError)
-    async def fail(request: Request, error: AnswerFailedError) -> Response:
-        return answer(error, _SERVER, 500)
-
     @app.exception_handler(Exception)
     async def break_down(request: Request, error: Exception) -> Response:
         return answer("the server has failed; its log says why", _SERVER, 500)
+
+
+def wrong_fields(errors: Sequence[Any], num_outer: int = 0) -> tuple[str, str | None]:
+    """What pydantic says about fields: in one text, and the first of them.
+
+    Args:
+        num_outer: how many names before that of a field say only where the body is.
+    """
+    wrong = {".".join(map(str, each["loc"][num_outer:])): each["msg"] for each in errors}
+    text = "; ".join(f"{place}: {message}" for place, message in wrong.items())
+    return text, next(iter(wrong), None) or None
 
 
 def answer(

@@ -13,10 +13,11 @@ from starlette.types import Receive, Scope, Send
 from paged_stream.engine.lifetime import EngineStoppedError, StreamLostError
 from paged_stream.engine.outputs import RequestMetrics
 from paged_stream.serve.clients import ClientLeftError, while_connected
-from paged_stream.serve.errors import AnswerFailedError
+from paged_stream.serve.errors import AnswerFailedError, UnknownStreamError
 from paged_stream.serve.json_answers import encode, error_body
 
 T = TypeVar("T")
+_TOLD = (AnswerFailedError, EngineStoppedError, StreamLostError, UnknownStreamError, ValueError)
 
 
 def metrics_json(metrics: RequestMetrics) -> dict[str, Any]:
@@ -44,16 +45,37 @@ async def begun(deltas: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
     return all_deltas()
 
 
+def data_line(content: dict[str, Any]) -> bytes:
+    """An event of nothing but data."""
+    return b"data: %b\n\n" % encode(content)
+
+
+def numbered_line(content: dict[str, Any]) -> bytes:
+    """An event with its id, from which a client goes on after a break."""
+    if "event_id" not in content:
+        return data_line(content)
+    return b"id: %d\ndata: %b\n\n" % (content["event_id"], encode(content))
+
+
+def named_line(content: dict[str, Any]) -> bytes:
+    """An event with its type."""
+    return b"event: %b\ndata: %b\n\n" % (content["type"].encode(), encode(content))
+
+
 def event_stream(
     deltas: AsyncGenerator[T, None],
     event: Callable[[T], dict[str, Any] | None],
     last: Callable[[], dict[str, Any] | None] = lambda: None,
+    line: Callable[[dict[str, Any]], bytes] = data_line,
+    has_done: bool = True,
 ) -> StreamingResponse:
     """Answer with one event per delta. If the client leaves, its request or turn ends.
 
     Args:
         event: makes the content of an event; ``None`` makes none.
         last: makes the content of one more event after the deltas, or ``None`` if there is none.
+        line: makes the bytes of an event.
+        has_done: whether ``[DONE]`` says that the answer has ended well.
     """
 
     async def lines() -> AsyncIterator[bytes]:
@@ -61,22 +83,19 @@ def event_stream(
             try:
                 async for delta in deltas:
                     if (content := event(delta)) is not None:
-                        yield _line(content)
-            except (AnswerFailedError, EngineStoppedError, StreamLostError, ValueError) as error:
-                yield _line(error_body(str(error), "server_error"))
+                        yield line(content)
+            except _TOLD as error:
+                yield data_line(error_body(str(error), "server_error"))
                 return
         if (end := last()) is not None:
-            yield _line(end)
-        yield b"data: [DONE]\n\n"
+            yield line(end)
+        if has_done:
+            yield b"data: [DONE]\n\n"
 
-    return _EventStream(lines(), media_type="text/event-stream")
-
-
-def _line(content: dict[str, Any]) -> bytes:
-    return b"data: %b\n\n" % encode(content)
+    return EventStream(lines(), media_type="text/event-stream")
 
 
-class _EventStream(StreamingResponse):
+class EventStream(StreamingResponse):
     """Closes its content as soon as the client leaves. Starlette's own would cancel it again and
     again while it cleans up, and would leave it to the garbage collector during a write."""
 

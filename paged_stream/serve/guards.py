@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from paged_stream.serve.errors import INVALID, answer
@@ -17,7 +18,14 @@ from paged_stream.serve.json_answers import JsonAnswer
 from paged_stream.serve.serve_options import ServeOptions
 
 _OPEN_TO_ALL = ("/health", "/ready")  # for those who watch over the service
+_OWNER_LENGTH = 16  # hexadecimal digits of a key's hash
 _LOCAL = ("localhost", "127.0.0.1", "[::1]")
+
+
+def owner_of(connection: HTTPConnection) -> str:
+    """Whose request it is: of the hash of its key, or the same for all who need none."""
+    owner: str = connection.state.owner
+    return owner
 
 
 class Guards:
@@ -31,21 +39,27 @@ class Guards:
         self._num_requests = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         if (refusal := self._refusal(scope)) is not None:
             await refusal(scope, receive, send)
             return
+        is_http = scope["type"] == "http"
         with self._counted(scope):
-            await self._app(scope, self._limited(receive), send)
+            await self._app(scope, self._limited(receive) if is_http else receive, send)
 
     def _refusal(self, scope: Scope) -> JsonAnswer | None:
+        """What is wrong with a request; otherwise, note whose it is."""
         headers = dict(scope["headers"])
         host = _name(headers.get(b"host", b"").decode("latin-1"))
         if host and self._hosts and host not in self._hosts:
             return answer(f"this service is not {host!r}; see --allowed-hosts", INVALID, 400)
-        if self._keys and scope["path"] not in _OPEN_TO_ALL and not self._has_key(headers):
+        if scope["type"] == "websocket" and not self._may_connect(headers):
+            return answer("pages of this site may not connect; see --allowed-origins", INVALID, 403)
+        key = self._key(headers)
+        scope.setdefault("state", {})["owner"] = "all" if key is None else key[:_OWNER_LENGTH]
+        if self._keys and scope["path"] not in _OPEN_TO_ALL and key is None:
             challenge = {"www-authenticate": "Bearer"}
             message = "an API key is needed: Authorization: Bearer KEY"
             return answer(message, INVALID, 401, code="invalid_api_key", headers=challenge)
@@ -58,12 +72,22 @@ class Guards:
             return answer(self._too_large, INVALID, 413, headers={"connection": "close"})
         return None
 
-    def _has_key(self, headers: dict[bytes, bytes]) -> bool:
-        """Whether a key is known. How long that takes says nothing about the keys."""
+    def _key(self, headers: dict[bytes, bytes]) -> str | None:
+        """The hash of the key in a request, if that is known. How long that takes says nothing
+        about the keys."""
         scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
         digest = hashlib.sha256(key.strip()).digest()
         known = [hmac.compare_digest(digest, each) for each in self._keys]
-        return scheme.lower() == b"bearer" and any(known)
+        return digest.hex() if scheme.lower() == b"bearer" and any(known) else None
+
+    def _may_connect(self, headers: dict[bytes, bytes]) -> bool:
+        """Whether a page may have a WebSocket: browsers leave that question to the service."""
+        origin = headers.get(b"origin")
+        if origin is None:
+            return True
+        allowed = tuple(self._options.allowed_origins or ())
+        its_own = origin.partition(b"://")[2] == headers.get(b"host")
+        return its_own or "*" in allowed or origin.decode("latin-1") in allowed
 
     @property
     def _too_large(self) -> str:
@@ -107,7 +131,11 @@ class Guards:
 
 def _asks_much(scope: Scope) -> bool:
     """Whether a request may take long: those that only look at something do not."""
-    return scope["method"] == "POST"
+    return (
+        scope["type"] == "websocket"
+        or scope["method"] == "POST"
+        or scope["path"].endswith("/events")
+    )
 
 
 def _hosts(options: ServeOptions) -> frozenset[str]:

@@ -1,138 +1,175 @@
-"""Live streams over HTTP, under ``/v1/streams``."""
+"""Live streams over HTTP, under ``/v1/streams``: what `AsyncStreamApi` has, as resources."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Header, Request
 from fastapi.responses import Response
 
-from paged_stream.engine.api import AsyncDeltas, AsyncEngineApi, AsyncStreamApi
-from paged_stream.engine.outputs import RequestDelta
-from paged_stream.serve.bodies import AppendBody, NewStream, TurnBody
+from paged_stream.engine.api import AsyncEngineApi
+from paged_stream.serve.bodies import ChatBody, NewStream, SaveName, TurnBody
 from paged_stream.serve.clients import while_connected
-from paged_stream.serve.errors import UnknownStreamError
-from paged_stream.serve.events import begun, event_stream, metrics_json
+from paged_stream.serve.events import begun, event_stream, numbered_line
+from paged_stream.serve.guards import owner_of
 from paged_stream.serve.json_answers import JsonAnswer
-from paged_stream.serve.open_streams import OpenStreams
+from paged_stream.serve.live_socket import LiveSocket
+from paged_stream.serve.open_stream import OpenStream
+from paged_stream.serve.open_streams import Opening, OpenStreams
+from paged_stream.serve.operations import OPERATIONS, fork, operate
+from paged_stream.serve.saved_streams import SavedStreams
+from paged_stream.serve.stream_events import Event
+from paged_stream.serve.turns import Turn, whole
+
+_Making: TypeAlias = Callable[[OpenStream], AsyncGenerator[Event, None]]
 
 
 class StreamRoutes:
-    """``/v1/streams`` and what is below it.
+    """``/v1/streams`` and what is below it."""
 
-    Args:
-        max_idle_seconds: as in `OpenStreams`.
-    """
-
-    def __init__(self, engine: AsyncEngineApi, max_idle_seconds: float | None) -> None:
+    def __init__(self, engine: AsyncEngineApi, streams: OpenStreams) -> None:
         self._engine = engine
-        self._streams = OpenStreams(max_idle_seconds)
+        self._streams = streams
+        self._saved = SavedStreams(streams)
         self.router = APIRouter(prefix="/v1/streams")
         self.router.post("")(self.open)
+        self.router.get("")(self.list)
+        self.router.get("/saved")(self.list_saved)
+        self.router.delete("/saved/{name}")(self.remove_saved)
+        self.router.post("/saved/{name}/restore")(self.restore)
         self.router.get("/{stream_id}")(self.describe)
-        self.router.get("/{stream_id}/visible")(self.visible)
         self.router.delete("/{stream_id}")(self.close)
-        self.router.post("/{stream_id}/append")(self.append)
+        self.router.get("/{stream_id}/visible")(self.visible)
+        self.router.get("/{stream_id}/events")(self.events)
         self.router.post("/{stream_id}/generate")(self.generate)
+        self.router.post("/{stream_id}/chat")(self.chat)
         self.router.post("/{stream_id}/fork")(self.fork)
+        self.router.post("/{stream_id}/save")(self.save)
+        for name in OPERATIONS:
+            self.router.post(f"/{{stream_id}}/{name}")(self._operation(name))
+        self.router.websocket("/{stream_id}/live")(LiveSocket(streams).serve)
+
+    # All streams
 
     async def open(self, body: NewStream, request: Request) -> dict[str, Any]:
-        opening = self._engine.open_stream(**body.model_dump())
-        return await self._add(await while_connected(request.receive, opening))
+        options = body.model_dump()
+        return await self._opened(
+            request, lambda on_evict: self._engine.open_stream(**options, on_evict=on_evict)
+        )
 
-    async def describe(self, stream_id: str) -> dict[str, Any]:
-        stats = await self._find(stream_id).stats()
-        return {
-            "id": stream_id,
-            "position": stats.num_tokens,
-            "sink_tokens": stats.num_sink_tokens,
-            "visible_tokens": stats.num_visible_tokens,
-            "evicted_tokens": stats.num_evicted_tokens,
-            "location": stats.location,
-        }
+    async def _opened(self, request: Request, opening: Opening) -> dict[str, Any]:
+        opening_one = self._streams.open(owner_of(request), opening)
+        return _place(await while_connected(request.receive, opening_one))
 
-    async def visible(self, stream_id: str) -> dict[str, Any]:
-        visible = await self._find(stream_id).visible()
-        return {
-            "id": stream_id,
-            "sink_tokens": visible.num_sink_tokens,
-            "runs": [asdict(run) for run in visible.runs],
-        }
+    async def list(self, request: Request) -> dict[str, Any]:
+        ids = self._streams.ids(owner_of(request))
+        return {"object": "list", "data": [{"id": each, "object": "stream"} for each in ids]}
 
-    async def append(self, stream_id: str, body: AppendBody) -> dict[str, Any]:
-        stream = self._find(stream_id)
-        await stream.append(body.prompt)
-        return {"id": stream_id, "position": stream.position}
+    async def list_saved(self, request: Request) -> dict[str, Any]:
+        names = await asyncio.to_thread(self._saved.names, owner_of(request))
+        return {"object": "list", "data": [{"name": each} for each in names]}
 
-    async def generate(self, stream_id: str, body: TurnBody, request: Request) -> Response:
-        stream = self._find(stream_id)
-        deltas = await while_connected(request.receive, begun(_turn(stream, body)))
-        if body.stream:
-            return event_stream(deltas, lambda delta: _event(stream_id, delta))
-        turn = await while_connected(request.receive, _whole(deltas))
-        return JsonAnswer({"id": stream_id, "position": stream.position} | turn)
+    async def remove_saved(self, name: str, request: Request) -> dict[str, Any]:
+        await asyncio.to_thread(self._saved.remove, owner_of(request), name)
+        return {"name": name, "deleted": True}
 
-    async def fork(self, stream_id: str, request: Request) -> dict[str, Any]:
-        forking = self._find(stream_id).fork()
-        return await self._add(await while_connected(request.receive, forking))
+    async def restore(self, name: str, request: Request) -> dict[str, Any]:
+        restoring = self._saved.restore(owner_of(request), name)
+        return _place(await while_connected(request.receive, restoring))
 
-    async def close(self, stream_id: str) -> dict[str, Any]:
-        await _known(stream_id, self._streams.remove(stream_id)).close()
+    # One stream
+
+    async def describe(self, stream_id: str, request: Request) -> dict[str, Any]:
+        async with self._streams.using(owner_of(request), stream_id) as opened:
+            stats = asdict(await opened.stream.stats())
+            return _place(opened) | {"is_generating": opened.stream.is_generating} | stats
+
+    async def close(self, stream_id: str, request: Request) -> dict[str, Any]:
+        await self._streams.close(owner_of(request), stream_id)
         return {"id": stream_id, "deleted": True}
 
-    async def _add(self, stream: AsyncStreamApi) -> dict[str, Any]:
-        stream_id = self._streams.add(stream)
-        forgotten = self._streams.remove_forgotten()
-        await asyncio.gather(*(each.close() for each in forgotten), return_exceptions=True)
-        return {"id": stream_id, "position": stream.position}
+    async def visible(self, stream_id: str, request: Request) -> dict[str, Any]:
+        async with self._streams.using(owner_of(request), stream_id) as opened:
+            return {"id": stream_id} | asdict(await opened.stream.visible())
 
-    def _find(self, stream_id: str) -> AsyncStreamApi:
-        return _known(stream_id, self._streams.find(stream_id))
+    async def events(
+        self,
+        stream_id: str,
+        request: Request,
+        after: int | None = None,
+        last_event_id: Annotated[int | None, Header()] = None,
+    ) -> Response:
+        first = after if last_event_id is None else last_event_id
+        async with self._streams.using(owner_of(request), stream_id):
+            pass  # says so if there is no such stream
+        return self._event_stream(request, stream_id, lambda each: each.events.follow(first))
+
+    async def generate(self, stream_id: str, body: TurnBody, request: Request) -> Response:
+        return await self._turn(stream_id, body, request)
+
+    async def chat(self, stream_id: str, body: ChatBody, request: Request) -> Response:
+        return await self._turn(stream_id, body, request)
+
+    async def _turn(self, stream_id: str, body: TurnBody | ChatBody, request: Request) -> Response:
+        if body.background:
+            return await self._unread_turn(stream_id, body, request)
+        events = self._in_use(request, stream_id, lambda opened: Turn(opened, body).events())
+        events = await while_connected(request.receive, begun(events))
+        if body.stream:
+            return event_stream(events, lambda event: event, line=numbered_line)
+        answer = await while_connected(request.receive, whole(events))
+        return JsonAnswer({"id": stream_id} | answer)
+
+    async def _unread_turn(
+        self, stream_id: str, body: TurnBody | ChatBody, request: Request
+    ) -> Response:
+        async with self._streams.using(owner_of(request), stream_id) as opened:
+            turn = Turn(opened, body)
+            await while_connected(request.receive, turn.start())
+        if body.stream:
+            return self._event_stream(request, stream_id, lambda _: turn.follow())
+        told = {"id": stream_id, "turn": turn.number, "last_event_id": turn.before}
+        return JsonAnswer(told, status_code=202)
+
+    def _event_stream(self, request: Request, stream_id: str, make: _Making) -> Response:
+        events = self._in_use(request, stream_id, make)
+        return event_stream(events, lambda event: event, line=numbered_line)
+
+    async def _in_use(
+        self, request: Request, stream_id: str, make: _Making
+    ) -> AsyncGenerator[Event, None]:
+        """Events of a stream, which is in use as long as they are read."""
+        async with self._streams.using(owner_of(request), stream_id) as opened:
+            async with aclosing(make(opened)) as events:
+                async for event in events:
+                    yield event
+
+    def _operation(self, name: str) -> Callable[..., Any]:
+        kind = OPERATIONS[name]
+
+        async def handle(stream_id: str, request: Request, body: Any = None) -> dict[str, Any]:
+            arguments = kind() if body is None else body
+            async with self._streams.using(owner_of(request), stream_id) as opened:
+                return await while_connected(request.receive, operate(opened, name, arguments))
+
+        # FastAPI reads the body as what is written here, and needs one where there are arguments.
+        handle.__annotations__["body"] = kind if kind.model_fields else kind | None
+        handle.__defaults__ = None if kind.model_fields else (None,)
+        handle.__name__ = name
+        return handle
+
+    async def fork(self, stream_id: str, request: Request) -> dict[str, Any]:
+        async with self._streams.using(owner_of(request), stream_id) as opened:
+            return await self._opened(request, lambda on_evict: fork(opened, on_evict))
+
+    async def save(self, stream_id: str, body: SaveName, request: Request) -> dict[str, Any]:
+        await self._saved.save(owner_of(request), stream_id, body.name)
+        return {"id": stream_id, "name": body.name}
 
 
-def _known(stream_id: str, stream: AsyncStreamApi | None) -> AsyncStreamApi:
-    if stream is None:
-        raise UnknownStreamError(f"there is no stream {stream_id!r}")
-    return stream
-
-
-def _turn(stream: AsyncStreamApi, body: TurnBody) -> AsyncDeltas:
-    params = body.params()
-    if body.messages is not None and body.prompt is not None:
-        raise ValueError("prompt and messages are two ways to say something; pass one of them")
-    if body.prompt is not None:
-        return stream.complete(body.prompt, params)
-    if body.messages is not None:
-        return stream.chat(body.messages, params, **body.settings(), on_rewrite=body.on_rewrite)
-    return stream.generate(params)
-
-
-async def _whole(deltas: AsyncDeltas) -> dict[str, Any]:
-    text, token_ids, ending, metrics = "", [], {}, None
-    async with aclosing(deltas):
-        async for delta in deltas:
-            text += delta.delta_text
-            token_ids += delta.delta_token_ids
-            ending, metrics = _ending(delta), metrics_json(delta.metrics)
-    return {"text": text, "token_ids": token_ids, **ending, "metrics": metrics}
-
-
-def _event(stream_id: str, delta: RequestDelta) -> dict[str, Any]:
-    event = {
-        "id": stream_id,
-        "text": delta.delta_text,
-        "token_ids": delta.delta_token_ids,
-        **_ending(delta),
-    }
-    return event | {"metrics": metrics_json(delta.metrics)} if delta.finished else event
-
-
-def _ending(delta: RequestDelta) -> dict[str, Any]:
-    return {
-        "finish_reason": delta.finish_reason,
-        "stop_reason": delta.stop_reason,
-        "template_rewrote": delta.template_rewrote,
-    }
+def _place(opened: OpenStream) -> dict[str, Any]:
+    return {"id": opened.id, "object": "stream", "position": opened.stream.position}

@@ -21,7 +21,8 @@ def patient(seconds: float) -> type[asyncio.Protocol]:
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            if self.cycle is not None and not self.cycle.response_complete:
+            is_socket = self.transport.get_protocol() is not self
+            if is_socket or (self.cycle is not None and not self.cycle.response_complete):
                 self._end()  # a whole head was there
             elif self._patience is None:
                 self._begin(self.transport)

@@ -33,11 +33,19 @@ class Ingress:
         """Start the pool. Ray Serve calls this after the constructor, in the event loop that will
         answer requests."""
         await self._pool.start()
-        return make_app(
+        app = make_app(
             PoolBackend(self._pool),
             model=str(self._pool.config.model),
             options=self._options,
         )
+        self._service = app.state.service
+        return app
+
+    async def rest(self) -> None:
+        """Write streams to their files. The application is to end: Ray Serve would first wait for
+        all who follow a stream, and then not for long."""
+        self._service.streams.let_go()
+        await self._service.rest()
 
     async def __del__(self) -> None:
         """Ray Serve awaits this when the application ends."""
@@ -52,7 +60,8 @@ def build_app(
     save_dir: FilePath | None = None,
     save_every_tokens: int = 1024,
     heartbeat_seconds: float = 60.0,
-    max_idle_seconds: float | None = None,
+    max_idle_seconds: float | None = 3600.0,
+    state_dir: FilePath | None = None,
     **settings: Unpack[EngineSettings],
 ) -> Any:
     """Make an application for ``serve.run`` or ``serve run``.
@@ -64,6 +73,7 @@ def build_app(
         save_every_tokens: as in `PoolOptions`.
         heartbeat_seconds: as in `PoolOptions`.
         max_idle_seconds: as in `ServeOptions`.
+        state_dir: as in `ServeOptions`.
         settings: any other field of `EngineConfig`.
 
     Raises:
@@ -71,7 +81,9 @@ def build_app(
         ImportError: Ray Serve is not installed.
     """
     # Ray Serve's proxy decides under which names it can be reached.
-    options = ServeOptions(max_idle_seconds=max_idle_seconds, allowed_hosts="*")
+    options = ServeOptions(
+        max_idle_seconds=max_idle_seconds, state_dir=state_dir, allowed_hosts="*"
+    )
     pool = PoolOptions(
         num_replicas=num_replicas,
         save_dir=save_dir,

@@ -8,6 +8,7 @@ from pathlib import Path
 from paged_stream.scheduler.fields import Bytes, Integer, Number
 from paged_stream.scheduler.settings import check_fields, setting
 from paged_stream.scheduler.word_fields import Text, Texts
+from paged_stream.setting_kinds import FilePath, Folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,8 +18,15 @@ class ServeOptions:
     Args:
         host: address to listen on. ``0.0.0.0`` is all of the machine's.
         port: TCP port to listen on.
-        max_idle_seconds: close streams that no request has named for so long, when another one is
-            opened. ``None`` keeps them until they are deleted.
+        max_idle_seconds: close streams that nobody has used for so long. ``None`` keeps them until
+            they are deleted.
+        max_streams: keep so many streams, those that were saved included. More are refused with
+            status 429; but those of responses make room.
+        max_streams_per_key: the same for the streams of one key; by default as many as in all.
+        max_responses: keep so many answers of ``/v1/responses`` and their streams. One that others
+            went on from is the first to go.
+        state_dir: folder where streams are when the service does not run. Without one, they end
+            with it, and none can be saved. Of a pool, it is one that all machines share.
         api_key: keys of clients. Without any, and without ``api_key_file``, nobody is asked for
             one. Others who use the machine can read command lines; a file or the environment is
             safer.
@@ -38,7 +46,11 @@ class ServeOptions:
 
     host: str = setting("127.0.0.1", Text(form="an address"))
     port: int = setting(8000, Integer(1, 65535))
-    max_idle_seconds: float | None = setting(None, Number(0.0, open_low=True, optional=True))
+    max_idle_seconds: float | None = setting(3600.0, Number(0.0, open_low=True, optional=True))
+    max_streams: int = setting(1024, Integer(1))
+    max_streams_per_key: int | None = setting(None, Integer(1, optional=True))
+    max_responses: int = setting(256, Integer(1))
+    state_dir: FilePath | None = setting(None, Folder(optional=True))
     api_key: str | tuple[str, ...] | None = setting((), Texts())
     api_key_file: str | None = setting(None, Text(form="a file", optional=True))
     allowed_hosts: str | tuple[str, ...] | None = setting((), Texts())

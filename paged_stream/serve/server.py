@@ -16,6 +16,7 @@ from paged_stream.serve.app import make_app
 from paged_stream.serve.engine_backend import EngineBackend
 from paged_stream.serve.patience import patient
 from paged_stream.serve.serve_options import ServeOptions
+from paged_stream.serve.service import Service
 
 _GRACE_SECONDS = 5.0  # for clients to read the end of their answers
 
@@ -49,8 +50,10 @@ def serve_engine(
                 log_config=None,
                 access_log=False,
                 http=patient(service.request_seconds),
+                ws_max_size=service.max_body_bytes,
             ),
             engine,
+            app.state.service,
             service.drain_seconds,
             when_ready,
         )
@@ -66,11 +69,13 @@ class _Server(uvicorn.Server):
         self,
         config: uvicorn.Config,
         engine: AsyncLLMEngine,
+        kept: Service,
         drain_seconds: float,
         when_ready: Callable[[], object],
     ) -> None:
         super().__init__(config)
         self._engine = engine
+        self._service = kept
         self._drain_seconds = drain_seconds
         self._when_ready = when_ready
         self._hurries = asyncio.Event()
@@ -86,13 +91,16 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take nothing new, wait for what is under way, and then end it with an error."""
+        """Take nothing new, wait for what is under way, and then end it with an error. Streams go
+        to their files, if they have some."""
+        self._service.streams.let_go()
         ending = asyncio.ensure_future(super().shutdown(sockets))
         hurry = asyncio.ensure_future(self._hurries.wait())
         await asyncio.wait(
             [ending, hurry], timeout=self._drain_seconds, return_when=asyncio.FIRST_COMPLETED
         )
         hurry.cancel()
+        await self._service.rest()
         await self._engine.close()
         await asyncio.wait([ending], timeout=_GRACE_SECONDS)
         for connection in list(self.server_state.connections):

@@ -1,12 +1,20 @@
-"""What the routes of one application share: what answers, under which name, and its vocabulary."""
+"""What the routes of one application share: what answers, under which name, its vocabulary, and the
+streams that it keeps."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
+from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.serve.backend import Backend
 from paged_stream.serve.errors import UnknownModelError
+from paged_stream.serve.open_streams import OpenStreams
+from paged_stream.serve.serve_options import ServeOptions
 from paged_stream.serve.token_texts import Vocabulary
+from paged_stream.serve.tools import ToolUse
+from paged_stream.text.chat_options import ChatOptions
+from paged_stream.text.tool_calls import READERS, CallFormat, format_of
 
 
 class Service:
@@ -14,13 +22,18 @@ class Service:
 
     Args:
         model: its name.
+        options: of the service.
+
+    Raises:
+        ValueError: as `OpenStreams`.
     """
 
-    def __init__(self, backend: Backend, model: str) -> None:
+    def __init__(self, backend: Backend, model: str, options: ServeOptions) -> None:
         self.backend = backend
         self.model = model
         self.started = int(time.time())
         self.vocabulary = Vocabulary(backend.engine)
+        self.streams = OpenStreams(backend.engine, options)
 
     def check_model(self, name: str | None) -> None:
         """Refuse a request for another model; one that names none is for this one.
@@ -30,3 +43,22 @@ class Service:
         """
         if name is not None and name != self.model:
             raise UnknownModelError(f"there is no model {name!r}; this is {self.model!r}")
+
+    async def reading(
+        self, use: ToolUse, options: ChatOptions, params: SamplingParams
+    ) -> tuple[CallFormat | None, SamplingParams]:
+        """How calls of tools are found in an answer: the format that the model writes them in, if
+        it does, and parameters with which the text shows what begins them."""
+        if not use.is_read:
+            return None, params
+        texts = await self.vocabulary.texts()
+        call_format = format_of(texts.tokenizer.chat_template(options))
+        if texts.has_special(READERS[call_format].marks):
+            params = replace(params, skip_special_tokens=False)
+        return call_format, params
+
+    async def rest(self) -> None:
+        """End what is kept, and write it to files if there is a folder for them."""
+        await self.streams.rest()
+        if self.streams.has_files:
+            self.streams.files.release()

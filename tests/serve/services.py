@@ -70,7 +70,7 @@ def serve_engine(folder, end=signal.SIGINT, **more):
             process.kill()
             raise
         process.send_signal(end)
-        assert process.wait() == 130
+        assert process.wait() == (-end if end == signal.SIGKILL else 130)
         assert process.stderr.read().rstrip() == f"loading {folder}"
 
 
@@ -112,6 +112,7 @@ def events(client, path, body):
     """What comes, event by event, before [DONE]."""
     with client.post(path, json=body | {"stream": True}, stream=True) as response:
         assert response.status_code == 200
-        lines = [line.decode().removeprefix("data: ") for line in response.iter_lines() if line]
+        found = [line.decode() for line in response.iter_lines() if line.startswith(b"data: ")]
+    lines = [line.removeprefix("data: ") for line in found]
     assert lines.pop() == "[DONE]"
     return [json.loads(line) for line in lines]

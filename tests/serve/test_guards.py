@@ -205,6 +205,100 @@ def test_pages_of_other_sites(origins):
         assert (status == 200) == is_allowed
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ([("authorization", "Bearer k")], 101),
+        ([], 401),
+        ([("authorization", "Bearer other")], 401),
+        ([("host", "b.example"), ("authorization", "Bearer k")], 400),
+        ([("origin", "http://localhost:8000"), ("authorization", "Bearer k")], 101),
+        ([("origin", "https://a.example"), ("authorization", "Bearer k")], 101),
+        ([("origin", "https://b.example"), ("authorization", "Bearer k")], 403),
+        ([("origin", "null"), ("authorization", "Bearer k")], 403),
+    ],
+)
+def test_sockets_need_the_same_and_browsers_do_not_open_them_for_others(headers, status):
+    async def run():
+        sent = []
+
+        async def app(scope, receive, send):
+            await send({"type": "websocket.accept"})
+
+        async def receive():
+            return {"type": "websocket.connect"}
+
+        async def send(message):
+            sent.append(message)
+
+        options = ServeOptions(api_key="k", allowed_origins="https://a.example")
+        sent_to = [("host", "localhost:8000")] * ("host" not in dict(headers))
+        scope = {
+            "type": "websocket",
+            "path": "/v1/streams/s/live",
+            "headers": [(name.encode(), value.encode()) for name, value in sent_to + headers],
+            "extensions": {"websocket.http.response": {}},
+        }
+        await Guards(app, options)(scope, receive, send)
+        assert sent[0].get("status", 101) == status
+
+    asyncio.run(run())
+
+
+def test_sockets_count_as_requests():
+    async def run():
+        opened, goes_on = [], asyncio.Event()
+
+        async def app(scope, receive, send):
+            opened.append(scope)
+            await goes_on.wait()
+
+        guards, sent = Guards(app, ServeOptions(max_requests=1)), []
+        scope = {"type": "websocket", "path": "/", "headers": []}
+
+        async def send(message):
+            sent.append(message)
+
+        first = asyncio.ensure_future(guards(dict(scope), None, send))
+        await asyncio.sleep(0)
+        await guards(dict(scope), None, send)
+        assert len(opened) == 1 and sent[0]["status"] == 429
+        goes_on.set()
+        await first
+
+    asyncio.run(run())
+
+
+def test_a_socket_outlives_the_time_for_a_head():
+    connect = pytest.importorskip("websockets.asyncio.client").connect
+
+    async def run():
+        waited = asyncio.Event()
+
+        async def app(scope, receive, send):
+            await receive()
+            await send({"type": "websocket.accept"})
+            await waited.wait()
+            await send({"type": "websocket.send", "text": "still here"})
+            await send({"type": "websocket.close"})
+
+        config = uvicorn.Config(app, port=0, http=patient(0.1), lifespan="off", log_config=None)
+        server = uvicorn.Server(config)
+        serving = asyncio.ensure_future(server.serve())
+        while not server.started:
+            await asyncio.sleep(0)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        async with connect(f"ws://127.0.0.1:{port}") as socket:
+            reader, _ = await asyncio.open_connection("127.0.0.1", port)
+            assert await _rest(reader) == b""  # who came later has had its time
+            waited.set()
+            assert await socket.recv() == "still here"
+        server.should_exit = True
+        await serving
+
+    asyncio.run(run())
+
+
 def test_clients_that_do_not_send_a_head_in_time():
     async def run():
         goes_on = asyncio.Event()

@@ -126,7 +126,7 @@ def test_chat_completions(client, llm):
 def test_chats_without_a_limit_go_on_to_the_end(client):
     body = {"messages": [{"role": "user", "content": "who?"}]}
     opened = client.post("/v1/streams", json={}).json()
-    path = f"/v1/streams/{opened['id']}/generate"
+    path = f"/v1/streams/{opened['id']}/chat"
     for _ in range(20):
         answer = client.post("/v1/chat/completions", json=body).json()
         assert answer["choices"][0]["finish_reason"] == "stop"
@@ -169,13 +169,14 @@ def test_streams(client, llm):
     visible = client.get(f"{path}/visible").json()
     run = {"start": 0, "token_ids": llm.encode("a beginning"), "text": "a beginning"}
     assert visible["runs"] == [run | {"missing": None}]
-    assert visible["sink_tokens"] == client.get(path).json()["sink_tokens"] == 4
+    assert visible["num_sink_tokens"] == client.get(path).json()["num_sink_tokens"] == 4
     answer = client.post(f"{path}/generate", json=SAMPLING).json()
     assert (answer["text"], answer["position"]) == (expected[0], 23)
     in_order(answer["metrics"])
     fork = client.post(f"{path}/fork").json()
-    parts = events(client, f"{path}/generate", SAMPLING)
+    *parts, ended = events(client, f"{path}/generate", SAMPLING)
     assert "".join(part["text"] for part in parts) == expected[1]
+    assert (ended["type"], ended["position"]) == ("ended", position - 12)
     for turn in (1, 2):
         answer = client.post(f"/v1/streams/{fork['id']}/generate", json=SAMPLING).json()
         assert answer["text"] == expected[turn]
@@ -194,7 +195,7 @@ def test_chat_in_a_stream(client, llm):
         for question in ("who?", "why?"):
             deltas = stream.chat(question, SamplingParams(**SAMPLING))
             body = {"messages": [{"role": "user", "content": question}]} | SAMPLING
-            answer = client.post(f"/v1/streams/{stream_id}/generate", json=body).json()
+            answer = client.post(f"/v1/streams/{stream_id}/chat", json=body).json()
             assert answer["text"] == "".join(delta.delta_text for delta in deltas)
     client.delete(f"/v1/streams/{stream_id}")
 
@@ -212,7 +213,7 @@ def test_a_template_that_rewrites_answers(client, llm, on_rewrite):
     with llm.open_stream(**opening) as stream:
         for question in ("who?", "why?"):
             body = {"messages": [{"role": "user", "content": question}], "on_rewrite": on_rewrite}
-            answer = client.post(f"/v1/streams/{stream_id}/generate", json=body | SAMPLING)
+            answer = client.post(f"/v1/streams/{stream_id}/chat", json=body | SAMPLING)
             if on_rewrite == "error" and rewrites:
                 assert answer.status_code == 400
                 assert "where the stream has" in answer.json()["error"]["message"]
@@ -236,7 +237,7 @@ def test_chats_are_written_as_the_body_says(client, llm):
         answer = client.post("/v1/chat/completions", json=body).json()
         assert answer["choices"][0]["message"]["content"] == expected.outputs[0].text
         stream_id = client.post("/v1/streams", json={}).json()["id"]
-        answer = client.post(f"/v1/streams/{stream_id}/generate", json=body).json()
+        answer = client.post(f"/v1/streams/{stream_id}/chat", json=body).json()
         assert answer["text"] == expected.outputs[0].text
         client.delete(f"/v1/streams/{stream_id}")
 
@@ -272,7 +273,7 @@ def test_a_stream_says_what_is_wrong(client):
     for body, message in [
         ({"stream": True}, "the stream is empty"),
         ({"prompt": "a", "n": 2}, "n must be 1 for a stream"),
-        ({"prompt": "a", "messages": []}, "pass one of them"),
+        ({"prompt": "a", "messages": []}, "messages: Extra inputs are not permitted"),
     ]:
         response = client.post(f"{path}/generate", json=body)
         assert response.status_code == 400 and message in response.text
@@ -322,6 +323,7 @@ def test_one_service_per_cluster(client, folder, capsys):
         ({"port": 65536}, "--port must be <= 65535, got 65536"),
         ({"host": "192.0.2.77"}, "cannot listen: "),
         ({"api_key_file": "nowhere"}, "api_key_file='nowhere' cannot be used"),
+        ({"state_dir": "/proc/state"}, "state_dir='/proc/state' cannot be used"),
         ({"max_idle_seconds": -1}, "--max-idle-seconds must be in (0, inf), got -1.0"),
         ({"model": "nowhere"}, "model='nowhere' is no folder"),
         ({"window_size": 0}, "--window-size must be >= 1, got 0"),
