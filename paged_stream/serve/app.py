@@ -11,12 +11,14 @@ from starlette.middleware.cors import CORSMiddleware
 
 from paged_stream.serve.backend import Backend
 from paged_stream.serve.completions import CompletionRoutes
+from paged_stream.serve.conversations import ConversationRoutes
 from paged_stream.serve.errors import add_errors, answer
 from paged_stream.serve.guards import Guards
 from paged_stream.serve.json_answers import JsonAnswer
 from paged_stream.serve.live_streams import StreamRoutes
 from paged_stream.serve.metrics import CONTENT_TYPE
 from paged_stream.serve.models import ModelRoutes
+from paged_stream.serve.responses import ResponseRoutes
 from paged_stream.serve.serve_options import ServeOptions
 from paged_stream.serve.service import Service
 from paged_stream.serve.tokens import TokenRoutes
@@ -43,6 +45,8 @@ def make_app(backend: Backend, *, model: str, options: ServeOptions | None = Non
     app.include_router(ModelRoutes(service).router)
     app.include_router(TokenRoutes(service).router)
     app.include_router(StreamRoutes(backend.engine, service.streams).router)
+    app.include_router(ResponseRoutes(service).router)
+    app.include_router(ConversationRoutes(service.conversations).router)
     _add_descriptions(app, backend)
     add_errors(app)
     app.add_middleware(Guards, options=options)

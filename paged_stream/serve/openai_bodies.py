@@ -44,6 +44,17 @@ def _plain(message: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
+def checked_top_logprobs(number: int | None) -> int:
+    """How many of the most likely tokens an answer tells of; none by default.
+
+    Raises:
+        ValueError: that is beyond OpenAI's limit.
+    """
+    if number is not None and not 0 <= number <= _MAX_TOP_LOGPROBS:
+        raise ValueError(f"top_logprobs must be in [0, {_MAX_TOP_LOGPROBS}], got {number}")
+    return number or 0
+
+
 class StreamOptions(BaseModel):
     """What comes beside the parts of an answer. Padding against eavesdroppers is not offered, so
     asking for none is no mistake."""
@@ -76,14 +87,11 @@ class ResponseFormat(BaseModel):
         return {"json_object": True} if self.type == "json_object" else None
 
 
-class Stateless(_Ignored, Sampling):  # type: ignore[valid-type, misc]
-    """The fields that both kinds of requests have."""
+class Shaped(_Ignored, Sampling):  # type: ignore[valid-type, misc]
+    """What all requests of OpenAI's API have in common: something says what the answer has to be,
+    and whether its log-probabilities are told."""
 
     model: str | None = None
-    stream_options: StreamOptions | None = None
-    response_format: ResponseFormat | None = None
-    priority: int = 0
-    return_token_ids: bool | None = None
 
     def params(self) -> SamplingParams:
         params = super().params()
@@ -97,19 +105,35 @@ class Stateless(_Ignored, Sampling):  # type: ignore[valid-type, misc]
         num_logprobs = self.num_logprobs
         return params if num_logprobs is None else replace(params, logprobs=num_logprobs)
 
+    @abstractmethod
     def structure(self) -> dict[str, Any] | None:
         """What the answer has to be, as ``structured_outputs``."""
-        return None if self.response_format is None else self.response_format.structure()
 
     @property
+    @abstractmethod
     def _structure_field(self) -> str:
         """The field that `structure` comes from."""
-        return "response_format"
 
     @property
     @abstractmethod
     def num_logprobs(self) -> int | None:
         """As ``logprobs`` of `SamplingParams`."""
+
+
+class Stateless(Shaped):
+    """The fields that both kinds of requests have that leave nothing behind."""
+
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    priority: int = 0
+    return_token_ids: bool | None = None
+
+    def structure(self) -> dict[str, Any] | None:
+        return None if self.response_format is None else self.response_format.structure()
+
+    @property
+    def _structure_field(self) -> str:
+        return "response_format"
 
 
 class Completion(Stateless):
@@ -187,11 +211,7 @@ class ChatCompletion(Stateless, Chat):
             if self.top_logprobs is not None:
                 raise ValueError("top_logprobs needs logprobs: true")
             return None
-        if self.top_logprobs is not None and not 0 <= self.top_logprobs <= _MAX_TOP_LOGPROBS:
-            raise ValueError(
-                f"top_logprobs must be in [0, {_MAX_TOP_LOGPROBS}], got {self.top_logprobs}"
-            )
-        return self.top_logprobs or 0
+        return checked_top_logprobs(self.top_logprobs)
 
     def settings_with(self, use: ToolUse) -> dict[str, Any]:
         """The arguments of ``chat``."""

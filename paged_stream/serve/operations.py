@@ -3,6 +3,7 @@ nothing but JSON and return at once."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import BaseModel
@@ -12,7 +13,7 @@ from paged_stream.serve.bodies import body_of
 from paged_stream.serve.errors import NoRoomError
 from paged_stream.serve.open_stream import OpenStream
 
-_METHODS = (
+_METHODS: tuple[Callable[..., Any], ...] = (
     AsyncStreamApi.append,
     AsyncStreamApi.score,
     AsyncStreamApi.cut,

@@ -1,5 +1,5 @@
 """What the routes of one application share: what answers, under which name, its vocabulary, and the
-streams that it keeps."""
+streams and conversations that it keeps."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.serve.backend import Backend
+from paged_stream.serve.conversation_store import ConversationStore
 from paged_stream.serve.errors import UnknownModelError
 from paged_stream.serve.open_streams import OpenStreams
 from paged_stream.serve.serve_options import ServeOptions
@@ -34,6 +35,7 @@ class Service:
         self.started = int(time.time())
         self.vocabulary = Vocabulary(backend.engine)
         self.streams = OpenStreams(backend.engine, options)
+        self.conversations = ConversationStore(self.streams)
 
     def check_model(self, name: str | None) -> None:
         """Refuse a request for another model; one that names none is for this one.
@@ -60,5 +62,6 @@ class Service:
     async def rest(self) -> None:
         """End what is kept, and write it to files if there is a folder for them."""
         await self.streams.rest()
+        self.conversations.rest()
         if self.streams.has_files:
             self.streams.files.release()

@@ -43,6 +43,16 @@ def main(base: str, model: str) -> None:
         reply = chat.with_structured_output(Reply, method=method).invoke("good?")
         assert isinstance(reply, Reply)
 
+    new = ChatOpenAI(base_url=base, api_key="none", model=model, use_responses_api=True)
+    first = new.invoke("who?", max_tokens=8, temperature=0.0)
+    assert first.response_metadata["id"].startswith("resp_")
+    going_on = {"previous_response_id": first.response_metadata["id"], "max_tokens": 8}
+    assert new.invoke("why?", **going_on).usage_metadata["input_tokens"] > 8
+    parts = list(new.stream("why?", **going_on))
+    assert any(part.response_metadata.get("id", "").startswith("resp_") for part in parts)
+    called = new.bind(seed=1).bind_tools([look], tool_choice="look").invoke([question])
+    assert isinstance(called.tool_calls[0]["args"]["is_far"], bool)
+
     completion = OpenAI(base_url=base, api_key="none", model=model, max_tokens=4)
     assert isinstance(completion.invoke("once"), str)
     assert len(completion.generate(["once", "upon"]).generations) == 2

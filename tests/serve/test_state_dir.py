@@ -1,4 +1,5 @@
-"""Streams of a service that ends and starts again, and of several keys."""
+"""Streams, responses and conversations of a service that ends and starts again, and of several
+keys."""
 
 from __future__ import annotations
 
@@ -76,6 +77,32 @@ def test_after_a_crash_nobody_goes_on_from_an_old_state(folder, llm, state_dir):
         assert generated(client, restored)["text"] == texts[1]
 
 
+def test_responses_and_conversations_outlive_a_service(folder, llm, state_dir):
+    openai = pytest.importorskip("openai")
+    asking = {"temperature": 0.0, "max_output_tokens": 12, "extra_body": {"ignore_eos": True}}
+
+    def client_of(base):
+        return openai.OpenAI(base_url=f"{base}/v1", api_key="none", max_retries=0)
+
+    with serve_engine(folder, signal.SIGTERM, state_dir=state_dir) as base, client_of(base) as ai:
+        asking["model"] = ai.models.list().data[0].id
+        first = ai.responses.create(input="who?", **asking)
+        conversation = ai.conversations.create(metadata={"a": "b"})
+        ai.responses.create(input="who?", conversation=conversation.id, **asking)
+    with serve_engine(folder, state_dir=state_dir) as base, client_of(base) as ai:
+        assert ai.responses.retrieve(first.id) == first
+        assert ai.conversations.retrieve(conversation.id) == conversation
+        answers = [
+            ai.responses.create(input="why?", previous_response_id=first.id, **asking),
+            ai.responses.create(input="why?", conversation=conversation.id, **asking),
+        ]
+        assert len(list(ai.conversations.items.list(conversation.id))) == 4
+    with llm.open_stream() as twin:
+        list(twin.chat("who?", PARAMS))
+        expected = text_of(twin.chat("why?", PARAMS))
+    assert [answer.output_text for answer in answers] == [expected] * 2
+
+
 def test_a_stream_of_another_key_is_not_there(folder, tmp_path):
     keys = tmp_path / "keys"
     keys.write_text("first\nsecond\n")
@@ -86,16 +113,23 @@ def test_a_stream_of_another_key_is_not_there(folder, tmp_path):
             return requests.request(method, base + path, headers=headers[which], **options)
 
         name = ask("post", "/v1/streams", 0, json={}).json()["id"]
-        assert len(ask("get", "/v1/streams", 0).json()["data"]) == 1
+        said = {"input": "who?", "max_output_tokens": 5}
+        response = ask("post", "/v1/responses", 0, json=said).json()["id"]
+        conversation = ask("post", "/v1/conversations", 0, json={}).json()["id"]
+        assert len(ask("get", "/v1/streams", 0).json()["data"]) == 2
         assert ask("get", "/v1/streams", 1).json()["data"] == []
         bodies = {"append": {"prompt": "a"}, "score": {"prompt": "a"}, "chat": {"messages": "a"}}
         bodies |= {"cut": {"start": 0, "end": 1}, "rewind": {"position": 0}}
-        bodies |= {"save": {"name": "a"}}
+        bodies |= {"save": {"name": "a"}, "{name}": {"metadata": {}}, "items": {"items": []}}
         for path, methods in ask("get", "/openapi.json", 0).json()["paths"].items():
-            if "{stream_id}" not in path:
+            owned = response if path.startswith("/v1/responses") else conversation
+            named = path.replace("{name}", owned).replace("{stream_id}", name)
+            if named == path or path.startswith(("/v1/models", "/v1/streams/saved")):
                 continue
             for method in methods:
                 body = bodies.get(path.rpartition("/")[2], {}) if method == "post" else None
-                named = path.replace("{stream_id}", name)
                 assert ask(method, named, 1, json=body).status_code == 404, (method, path)
+        for body in ({"previous_response_id": response}, {"conversation": conversation}):
+            assert ask("post", "/v1/responses", 1, json=said | body).status_code == 404
+            assert ask("post", "/v1/responses", 0, json=said | body).status_code == 200
         assert ask("delete", f"/v1/streams/{name}", 0).status_code == 200
