@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import orjson
 from fastapi.responses import JSONResponse
 
-encode = orjson.dumps
+
+def encode(content: Any) -> bytes:
+    """JSON. Halves of surrogate pairs, which came from the client, are escaped as they came."""
+    try:
+        return orjson.dumps(content)
+    except TypeError:
+        return json.dumps(content).encode()
 
 
 class JsonAnswer(JSONResponse):

@@ -330,3 +330,13 @@ def test_a_client_that_leaves_leaves_nothing(create, client):
                 break
     while client.get("/health").json()["streams"] > num_streams:
         pass
+
+
+def test_what_json_can_say_comes_back_as_it_came(client):
+    """Half a surrogate pair, and a number of more than 64 bits."""
+    metadata = {"a": "\ud800"}
+    answer = client.post("/v1/conversations", json={"metadata": metadata}).json()
+    assert answer["metadata"] == metadata
+    tools = [{"type": "function", "name": "f", "parameters": {"const": 10**30}}]
+    said = {"input": "who?", "max_output_tokens": 1, "tools": tools, "tool_choice": "none"}
+    assert client.post("/v1/responses", json=said).json()["tools"] == tools
