@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from starlette.websockets import WebSocketDisconnect
 
 from paged_stream.serve.bodies import ChatBody, TurnBody
-from paged_stream.serve.errors import AnswerFailedError, NoRoomError, refusal, wrong_fields
+from paged_stream.serve.errors import INVALID, refusal, wrong_fields
 from paged_stream.serve.events import begun
 from paged_stream.serve.guards import owner_of
 from paged_stream.serve.json_answers import encode, error_body
@@ -103,9 +103,12 @@ class _Connection:
                 else:
                     self._commands.put_nowait(command)
             except asyncio.QueueFull:
-                await self._refuse(f"{_MAX_COMMANDS} commands wait; let some be answered first")
-            except (ValueError, RecursionError) as error:
-                await self._refuse(str(error))
+                wait = f"{_MAX_COMMANDS} commands wait; let some be answered first"
+                await self._refuse(ValueError(wait))
+            except RecursionError:
+                await self._refuse(ValueError("the JSON is too deep"))
+            except Exception as error:
+                await self._refuse(error)
 
     async def _work(self) -> None:
         while True:
@@ -113,16 +116,24 @@ class _Connection:
             kind = command.pop("type")
             try:
                 result = await self._do(kind, command)
-            except ValidationError as error:
-                text, param = wrong_fields(error.errors())
-                await self._refuse(text, to=kind, param=param)
-            except (ValueError, NoRoomError, AnswerFailedError) as error:
-                await self._refuse(str(error), to=kind)
+            except Exception as error:
+                await self._refuse(error, to=kind)
             else:
                 await self._send({"type": "answer", "to": kind} | result)
 
-    async def _refuse(self, message: str, to: str | None = None, param: str | None = None) -> None:
-        content = error_body(message, "invalid_request_error", param=param)
+    async def _refuse(self, error: Exception, to: str | None = None) -> None:
+        """Say what is wrong with a command.
+
+        Raises:
+            Exception: the same, if it is the server's own fault.
+        """
+        if isinstance(error, ValidationError):
+            text, param = wrong_fields(error.errors())
+            content = error_body(text, INVALID, param=param)
+        elif (found := refusal(error)) is not None:
+            content = json.loads(bytes(found.body))
+        else:
+            raise error
         await self._send({"type": "refused", "to": to} | content)
 
     async def _do(self, kind: str, arguments: dict[str, Any]) -> dict[str, Any]:
