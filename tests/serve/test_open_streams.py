@@ -113,12 +113,12 @@ def test_streams_that_nobody_uses_are_closed():
 
 def test_a_timer_closes_them_without_a_request():
     async def run():
-        streams = OpenStreams(Engine(), ServeOptions(max_idle_seconds=0.01))
-        opened = [await streams.open("a", Engine().open_stream) for _ in range(3)]
-        for each in opened:
+        streams = OpenStreams(Engine(), ServeOptions(max_idle_seconds=0.05))
+        first = await streams.open("a", Engine().open_stream)
+        await asyncio.sleep(0.02)  # so that the second one is left alone for less long
+        second = await streams.open("a", Engine().open_stream)
+        for each in (first, second):
             await each.stream.closed.wait()
-        later = await streams.open("a", Engine().open_stream)  # the timer is there again
-        await later.stream.closed.wait()
 
     asyncio.run(asyncio.wait_for(run(), 60))
 
