@@ -83,6 +83,7 @@ class _Connection:
                 await self._send(event)
                 self._sent_id = event["event_id"]
                 self._progress.set()
+                await asyncio.sleep(0)  # many may be there, and the client may have left
 
     async def _send(self, content: dict[str, Any]) -> None:
         async with self._sending:

@@ -147,6 +147,7 @@ class StreamRoutes:
             async with aclosing(make(opened)) as events:
                 async for event in events:
                     yield event
+                    await asyncio.sleep(0)  # many may be there, and the client may have left
 
     def _operation(self, name: str) -> Callable[..., Any]:
         kind = OPERATIONS[name]

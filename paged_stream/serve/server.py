@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 from collections.abc import Callable
@@ -57,11 +58,17 @@ def serve_engine(
             service.drain_seconds,
             when_ready,
         )
+        logging.getLogger("uvicorn.error").addFilter(_is_no_refusal)
         # The server ends at either signal, and then raises it again for the previous handler.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         asyncio.run(server.serve())
     finally:
         asyncio.run(engine.close())
+
+
+def _is_no_refusal(record: logging.LogRecord) -> bool:
+    """uvicorn takes an answer to a WebSocket's request, such as one of status 404, for a fault."""
+    return record.msg != "ASGI callable returned without completing handshake."
 
 
 class _Server(uvicorn.Server):

@@ -71,7 +71,8 @@ def serve_engine(folder, end=signal.SIGINT, **more):
             raise
         process.send_signal(end)
         assert process.wait() == (-end if end == signal.SIGKILL else 130)
-        assert process.stderr.read().rstrip() == f"loading {folder}"
+        told = process.stderr.read().rstrip()
+        assert told == f"loading {folder}", told
 
 
 @contextmanager

@@ -103,10 +103,10 @@ def test_responses_and_conversations_outlive_a_service(folder, llm, state_dir):
     assert [answer.output_text for answer in answers] == [expected] * 2
 
 
-def test_a_stream_of_another_key_is_not_there(folder, tmp_path):
+def test_a_stream_of_another_key_is_not_there(folder, tmp_path, state_dir):
     keys = tmp_path / "keys"
     keys.write_text("first\nsecond\n")
-    with serve_engine(folder, api_key_file=keys) as base:
+    with serve_engine(folder, api_key_file=keys, state_dir=state_dir) as base:
         headers = [{"authorization": f"Bearer {key}"} for key in ("first", "second")]
 
         def ask(method, path, which, **options):
