@@ -12,6 +12,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 import requests
@@ -31,7 +32,7 @@ sys.modules["ray"] = None
 from paged_stream.cli import main
 sys.exit(main(sys.argv[1:]))
 """
-SAMPLING = {"temperature": 0.0, "max_tokens": 12, "ignore_eos": True}
+SAMPLING: dict[str, Any] = {"temperature": 0.0, "max_tokens": 12, "ignore_eos": True}
 
 
 class Client:
@@ -76,7 +77,7 @@ def serve_engine(folder, end=signal.SIGINT, **more):
 
 
 @contextmanager
-def serve_pool(folder):
+def serve_pool(folder, **more):
     """The command in a thread, where an event stands for Ctrl-C."""
     answers, interrupt = threading.Event(), threading.Event()
 
@@ -92,7 +93,7 @@ def serve_pool(folder):
     ):
         options = {"port": free_port(), "num_replicas": 2, "model": folder, "save_dir": save_dir}
         patch.setattr(serve_command, "_wait", wait)
-        command = threads.submit(main, arguments(options | SETTINGS))
+        command = threads.submit(main, arguments(options | SETTINGS | more))
         command.add_done_callback(lambda _: answers.set())
         answers.wait()
         assert not command.done(), f"exit status {command.result()}"

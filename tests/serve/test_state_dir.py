@@ -9,7 +9,7 @@ import pytest
 import requests
 
 from paged_stream import SamplingParams
-from tests.serve.services import SAMPLING, Client, serve_engine
+from tests.serve.services import SAMPLING, Client, serve_engine, serve_pool
 
 PARAMS = SamplingParams(**SAMPLING)
 
@@ -55,6 +55,19 @@ def test_streams_outlive_a_service(folder, llm, state_dir, end):
         assert client.delete(f"/v1/streams/{busy}").status_code == 200
         assert client.delete(f"/v1/streams/{quiet}").status_code == 200
     assert not [*state_dir.rglob("*.stream"), *state_dir.rglob("*.json")]
+
+
+@pytest.mark.ray
+def test_streams_outlive_a_pool(ray, folder, llm, state_dir):
+    with serve_pool(folder, state_dir=state_dir) as base:
+        client = Client(base)
+        stream_id = opened(client, "once upon a time")
+        texts = [generated(client, stream_id)["text"]]
+    with serve_pool(folder, state_dir=state_dir) as base:
+        texts.append(generated(Client(base), stream_id)["text"])
+    with llm.open_stream() as twin:
+        twin.append("once upon a time")
+        assert texts == [text_of(twin.generate(PARAMS)) for _ in range(2)]
 
 
 def test_after_a_crash_nobody_goes_on_from_an_old_state(folder, llm, state_dir):
