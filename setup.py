@@ -103,7 +103,11 @@ setup(
     # link paged_stream/scheduler makes the folder scheduler/ part of it.
     packages=find_packages(include=["paged_stream*"]),
     package_dir={"": "."},
-    package_data={"paged_stream": ["py.typed", "*.pyi"], "paged_stream.scheduler": ["py.typed"]},
+    package_data={
+        "paged_stream": ["py.typed", "*.pyi"],
+        "paged_stream.scheduler": ["py.typed"],
+        "paged_stream.serve": ["page/*"],
+    },
     ext_modules=[extension()],
     cmdclass={"build_ext": Build},
     options={"bdist_wheel": {"py_limited_api": "cp311"}},

@@ -18,6 +18,7 @@ from paged_stream.serve.json_answers import JsonAnswer
 from paged_stream.serve.live_streams import StreamRoutes
 from paged_stream.serve.metrics import CONTENT_TYPE
 from paged_stream.serve.models import ModelRoutes
+from paged_stream.serve.page_files import page_router
 from paged_stream.serve.responses import ResponseRoutes
 from paged_stream.serve.serve_options import ServeOptions
 from paged_stream.serve.service import Service
@@ -44,9 +45,10 @@ def make_app(backend: Backend, *, model: str, options: ServeOptions | None = Non
     app.include_router(CompletionRoutes(service).router)
     app.include_router(ModelRoutes(service).router)
     app.include_router(TokenRoutes(service).router)
-    app.include_router(StreamRoutes(backend.engine, service.streams).router)
+    app.include_router(StreamRoutes(service).router)
     app.include_router(ResponseRoutes(service).router)
     app.include_router(ConversationRoutes(service.conversations).router)
+    app.include_router(page_router())
     _add_descriptions(app, backend)
     add_errors(app)
     app.add_middleware(Guards, options=options)

@@ -15,9 +15,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from paged_stream.serve.errors import INVALID, answer
 from paged_stream.serve.json_answers import JsonAnswer
+from paged_stream.serve.page_files import PAGE_PATHS
 from paged_stream.serve.serve_options import ServeOptions
 
-_OPEN_TO_ALL = ("/health", "/ready")  # for those who watch over the service
+# For those who watch over the service, and the page, which asks for a key itself.
+_OPEN_TO_ALL = ("/health", "/ready", "/")
 _OWNER_LENGTH = 16  # hexadecimal digits of a key's hash
 _LOCAL = ("localhost", "127.0.0.1", "[::1]")
 
@@ -59,7 +61,7 @@ class Guards:
             return answer("pages of this site may not connect; see --allowed-origins", INVALID, 403)
         key = self._key(headers)
         scope.setdefault("state", {})["owner"] = "all" if key is None else key[:_OWNER_LENGTH]
-        if self._keys and scope["path"] not in _OPEN_TO_ALL and key is None:
+        if self._keys and not _is_open_to_all(scope["path"]) and key is None:
             challenge = {"www-authenticate": "Bearer"}
             message = "an API key is needed: Authorization: Bearer KEY"
             return answer(message, INVALID, 401, code="invalid_api_key", headers=challenge)
@@ -127,6 +129,10 @@ class Guards:
             return message
 
         return receive_part
+
+
+def _is_open_to_all(path: str) -> bool:
+    return path in _OPEN_TO_ALL or path.startswith(PAGE_PATHS)
 
 
 def _asks_much(scope: Scope) -> bool:

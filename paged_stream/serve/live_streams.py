@@ -11,7 +11,6 @@ from typing import Annotated, Any, TypeAlias
 from fastapi import APIRouter, Header, Request
 from fastapi.responses import Response
 
-from paged_stream.engine.api import AsyncEngineApi
 from paged_stream.serve.bodies import ChatBody, NewStream, SaveName, TurnBody
 from paged_stream.serve.clients import while_connected
 from paged_stream.serve.events import begun, event_stream, numbered_line
@@ -19,9 +18,10 @@ from paged_stream.serve.guards import owner_of
 from paged_stream.serve.json_answers import JsonAnswer
 from paged_stream.serve.live_socket import LiveSocket
 from paged_stream.serve.open_stream import OpenStream
-from paged_stream.serve.open_streams import Opening, OpenStreams
+from paged_stream.serve.open_streams import Opening
 from paged_stream.serve.operations import OPERATIONS, fork, operate
 from paged_stream.serve.saved_streams import SavedStreams
+from paged_stream.serve.service import Service
 from paged_stream.serve.stream_events import Event
 from paged_stream.serve.turns import Turn, whole
 
@@ -31,9 +31,10 @@ _Making: TypeAlias = Callable[[OpenStream], AsyncGenerator[Event, None]]
 class StreamRoutes:
     """``/v1/streams`` and what is below it."""
 
-    def __init__(self, engine: AsyncEngineApi, streams: OpenStreams) -> None:
-        self._engine = engine
-        self._streams = streams
+    def __init__(self, service: Service) -> None:
+        self._engine = service.backend.engine
+        self._vocabulary = service.vocabulary
+        self._streams = streams = service.streams
         self._saved = SavedStreams(streams)
         self.router = APIRouter(prefix="/v1/streams")
         self.router.post("")(self.open)
@@ -86,15 +87,27 @@ class StreamRoutes:
     async def describe(self, stream_id: str, request: Request) -> dict[str, Any]:
         async with self._streams.using(owner_of(request), stream_id) as opened:
             stats = asdict(await opened.stream.stats())
-            return _place(opened) | {"is_generating": opened.stream.is_generating} | stats
+            told = {
+                "is_generating": opened.stream.is_generating,
+                "last_event_id": opened.events.last_id,
+            }
+            return _place(opened) | told | stats
 
     async def close(self, stream_id: str, request: Request) -> dict[str, Any]:
         await self._streams.close(owner_of(request), stream_id)
         return {"id": stream_id, "deleted": True}
 
-    async def visible(self, stream_id: str, request: Request) -> dict[str, Any]:
+    async def visible(
+        self, stream_id: str, request: Request, pieces: bool = False
+    ) -> dict[str, Any]:
+        """What the next token will see; on demand with ``pieces``, the text of each token."""
         async with self._streams.using(owner_of(request), stream_id) as opened:
-            return {"id": stream_id} | asdict(await opened.stream.visible())
+            visible = asdict(await opened.stream.visible())
+        if pieces:
+            texts = await self._vocabulary.texts()
+            for run in visible["runs"]:
+                run["pieces"] = texts.pieces(run["token_ids"])
+        return {"id": stream_id} | visible
 
     async def events(
         self,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from paged_stream.engine.api import AsyncEngineApi
+from paged_stream.text.increments import increments
 from paged_stream.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -29,6 +30,16 @@ class TokenTexts:
         """What a token adds behind others; of a special token, its name. A part of a character is
         U+FFFD."""
         return self._of(token_id)[0]
+
+    def pieces(self, token_ids: Sequence[int]) -> list[str]:
+        """What each of these tokens adds to their text, special tokens included. A character comes
+        with the token that completes it."""
+        if not token_ids:
+            return []
+        text = increments(self.tokenizer, (), skip_special_tokens=False)
+        pieces = [text.append(token_id) for token_id in token_ids]
+        pieces[-1] += text.finish()
+        return pieces
 
     def content(self, token_id: int) -> bytes:
         """The same as bytes, which need not be whole characters."""
