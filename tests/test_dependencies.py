@@ -49,6 +49,7 @@ NEEDS_EXTRA = {
     "paged_stream/serve/models.py": "serve",
     "paged_stream/serve/openai_bodies.py": "serve",
     "paged_stream/serve/operations.py": "serve",
+    "paged_stream/serve/page_files.py": "serve",
     "paged_stream/serve/patience.py": "serve",
     "paged_stream/serve/pool_backend.py": "serve",
     "paged_stream/serve/ray_app.py": "serve",

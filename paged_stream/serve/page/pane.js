@@ -17,6 +17,9 @@ export class Pane {
     this.find("h2").textContent = name(stream.id);
     this.needsText = true;
     this.drawn = 0;
+    this.followsEnd = true;
+    this.resizing = new ResizeObserver(() => this.follow());
+    this.resizing.observe(this.text);
     this.abort = new AbortController();
     this.listen();
     this.plan();
@@ -31,6 +34,10 @@ export class Pane {
     });
     on(this.stream, "failed", ({ detail }) => this.fail(new Error(detail)));
     on(document, "selectionchange", () => this.showButtons());
+    on(this.text, "scroll", () => {
+      const below = this.text.scrollHeight - this.text.scrollTop - this.text.clientHeight;
+      this.followsEnd = below < NEAR_END;
+    });
     on(this.find(".leave"), "click", () => this.actions.leave(this));
     for (const button of this.element.querySelectorAll("[data-do]")) {
       on(button, "click", () => this.act(button.dataset.do));
@@ -49,6 +56,7 @@ export class Pane {
 
   close() {
     this.abort.abort();
+    this.resizing.disconnect();
     this.element.remove();
   }
 
@@ -110,10 +118,14 @@ export class Pane {
       fact("blocks", stats.num_blocks.toLocaleString("en")),
       fact("keys and values", bytes(stats.kv_bytes)),
     );
-    const followsEnd = this.text.scrollHeight - this.text.scrollTop - this.text.clientHeight < NEAR_END;
     this.drawText();
-    if (followsEnd) this.text.scrollTop = this.text.scrollHeight;
+    this.follow();
     this.showButtons();
+  }
+
+  // Keep the end in view for who has not gone back in the text.
+  follow() {
+    if (this.followsEnd) this.text.scrollTop = this.text.scrollHeight;
   }
 
   drawText() {
