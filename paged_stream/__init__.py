@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from paged_stream.engine.llm_engine import LLMEngine as LLMEngine
     from paged_stream.engine.outputs import CompletionOutput as CompletionOutput
     from paged_stream.engine.outputs import EngineStats as EngineStats
+    from paged_stream.engine.outputs import Histogram as Histogram
     from paged_stream.engine.outputs import RequestDelta as RequestDelta
     from paged_stream.engine.outputs import RequestMetrics as RequestMetrics
     from paged_stream.engine.outputs import RequestOutput as RequestOutput
     from paged_stream.engine.outputs import StreamStats as StreamStats
     from paged_stream.engine.outputs import TokenLogprob as TokenLogprob
+    from paged_stream.engine.outputs import TurnStats as TurnStats
     from paged_stream.engine.outputs import VisibleRun as VisibleRun
     from paged_stream.engine.outputs import VisibleText as VisibleText
     from paged_stream.engine.stream import Stream as Stream
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from paged_stream.scheduler.structured_outputs import (
         StructuredOutputsParams as StructuredOutputsParams,
     )
+    from paged_stream.serve.collector import EngineCollector as EngineCollector
     from paged_stream.serve.ray_app import build_app as build_app
     from paged_stream.text.inputs import Prompt as Prompt
     from paged_stream.text.inputs import TextPrompt as TextPrompt
@@ -50,9 +53,11 @@ _HOME = {
     "AsyncStreamApi": "engine.api",
     "CompletionOutput": "engine.outputs",
     "EngineApi": "engine.api",
+    "EngineCollector": "serve.collector",
     "EngineConfig": "config",
     "EngineStats": "engine.outputs",
     "EngineStoppedError": "engine.lifetime",
+    "Histogram": "engine.outputs",
     "LLM": "engine.llm",
     "LLMEngine": "engine.llm_engine",
     "PoolError": "pool.errors",
@@ -72,6 +77,7 @@ _HOME = {
     "TextPrompt": "text.inputs",
     "TokenLogprob": "engine.outputs",
     "TokensPrompt": "text.inputs",
+    "TurnStats": "engine.outputs",
     "VisibleRun": "engine.outputs",
     "VisibleText": "engine.outputs",
     "build_app": "serve.ray_app",

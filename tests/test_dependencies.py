@@ -37,6 +37,7 @@ NEEDS_EXTRA = {
     "paged_stream/serve/app.py": "serve",
     "paged_stream/serve/bodies.py": "serve",
     "paged_stream/serve/clients.py": "serve",
+    "paged_stream/serve/collector.py": "serve",
     "paged_stream/serve/completions.py": "serve",
     "paged_stream/serve/conversations.py": "serve",
     "paged_stream/serve/errors.py": "serve",
@@ -51,13 +52,13 @@ NEEDS_EXTRA = {
     "paged_stream/serve/operations.py": "serve",
     "paged_stream/serve/page_files.py": "serve",
     "paged_stream/serve/patience.py": "serve",
-    "paged_stream/serve/pool_backend.py": "serve",
     "paged_stream/serve/ray_app.py": "serve",
     "paged_stream/serve/response_bodies.py": "serve",
     "paged_stream/serve/responses.py": "serve",
     "paged_stream/serve/server.py": "serve",
     "paged_stream/serve/tokens.py": "serve",
     "paged_stream/serve/tools.py": "serve",
+    "paged_stream/serve/vllm_metrics.py": "serve",
     "paged_stream/text/structures.py": "structured",
 }
 INSTALLED = packages_distributions()

@@ -58,7 +58,9 @@ MAKERS = {
     "serve.server": {"engine.async_engine"},
     "serve.engine_backend": {"engine.async_engine"},
     "serve.ray_app": {"pool.async_ray_llm", "pool.pool_options"},
-    "serve.pool_backend": {"pool.async_ray_llm", "pool.stats"},
+    "serve.collector": {"engine.async_engine", "engine.lifetime", "pool.errors"},
+    "serve.metrics": {"pool.stats"},
+    "serve.pool_backend": {"pool.async_ray_llm"},
 }
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import reprlib
 import time
-from collections import deque
-from dataclasses import dataclass, field
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Literal, Protocol, TypeAlias
 
+from paged_stream.engine.histogram import Histogram
 from paged_stream.scheduler.output import FinishReason, TokenLogprob
 
 __all__ = [
@@ -15,12 +17,14 @@ __all__ = [
     "DeltaQueue",
     "EngineStats",
     "FinishReason",
+    "Histogram",
     "Inbox",
     "Location",
     "RequestDelta",
     "RequestMetrics",
     "RequestOutput",
     "StreamStats",
+    "TurnStats",
     "VisibleRun",
     "VisibleText",
     "TokenLogprob",
@@ -275,6 +279,36 @@ class VisibleText:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TurnStats:
+    """The completions and turns that an engine has finished. One that was left by its reader, or by
+    `StreamApi.end_turn`, is not among them.
+
+    Args:
+        finish_reasons: how many ended for which reason.
+        queue_seconds: how long they waited for their first step.
+        first_token_seconds: how long it took from their arrival to their first token.
+        token_seconds: how long each further token took, on the average of a turn.
+        turn_seconds: how long it took from their arrival to their end.
+        prompt_tokens: how many tokens there were to compute before they generated.
+        generated_tokens: how many tokens they generated.
+    """
+
+    finish_reasons: Mapping[FinishReason, int]
+    queue_seconds: Histogram
+    first_token_seconds: Histogram
+    token_seconds: Histogram
+    turn_seconds: Histogram
+    prompt_tokens: Histogram
+    generated_tokens: Histogram
+
+    def __add__(self, other: TurnStats) -> TurnStats:
+        reasons = Counter(self.finish_reasons) + Counter(other.finish_reasons)
+        names = [each.name for each in fields(self) if each.name != "finish_reasons"]
+        sums = {name: getattr(self, name) + getattr(other, name) for name in names}
+        return TurnStats(finish_reasons=dict(reasons), **sums)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
     """The engine at one moment. Counts of tokens, steps and turns begin when the engine does.
 
@@ -305,6 +339,7 @@ class EngineStats:
         num_preemptions: how often one gave its place in the batch to one of higher priority.
         num_failed_turns: completions and turns that ended with an error: the ``finish_reason``
             ``"error"``, or a stream that was lost.
+        turns: what the finished completions and turns were like.
     """
 
     num_running: int
@@ -329,3 +364,4 @@ class EngineStats:
     queue_seconds: float
     num_preemptions: int
     num_failed_turns: int
+    turns: TurnStats

@@ -70,4 +70,5 @@ def engine_stats(core: EngineCore) -> EngineStats:
         num_started_turns=turns.num_started,
         num_preemptions=scheduler.num_preemptions,
         num_failed_turns=turns.num_failed,
+        turns=turns.counts.stats(),
     )

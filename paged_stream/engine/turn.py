@@ -26,7 +26,8 @@ class Turn:
     copies. ``new_text`` belongs to the next delta. ``eos_token_ids`` end the turn, besides those
     that its parameters name; ``stop_token_ids`` are all of these. ``progress`` is in what its
     text has to be, if it has to be anything. ``is_last`` tells that no other turn goes on where
-    this one ends. ``template_rewrote`` is in its deltas.
+    this one ends. ``template_rewrote`` is in its deltas. ``num_prompt_tokens`` had to be
+    computed before it generated, ``num_generated_tokens`` were handed out since.
     """
 
     request_id: str
@@ -43,6 +44,8 @@ class Turn:
     stop_string: str | None = None
     inbox: Inbox | None = None
     num_copies: int = 0
+    num_prompt_tokens: int = 0
+    num_generated_tokens: int = 0
     generates: bool = False
     queued_at: float = field(default_factory=time.monotonic)
     metrics: RequestMetrics = field(default_factory=RequestMetrics.of_arrival)

@@ -11,6 +11,7 @@ from paged_stream.engine.lifetime import StreamLostError
 from paged_stream.engine.masks import Masks
 from paged_stream.engine.outputs import DeltaQueue, FinishReason, Inbox, RequestDelta
 from paged_stream.engine.turn import Turn
+from paged_stream.engine.turn_counts import TurnCounts
 from paged_stream.scheduler.output import SchedulerOutput, SequenceUpdate
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.scheduler.scheduler import Scheduler
@@ -25,6 +26,9 @@ MAX_UNDELIVERED = 1024
 
 class Turns:
     """All turns of one engine.
+
+    Attributes:
+        counts: what the finished ones were like.
 
     Args:
         seq_ids: numbers for new sequences.
@@ -43,6 +47,7 @@ class Turns:
         self.num_started = 0
         self.num_failed = 0
         self.queue_seconds = 0.0
+        self.counts = TurnCounts()
         self._scheduler = scheduler
         self._tokenizer = tokenizer
         self._structures = structures
@@ -130,6 +135,7 @@ class Turns:
     def _add(self, seq_id: int, turn: Turn, token_ids: Sequence[int]) -> None:
         self.requests[turn.request_id] = [seq_id]
         self._turns[seq_id] = turn
+        turn.num_prompt_tokens = len(token_ids)
         self._scheduler.append(seq_id, token_ids)
 
     def abort(self, request_id: str) -> None:
@@ -214,6 +220,7 @@ class Turns:
             seed=seed,
             inbox=inbox,
             template_rewrote=template_rewrote,
+            num_prompt_tokens=self._num_uncomputed(seq_id),
         )
         self._turns[seq_id] = turn
         self._generate(seq_id, turn, num_generated, generated)
@@ -222,8 +229,13 @@ class Turns:
         """Compute what was appended to a stream; log-probabilities will appear in ``inbox``."""
         params = SamplingParams(prompt_logprobs=0)
         turn = Turn(request_id=f"stream-{seq_id}", index=0, params=params, inbox=inbox)
+        turn.num_prompt_tokens = self._num_uncomputed(seq_id)
         self._turns[seq_id] = turn
         self._scheduler.start_turn(seq_id, params, generates=False)
+
+    def _num_uncomputed(self, seq_id: int) -> int:
+        sequence = self._scheduler.sequences[seq_id]
+        return sequence.num_tokens - sequence.num_computed_tokens
 
     def end(self, seq_id: int) -> None:
         """Forget a sequence's turn, if it has one."""
@@ -300,7 +312,15 @@ class Turns:
             self._hand_out(turn, delta)
 
     def _hand_out(self, turn: Turn, delta: RequestDelta) -> None:
-        self.num_failed += delta.finish_reason == "error"
+        turn.num_generated_tokens += len(delta.delta_token_ids)
+        if delta.finish_reason is not None:
+            self.num_failed += delta.finish_reason == "error"
+            self.counts.add(
+                delta.metrics,
+                delta.finish_reason,
+                turn.num_prompt_tokens,
+                turn.num_generated_tokens,
+            )
         (self._undelivered if turn.inbox is None else turn.inbox).append(delta)
 
     def _finish(self, seq_id: int, turn: Turn) -> None:

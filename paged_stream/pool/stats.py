@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import reduce
 from typing import Any
 
 from paged_stream.engine.outputs import EngineStats
+from paged_stream.engine.turn_counts import TurnCounts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +52,7 @@ class PoolStats(EngineStats):
 
 
 def sum_stats(stats: Sequence[EngineStats]) -> dict[str, Any]:
-    """Add up each field of `EngineStats` over several engines."""
-    names = (field.name for field in fields(EngineStats))
-    return {name: sum(getattr(each, name) for each in stats) for name in names}
+    """Add up each field of `EngineStats` over several engines, or over none."""
+    numbers = [field.name for field in fields(EngineStats) if field.name != "turns"]
+    turns = reduce(operator.add, (each.turns for each in stats), TurnCounts().stats())
+    return {name: sum(getattr(each, name) for each in stats) for name in numbers} | {"turns": turns}

@@ -16,7 +16,7 @@ from paged_stream.serve.errors import add_errors, answer
 from paged_stream.serve.guards import Guards
 from paged_stream.serve.json_answers import JsonAnswer
 from paged_stream.serve.live_streams import StreamRoutes
-from paged_stream.serve.metrics import CONTENT_TYPE
+from paged_stream.serve.metrics import CONTENT_TYPE, render
 from paged_stream.serve.models import ModelRoutes
 from paged_stream.serve.page_files import page_router
 from paged_stream.serve.responses import ResponseRoutes
@@ -49,7 +49,7 @@ def make_app(backend: Backend, *, model: str, options: ServeOptions | None = Non
     app.include_router(ResponseRoutes(service).router)
     app.include_router(ConversationRoutes(service.conversations).router)
     app.include_router(page_router())
-    _add_descriptions(app, backend)
+    _add_descriptions(app, backend, model)
     add_errors(app)
     app.add_middleware(Guards, options=options)
     if options.allowed_origins:
@@ -62,7 +62,7 @@ def make_app(backend: Backend, *, model: str, options: ServeOptions | None = Non
     return app
 
 
-def _add_descriptions(app: FastAPI, backend: Backend) -> None:
+def _add_descriptions(app: FastAPI, backend: Backend, model: str) -> None:
     @app.get("/health")
     async def health() -> Mapping[str, Any]:
         return await backend.health()
@@ -76,7 +76,8 @@ def _add_descriptions(app: FastAPI, backend: Backend) -> None:
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        return Response(await backend.metrics(), media_type=CONTENT_TYPE)
+        content = render(await backend.engine.stats(), model)
+        return Response(content, media_type=CONTENT_TYPE)
 
     @app.get("/version")
     async def version() -> Mapping[str, Any]:

@@ -39,7 +39,3 @@ class Backend(Protocol):
     async def health(self) -> Mapping[str, Any]:
         """The answer to ``/health``."""
         ...
-
-    async def metrics(self) -> bytes:
-        """The answer to ``/metrics``, of the type `metrics.CONTENT_TYPE`."""
-        ...

@@ -1,4 +1,4 @@
-"""One engine behind a service. Its metrics call it replica 0."""
+"""One engine behind a service."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 from paged_stream.engine.async_engine import AsyncLLMEngine
 from paged_stream.scheduler.sampling_params import SamplingParams
-from paged_stream.serve.metrics import engine_families, family, render
 from paged_stream.text.chat import Messages
 from paged_stream.text.chat_options import ChatOptions
 from paged_stream.text.inputs import Prompt, naming_item
@@ -41,9 +40,3 @@ class EngineBackend:
         stats = await self.engine.stats()
         load = stats.num_running + stats.num_waiting
         return {"replicas": 1, "streams": stats.num_streams, "load": load}
-
-    async def metrics(self) -> bytes:
-        """As `Backend.metrics`."""
-        stats = await self.engine.stats()
-        streams = family("open_streams", "Open streams.", {None: stats.num_streams})
-        return render([streams, *engine_families({0: stats})])

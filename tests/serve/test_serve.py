@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from paged_stream import SamplingParams
 from paged_stream.cli import main
-from paged_stream.engine.outputs import EngineStats
+from paged_stream.engine.outputs import EngineStats, TurnStats
 from tests.serve.services import SAMPLING, arguments, events, free_port, serve_engine
 
 TOOLS = [{"function": {"strict": True, "name": "f"}, "type": "function"}]
@@ -69,11 +69,12 @@ def samples(client):
     for family in text_string_to_metric_families(response.text):
         for sample in family.samples:
             types[sample.name] = family.type
-            key = (sample.name.removeprefix("paged_stream_"), sample.labels.get("replica"))
+            number = sample.labels.get("replica", sample.labels.get("engine"))
+            key = (sample.name.removeprefix("paged_stream_"), number)
             values[key] = sample.value
             if sample.labels:
                 values[key[0]] = values.get(key[0], 0) + sample.value
-    assert all(name.startswith("paged_stream_") for name in types)
+    assert all(name.startswith(("paged_stream_", "vllm:")) for name in types)
     assert {n for n in types if n.endswith("_total")} == {
         n for n, kind in types.items() if kind == "counter"
     }
@@ -91,6 +92,9 @@ def test_metrics(client):
     assert after["evicted_tokens_total"] > before["evicted_tokens_total"]
     assert after["blocks", "0"] > after["used_blocks"] > 0
     assert after["steps_total"] > before["steps_total"]
+    for name in ("finished_turns_total", "first_token_seconds_count", "turn_seconds_count"):
+        assert after[name] == before.get(name, 0) + 1
+    assert after["vllm:generation_tokens_total"] == after["generated_tokens_total"]
     client.delete(f"/v1/streams/{stream_id}")
 
 
@@ -105,8 +109,10 @@ def test_metrics_of_a_pool(client):
 def test_metrics_have_all_that_an_engine_counts():
     from paged_stream.serve import metrics
 
-    shown = {field for _, field, _ in metrics._ENGINE} | {"num_streams"}
+    shown = {field for _, field, _ in metrics._ENGINE} | {"num_streams", "turns"}
     assert shown == {field.name for field in fields(EngineStats)}
+    shown = {field for _, field, _ in metrics._TURNS} | {"finish_reasons"}
+    assert shown == {field.name for field in fields(TurnStats)}
 
 
 def test_chat_completions(client, llm):
