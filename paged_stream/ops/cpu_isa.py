@@ -6,8 +6,8 @@ from paged_stream.ops.library import ops
 
 
 def cpu_isa() -> str:
-    """The instruction set of the CPU kernels in use: "avx512vnni", "avx512", "avxvnni", "avx2" or
-    "generic"."""
+    """The instruction set of the CPU kernels in use: "avx512bf16", "avx512vnni", "avx512",
+    "avxvnni", "avx2" or "generic"."""
     return ops.cpu_isa.default()
 
 

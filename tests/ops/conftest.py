@@ -38,7 +38,7 @@ def _using(name: str) -> Iterator[str]:
     ops.set_cpu_isa(before)
 
 
-@pytest.fixture(params=_supported_isas("avx512", "avx2", "generic"))
+@pytest.fixture(params=_supported_isas("avx512bf16", "avx512", "avx2", "generic"))
 def isa(request):
     """Runs the test once with the kernels of every instruction set that this machine has."""
     with _using(request.param) as name:

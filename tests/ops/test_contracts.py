@@ -93,7 +93,7 @@ def test_opcheck(name, dtype, cache_dtype):
 
 def test_isa_by_unknown_name():
     with pytest.raises(
-        RuntimeError, match='this processor does not support "mmx"; the names are "avx512vnni"'
+        RuntimeError, match='this processor does not support "mmx"; the names are "avx512bf16"'
     ):
         ops.set_cpu_isa("mmx")
 

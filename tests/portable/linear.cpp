@@ -55,21 +55,24 @@ void check_dense(const Sizes& sizes, bool with_bias, bool float_out, Random& ran
   const auto weight = random.normals<T>(sizes.out_features * sizes.in_features);
   const auto bias = random.normals<float>(sizes.out_features);
   const auto packed = pack_dense<T>(sizes, weight);
-  std::vector<float> tiles(x.size()), wide(sizes.rows * sizes.out_features);
+  const DenseKernels& kernels = kGenericKernels.linear[kIndexOf<T>];
+  std::vector<char> tiles(x.size() * kernels.packed_size);
+  std::vector<float> wide(sizes.rows * sizes.out_features);
   std::vector<bfloat16> narrow(wide.size());
-  LinearArgs args = make_args(sizes, kGenericKernels.max_tile_rows);
+  LinearArgs args = make_args(sizes, kernels.max_tile_rows);
   for (int64_t tile = 0; tile < args.num_tiles; ++tile) {
     const int64_t row = args.tile_row(tile), offset = row * sizes.in_features;
-    kGenericKernels.pack_rows[kIndexOf<T>]({x.data() + offset, sizes.in_features,
-                                            args.tile_row(tile + 1) - row, sizes.in_features,
-                                            tiles.data() + offset});
+    kernels.pack_rows({reinterpret_cast<const char*>(x.data() + offset),
+                       sizes.in_features * static_cast<int64_t>(sizeof(T)),
+                       args.tile_row(tile + 1) - row, sizes.in_features,
+                       tiles.data() + offset * kernels.packed_size});
   }
   args.x = tiles.data();
   args.weight = packed.data();
   args.bias = with_bias ? bias.data() : nullptr;
   args.float_out = float_out;
   args.out = float_out ? static_cast<void*>(wide.data()) : narrow.data();
-  run(args, kGenericKernels.linear[kIndexOf<T>], sizes.num_panels());
+  run(args, kernels.linear, sizes.num_panels());
   for (int64_t row = 0; row < sizes.rows; ++row) {
     for (int64_t column = 0; column < sizes.out_features; ++column) {
       double sum = with_bias ? bias[column] : 0, magnitude = std::abs(sum);

@@ -22,9 +22,18 @@ constexpr int kPrefetchBytes = 1024;
 
 #include "kernels/linear_common.inl"
 
-constexpr TileShape kDenseShape{.tall_rows = 6, .tall_panels = 1, .wide_rows = 3, .wide_panels = 2};
+constexpr TileShape kFloat32Shape{
+    .tall_rows = 6, .tall_panels = 1, .wide_rows = 3, .wide_panels = 2};
+constexpr TileShape kBFloat16Shape{
+    .tall_rows = 6, .tall_panels = 1, .wide_rows = 3, .wide_panels = 2};
 constexpr TileShape kQuantizedShape{
     .tall_rows = 3, .tall_panels = 1, .wide_rows = 1, .wide_panels = 2};
+
+template <int W>
+PS_INLINE Vec<W> multiply_add(Vec<W> a, Vec<W> b, Vec<W> sum) {
+  return (Vec<W>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
+}
+#include "kernels/widened_pairs.inl"
 
 template <int W>
 PS_INLINE IVec<W> add_pair_products(IVec<W> sum, UVec<W> a, UVec<W> b) {

@@ -22,10 +22,18 @@ constexpr int kPrefetchBytes = 2048;
 
 #include "kernels/linear_common.inl"
 
-constexpr TileShape kDenseShape{
+constexpr TileShape kFloat32Shape{
     .tall_rows = 12, .tall_panels = 2, .wide_rows = 6, .wide_panels = 4};
+constexpr TileShape kBFloat16Shape{
+    .tall_rows = 6, .tall_panels = 2, .wide_rows = 6, .wide_panels = 4};
 constexpr TileShape kQuantizedShape{
     .tall_rows = 8, .tall_panels = 1, .wide_rows = 2, .wide_panels = 4};
+
+template <int W>
+PS_INLINE Vec<W> multiply_add(Vec<W> a, Vec<W> b, Vec<W> sum) {
+  return (Vec<W>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
+}
+#include "kernels/widened_pairs.inl"
 
 template <int W>
 PS_INLINE IVec<W> add_pair_products(IVec<W> sum, UVec<W> a, UVec<W> b) {

@@ -20,6 +20,17 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
 bool has_avx512vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+bool has_avx512bf16() { return has_avx512vnni() && __builtin_cpu_supports("avx512bf16"); }
+// Twice as many products in a cycle as the float32 units. On Intel's processors it is half as many.
+bool has_fast_avx512bf16() { return has_avx512bf16() && __builtin_cpu_is("amd"); }
+
+// Put together here, in code that runs on every processor.
+const Kernels kAvx512Bf16Kernels = [] {
+  Kernels kernels = kAvx512Kernels;
+  kernels.linear[static_cast<int>(DType::kBFloat16)] = kAvx512Bf16Linear;
+  return kernels;
+}();
+constexpr Isa kAvx512Bf16{"avx512bf16", &kAvx512Bf16Kernels, &kAvx512VnniKernels};
 #endif
 
 struct Candidate {
@@ -27,22 +38,24 @@ struct Candidate {
   bool (*is_supported)();
 };
 
-constexpr Candidate kWidestFirst[] = {
+constexpr Candidate kFastestFirst[] = {
 #if defined(__x86_64__)
+    {kAvx512Bf16, has_fast_avx512bf16},
     {{"avx512vnni", &kAvx512Kernels, &kAvx512VnniKernels}, has_avx512vnni},
     {{"avx512", &kAvx512Kernels, &kAvx512QuantizedKernels}, has_avx512},
     {{"avxvnni", &kAvx2Kernels, &kAvxVnniKernels}, has_avxvnni},
     {{"avx2", &kAvx2Kernels, &kAvx2QuantizedKernels}, has_avx2},
+    {kAvx512Bf16, has_avx512bf16},  // by name
 #endif
     {{"generic", &kGenericKernels, &kGenericQuantizedKernels}, is_generic},
 };
 
-// Returns the first supported ISA of that name, or the widest supported one if name is null.
+// Returns the first supported ISA of that name, or the fastest one if name is null.
 const Isa* find(const char* name) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
 #endif
-  for (const Candidate& candidate : kWidestFirst) {
+  for (const Candidate& candidate : kFastestFirst) {
     if (name != nullptr && std::strcmp(name, candidate.isa.name) != 0) continue;
     if (candidate.is_supported()) return &candidate.isa;
   }

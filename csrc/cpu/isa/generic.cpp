@@ -17,9 +17,27 @@ constexpr int kPrefetchBytes = 1024;
 
 #include "kernels/linear_common.inl"
 
-constexpr TileShape kDenseShape{.tall_rows = 3, .tall_panels = 1, .wide_rows = 1, .wide_panels = 2};
+constexpr TileShape kFloat32Shape{
+    .tall_rows = 3, .tall_panels = 1, .wide_rows = 1, .wide_panels = 2};
+constexpr TileShape kBFloat16Shape{
+    .tall_rows = 3, .tall_panels = 1, .wide_rows = 1, .wide_panels = 2};
 constexpr TileShape kQuantizedShape{
     .tall_rows = 1, .tall_panels = 1, .wide_rows = 1, .wide_panels = 1};
+
+// Computes a * b + sum with one rounding, for a and b that come from bfloat16.
+template <int W>
+PS_INLINE Vec<W> multiply_add(Vec<W> a, Vec<W> b, Vec<W> sum) {
+#if defined(__ARM_FEATURE_FMA)
+  return a * b + sum;
+#else
+  // The product of 8 by 8 bits is exact in float64. So is its sum with 24 bits, unless one of the
+  // two is too small to matter, even to a tie.
+  using Wide = typename VecOf<W>::D;
+  const Wide product = __builtin_convertvector(a, Wide) * __builtin_convertvector(b, Wide);
+  return __builtin_convertvector(product + __builtin_convertvector(sum, Wide), Vec<W>);
+#endif
+}
+#include "kernels/widened_pairs.inl"
 
 template <int W>
 PS_INLINE IVec<W> add_pair_products(IVec<W> sum, UVec<W> a, UVec<W> b) {

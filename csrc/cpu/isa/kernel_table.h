@@ -28,9 +28,7 @@ struct Kernels {
   RmsNormFn rms_norm[kNumDTypes];
   SiluAndMulFn silu_and_mul[kNumDTypes];
   const AttentionKernels* (*attention)(DType dtype, DType cache_dtype, int head_dim);
-  LinearFn linear[kNumDTypes];
-  PackRowsFn pack_rows[kNumDTypes];
-  int64_t max_tile_rows;
+  DenseKernels linear[kNumDTypes];
   TileMaximaFn tile_maxima;
   PickTokenFn pick_token;
 };
@@ -39,6 +37,7 @@ extern const Kernels kGenericKernels;
 extern const QuantizedKernels kGenericQuantizedKernels;
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels, kAvx512Kernels;
+extern const DenseKernels kAvx512Bf16Linear;
 extern const QuantizedKernels kAvx2QuantizedKernels, kAvx512QuantizedKernels;
 extern const QuantizedKernels kAvxVnniKernels, kAvx512VnniKernels;
 #endif
@@ -50,7 +49,8 @@ struct Isa {
   const QuantizedKernels* quantized;
 };
 
-// Returns the ISA in use: the widest that the processor supports, unless set_cpu_isa chose another.
+// Returns the ISA in use: the fastest that the processor supports, unless set_cpu_isa chose
+// another.
 const Isa& isa();
 // Selects an ISA; returns false if the processor does not support it.
 bool use_isa(const char* name);

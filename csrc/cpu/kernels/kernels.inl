@@ -1,6 +1,7 @@
 // All kernels of one instruction set. The including file defines kLanes, kNumVectorRegisters,
 // kPanelVectors and kPrefetchBytes in a namespace of its own, includes simd.inl and
-// linear_common.inl there, defines kDenseShape, kQuantizedShape and dot4, and includes this.
+// linear_common.inl there, defines kFloat32Shape, kQuantizedShape, dot4 and what bfloat16_linear.inl
+// asks for, and includes this.
 
 #include "kernels/quantized.inl"
 
@@ -15,6 +16,8 @@
 #include "kernels/elementwise.inl"
 
 #include "kernels/linear.inl"
+
+#include "kernels/bfloat16_linear.inl"
 
 #include "kernels/quantized_linear.inl"
 
@@ -73,9 +76,7 @@ constexpr Kernels kKernels = {
     {rms_norm<float>, rms_norm<bfloat16>},
     {silu_and_mul<float>, silu_and_mul<bfloat16>},
     choose_attention,
-    {linear<float, kLanes>, linear<bfloat16, kLanes>},
-    {pack_rows<float, kLanes>, pack_rows<bfloat16, kLanes>},
-    kDenseShape.tall_rows,
+    {kFloat32Linear, kBFloat16Linear},
     tile_maxima,
     pick_token,
 };

@@ -49,6 +49,34 @@ struct Span {
   int64_t ahead_bytes;
 };
 
+constexpr int64_t kLineBytes = 4 * kLinearPanel;
+
+// The lines of neighbouring panels, V vectors in all: a line is one step of one panel.
+template <int W, int V>
+struct PanelLines {
+  static constexpr int kPerLine = kLinearPanel / W;
+
+  PanelLines(const LinearArgs& a, int64_t panel, const Span& span)
+      : panel_bytes(span.num_steps * kLineBytes),
+        weight(static_cast<const char*>(a.weight) + panel * panel_bytes),
+        ahead(span.ahead - span.begin * span.ahead_bytes),
+        ahead_bytes(span.ahead_bytes) {}
+
+  PS_INLINE const char* at(int64_t step, int vector) const {
+    return weight + vector / kPerLine * panel_bytes + step * kLineBytes + vector % kPerLine * 4 * W;
+  }
+  // Each panel is a separate stream, and there are too many for the hardware prefetcher.
+  PS_INLINE void prefetch(int64_t step) const {
+    const char* from = ahead + step * ahead_bytes;
+    for (int p = 0; p < V / kPerLine; ++p) __builtin_prefetch(from + p * panel_bytes);
+  }
+
+  const int64_t panel_bytes;
+  const char* const weight;
+  const char* const ahead;
+  const int64_t ahead_bytes;
+};
+
 template <int W, int Rows, int Vectors>
 PS_INLINE void begin_span(Vec<W> (&acc)[Rows][Vectors], const Span& span) {
   for (int r = 0; r < Rows; ++r) {
@@ -98,7 +126,7 @@ void run_panels(const LinearArgs& a, int64_t panel) {
     return run_rows<Tile, Panels, MaxRows>(a, first_row, a.tile_row(a.tile_end) - first_row, panel,
                                            whole);
   }
-  float sums[kTilesPerItem * MaxRows * Panels * kLinearPanel];
+  float sums[Tile::kMaxTiles * MaxRows * Panels * kLinearPanel];
   for (int64_t begin = 0; begin < steps; begin += Tile::kSpan) {
     const int64_t end = begin + Tile::kSpan < steps ? begin + Tile::kSpan : steps;
     const char* next = weight + (end < steps ? end * Tile::kStepBytes : Panels * panel_bytes);
@@ -128,4 +156,29 @@ void run_tiles(const LinearArgs& a) {
     run_panels<Tile, S.tall_panels, S.tall_rows>(a, panel);
   }
   for (; panel < a.panel_end; ++panel) run_panels<Tile, 1, S.tall_rows>(a, panel);
+}
+
+// Widens a tile of x and transposes it from [rows, columns] to [columns, rows].
+template <class T, int W>
+void pack_rows(const PackRowsArgs& a) {
+  const auto at = [&](int64_t row, int64_t k) {
+    return reinterpret_cast<const T*>(a.x + row * a.stride) + k;
+  };
+  float* out = static_cast<float*>(a.out);
+  const int rows = static_cast<int>(a.rows);
+  int64_t k = 0;
+  // Each line is stored as a whole vector; the next line then overwrites the excess.
+  for (; rows <= W && (k + W) * rows + W <= a.columns * rows; k += W) {
+    Vec<W> lines[W];
+    for (int r = 0; r < W; ++r) lines[r] = r < rows ? load_row<W>(at(r, k)) : Vec<W>{};
+    transpose<W>(lines);
+    for (int i = 0; i < W; ++i) store(out + (k + i) * rows, lines[i]);
+  }
+  for (; k < a.columns; ++k) {
+    for (int r = 0; r < rows; ++r) {
+      T element[W] = {};
+      __builtin_memcpy(element, at(r, k), sizeof(T));
+      out[k * rows + r] = load_row<W>(element)[0];
+    }
+  }
 }

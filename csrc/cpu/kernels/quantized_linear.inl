@@ -105,6 +105,7 @@ struct QuantizedTile {
   static constexpr int64_t kStep = kGroupSize;
   static constexpr int64_t kStepBytes = group_layout(Format).bytes() * kLinearPanel;
   static constexpr int64_t kSpan = 6;
+  static constexpr int64_t kMaxTiles = kTilesPerItem;
 
   template <int Rows, int Panels>
   static void run(const LinearArgs& a, int64_t row, int64_t panel, const Span& span) {

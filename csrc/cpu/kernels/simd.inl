@@ -12,6 +12,7 @@ struct VecOf {
   typedef uint16_t H __attribute__((vector_size(2 * W)));
   typedef int16_t S __attribute__((vector_size(2 * W)));
   typedef int8_t B __attribute__((vector_size(W)));
+  typedef double D __attribute__((vector_size(8 * W)));
 };
 template <int W>
 using Vec = typename VecOf<W>::F;

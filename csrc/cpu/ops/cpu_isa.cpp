@@ -15,8 +15,8 @@ std::string cpu_isa() { return isa().name; }
 // For tests and benchmarks: a serving process has no reason not to use the widest.
 void set_cpu_isa(std::string name) {
   STD_TORCH_CHECK(use_isa(name.c_str()), "set_cpu_isa: this processor does not support \"", name,
-                  "\"; the names are \"avx512vnni\", \"avx512\", \"avxvnni\", \"avx2\" and "
-                  "\"generic\"");
+                  "\"; the names are \"avx512bf16\", \"avx512vnni\", \"avx512\", \"avxvnni\", "
+                  "\"avx2\" and \"generic\"");
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <bit>
 
 #include "dtype.h"
 #include "isa/kernel_table.h"
@@ -30,14 +31,15 @@ void for_each_tile(const LinearArgs& args, const Pack& pack) {
 
 int64_t element_size(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
-const void* pack_dense(const LinearInput& input, const LinearArgs& args) {
-  static thread_local GrowingBuffer<float> buffer;
-  float* packed = buffer.get(args.rows * args.in_features);
-  const PackRowsFn pack = kernels().pack_rows[static_cast<int>(input.dtype)];
+const void* pack_dense(const LinearInput& input, const LinearArgs& args,
+                       const DenseKernels& dense) {
+  static thread_local GrowingBuffer<char> buffer;
+  const int64_t row_bytes = args.in_features * dense.packed_size;
+  const int64_t stride = input.stride * element_size(input.dtype);
+  char* packed = buffer.get(args.rows * row_bytes);
   for_each_tile(args, [&](int64_t row, int64_t rows) {
-    const int64_t offset = row * input.stride * element_size(input.dtype);
-    pack({static_cast<const char*>(input.data) + offset, input.stride, rows, args.in_features,
-          packed + row * args.in_features});
+    dense.pack_rows({static_cast<const char*>(input.data) + row * stride, stride, rows,
+                     args.in_features, packed + row * row_bytes});
   });
   return packed;
 }
@@ -59,25 +61,26 @@ const float* widen_bias(const void* bias, DType dtype, int64_t size) {
   if (bias == nullptr || dtype == DType::kFloat32) return static_cast<const float*>(bias);
   static thread_local GrowingBuffer<float> buffer;
   float* wide = buffer.get(size);
-  kernels().pack_rows[static_cast<int>(dtype)]({bias, size, 1, size, wide});
+  const auto* narrow = static_cast<const bfloat16*>(bias);
+  for (int64_t i = 0; i < size; ++i) wide[i] = std::bit_cast<float>(narrow[i].bits * 0x10000u);
   return wide;
 }
 
 // Shares panels and tiles among threads.
-void run_items(const LinearArgs& args, LinearFn run) {
+void run_items(const LinearArgs& args, LinearFn run, int64_t max_tiles) {
   const int64_t panels = num_panels(args.out_features);
   // Groups of four panels read memory fastest; smaller groups share a small weight more evenly.
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t group = panels >= 64 * threads ? 4 : 2;
   const int64_t groups = (panels + group - 1) / group;
-  const int64_t tile_groups = (args.num_tiles + kTilesPerItem - 1) / kTilesPerItem;
+  const int64_t tile_groups = (args.num_tiles + max_tiles - 1) / max_tiles;
   const int64_t work = args.rows * args.in_features * args.out_features;
   for_each_item(groups * tile_groups, work, kMinWorkPerThread, [&](int64_t item) {
     LinearArgs part = args;
     part.panel_begin = item % groups * group;
     part.panel_end = std::min(part.panel_begin + group, panels);
-    part.tile_begin = item / groups * kTilesPerItem;
-    part.tile_end = std::min(part.tile_begin + kTilesPerItem, args.num_tiles);
+    part.tile_begin = item / groups * max_tiles;
+    part.tile_end = std::min(part.tile_begin + max_tiles, args.num_tiles);
     run(part);
   });
 }
@@ -149,7 +152,6 @@ PackedWeight PackedWeight::read(const Checker& check, const Tensor& packed_weigh
 
 void run_linear(const LinearInput& input, const PackedWeight& weight, void* out, bool float_out) {
   if (input.rows == 0) return;
-  const int dtype = static_cast<int>(input.dtype);
   LinearArgs args{};
   args.weight = weight.data;
   args.bias = widen_bias(weight.bias, input.dtype, weight.out_features);
@@ -162,12 +164,12 @@ void run_linear(const LinearInput& input, const PackedWeight& weight, void* out,
     const QuantizedKernels& kernels = *isa().quantized;
     args.num_tiles = (args.rows + kernels.max_tile_rows - 1) / kernels.max_tile_rows;
     args.x = pack_quantized(input, args, *weight.format);
-    run_items(args, kernels.linear[static_cast<int>(*weight.format)]);
+    run_items(args, kernels.linear[static_cast<int>(*weight.format)], kTilesPerItem);
   } else {
-    const Kernels& dense = kernels();
+    const DenseKernels& dense = kernels().linear[static_cast<int>(input.dtype)];
     args.num_tiles = (args.rows + dense.max_tile_rows - 1) / dense.max_tile_rows;
-    args.x = pack_dense(input, args);
-    run_items(args, dense.linear[dtype]);
+    args.x = pack_dense(input, args, dense);
+    run_items(args, dense.linear, dense.max_tiles);
   }
 }
 
