@@ -145,7 +145,7 @@ void check(const Case& c, bool merges, Random& random) {
   std::vector<float> packed(padded_rows(c.rows) * dim);
   const float factor = static_cast<float>(kLog2E / std::sqrt(c.head_dim));
   for (int row = 0; row < c.rows; ++row) {
-    kernels.pack_query(&query[row * c.head_dim], c.head_dim, factor, &packed[row * dim]);
+    kernels.pack_query(&query[row * c.head_dim], c.head_dim, &packed[row * dim]);
   }
   std::vector<float> scores(kMaxRowsDirect * kMaxRunDirect), packed_k(kMaxRunPacked * dim),
       packed_v(kMaxRunPacked * dim);
@@ -158,8 +158,8 @@ void check(const Case& c, bool merges, Random& random) {
       offsets.push_back(int64_t{inputs.order[first + key]} * keys.row_size);
     }
     offsets.resize(offsets.size() + kKeyPadding, offsets.back());
-    const KeyRun run{keys.data(),   values.data(),          offsets.data(), c.runs[i],
-                     packed.data(), inputs.views[i].data(), c.has_alibi,    c.softcap};
+    const KeyRun run{keys.data(), values.data(),          offsets.data(), c.runs[i], packed.data(),
+                     factor,      inputs.views[i].data(), c.has_alibi,    c.softcap};
     const auto attend = c.rows <= kMaxRowsDirect ? kernels.attend_direct : kernels.attend_packed;
     attend(run, c.head_dim, states.at(merges ? static_cast<int>(i) : 0),
            {scores.data(), packed_k.data(), packed_v.data()});

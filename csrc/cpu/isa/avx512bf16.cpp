@@ -53,8 +53,38 @@ PS_INLINE void add_pair(Vec<W> (&sums)[Rows][V], const PairInput* x, const UVec<
 
 #include "kernels/bfloat16_linear.inl"
 
+#include "kernels/quantized.inl"
+
+#include "kernels/attention_common.inl"
+
+#include "kernels/attention_pairs.inl"
+
+template <int Fixed>
+const AttentionKernels* pairs_attention(int head_dim) {
+  static const AttentionKernels kKernels = [&] {
+    constexpr DType kType = DType::kBFloat16;
+    AttentionKernels kernels = *kAvx512Kernels.attention(kType, kType, head_dim);
+    kernels.attend_packed = attend_pairs<kLanes, Fixed>;
+    return kernels;
+  }();
+  return &kKernels;
+}
+
+const AttentionKernels* choose_attention(DType dtype, DType cache_dtype, int head_dim) {
+  const bool narrow = head_dim < 2 * kLanes;
+  if (dtype != DType::kBFloat16 || cache_dtype != dtype || narrow) {
+    return kAvx512Kernels.attention(dtype, cache_dtype, head_dim);
+  }
+  if (head_dim == 64) return pairs_attention<64 / (2 * kLanes)>(head_dim);
+  if (head_dim == 128) return pairs_attention<128 / (2 * kLanes)>(head_dim);
+  return pairs_attention<0>(head_dim);
+}
+
 }  // namespace avx512bf16
 
+const AttentionKernels* attention_by_pairs(DType dtype, DType cache_dtype, int head_dim) {
+  return avx512bf16::choose_attention(dtype, cache_dtype, head_dim);
+}
 const DenseKernels kAvx512Bf16Linear = avx512bf16::kBFloat16Linear;
 
 }  // namespace paged_stream

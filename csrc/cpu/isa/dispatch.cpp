@@ -28,6 +28,7 @@ bool has_fast_avx512bf16() { return has_avx512bf16() && __builtin_cpu_is("amd");
 const Kernels kAvx512Bf16Kernels = [] {
   Kernels kernels = kAvx512Kernels;
   kernels.linear[static_cast<int>(DType::kBFloat16)] = kAvx512Bf16Linear;
+  kernels.attention = attention_by_pairs;
   return kernels;
 }();
 constexpr Isa kAvx512Bf16{"avx512bf16", &kAvx512Bf16Kernels, &kAvx512VnniKernels};

@@ -38,6 +38,7 @@ extern const QuantizedKernels kGenericQuantizedKernels;
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels, kAvx512Kernels;
 extern const DenseKernels kAvx512Bf16Linear;
+const AttentionKernels* attention_by_pairs(DType dtype, DType cache_dtype, int head_dim);
 extern const QuantizedKernels kAvx2QuantizedKernels, kAvx512QuantizedKernels;
 extern const QuantizedKernels kAvxVnniKernels, kAvx512VnniKernels;
 #endif

@@ -35,6 +35,7 @@ struct KeyRun {
   const int64_t* offsets;  // element offset of each key's row, in k_cache and in v_cache
   int num_keys;
   const float* query;    // [rows, padded_dim], packed by pack_query
+  float factor;          // log2(e) * the scale: products with it are scores in the log2 domain
   const RowView* views;  // [rows]
   bool has_alibi;        // never together with a softcap
   float softcap;         // 0 for none; otherwise scores s become softcap * tanh(s / softcap)
@@ -58,7 +59,7 @@ struct AttentionScratch {
 struct AttentionKernels {
   // Elements per packed row: head_dim rounded up to whole chunks.
   int (*padded_dim)(int head_dim);
-  void (*pack_query)(const void* query, int head_dim, float factor, float* packed);
+  void (*pack_query)(const void* query, int head_dim, float* packed);
   void (*attend_direct)(const KeyRun&, int head_dim, const SoftmaxState&, const AttentionScratch&);
   void (*attend_packed)(const KeyRun&, int head_dim, const SoftmaxState&, const AttentionScratch&);
   // Merges num_parts states of the same shape, part_stride floats apart, into the first.

@@ -49,7 +49,7 @@ PS_INLINE void store_output_chunk(Q* p, Vec<W> lo, Vec<W> hi) {
 }
 
 template <int W, class Q, class T>
-void pack_query(const void* query, int head_dim, float factor, float* packed) {
+void pack_query(const void* query, int head_dim, float* packed) {
   const Q* row = static_cast<const Q*>(query);
   const RowChunks<W, 0> chunks{head_dim};
   Q last[2 * W];
@@ -62,8 +62,8 @@ void pack_query(const void* query, int head_dim, float factor, float* packed) {
     }
     Vec<W> lo, hi;
     load_query_chunk<W, Q, T>(source, lo, hi);
-    store(packed + c * 2 * W, lo * factor);
-    store(packed + c * 2 * W + W, hi * factor);
+    store(packed + c * 2 * W, lo);
+    store(packed + c * 2 * W + W, hi);
   }
 }
 
@@ -115,13 +115,14 @@ PS_INLINE void bias_and_mask(float* scores, int num_keys, const RowView& view) {
   }
 }
 
-// Turns a row's scores for a run into weights 2^(score - max), including those up to the next
-// multiple of W, and updates the row's max and sum. Returns the factor to rescale the row's
+// Turns a row's products with the keys of a run into weights 2^(score - max), including those up to
+// the next multiple of W, and updates the row's max and sum. Returns the factor to rescale the row's
 // accumulator by: 0 if it came from hidden keys only.
 template <int W>
 PS_INLINE float softmax_step(float* scores, const KeyRun& run, int row, const SoftmaxState& state) {
   const int num_keys = run.num_keys;
   const RowView& view = run.views[row];
+  for (int i = 0; i < num_keys; i += W) store(scores + i, load<Vec<W>>(scores + i) * run.factor);
   if (run.softcap != 0.0f) cap_scores<W>(scores, num_keys, run.softcap);
   const bool sees_all = view.begin <= 0 && view.end >= num_keys && num_keys % W == 0;
   if (!sees_all || run.has_alibi) bias_and_mask<W>(scores, num_keys, view);
@@ -142,6 +143,11 @@ PS_INLINE float softmax_step(float* scores, const KeyRun& run, int row, const So
   state.sum[row] = state.sum[row] * shrink + horizontal_sum<W>(sum);
   state.max[row] = new_max;
   return shrink;
+}
+
+template <int W>
+PS_INLINE void scale_row(float* row, int dim, float factor) {
+  for (int d = 0; d < dim; d += W) store(row + d, load<Vec<W>>(row + d) * factor);
 }
 
 template <int W>

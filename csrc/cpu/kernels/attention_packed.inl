@@ -65,11 +65,6 @@ void pack_values(const KeyRun& run, RowChunks<W, Fixed> chunks, float* packed) {
   }
 }
 
-template <int W>
-PS_INLINE void scale_row(float* row, int dim, float factor) {
-  for (int d = 0; d < dim; d += W) store(row + d, load<Vec<W>>(row + d) * factor);
-}
-
 // Computes acc += weights * V for all columns of kRowPadding rows.
 template <int W>
 PS_INLINE void add_packed_values(const float* weights, const float* packed, float* acc, int dim,

@@ -189,13 +189,8 @@ class Attention {
           s.views[row].slope = kLog2E * in_.alibi_slopes[head];
         }
       }
-      const KeyRun run{in_.k_cache,
-                       in_.v_cache,
-                       s.offsets,
-                       static_cast<int>(n),
-                       query,
-                       s.views,
-                       in_.alibi_slopes != nullptr,
+      const KeyRun run{in_.k_cache, in_.v_cache,        s.offsets, static_cast<int>(n),
+                       query,       in_.scale * kLog2E, s.views,   in_.alibi_slopes != nullptr,
                        in_.softcap};
       attend(run, head_dim(), state, s.kernel);
     }
@@ -238,7 +233,7 @@ class Attention {
             float* packed) const {
     for_each_row(tile, kv_head, [&](int row, int64_t token, int64_t head) {
       const char* source = query + token * stride + head * in_.head_dim * in_.element_size;
-      kernels_.pack_query(source, head_dim(), in_.scale * kLog2E, packed + row * dim_);
+      kernels_.pack_query(source, head_dim(), packed + row * dim_);
     });
   }
 
