@@ -116,8 +116,8 @@ PS_INLINE void bias_and_mask(float* scores, int num_keys, const RowView& view) {
 }
 
 // Turns a row's products with the keys of a run into weights 2^(score - max), including those up to
-// the next multiple of W, and updates the row's max and sum. Returns the factor to rescale the row's
-// accumulator by: 0 if it came from hidden keys only.
+// the next multiple of W, and updates the row's max and sum. Returns the factor to rescale the
+// row's accumulator by: 0 if it came from hidden keys only.
 template <int W>
 PS_INLINE float softmax_step(float* scores, const KeyRun& run, int row, const SoftmaxState& state) {
   const int num_keys = run.num_keys;

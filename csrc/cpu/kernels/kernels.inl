@@ -1,7 +1,7 @@
 // All kernels of one instruction set. The including file defines kLanes, kNumVectorRegisters,
 // kPanelVectors and kPrefetchBytes in a namespace of its own, includes simd.inl and
-// linear_common.inl there, defines kFloat32Shape, kQuantizedShape, dot4 and what bfloat16_linear.inl
-// asks for, and includes this.
+// linear_common.inl there, defines kFloat32Shape, kQuantizedShape, dot4 and what
+// bfloat16_linear.inl asks for, and includes this.
 
 #include "kernels/quantized.inl"
 

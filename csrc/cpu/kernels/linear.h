@@ -60,8 +60,8 @@ struct DenseKernels {
 // group. Denormal numbers count as zero: in x, in the weight and in every sum.
 //
 // That is how VDPBF16PS treats a pair. TDPBF16PS would fit, too: it has two sums per group, one of
-// the first elements of all pairs and one of the second. Packed for it, the first elements of a
-// group's pairs would be, in order, k = 1, 0, 5, 4, 9, 8, ... and the second 3, 2, 7, 6, 11, 10, ...
+// the first elements of all pairs and one of the second. Packed for it, a group's pairs would be
+// k = (1, 3), (0, 2), (5, 7), (4, 6), (9, 11), ...
 constexpr int kBFloat16Group = 32;
 
 }  // namespace paged_stream
