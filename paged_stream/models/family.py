@@ -6,6 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,11 @@ class Family(ABC):
     def sources(self, config: ModelConfig) -> dict[str, Source]:
         """The decoder's modules, ``layers.{}.`` for those of every layer, and their sources."""
 
+    def embedding_name(self, config: ModelConfig) -> str:
+        """The checkpoint's name of the table of token embeddings."""
+        (name,) = self.sources(config)["embedding"].names
+        return f"{name}.weight"
+
     def rename(self, name: str) -> str:
         """Turn a name that some checkpoints use into the one that `sources` uses."""
         if name.startswith((self.prefix, "lm_head.")):
@@ -111,8 +117,11 @@ class Family(ABC):
             assert pattern in sources, f"{type(self).__name__}.sources has no entry for {pattern!r}"
             source = sources[pattern]
             rows = _split_rows(config, module, parameter.shape[0], len(source.names))
+            transform = source.transform
+            if config.head_padding and pattern in _PADDED_HEADS:
+                transform = _in_turn(transform, _PADDED_HEADS[pattern])
             for name, (start, stop) in zip(source.names, rows, strict=True):
-                yield Weight(f"{name.format(index)}.{kind}", target, start, stop, source.transform)
+                yield Weight(f"{name.format(index)}.{kind}", target, start, stop, transform)
 
 
 def _split_rows(
@@ -142,5 +151,35 @@ def transposed(tensor: torch.Tensor, config: ModelConfig) -> torch.Tensor:
 def grouped_qkv(tensor: torch.Tensor, config: ModelConfig) -> torch.Tensor:
     """Rows stored by KV head (its queries, its key, its value) become all Q, all K, all V."""
     group = config.num_heads // config.num_kv_heads
-    heads = tensor.unflatten(0, (config.num_kv_heads, group + 2, config.head_dim))
+    head_dim = config.head_dim - config.head_padding
+    heads = tensor.unflatten(0, (config.num_kv_heads, group + 2, head_dim))
     return torch.cat([part.flatten(0, 2) for part in heads.split((group, 1, 1), dim=1)])
+
+
+def padded_heads(tensor: torch.Tensor, config: ModelConfig) -> torch.Tensor:
+    """Rows of zeros behind those of every head."""
+    heads = tensor.unflatten(0, (-1, config.head_dim - config.head_padding))
+    zeros = heads.new_zeros(len(heads), config.head_padding, *heads.shape[2:])
+    return torch.cat([heads, zeros], dim=1).flatten(0, 1)
+
+
+def padded_inputs(tensor: torch.Tensor, config: ModelConfig) -> torch.Tensor:
+    """Columns of zeros for what `padded_heads` adds; biases stay."""
+    return padded_heads(tensor.T, config).T if tensor.dim() == 2 else tensor
+
+
+_PADDED_HEADS: dict[str, Transform] = {
+    "layers.{}.attention.qkv": padded_heads,
+    "layers.{}.attention.output": padded_inputs,
+}
+
+
+def _in_turn(first: Transform | None, second: Transform) -> Transform:
+    if first is None:
+        return second
+
+    @wraps(first)
+    def both(tensor: torch.Tensor, config: ModelConfig) -> torch.Tensor:
+        return second(first(tensor, config), config)
+
+    return both

@@ -63,7 +63,11 @@ def standard_config(config: Any, layers: Iterable[LayerConfig], **features: Any)
     for field in ("max_position_embeddings", "intermediate_size", "hidden_act"):
         if field not in features:
             fields[field] = getattr(config, field)
-    result = ModelConfig(**(fields | features))
+    fields |= features
+    if padding := -fields["head_dim"] % 8:
+        fields["attention_scale"] = fields.get("attention_scale") or fields["head_dim"] ** -0.5
+        fields |= {"head_dim": fields["head_dim"] + padding, "head_padding": padding}
+    result = ModelConfig(**fields)
     if result.hidden_act not in ACTIVATIONS:
         raise ValueError(
             f"activation {result.hidden_act!r} is not supported; "

@@ -13,6 +13,7 @@ from paged_stream.layers.rank_group import RankGroup
 from paged_stream.models.config_limits import check_fields, read_token_ids
 from paged_stream.models.decoder import Decoder
 from paged_stream.models.formats.checkpoint import Checkpoint
+from paged_stream.models.formats.consolidated import read_fields
 from paged_stream.models.formats.files import ModelFiles
 from paged_stream.models.formats.quantization import (
     block_formats,
@@ -37,7 +38,7 @@ def load_config(files: ModelFiles, length: int | None = None) -> ModelConfig:
     Raises:
         ValueError: names the file and the field.
     """
-    fields = files.read_json("config.json")
+    path, fields = read_fields(files)
     try:
         check_fields(fields)
         if fields.get("quantization_config"):
@@ -48,7 +49,7 @@ def load_config(files: ModelFiles, length: int | None = None) -> ModelConfig:
         config = family.describe(family.read_config(fields), length)
         config.check()
     except Exception as error:  # families and transformers stumble over anything that is odd
-        raise ValueError(f"{files.folder / 'config.json'}: {short_error(error)}") from error
+        raise ValueError(f"{path}: {short_error(error)}") from error
     return _with_more_ends(config, files)
 
 

@@ -75,6 +75,8 @@ class ModelConfig:
         interleaved_rotary: rotate pairs (2i, 2i + 1), not (i, i + rotary_dim / 2).
         alibi_slopes: per head, what a score loses per token of distance.
         gated_mlp: ``down(act(gate(x)) * up(x))``, not ``down(act(up(x)))``.
+        head_padding: zeros at the end of every head, which the checkpoint does not have, because
+            kernels take heads of a multiple of 8.
         embedding_scale: factor on token embeddings, rounded to their dtype.
         learned_positions: rows of a table of absolute position embeddings, 0 for none.
         logits_softcap: as ``attention_softcap``, for the logits.
@@ -110,6 +112,7 @@ class ModelConfig:
     alibi_slopes: tuple[float, ...] | None = None
     gated_mlp: bool = True
     mlp_bias: bool = False
+    head_padding: int = 0
     embedding_scale: float = 1.0
     learned_positions: int = 0
     head_bias: bool = False
@@ -122,8 +125,14 @@ class ModelConfig:
             ValueError: names the field.
         """
         self._check_numbers()
-        if self.head_dim % 8 or not 8 <= self.head_dim <= 256:
-            raise ValueError(f"head_dim must be a multiple of 8 up to 256, got {self.head_dim}")
+        head_dim = self.head_dim - self.head_padding
+        if head_dim % 2 or self.head_dim % 8 or not 2 <= head_dim <= 256:
+            raise ValueError(f"head_dim must be an even number up to 256, got {head_dim}")
+        if self.head_padding and self.qk_norm is not None:
+            raise ValueError(
+                "head_dim must be a multiple of 8 in a model that normalises Q and K, got "
+                f"{head_dim}"
+            )
         if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_attention_heads ({self.num_heads}) must be a multiple of "
@@ -133,10 +142,9 @@ class ModelConfig:
             if layer.local_window is not None and layer.local_window < 1:
                 raise ValueError(f"sliding_window must be >= 1, got {layer.local_window}")
             rotary_dim = 2 * len(layer.rotary.inv_freq) if layer.rotary else 0
-            if rotary_dim > self.head_dim:
+            if rotary_dim > head_dim:
                 raise ValueError(
-                    f"rotary dimensions must be at most head_dim ({self.head_dim}), "
-                    f"got {rotary_dim}"
+                    f"rotary dimensions must be at most head_dim ({head_dim}), got {rotary_dim}"
                 )
         for token_id in self.eos_token_ids:
             if type(token_id) is not int or not 0 <= token_id < self.vocab_size:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import torch
 
 from paged_stream.models.decoder import Decoder
 from paged_stream.models.family import Family, Weight
+from paged_stream.models.formats.consolidated import ConsolidatedShard
 from paged_stream.models.formats.files import ModelFiles
 from paged_stream.models.formats.finite import Largest, remember_largest, remembered_largest
 from paged_stream.models.formats.shards import FLOAT_TYPES, PickledShard, SafetensorsShard, Shard
@@ -24,6 +26,8 @@ logger = logging.getLogger(__name__)
 # Below, looking at all numbers takes less time than anybody notices.
 SMALL_BYTES = 64 << 20
 _HEAD = "lm_head.weight"
+# Rows behind a vocabulary: it is rounded up to a number that many ranks can share.
+_MOST_PADDING = 1024
 
 
 class Checkpoint:
@@ -43,15 +47,16 @@ class Checkpoint:
         self._whole = whole
         self._family = family
         self._paths = checkpoint_paths(files)
-        shards: list[Shard] = [
-            SafetensorsShard(path, stack) if path.suffix == ".safetensors" else PickledShard(path)
-            for path in self._paths
-        ]
+        shards = [_open(path, stack, whole.config) for path in self._paths]
         # By the names that the family uses: where to read, and under which name.
         self._sources = {
             family.rename(name): (shard, name) for shard in shards for name in shard.names
         }
         layout = dict(whole.named_parameters())
+        if whole.config.tie_word_embeddings:
+            embedding = family.embedding_name(whole.config)
+            if embedding not in self._sources and _HEAD in self._sources:
+                self._sources[embedding] = self._sources[_HEAD]
         problems = list(_problems(whole.config, family, layout, self._sources))
         if problems:
             raise ValueError(
@@ -126,6 +131,14 @@ class Checkpoint:
             ) from None
 
 
+def _open(path: Path, stack: ExitStack, config: ModelConfig) -> Shard:
+    if path.suffix != ".safetensors":
+        return PickledShard(path)
+    if path.name.startswith("consolidated"):
+        return ConsolidatedShard(path, stack, config)
+    return SafetensorsShard(path, stack)
+
+
 def _problems(
     config: ModelConfig,
     family: Family,
@@ -153,11 +166,19 @@ def _problems(
         shape, dtype = shard.describe(stored)
         target = layout[weight.target]
         expected = [weight.stop - weight.start, *target.shape[1:]]
+        actual = _shape_after(weight, shape, config)
         if dtype not in FLOAT_TYPES.values():
             yield f"{name} has dtype {dtype}, expected {', '.join(FLOAT_TYPES.values())}"
-        elif _shape_after(weight, shape, config) != expected:
+        elif actual != expected and not _is_padded(weight, actual, expected):
             after = f" after {weight.transform.__name__}" if weight.transform else ""
             yield f"{name} has shape {shape}, expected {expected}{after}"
+
+
+def _is_padded(weight: Weight, actual: list[int] | None, expected: list[int]) -> bool:
+    """Whether a table of tokens has a few rows behind the vocabulary, which are left out."""
+    if weight.target not in ("embedding.weight", "head.weight") or not actual:
+        return False
+    return actual[1:] == expected[1:] and 0 < actual[0] - expected[0] < _MOST_PADDING
 
 
 def _is_tied(weights: dict[str, Weight], sources: dict[str, tuple[Shard, str]]) -> bool:

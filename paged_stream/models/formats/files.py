@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,11 +11,17 @@ from typing import Any, NamedTuple
 from paged_stream.system.short_text import short_error
 from paged_stream.system.whole_files import read_regular
 
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".safetensors.index.json", ".bin.index.json")
 # Beside the weights of a converted GGUF file: its matrices in the file's own blocks, in the
 # safetensors format, but not under its suffix, because other engines load every file that has it.
 BLOCKS_FILE = "weights.blocks"
+PARAMS_FILE = "params.json"  # of Mistral's own releases, in place of config.json
 _MOST_JSON_BYTES = 64 << 20
+_WEIGHTS_FILE = re.compile(r".+\.(safetensors|bin)(\.index(\.\w+)?\.json)?")
+
+
+def is_weights_file(name: str) -> bool:
+    """Whether a file of this name holds weights, or lists files that do."""
+    return _WEIGHTS_FILE.fullmatch(name) is not None
 
 
 class TokenizerFiles(NamedTuple):

@@ -10,7 +10,12 @@ import re
 from pathlib import Path
 
 from paged_stream.models.formats.cache_folder import default_cache_dir
-from paged_stream.models.formats.files import WEIGHT_SUFFIXES, ModelFiles, TokenizerFiles
+from paged_stream.models.formats.files import (
+    PARAMS_FILE,
+    ModelFiles,
+    TokenizerFiles,
+    is_weights_file,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +52,7 @@ def resolve_model(
         return _from_gguf(name, embedded_gguf(), cache_dir, with_tokenizer)
     if path.is_file() and path.suffix == ".gguf":
         return _from_gguf(name, path, cache_dir, with_tokenizer)
-    if path.is_file() and path.name.endswith(WEIGHT_SUFFIXES):
+    if path.is_file() and is_weights_file(path.name):
         return _from_folder(name, path.parent, cache_dir)
     if path.is_dir():
         return _from_folder(name, path, cache_dir)
@@ -111,7 +116,7 @@ def _from_gguf(
 
 
 def _from_folder(name: str, folder: Path, cache_dir: str | os.PathLike[str] | None) -> ModelFiles:
-    if not (folder / "config.json").is_file():
+    if not any((folder / file).is_file() for file in ("config.json", PARAMS_FILE)):
         files = sorted(folder.glob("*.gguf"))
         remedy = (
             f"pass the file itself: {files[0]}" if files else "pass a Hugging Face model folder"
