@@ -20,6 +20,7 @@ import torch
 
 from benchmarks.cost import attention_flops, kv_bytes_per_token, linear_flops, weight_bytes
 from benchmarks.engines import PagedStream, Transformers
+from benchmarks.float_folder import float_folder
 from benchmarks.harness import (
     Ceilings,
     alternate,
@@ -30,7 +31,6 @@ from benchmarks.harness import (
     write_results,
 )
 from paged_stream import LLMEngine
-from paged_stream.models.formats.resolve import resolve_model
 
 Engines = Mapping[str, PagedStream | Transformers]
 
@@ -52,7 +52,7 @@ def load(args: argparse.Namespace) -> dict[str, PagedStream | Transformers]:
             max_num_seqs=max(args.batch),
             quantization=name,
         )
-    folder = str(resolve_model(args.model).folder)
+    folder = str(float_folder(args.model))
     engines["transformers"] = Transformers(folder, dtype=args.dtype, threads=threads)
     return engines
 

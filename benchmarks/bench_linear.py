@@ -15,21 +15,25 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from gguf import GGMLQuantizationType
-from gguf.quants import quantize
 
 from benchmarks.harness import alternate, parser, read_bandwidth, write_results
 from paged_stream import ops
+from paged_stream.layers.blocks import BLOCK_FORMATS, Blocks, pack_blocks, packed_bytes
 
-WEIGHTS = ("float32", "bfloat16", "Q8_0", "Q4_1")
+WEIGHTS = ("float32", "bfloat16", *BLOCK_FORMATS)
 
 
 def make(weights: torch.Tensor, kind: str) -> dict[str, Callable[[torch.Tensor], Any]]:
     """What multiplies by [out, in] weights, by whose it is; quantised ones are ours alone."""
     size = weights.shape[0]
     if kind not in ("float32", "bfloat16"):
-        blocks = torch.from_numpy(quantize(weights.numpy(), GGMLQuantizationType[kind]))
-        packed = ops.pack_quantized_weight(blocks, kind)
+        width, num_bytes, scales = BLOCK_FORMATS[kind]
+        shape = (size, weights.shape[1] // width, num_bytes)
+        blocks = torch.randint(0, 256, shape, dtype=torch.uint8)
+        blocks[..., scales] = (
+            torch.tensor([0.02]).half().view(torch.uint8).repeat((scales.stop - scales.start) // 2)
+        )
+        packed = pack_blocks([Blocks(kind, blocks.flatten(1))])
         return {"engine": lambda rows: ops.linear(rows, packed, None, size)}
     plain = weights.to(getattr(torch, kind))
     packed = ops.pack_linear_weight(plain)
@@ -47,20 +51,21 @@ def run_all(layers: Sequence[Callable[[torch.Tensor], Any]], hidden: torch.Tenso
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--rows", type=int, nargs="+", default=[1, 4, 16, 64, 256, 512])
-    arguments.add_argument("--in-features", type=int, default=576)
+    arguments.add_argument("--in-features", type=int, default=768)
     arguments.add_argument("--out-features", type=int, default=3072)
     arguments.add_argument("--layers", type=int, default=60)
+    arguments.add_argument("--weights", nargs="+", choices=WEIGHTS, default=WEIGHTS)
     arguments.add_argument("--repeats", type=int, default=7)
     args = arguments.parse_args()
     shape = (args.out_features, args.in_features)
     layers = {
         kind: [make(torch.randn(shape) * 0.02, kind) for _ in range(args.layers)]
-        for kind in WEIGHTS
+        for kind in args.weights
     }
     results = []
     print(f"{'rows':>5} {'weights':<9}{'engine':>12}{'torch':>12}{'ratio':>7}{'of reading':>12}")
     for rows in args.rows:
-        for kind in WEIGHTS:
+        for kind in args.weights:
             dtype = torch.float32 if kind == "float32" else torch.bfloat16
             hidden = torch.randn(rows, args.in_features).to(dtype)
             candidates = {
@@ -69,8 +74,11 @@ def main() -> None:
             }
             seconds = alternate(candidates, repeats=args.repeats)
             medians = {whose: statistics.median(times) for whose, times in seconds.items()}
-            bits = {"float32": 32, "bfloat16": 16, "Q8_0": 8.5, "Q4_1": 5}[kind]
-            num_bytes = args.layers * args.in_features * args.out_features * bits / 8
+            if kind in BLOCK_FORMATS:
+                weight_bytes = packed_bytes([(kind, args.out_features)], args.in_features)
+            else:
+                weight_bytes = args.in_features * args.out_features * dtype.itemsize
+            num_bytes = args.layers * weight_bytes
             reading = num_bytes / read_bandwidth(int(num_bytes)) / medians["engine"]
             flops = 2 * rows * args.layers * args.in_features * args.out_features
             rates = {whose: flops / median for whose, median in medians.items()}

@@ -31,8 +31,9 @@ import torch
 
 from benchmarks.bench_decode import random_prompts
 from benchmarks.engines import ENGINES
+from benchmarks.float_folder import float_folder
 from benchmarks.harness import parser, spread, write_results
-from paged_stream.models.formats.resolve import embedded_gguf, resolve_model
+from paged_stream.models.formats.resolve import embedded_gguf
 
 ROOT = Path(__file__).parent.parent
 SETTLE_SECONDS = 0.3  # until a process that was stopped runs as before
@@ -203,7 +204,7 @@ def same_weights(args: argparse.Namespace, settings: dict[str, Any]) -> list[dic
     tasks = [Task(kind="decode", batch=n, prompt=64, new_tokens=48) for n in args.batch]
     tasks += [Task(kind="prefill", batch=1, prompt=n, new_tokens=PREFILL) for n in args.prompt]
     with ExitStack() as stack:
-        settings = settings | {"model": str(resolve_model(MODEL).folder)}
+        settings = settings | {"model": str(float_folder(MODEL))}
         workers = {"bfloat16": start(stack, "paged_stream", sys.executable, settings)}
         workers["transformers"] = start(stack, "transformers", sys.executable, settings)
         if can_import(args.vllm_python, "vllm"):
@@ -216,14 +217,16 @@ def same_file(args: argparse.Namespace, settings: dict[str, Any]) -> list[dict]:
     if not can_import(args.llama_python, "llama_cpp"):
         return []
     settings = settings | {"dtype": "bfloat16", "max_num_seqs": 1}
-    ours = settings | {"model": MODEL, "quantization": args.quantization}
-    theirs = settings | {"model": str(embedded_gguf())}
+    file = args.gguf or embedded_gguf()
+    ours = settings | {"model": str(file), "quantization": args.quantization}
+    theirs = settings | {"model": str(file)}
     tasks = [Task(kind="decode", batch=1, prompt=n, new_tokens=48) for n in (64, 2048)]
     tasks += [Task(kind="prefill", batch=1, prompt=n, new_tokens=PREFILL) for n in args.prompt]
     with ExitStack() as stack:
         name = "bfloat16" if args.quantization == "none" else args.quantization
         workers = {name: start(stack, "paged_stream", sys.executable, ours)}
-        for label, flash_attn in (("Q4_1", False), ("Q4_1, flash attention", True)):
+        kind = "Q4_1" if args.gguf is None else file.stem
+        for label, flash_attn in ((kind, False), (f"{kind}, flash attention", True)):
             workers[f"llama.cpp, {label}"] = start(
                 stack, "llama_cpp", args.llama_python, theirs | {"flash_attn": flash_attn}
             )
@@ -239,6 +242,9 @@ def main() -> None:
         default="auto",
         help="of this engine's weights next to llama.cpp: none, or as LLM(quantization=...)",
     )
+    arguments.add_argument(
+        "--gguf", type=Path, metavar="FILE", help="compare with llama.cpp alone, on this file"
+    )
     arguments.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16, 64])
     arguments.add_argument("--prompt", type=int, nargs="+", default=[512, 2048], help="to prefill")
     arguments.add_argument("--repeats", type=int, default=3)
@@ -250,7 +256,9 @@ def main() -> None:
     }
     print("task    batch prompt    tok/s  spread  peer", end="")
     print(f"{'tok/s':>38}  spread   ratio")
-    rows = same_weights(args, settings) + same_file(args, settings)
+    rows = same_file(args, settings)
+    if args.gguf is None:
+        rows = same_weights(args, settings) + rows
     for name, prefix in FILES.items():
         if of_peer := [row for row in rows if row["peer"].startswith(prefix)]:
             write_results(name, of_peer)

@@ -20,6 +20,7 @@ import torch
 from benchmarks.bench_decode import random_prompts
 from benchmarks.cost import attention_flops, linear_flops, weight_bytes
 from benchmarks.engines import PagedStream, Transformers
+from benchmarks.float_folder import float_folder
 from benchmarks.harness import (
     Ceilings,
     alternate,
@@ -30,7 +31,6 @@ from benchmarks.harness import (
     write_results,
 )
 from paged_stream import LLMEngine
-from paged_stream.models.formats.resolve import resolve_model
 
 
 def prefill_flops(engine: LLMEngine, length: int) -> float:
@@ -97,7 +97,7 @@ def main() -> None:
         max_num_seqs=1,
         quantization=args.quantization,
     )
-    folder = str(resolve_model(args.model).folder)
+    folder = str(float_folder(args.model))
     theirs = Transformers(folder, dtype=args.dtype, threads=threads)
     bandwidth = read_bandwidth(weight_bytes(ours.engine))
     ceilings = Ceilings(bandwidth=bandwidth, matrix_rate=matrix_rate())

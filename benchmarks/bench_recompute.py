@@ -18,10 +18,10 @@ import torch
 from benchmarks.bench_decode import random_prompts
 from benchmarks.bench_prefill import forward
 from benchmarks.engines import PagedStream, Transformers
+from benchmarks.float_folder import float_folder
 from benchmarks.harness import alternate, parser, spread, write_results
 from benchmarks.plots import plot_recompute
 from paged_stream import SamplingParams
-from paged_stream.models.formats.resolve import resolve_model
 
 NUM_SINK_TOKENS = 4
 
@@ -78,7 +78,7 @@ def main() -> None:
     args = arguments.parse_args()
     threads = torch.get_num_threads()
     ours = PagedStream(args.model, dtype=args.dtype, threads=threads, max_num_seqs=2)
-    folder = str(resolve_model(args.model).folder)
+    folder = str(float_folder(args.model))
     theirs = Transformers(folder, dtype=args.dtype, threads=threads)
     print("ms per token: streaming     recompute   ratio  transformers   ratio")
     rows = [bench(args, ours, theirs, size) for size in args.cache_size]

@@ -25,7 +25,9 @@ def weight_bytes(engine: LLMEngine) -> int:
     tensors = {t.data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers())}
     for module in model.modules():
         if isinstance(module, Embedding):
-            del tensors[module.weight.data_ptr()]
+            table = module.packed_weight if module.weight is None else module.weight
+            if table is not model.head.packed_weight:
+                del tensors[table.data_ptr()]
     return sum(tensors.values())
 
 

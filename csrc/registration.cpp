@@ -23,7 +23,11 @@ STABLE_TORCH_LIBRARY(paged_stream, m) {
       "-> ()");
   m.def("copy_blocks(Tensor(a!) kv_cache, Tensor block_mapping) -> ()");
   m.def("pack_linear_weight(Tensor weight) -> Tensor");
-  m.def("pack_quantized_weight(Tensor groups, str format) -> Tensor");
+  m.def("quantized_weight_bytes(int[] rows, int in_features, str formats) -> int");
+  m.def("pack_quantized_weight(Tensor(a!) out, Tensor[] blocks, str formats) -> ()");
+  m.def(
+      "embedding_rows(Tensor ids, Tensor packed_weight, int in_features, bool is_bfloat16) -> "
+      "Tensor");
   m.def(
       "linear(Tensor input, Tensor packed_weight, Tensor? bias, int out_features, "
       "bool float_output) -> Tensor");

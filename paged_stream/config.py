@@ -56,10 +56,10 @@ class EngineConfig:
             or quantized, and float32 otherwise. float16 needs CUDA. ``"half"`` and ``"float"`` mean
             float16 and float32. Sums are always accumulated in float32.
         quantization: format of the weights in memory. ``None`` keeps them in ``dtype``. ``"int8"``
-            and ``"int4"`` round them, in blocks of 32, while loading. ``"auto"`` keeps the blocks
-            that a GGUF file holds (Q4_0, Q4_1, Q8_0), unless ``dtype`` asks for full precision.
-            Activations keep 15 bits. On CUDA weights are always in ``dtype``, and ``"auto"`` means
-            ``None``.
+            and ``"int4"`` round them, in blocks of 32, while loading. ``"auto"`` keeps the integers
+            that a GGUF file or a quantised checkpoint holds, unless ``dtype`` asks for full
+            precision. Activations keep 15 bits. On CUDA weights are always in ``dtype``, and
+            ``"auto"`` means ``None``.
         kv_cache_dtype: dtype of the KV cache. ``"auto"`` is the model's dtype. ``"int8"``, with one
             scale per token and head, halves the memory of bfloat16 at a small loss of accuracy.
             ``"fp8"`` (e4m3) needs CUDA.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from paged_stream import ops
 from paged_stream.config import EngineConfig
 from paged_stream.engine.windows import resolve_sink_window
 from paged_stream.models.formats.files import ModelFiles
-from paged_stream.models.formats.quantization import weight_bytes
+from paged_stream.models.formats.quantization import BlockParts, planned_parts, weight_bytes
 from paged_stream.models.formats.resolve import resolve_model
 from paged_stream.models.loader import load_config
 from paged_stream.models.model_config import ModelConfig
@@ -39,17 +40,18 @@ def describe(model: str, **settings: Any) -> str:
     dtype = resolve_dtype(config.dtype, model_config.dtype)
     kv_dtype = resolve_kv_dtype(config.kv_cache_dtype, dtype)
     sink_window = resolve_sink_window(model_config, config.num_sink_tokens, config.window_size)
+    parts = _parts(config, files, model_config, device)
     budget = memory_budget(config, device)
     if budget is None:  # an engine would measure what activations take as well
         free, total = torch.cuda.mem_get_info(device)
-        weights = _weight_bytes(config, files, model_config, dtype, device)
+        weights = weight_bytes(model_config, dtype, parts)
         budget = int(total * config.gpu_memory_utilization) - (total - free) - weights
     plan = plan_cache(config, model_config, kv_dtype, sink_window, budget)
     stream_blocks = blocks_per_stream(config, model_config, sink_window, chunk=1)
     threads = config.num_threads or default_num_threads()
     rows = [
         ("model", f"{model} ({model_config.model_type})"),
-        ("weights", _weights(config, files, model_config, dtype, device)),
+        ("weights", _weights(config, model_config, dtype, parts)),
         (
             "shape",
             f"{model_config.num_layers} layers, {model_config.num_heads} heads, "
@@ -82,32 +84,30 @@ def describe(model: str, **settings: Any) -> str:
     return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
 
 
+def _parts(
+    config: EngineConfig, files: ModelFiles, model_config: ModelConfig, device: torch.device
+) -> BlockParts:
+    quantization = config.actual_quantization if device.type == "cpu" else None
+    return planned_parts(files, model_config, family_of(model_config.model_type), quantization)
+
+
 def _weights(
     config: EngineConfig,
-    files: ModelFiles,
     model_config: ModelConfig,
     dtype: torch.dtype,
-    device: torch.device,
+    parts: BlockParts,
 ) -> str:
-    plain = model_config.num_parameters * dtype.itemsize
-    actual = _weight_bytes(config, files, model_config, dtype, device)
-    if actual == plain:
-        return f"{_size(plain)} in {_name(dtype)}"
+    actual = _size(weight_bytes(model_config, dtype, parts))
+    if not parts:
+        return f"{actual} in {_name(dtype)}"
+    counts = Counter(kind for formats in parts.values() for kind, _ in formats)
+    kinds = ", ".join(kind for kind, _ in counts.most_common())
     quantization = config.actual_quantization
-    kind = "the file's own blocks" if quantization == "auto" else quantization
-    return f"{_size(actual)}, projections in {kind}, the rest in {_name(dtype)}"
-
-
-def _weight_bytes(
-    config: EngineConfig,
-    files: ModelFiles,
-    model_config: ModelConfig,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> int:
-    quantization = config.actual_quantization if device.type == "cpu" else None
-    family = family_of(model_config.model_type)
-    return weight_bytes(files, model_config, family, dtype, quantization)
+    source = f"the file's own blocks ({kinds})" if quantization == "auto" else quantization
+    count, total = len(parts.keys() - {"embedding"}), model_config.num_projections
+    what = "all projections" if count == total else f"{count} of {total} projections"
+    table = "embeddings and " if "embedding" in parts else ""
+    return f"{actual}, {table}{what} in {source}, the rest in {_name(dtype)}"
 
 
 def _visible(model_config: ModelConfig, sink_window: SinkWindow) -> str:

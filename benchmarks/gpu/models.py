@@ -104,7 +104,7 @@ def make_runner(
     Args:
         graph_width: columns of the block tables of recorded steps; 0 records none.
     """
-    config, device = model.config, model.embedding.weight.device
+    config, device = model.config, model.embedding.device
     cache = KVCache(
         num_layers=config.num_layers,
         num_blocks=num_blocks + 1,

@@ -70,11 +70,15 @@ class Arena:
     def __init__(self) -> None:
         self._free = torch.empty(0, dtype=torch.uint8)
 
-    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A contiguous copy of a tensor."""
-        size = math.ceil(tensor.nbytes / _ALIGNMENT) * _ALIGNMENT
+    def empty(self, num_bytes: int) -> torch.Tensor:
+        """Memory for a tensor, uint8 [num_bytes]."""
+        size = math.ceil(num_bytes / _ALIGNMENT) * _ALIGNMENT
         if size > len(self._free):
             self._free = zeros_in_large_pages([max(size, _ARENA_BYTES)], torch.uint8)
         place, self._free = self._free[:size], self._free[size:]
-        kept = place[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        return place[:num_bytes]
+
+    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A contiguous copy of a tensor."""
+        kept = self.empty(tensor.nbytes).view(tensor.dtype).view(tensor.shape)
         return kept.copy_(tensor)

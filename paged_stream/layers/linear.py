@@ -7,10 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from paged_stream import ops
+from paged_stream.layers.blocks import Blocks, pack_blocks, packed_bytes
 from paged_stream.layers.large_pages import Arena
-
-BLOCK_SIZE = 32  # numbers that share a scale
-BLOCK_BYTES = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}  # formats that ops.linear multiplies by
 
 
 def empty_parameter(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.nn.Parameter:
@@ -40,48 +38,53 @@ class Linear(torch.nn.Module):
             weight = empty_parameter(out_features, in_features, dtype=dtype, device=device)
         self.weight: torch.nn.Parameter | None = weight
         self.bias = empty_parameter(out_features, dtype=dtype, device=device) if bias else None
-        self.block_format: str | None = None
-        self.register_buffer("blocks", None)
+        self.block_formats: list[str] = []
         self.register_buffer("packed_weight", None)
 
-    def set_blocks(self, blocks: torch.Tensor, block_format: str) -> None:
+    def set_blocks(self, parts: list[Blocks]) -> None:
         """Take the weight as quantised blocks and let go of the plain one.
 
         Args:
-            blocks: uint8 [out_features, in_features / 32 * BLOCK_BYTES[block_format]].
+            parts: its rows, in order; several if their formats differ.
         """
-        self.blocks, self.block_format, self.weight = blocks, block_format, None
+        self.weight = None
+        self.block_formats = [part.format for part in parts]
+        for name, part in zip(self._block_names(), parts, strict=True):
+            self.register_buffer(name, part.data)
 
-    def block_scales(self) -> torch.Tensor:
-        """A view of the scale of each block, and of its min if it has one: float16 [out_features,
-        blocks, 1 or 2]."""
-        assert self.blocks is not None and self.block_format is not None
-        num_bytes = BLOCK_BYTES[self.block_format]
-        blocks = self.blocks.unflatten(1, (-1, num_bytes))
-        scales = blocks[:, :, : 4 if self.block_format == "Q4_1" else 2]
-        return scales.view(torch.float16)
+    def parts(self) -> list[Blocks]:
+        """What `set_blocks` was given, until it is packed."""
+        names = zip(self.block_formats, self._block_names(), strict=True)
+        return [Blocks(block_format, self.get_buffer(name)) for block_format, name in names]
 
-    def float_rows(self, rows: slice) -> torch.Tensor:
-        """Some rows of the weight, before it is packed, as float32."""
-        if self.block_format is None:
+    def _block_names(self) -> list[str]:
+        return ["blocks", *(f"blocks{i}" for i in range(1, len(self.block_formats)))]
+
+    def rows(self, rows: slice) -> torch.Tensor | Blocks:
+        """A view of rows of the weight before it is packed, which one part of it must have all."""
+        if not self.block_formats:
             assert self.weight is not None, "packed already"
-            return self.weight[rows].float()
-        from gguf import GGMLQuantizationType
-        from gguf.quants import dequantize
-
-        kind = GGMLQuantizationType[self.block_format]
-        return torch.from_numpy(dequantize(self.blocks[rows].numpy(), kind))
+            return self.weight[rows]
+        first = 0
+        for part in self.parts():
+            if rows.stop <= first + len(part.data):
+                return part._replace(data=part.data[rows.start - first : rows.stop - first])
+            first += len(part.data)
+        raise AssertionError(f"no part has {rows}")
 
     def pack(self, arena: Arena) -> None:
         """Lay the weight out for the CPU kernels, in the arena, and let go of it as it came."""
-        if self.block_format is not None:
-            packed = ops.pack_quantized_weight(self.blocks, self.block_format)
+        if self.block_formats:
+            parts = self.parts()
+            sizes = [(part.format, len(part.data)) for part in parts]
+            out = arena.empty(packed_bytes(sizes, parts[0].in_features))
+            self.packed_weight = pack_blocks(parts, out)
+            for name in self._block_names():
+                delattr(self, name)
         else:
             assert self.weight is not None, "packed already"
-            packed = ops.pack_linear_weight(self.weight)
-        self.packed_weight = arena.keep(packed)
+            self.packed_weight = arena.keep(ops.pack_linear_weight(self.weight))
         self.weight = None
-        self.register_buffer("blocks", None)
 
     def forward(self, hidden: torch.Tensor, *, float_output: bool = False) -> torch.Tensor:
         """Map [T, in_features] to [T, out_features], in float32 if ``float_output``."""

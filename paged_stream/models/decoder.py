@@ -90,12 +90,14 @@ class Decoder(torch.nn.Module):
     def pack_weights(self) -> None:
         """Bring all projections into the layout of the CPU kernels, one at a time, if that is where
         they are. From then on neither parameters nor parts may be replaced."""
-        if self.embedding.weight.device.type == "cpu":
+        if self.embedding.device.type == "cpu":
             arena = Arena()
             for layer in self.layers:
                 assert isinstance(layer, DecoderLayer)
                 layer.pack(arena)
             self.head.pack(arena)
+            is_tied = self.config.tie_word_embeddings and self.group is None
+            self.embedding.pack(arena, self.head.packed_weight if is_tied else None)
             self.fused_layers = self._fuse_layers()
         for module in self.modules():
             # Plain attributes: torch would search for each of them in Python, 20 times per layer.

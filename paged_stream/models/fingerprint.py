@@ -67,7 +67,8 @@ def _description(config: ModelConfig) -> str:
 
 def _sample(name: str, tensor: torch.Tensor, config: ModelConfig, rank: Rank) -> Sample:
     shape = list(tensor.shape)
-    shape[0] = whole_rows(config, name, shape[0], rank)
+    if rank.size > 1:  # one rank's weight may be in several parts
+        shape[0] = whole_rows(config, name, shape[0], rank)
     part = part_of(config, name, shape[0], rank)
     width, first_column = tensor[0].numel(), 0
     if part.columns is not None:

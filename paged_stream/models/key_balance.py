@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 
+from paged_stream.layers.blocks import Blocks
 from paged_stream.layers.norm import LayerNorm, RMSNorm
 from paged_stream.models.decoder import Decoder
 from paged_stream.models.decoder_layer import Attention, DecoderLayer
@@ -40,7 +41,8 @@ def _key_power(attention: Attention, norm: RMSNorm | LayerNorm) -> torch.Tensor:
     assert qkv.bias is not None
     first, num_heads, _ = attention.split
     keys = slice(first * attention.head_dim, (first + num_heads) * attention.head_dim)
-    weight, mean = qkv.float_rows(keys), qkv.bias[keys].float()
+    rows, mean = qkv.rows(keys), qkv.bias[keys].float()
+    weight = rows.values() if isinstance(rows, Blocks) else rows.float()
     if isinstance(norm, LayerNorm) and norm.bias is not None:
         mean = mean + weight @ norm.bias.float()
     spread = weight.square() @ norm.weight.float().square()
@@ -71,8 +73,8 @@ def _exact(attention: Attention, factors: torch.Tensor, rotary_dim: int) -> torc
     first, num_heads, _ = attention.split
     keys = slice(first * attention.head_dim, (first + num_heads) * attention.head_dim)
     factors = factors.clone()
-    for parameter in _parameters(attention):
-        values = parameter[keys].reshape(*factors.shape, -1)
+    for parameter in _parameters(attention, keys):
+        values = parameter.reshape(*factors.shape, -1)
         while True:
             divisors = factors[..., None].to(values.dtype)
             rounds = (values / divisors * divisors != values).any(dim=-1) & (factors > 1)
@@ -84,12 +86,11 @@ def _exact(attention: Attention, factors: torch.Tensor, rotary_dim: int) -> torc
     return factors
 
 
-def _parameters(attention: Attention) -> list[torch.Tensor]:
-    """What the factors go into: bias, and weight or the scales of its blocks."""
-    qkv = attention.qkv
-    weight = qkv.weight if qkv.blocks is None else qkv.block_scales()
-    assert qkv.bias is not None and weight is not None
-    return [qkv.bias, weight]
+def _parameters(attention: Attention, rows: slice) -> list[torch.Tensor]:
+    """Views of what the factors go into: bias, and weight or the scales of its blocks."""
+    weight = attention.qkv.rows(rows)
+    assert attention.qkv.bias is not None
+    return [attention.qkv.bias[rows], weight.scales() if isinstance(weight, Blocks) else weight]
 
 
 def _scale(attention: Attention, factors: torch.Tensor) -> None:
@@ -97,7 +98,11 @@ def _scale(attention: Attention, factors: torch.Tensor) -> None:
     num_heads, num_kv_heads, _ = attention.split
     query_factors = factors.repeat_interleave(num_heads // num_kv_heads, dim=0)
     query_size, kv_size = num_heads * attention.head_dim, num_kv_heads * attention.head_dim
-    for parameter in _parameters(attention):
-        dims = [1] * (parameter.dim() - 1)
-        parameter[:query_size] *= query_factors.view(-1, *dims).to(parameter.dtype)
-        parameter[query_size : query_size + kv_size] /= factors.view(-1, *dims).to(parameter.dtype)
+    for parameter in _parameters(attention, slice(0, query_size)):
+        parameter *= _for_rows(query_factors, parameter)
+    for parameter in _parameters(attention, slice(query_size, query_size + kv_size)):
+        parameter /= _for_rows(factors, parameter)
+
+
+def _for_rows(factors: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    return factors.view(-1, *[1] * (parameter.dim() - 1)).to(parameter.dtype)

@@ -20,6 +20,7 @@ from paged_stream.models.formats.quantization import (
     quantize_weights,
     take_stored_blocks,
 )
+from paged_stream.models.formats.quantized_methods import method_of
 from paged_stream.models.model_config import ModelConfig
 from paged_stream.models.registry import family_of
 from paged_stream.models.sharding import WHOLE, Rank
@@ -41,10 +42,8 @@ def load_config(files: ModelFiles, length: int | None = None) -> ModelConfig:
     path, fields = read_fields(files)
     try:
         check_fields(fields)
-        if fields.get("quantization_config"):
-            raise ValueError(
-                "quantization_config is not supported; pass full-precision safetensors or a .gguf"
-            )
+        if quantization := files.quantization_config():
+            method_of(quantization, [])
         family = family_of(fields.get("model_type", ""))
         config = family.describe(family.read_config(fields), length)
         config.check()
@@ -93,8 +92,7 @@ def load_model(
         # Only now that the files are known to fill it does it get memory.
         decoder = Decoder(config, attention, dtype=dtype, device=device, rank=rank, group=group)
         if quantization == "auto":
-            take_stored_blocks(decoder, whole, family, files, rank)
+            take_stored_blocks(decoder, checkpoint, rank)
         checkpoint.fill(decoder, rank)
-    if quantization != "auto":
-        quantize_weights(decoder, block_formats(whole, family, files, quantization))
+    quantize_weights(decoder, block_formats(whole, quantization))
     return decoder.eval()

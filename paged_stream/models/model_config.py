@@ -182,6 +182,11 @@ class ModelConfig:
         return len(self.layers)
 
     @property
+    def num_projections(self) -> int:
+        """Matrices that activations are multiplied by: four in a layer, and the head."""
+        return 4 * self.num_layers + 1
+
+    @property
     def query_size(self) -> int:
         return self.num_heads * self.head_dim
 

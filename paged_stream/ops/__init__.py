@@ -23,6 +23,7 @@ from paged_stream.ops.build_version import build_version
 from paged_stream.ops.copy_blocks import copy_blocks
 from paged_stream.ops.cpu_isa import cpu_isa, set_cpu_isa
 from paged_stream.ops.decoder_layers import DecoderLayers, decoder_layers
+from paged_stream.ops.embedding_rows import embedding_rows
 from paged_stream.ops.gated_mlp import GatedMLP, MLPWeights, gated_mlp
 from paged_stream.ops.gather_blocks import gather_blocks
 from paged_stream.ops.lay_out_batch import SequenceColumns, lay_out_batch
@@ -31,6 +32,7 @@ from paged_stream.ops.linear import linear
 from paged_stream.ops.pack_linear_weight import pack_linear_weight
 from paged_stream.ops.pack_quantized_weight import pack_quantized_weight
 from paged_stream.ops.paged_attention import paged_attention
+from paged_stream.ops.quantized_weight_bytes import quantized_weight_bytes
 from paged_stream.ops.rotary_and_cache import rotary_and_cache
 from paged_stream.ops.rotary_reindex import rotary_reindex
 from paged_stream.ops.rotary_table import rotary_table
@@ -59,6 +61,7 @@ __all__ = [
     "copy_blocks",
     "cpu_isa",
     "decoder_layers",
+    "embedding_rows",
     "gated_mlp",
     "gather_blocks",
     "has_cuda",
@@ -67,6 +70,7 @@ __all__ = [
     "pack_linear_weight",
     "pack_quantized_weight",
     "paged_attention",
+    "quantized_weight_bytes",
     "rotary_and_cache",
     "rotary_reindex",
     "rotary_table",

@@ -78,10 +78,14 @@ def _(weight):
 
 
 @torch.library.register_fake("paged_stream::pack_quantized_weight")
-def _(groups, format):
-    group_bytes = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}[format]
-    panels = -(-groups.shape[0] // 16)
-    return groups.new_empty(panels, groups.shape[1] // group_bytes, 16 * group_bytes)
+def _(out, blocks, formats):
+    return None
+
+
+@torch.library.register_fake("paged_stream::embedding_rows")
+def _(ids, packed_weight, in_features, is_bfloat16):
+    dtype = torch.bfloat16 if is_bfloat16 else torch.float32
+    return packed_weight.new_empty((ids.shape[0], in_features), dtype=dtype)
 
 
 @torch.library.register_fake("paged_stream::linear")

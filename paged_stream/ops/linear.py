@@ -18,7 +18,8 @@ def linear(
 
     A row's result is the same, bit for bit, whatever rows stand beside it. A quantised weight
     multiplies an input that is rounded to 15-bit integers first, each 32 elements of a row with
-    their own scale; the products of a group are then summed as integers, exactly.
+    their own scale; the products of the 16 or 32 elements that share a scale of the weight are then
+    summed as integers, exactly.
 
     Args:
         input: [T, in_features], rows strided, in the weight's dtype; float32 or bfloat16 if the

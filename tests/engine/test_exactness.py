@@ -318,10 +318,10 @@ SMOLLM2 = "smollm2-135m-instruct"
 
 @pytest.fixture(scope="module")
 def smollm2():
-    """The model in transformers, float32, from the folder that the engine itself loads."""
-    from paged_stream.models.formats.resolve import resolve_model
+    """The model in transformers, float32, with the numbers that its file stands for."""
+    from benchmarks.float_folder import float_folder
 
-    folder = resolve_model(SMOLLM2).folder
+    folder = float_folder(SMOLLM2)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     model.generation_config.eos_token_id = None
     return model, AutoTokenizer.from_pretrained(folder)

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.float_folder import float_folder
 from paged_stream import cli
 from paged_stream.commands import lm_eval as command
-from paged_stream.models.formats.resolve import EMBEDDED_MODEL, resolve_model
+from paged_stream.models.formats.resolve import EMBEDDED_MODEL
 from tests.evaluation.lm_eval_tasks import TASKS, write_tasks
 
 PAGE = Path(__file__).parents[2] / "docs" / "command-line.md"
@@ -145,5 +146,5 @@ def test_the_page_says_how(offline, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_smollm2(offline, tmp_path):
-    folder = resolve_model(EMBEDDED_MODEL).folder
+    folder = float_folder(EMBEDDED_MODEL)
     assert_same(ours(["--"], EMBEDDED_MODEL, tmp_path), theirs(folder, tmp_path))

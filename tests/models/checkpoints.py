@@ -9,14 +9,18 @@ from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
 
 from paged_stream.attention.native import NativeBackend
 from paged_stream.models.decoder import Decoder
+from paged_stream.models.formats.files import ModelFiles
 from paged_stream.models.formats.resolve import resolve_model
 from paged_stream.models.loader import load_config, load_model
 from paged_stream.models.registry import family_of
 
 
-def load_decoder(folder: Path) -> Decoder:
-    """Load a model folder in float32."""
-    files = resolve_model(folder)
+def load_decoder(model: Path | ModelFiles, cache_dir: Path | None = None) -> Decoder:
+    """Load a model folder, or a file, in float32."""
+    if isinstance(model, ModelFiles):
+        files = model
+    else:
+        files = resolve_model(model, cache_dir=cache_dir)
     return load_model(files, load_config(files), torch.float32, "cpu", NativeBackend())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from gguf import GGMLQuantizationType as Kind
 from tokenizers import pre_tokenizers
 from transformers import PreTrainedModel
 
+from paged_stream.layers.blocks import BLOCK_FORMATS
+
 ARCHITECTURES = {"gemma3_text": "gemma3"}
 
 
@@ -21,6 +23,8 @@ def write_gguf(
     path: Path,
     tensors: dict[str, np.ndarray] | None = None,
     kind_of: Callable[[str], Kind] | None = None,
+    only: Iterable[gguf.ReaderTensor] | None = None,
+    split: tuple[int, int] | None = None,
     **metadata: Any,
 ) -> Path:
     """Write a file whose feed-forward matrices are quantised where their rows can be.
@@ -28,24 +32,32 @@ def write_gguf(
     Args:
         kind_of: the format of each matrix, by its name in the file, if not that.
         tensors: written besides the model's.
+        only: these tensors of another file, instead of all.
+        split: the file's index and the number of files; those after the first say nothing else.
         metadata: more of it, ``__`` for ``.``, with the architecture in front unless that is there;
             ``None`` leaves out what is written otherwise.
     """
     architecture = ARCHITECTURES.get(model.config.model_type, model.config.model_type)
     writer = gguf.GGUFWriter(path, architecture)
+    if split is not None:
+        writer.add_uint16("split.no", split[0])
+        writer.add_uint16("split.count", split[1])
     names = [key.replace("__", ".") for key in metadata]
     given = {
         name if name.startswith(("split.", "tokenizer.")) else f"{architecture}.{name}": value
         for name, value in zip(names, metadata.values(), strict=True)
     }
-    _add_vocabulary(writer, model.config.vocab_size, sentencepiece="gemma" in architecture)
+    add_vocabulary(writer, model.config.vocab_size, sentencepiece="gemma" in architecture)
     for key, value in (_metadata(model.config, architecture) | given).items():
         _add(writer, key, value)
-    for name, tensor in (_tensors(model, architecture) | (tensors or {})).items():
+    for read in only or ():
+        writer.add_tensor(read.name, read.data, raw_dtype=read.tensor_type)
+    own = {} if only is not None else _tensors(model, architecture)
+    for name, tensor in (own | (tensors or {})).items():
         if tensor.ndim == 2 and (kind_of or "ffn" in name):
             kind = Kind.Q8_0 if tensor.shape[1] % 32 == 0 else Kind.F16
             kind = kind_of(name) if kind_of else kind
-            writer.add_tensor(name, gguf.quants.quantize(tensor, kind), raw_dtype=kind)
+            writer.add_tensor(name, quantized(tensor, kind), raw_dtype=kind)
         else:
             writer.add_tensor(name, np.ascontiguousarray(tensor))
     writer.write_header_to_file()
@@ -53,6 +65,25 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def quantized(tensor: np.ndarray, kind: Kind) -> np.ndarray:
+    """Blocks that are near a matrix; of formats that gguf only reads, blocks with random codes."""
+    try:
+        return gguf.quants.quantize(tensor, kind)
+    except NotImplementedError:
+        pass
+    size, num_bytes, scales = BLOCK_FORMATS[kind.name]
+    random = np.random.default_rng(tensor.size)
+    shape = (tensor.shape[0], tensor.shape[1] // size, num_bytes)
+    blocks = random.integers(0, 256, shape, dtype=np.uint8)
+    # Scales that make the numbers as large as the matrix's are.
+    halves = np.ones((*shape[:2], (scales.stop - scales.start) // 2), np.float16)
+    blocks[..., scales] = halves.view(np.uint8)
+    spread = gguf.quants.dequantize(blocks.reshape(shape[0], -1), kind).std()
+    halves *= tensor.std() / spread
+    blocks[..., scales] = halves.view(np.uint8)
+    return blocks.reshape(shape[0], -1)
 
 
 def llama3_factors(config: Any) -> np.ndarray:
@@ -127,7 +158,7 @@ def _interleave(tensor: torch.Tensor, num_heads: int) -> torch.Tensor:
     return halves.transpose(1, 2).reshape(tensor.shape)
 
 
-def _add_vocabulary(writer: gguf.GGUFWriter, size: int, *, sentencepiece: bool) -> None:
+def add_vocabulary(writer: gguf.GGUFWriter, size: int, *, sentencepiece: bool) -> None:
     """Every byte, ``he``, and ``</s>`` as number 2."""
     tokens = ["<unk>", "<s>", "</s>"]
     if sentencepiece:

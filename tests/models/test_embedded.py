@@ -44,7 +44,7 @@ def test_config(files):
 
 @pytest.mark.slow
 def test_every_weight_equals_transformers(files):
-    decoder = load_decoder(files.folder)
+    decoder = load_decoder(embedded_gguf())
     assert sum(parameter.numel() for parameter in decoder.parameters()) == 134_515_008
     assert_equals_gguf(decoder, files.folder, embedded_gguf())
 

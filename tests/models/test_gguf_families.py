@@ -117,7 +117,7 @@ CASES = [
 def test_file_equals_its_safetensors_form(tiny, save, convert, variant, settings, metadata):
     model = tiny(variant, **(TOKENS | settings))
     files = convert(model, **metadata)
-    decoder = load_decoder(files.folder)
+    decoder = load_decoder(files)
     assert_equals_gguf(decoder, files.folder, Path(files.name))
     expected = load_decoder(save(model))
     # Something is quantised, so the natural dtype is bfloat16.
@@ -132,7 +132,7 @@ def test_file_equals_its_safetensors_form(tiny, save, convert, variant, settings
 def test_heads_have_their_own_keys_unless_told_otherwise(tiny, save, convert):
     """Transformers reads such a file, but leaves Q and K interleaved."""
     model = tiny("llama2", **TOKENS)
-    decoder = load_decoder(convert(model, attention__head_count_kv=None).folder)
+    decoder = load_decoder(convert(model, attention__head_count_kv=None))
     expected = load_decoder(save(model))
     assert decoder.config.num_kv_heads == expected.config.num_kv_heads == 4
     for layer, other in zip(decoder.layers, expected.layers, strict=True):
@@ -170,7 +170,7 @@ def test_llama3_factors_make_llama3_frequencies(tiny, save, convert):
         np.testing.assert_allclose(rotary.inv_freq, expected.inv_freq, rtol=1e-6)
         assert rotary.attention_scaling == expected.attention_scaling == 1.0
         assert config.is_exact_at(1) and config.is_exact_at(10**6)
-    assert_equals_gguf(load_decoder(files.folder), files.folder, Path(files.name))
+    assert_equals_gguf(load_decoder(files), files.folder, Path(files.name))
 
 
 @pytest.mark.parametrize(("variant", "bos"), [("llama2", []), ("qwen3", []), ("gemma3", [1])])

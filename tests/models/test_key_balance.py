@@ -61,7 +61,8 @@ def test_so_they_do_with_quantised_weights(scores, quantization, size):
 
     def shrink(decoder) -> None:
         for layer in decoder.layers:
-            layer.attention.qkv.block_scales().mul_(size)
+            for part in layer.attention.qkv.parts():
+                part.scales().mul_(size)
 
     def balance(decoder) -> None:
         shrink(decoder)

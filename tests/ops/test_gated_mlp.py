@@ -8,6 +8,7 @@ from gguf import GGMLQuantizationType
 from gguf.quants import quantize
 
 from paged_stream import ops
+from paged_stream.layers.blocks import Blocks, pack_blocks
 
 EPS, INTERMEDIATE = 1e-5, 96
 WEIGHTS = ["plain", "Q4_1", "Q8_0"]
@@ -19,7 +20,7 @@ def packed(out_features, in_features, kind, dtype, seed):
     if kind == "plain":
         return ops.pack_linear_weight(weight.to(dtype))
     blocks = quantize(weight.numpy(), GGMLQuantizationType[kind])
-    return ops.pack_quantized_weight(torch.from_numpy(blocks), kind)
+    return pack_blocks([Blocks(kind, torch.from_numpy(blocks))])
 
 
 def problem(rows, kind="plain", dtype=torch.bfloat16, *, bias=True, dim=64):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from paged_stream import ops
+from paged_stream.layers.blocks import BLOCK_FORMATS, Blocks, pack_blocks, packed_bytes
 from paged_stream.scheduler.sink_window import SinkWindow
 
 OPS = torch.ops.paged_stream
@@ -18,8 +19,7 @@ Draw = Callable[[st.SearchStrategy], Any]
 HEADS, KV_HEADS, HEAD_DIM, DIM = 4, 2, 8, 32
 QKV_SIZE = (HEADS + 2 * KV_HEADS) * HEAD_DIM
 DTYPES = (torch.float32, torch.bfloat16)
-KINDS = ("plain", "Q4_0", "Q4_1", "Q8_0")
-GROUP_BYTES = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}
+KINDS = ("plain", *(name for name, kind in BLOCK_FORMATS.items() if kind.size == 32))
 
 
 def uniform(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -29,16 +29,15 @@ def uniform(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 def packed(out_features: int, in_features: int, kind: str, dtype: torch.dtype) -> Tensor:
     if kind == "plain":
         return OPS.pack_linear_weight(uniform(out_features, in_features, dtype=dtype))
-    return OPS.pack_quantized_weight(groups(out_features, in_features, kind), kind)
+    return pack_blocks([Blocks(kind, groups(out_features, in_features, kind))])
 
 
 def groups(out_features: int, in_features: int, kind: str) -> Tensor:
     """The bytes of a quantised weight. Scales and mins are small numbers."""
-    size = GROUP_BYTES[kind]
-    raw = torch.randint(0, 256, (out_features, in_features // 32, size), dtype=torch.uint8)
-    header = 4 if kind == "Q4_1" else 2
-    scales = torch.rand(out_features, in_features // 32, header // 2).half()
-    raw[..., :header] = scales.view(torch.uint8)
+    size, num_bytes, scales = BLOCK_FORMATS[kind]
+    raw = torch.randint(0, 256, (out_features, in_features // size, num_bytes), dtype=torch.uint8)
+    halves = torch.rand(*raw.shape[:2], (scales.stop - scales.start) // 2).half()
+    raw[..., scales] = halves.view(torch.uint8)
     return raw.flatten(1)
 
 
@@ -192,9 +191,29 @@ def pack_linear_weight(draw: Draw, made: Made) -> list:
     return [uniform(draw(st.integers(1, 40)), 32, dtype=draw(st.sampled_from(DTYPES)))]
 
 
+def quantized_parts(draw: Draw) -> list[Blocks]:
+    """A weight of 256 columns, in one part or two."""
+    kinds = draw(st.lists(st.sampled_from(sorted(BLOCK_FORMATS)), min_size=1, max_size=2))
+    rows = [16] * (len(kinds) - 1) + [draw(st.integers(1, 40))]
+    return [Blocks(k, groups(count, 256, k)) for k, count in zip(kinds, rows, strict=True)]
+
+
+def quantized_weight_bytes(draw: Draw, made: Made) -> list:
+    parts = quantized_parts(draw)
+    return [[len(part.data) for part in parts], 256, ",".join(part.format for part in parts)]
+
+
 def pack_quantized_weight(draw: Draw, made: Made) -> list:
-    kind = draw(st.sampled_from(KINDS[1:]))
-    return [groups(draw(st.integers(1, 40)), 64, kind), kind]
+    parts = quantized_parts(draw)
+    size = packed_bytes([(part.format, len(part.data)) for part in parts], 256)
+    out = torch.empty(size, dtype=torch.uint8)
+    return [out, [part.data for part in parts], ",".join(part.format for part in parts)]
+
+
+def embedding_rows(draw: Draw, made: Made) -> list:
+    parts = quantized_parts(draw)
+    rows = sum(len(part.data) for part in parts)
+    return [torch.randint(0, rows, (5,)), pack_blocks(parts), 256, draw(st.booleans())]
 
 
 def linear(draw: Draw, made: Made) -> list:
@@ -314,6 +333,7 @@ MAKERS: dict[str, Callable[[Draw, Made], list]] = {
     for maker in (
         *(rotary_and_cache, paged_attention, gather_blocks, scatter_blocks, rotary_reindex),
         *(copy_blocks, pack_linear_weight, pack_quantized_weight, linear, add_rms_norm),
+        *(quantized_weight_bytes, embedding_rows),
         *(silu_and_mul, lay_out_attention_layer, free_attention_layer, attention_layer),
         *(lay_out_gated_mlp, free_gated_mlp, gated_mlp, lay_out_decoder_layers),
         *(free_decoder_layers, decoder_layers, lay_out_batch, rotary_table, sample_tokens),

@@ -1,8 +1,9 @@
-// Products of rows with packed weights, dense and in groups of 32.
+// Products of rows with packed weights, dense and quantised.
 
 #include <algorithm>
 
 #include "check.h"
+#include "ops/quantized_blocks.h"
 
 namespace paged_stream::portable {
 namespace {
@@ -104,52 +105,78 @@ struct GroupWeight {
   std::vector<double> values;  // [out, in]
 };
 
-// Fills one row's group with random codes, in the file's byte order, and sets their values.
-void fill_group(const GroupLayout& layout, int64_t column, uint8_t* panel, double* values,
-                Random& random) {
-  double scale, min = 0;
-  const uint16_t scale_bits = random_half(random, true, scale);
-  std::memcpy(panel + 2 * column, &scale_bits, 2);
-  panel += 2 * kLinearPanel;
-  if (layout.has_min) {
-    const uint16_t min_bits = random_half(random, true, min);
-    std::memcpy(panel + 2 * column, &min_bits, 2);
-    panel += 2 * kLinearPanel;
+// Fills a row's block with random numbers, and sets the values that they stand for.
+void fill_block(GroupFormat format, Block& block, double* values, Random& random) {
+  const GroupLayout layout = group_layout(format);
+  double halves[2] = {0, 0};
+  for (int i = 0; i < layout.halves(); ++i) {
+    const uint16_t bits = random_half(random, true, halves[i]);
+    std::memcpy(block.halves + 2 * i, &bits, 2);
   }
-  for (int i = 0; i < layout.code_bytes(); ++i) {
-    const int byte = random.below(256);
-    panel[(i / 4 * kLinearPanel + column) * 4 + i % 4] = static_cast<uint8_t>(byte);
-    if (layout.bits == 8) {
-      values[i] = scale * (byte - layout.zero_point) + min;
-    } else {
-      values[i] = scale * (byte % 16 - layout.zero_point) + min;
-      values[i + kGroupSize / 2] = scale * (byte / 16 - layout.zero_point) + min;
+  for (uint8_t& byte : block.scale_bytes) byte = static_cast<uint8_t>(random.below(256));
+  for (uint8_t& byte : block.min_bytes) byte = static_cast<uint8_t>(random.below(128));
+  for (int k = 0; k < layout.step_size(); ++k) {
+    int code = random.below(1 << layout.bits);
+    block.codes[k] = static_cast<uint8_t>(code);
+    if (layout.has_table) code = kCodeTable[code];
+    const int group = k / kGroupSize;
+    const uint8_t scale_byte = block.scale_bytes[k * layout.scale_bytes / kGroupSize];
+    double scale = halves[0], min = 0;
+    switch (layout.min) {
+      case MinKind::kMinHalf:
+        min = -halves[1];
+        break;
+      case MinKind::kMinByte:
+        min = halves[1] * block.min_bytes[group];
+        break;
+      case MinKind::kMinNibble:
+        min = halves[1] * (scale_byte / 16);
+        scale *= scale_byte % 16;
+        break;
+      case MinKind::kZeroByte:
+        min = halves[0] * block.min_bytes[group];
+        break;
+      default:
+        break;
     }
+    if (layout.scale_bytes > 0 && layout.min != MinKind::kMinNibble) {
+      scale *= static_cast<int8_t>(scale_byte);
+    }
+    values[k] = scale * (code - layout.zero_point) - min;
   }
 }
 
-GroupWeight make_groups(const Sizes& sizes, const GroupLayout& layout, Random& random) {
-  const int64_t num_groups = sizes.in_features / kGroupSize;
-  const int64_t group_bytes = kLinearPanel * layout.bytes();
+GroupWeight make_groups(const Sizes& sizes, GroupFormat format, Random& random) {
+  const GroupLayout layout = group_layout(format);
+  const int64_t num_steps = sizes.in_features / layout.step_size();
+  const int64_t step_bytes = kLinearPanel * layout.step_bytes();
   GroupWeight weight;
-  weight.packed.resize(sizes.num_panels() * num_groups * group_bytes);
+  weight.packed.resize(sizes.num_panels() * num_steps * step_bytes);
   weight.values.resize(sizes.out_features * sizes.in_features);
   for (int64_t row = 0; row < sizes.out_features; ++row) {
-    for (int64_t b = 0; b < num_groups; ++b) {
-      const int64_t group = row / kLinearPanel * num_groups + b;
-      fill_group(layout, row % kLinearPanel, weight.packed.data() + group * group_bytes,
-                 weight.values.data() + row * sizes.in_features + b * kGroupSize, random);
+    for (int64_t b = 0; b < num_steps; ++b) {
+      double* values = weight.values.data() + row * sizes.in_features + b * layout.step_size();
+      Block block{};
+      fill_block(format, block, values, random);
+      uint8_t* step = weight.packed.data() + (row / kLinearPanel * num_steps + b) * step_bytes;
+      pack_block(layout, block, row % kLinearPanel, step);
+      float unpacked[256];
+      unpack_values(layout, step, row % kLinearPanel, unpacked);
+      for (int k = 0; k < layout.step_size(); ++k) {
+        expect_near("unpacked", unpacked[k], values[k], 1e-6 * std::abs(values[k]) + 1e-6);
+      }
     }
   }
   return weight;
 }
 
 template <class T>
-void check_quantized(const Sizes& sizes, GroupFormat format, Random& random) {
+void check_quantized(Sizes sizes, GroupFormat format, Random& random) {
   const GroupLayout layout = group_layout(format);
-  const GroupWeight weight = make_groups(sizes, layout, random);
+  sizes.in_features *= layout.groups;
+  const GroupWeight weight = make_groups(sizes, format, random);
   const auto x = random.normals<T>(sizes.rows * sizes.in_features);
-  const int64_t row_bytes = sizes.in_features / kGroupSize * kQuantizedGroupBytes;
+  const int64_t row_bytes = sizes.in_features / kGroupSize * layout.quantized_bytes();
   std::vector<char> tiles(sizes.rows * row_bytes);
   std::vector<float> out(sizes.rows * sizes.out_features);
   LinearArgs args = make_args(sizes, kGenericQuantizedKernels.max_tile_rows);

@@ -15,7 +15,8 @@ from tests import compilation
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "portable"
-SOURCES = [ROOT / "csrc/cpu/isa/generic.cpp", *sorted(Path(__file__).parent.glob("*.cpp"))]
+KERNELS = [ROOT / "csrc/cpu/isa/generic.cpp", ROOT / "csrc/cpu/ops/quantized_blocks.cpp"]
+SOURCES = [*KERNELS, *sorted(Path(__file__).parent.glob("*.cpp"))]
 FLAGS = [
     "-std=c++20",
     "-O2",

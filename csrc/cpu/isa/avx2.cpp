@@ -46,6 +46,12 @@ PS_INLINE Vec<W> load_halves(const char* p) {
   return (Vec<W>)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
 }
 
+template <int W>
+PS_INLINE UVec<W> look_up(UVec<W> codes) {
+  const __m256i table = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)kCodeTable));
+  return (UVec<W>)_mm256_shuffle_epi8(table, (__m256i)codes);
+}
+
 #include "kernels/kernels.inl"
 
 }  // namespace avx2

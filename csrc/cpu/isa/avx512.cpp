@@ -46,6 +46,13 @@ PS_INLINE Vec<W> load_halves(const char* p) {
   return (Vec<W>)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256((const __m256i*)p));
 }
 
+template <int W>
+PS_INLINE UVec<W> look_up(UVec<W> codes) {
+  const __m512i table =
+      _mm512_maskz_broadcast_i32x4(0xffff, _mm_loadu_si128((const __m128i*)kCodeTable));
+  return (UVec<W>)_mm512_shuffle_epi8(table, (__m512i)codes);
+}
+
 #include "kernels/kernels.inl"
 
 }  // namespace avx512

@@ -55,6 +55,14 @@ PS_INLINE Vec<W> load_halves(const char* p) {
   return (Vec<W>)((UVec<W>)magnitude | ((bits & 0x8000u) << 16));
 }
 
+template <int W>
+PS_INLINE UVec<W> look_up(UVec<W> codes) {
+  uint8_t bytes[4 * W];
+  store(bytes, codes);
+  for (uint8_t& byte : bytes) byte = kCodeTable[byte];
+  return load<UVec<W>>(bytes);
+}
+
 #include "kernels/kernels.inl"
 
 }  // namespace generic

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <utility>
 
 #include "dtype.h"
 #include "isa/kernel_table.h"
@@ -46,7 +47,7 @@ const void* pack_dense(const LinearInput& input, const LinearArgs& args,
 
 const void* pack_quantized(const LinearInput& input, const LinearArgs& args, GroupFormat format) {
   static thread_local GrowingBuffer<char> buffer;
-  const int64_t row_bytes = args.in_features / kGroupSize * kQuantizedGroupBytes;
+  const int64_t row_bytes = args.in_features / kGroupSize * group_layout(format).quantized_bytes();
   char* packed = buffer.get(args.rows * row_bytes);
   const QuantizeFn quantize = isa().quantized->quantize[static_cast<int>(input.dtype)];
   for_each_tile(args, [&](int64_t row, int64_t rows) {
@@ -66,23 +67,46 @@ const float* widen_bias(const void* bias, DType dtype, int64_t size) {
   return wide;
 }
 
-// Shares panels and tiles among threads.
-void run_items(const LinearArgs& args, LinearFn run, int64_t max_tiles) {
-  const int64_t panels = num_panels(args.out_features);
+// Shares panels [first, last) and tiles among threads.
+void run_items(const LinearArgs& args, LinearFn run, int64_t first, int64_t last,
+               int64_t max_tiles) {
+  const int64_t panels = last - first;
   // Groups of four panels read memory fastest; smaller groups share a small weight more evenly.
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t group = panels >= 64 * threads ? 4 : 2;
   const int64_t groups = (panels + group - 1) / group;
   const int64_t tile_groups = (args.num_tiles + max_tiles - 1) / max_tiles;
-  const int64_t work = args.rows * args.in_features * args.out_features;
+  const int64_t work = args.rows * args.in_features * panels * kLinearPanel;
   for_each_item(groups * tile_groups, work, kMinWorkPerThread, [&](int64_t item) {
     LinearArgs part = args;
-    part.panel_begin = item % groups * group;
-    part.panel_end = std::min(part.panel_begin + group, panels);
+    part.panel_begin = first + item % groups * group;
+    part.panel_end = std::min(part.panel_begin + group, last);
     part.tile_begin = item / groups * max_tiles;
     part.tile_end = std::min(part.tile_begin + max_tiles, args.num_tiles);
     run(part);
   });
+}
+
+// Formats that multiply inputs of the same layout.
+bool share_inputs(const GroupLayout& a, const GroupLayout& b) {
+  return a.subs() == b.subs() && a.zero_point == b.zero_point && a.has_min() == b.has_min();
+}
+
+void run_quantized(const LinearInput& input, const PackedWeight& weight, LinearArgs args) {
+  const QuantizedKernels& kernels = *isa().quantized;
+  args.num_tiles = (args.rows + kernels.max_tile_rows - 1) / kernels.max_tile_rows;
+  const QuantizedPart* before = nullptr;
+  for (const QuantizedPart& part : weight.parts) {
+    if (before == nullptr || !share_inputs(before->layout(), part.layout())) {
+      args.x = pack_quantized(input, args, part.format);
+    }
+    before = &part;
+    // Panels are counted over all parts, as the columns of the result are.
+    const int64_t first = part.first_row / kLinearPanel;
+    args.weight = static_cast<const char*>(weight.data) + part.offset - first * part.panel_bytes();
+    run_items(args, kernels.linear[static_cast<int>(part.format)], first,
+              first + num_panels(part.rows), kTilesPerItem);
+  }
 }
 
 Tensor linear(Tensor input, Tensor packed_weight, std::optional<Tensor> bias, int64_t out_features,
@@ -101,18 +125,6 @@ Tensor linear(Tensor input, Tensor packed_weight, std::optional<Tensor> bias, in
   return out;
 }
 
-GroupFormat format_of(const Checker& check, const Tensor& packed_weight) {
-  for (int i = 0; i < kNumGroupFormats; ++i) {
-    const auto format = static_cast<GroupFormat>(i);
-    if (packed_weight.size(2) == kLinearPanel * group_layout(format).bytes()) return format;
-  }
-  check.require(false,
-                "packed_weight of dtype Byte must come from pack_quantized_weight; no format has "
-                "panel groups of ",
-                packed_weight.size(2), " bytes");
-  return GroupFormat::kQ8_0;
-}
-
 }  // namespace
 
 PackedWeight PackedWeight::read(const Checker& check, const Tensor& packed_weight,
@@ -125,11 +137,11 @@ PackedWeight PackedWeight::read(const Checker& check, const Tensor& packed_weigh
   if (packed_weight.scalar_type() == ScalarType::Byte) {
     check.require(dtype == ScalarType::Float || dtype == ScalarType::BFloat16,
                   "input must be Float or BFloat16, got ", torch::headeronly::toString(dtype));
-    check.shape(packed_weight, "packed_weight", "[panels, in_features / 32, bytes]",
-                {panels, kAny, kAny});
-    weight.format = format_of(check, packed_weight);
-    check.in_range(packed_weight.size(1), 1, kMaxCount / kGroupSize, "groups of packed_weight");
-    weight.in_features = packed_weight.size(1) * kGroupSize;
+    QuantizedWeight quantized = QuantizedWeight::read(check, packed_weight);
+    check.require(quantized.out_features == out_features, "packed_weight must have ", out_features,
+                  " rows, got ", quantized.out_features);
+    weight.in_features = quantized.in_features;
+    weight.parts = std::move(quantized.parts);
   } else {
     check.kv_dtype(packed_weight, "packed_weight");
     const int64_t step = 4 / packed_weight.element_size();
@@ -160,17 +172,11 @@ void run_linear(const LinearInput& input, const PackedWeight& weight, void* out,
   args.in_features = weight.in_features;
   args.out_features = weight.out_features;
   args.float_out = float_out || input.dtype == DType::kFloat32;
-  if (weight.format) {
-    const QuantizedKernels& kernels = *isa().quantized;
-    args.num_tiles = (args.rows + kernels.max_tile_rows - 1) / kernels.max_tile_rows;
-    args.x = pack_quantized(input, args, *weight.format);
-    run_items(args, kernels.linear[static_cast<int>(*weight.format)], kTilesPerItem);
-  } else {
-    const DenseKernels& dense = kernels().linear[static_cast<int>(input.dtype)];
-    args.num_tiles = (args.rows + dense.max_tile_rows - 1) / dense.max_tile_rows;
-    args.x = pack_dense(input, args, dense);
-    run_items(args, dense.linear, dense.max_tiles);
-  }
+  if (!weight.parts.empty()) return run_quantized(input, weight, args);
+  const DenseKernels& dense = kernels().linear[static_cast<int>(input.dtype)];
+  args.num_tiles = (args.rows + dense.max_tile_rows - 1) / dense.max_tile_rows;
+  args.x = pack_dense(input, args, dense);
+  run_items(args, dense.linear, 0, num_panels(args.out_features), dense.max_tiles);
 }
 
 }  // namespace paged_stream

@@ -4,12 +4,14 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <optional>
+#include <vector>
 
 #include "checks.h"
 #include "kernels/linear.h"
 #include "kernels/quantized_linear.h"
 #include "number_types.h"
 #include "ops/panels.h"
+#include "ops/quantized_weight.h"
 
 namespace paged_stream {
 
@@ -19,7 +21,7 @@ struct PackedWeight {
   const void* bias;  // [out_features] in the activations' dtype, or null
   int64_t in_features;
   int64_t out_features;
-  std::optional<GroupFormat> format;  // none for a weight in the activations' dtype
+  std::vector<QuantizedPart> parts;  // none of a weight in the activations' dtype
 
   // Checks the tensors for activations of dtype `dtype`.
   static PackedWeight read(const Checker& check, const Tensor& packed_weight,

@@ -1,65 +1,65 @@
-// Packs a quantised GGUF weight, unchanged in value, into the order that the linear kernels read.
+// Packs quantised weights, unchanged in value, into the order that the linear kernels read.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <cstring>
 #include <string>
+#include <vector>
 
 #include "checks.h"
-#include "kernels/quantized_linear.h"
 #include "ops/panels.h"
+#include "ops/quantized_weight.h"
 
 namespace paged_stream {
 namespace {
 
-GroupFormat group_format(const std::string& name) {
-  if (name == "Q4_0") return GroupFormat::kQ4_0;
-  if (name == "Q4_1") return GroupFormat::kQ4_1;
-  STD_TORCH_CHECK(name == "Q8_0", "pack_quantized_weight: format must be Q4_0, Q4_1 or Q8_0, got ",
-                  name);
-  return GroupFormat::kQ8_0;
-}
-
-// Packs one row's group into its column of a panel's group. A panel's group has the scales of all
-// columns, then their mins, then their codes, four bytes of each column in turn.
-void pack_group(const GroupLayout& layout, const uint8_t* src, int64_t column, uint8_t* panel) {
-  std::memcpy(panel + 2 * column, src, 2);
-  src += 2, panel += 2 * kLinearPanel;
-  if (layout.has_min) {
-    std::memcpy(panel + 2 * column, src, 2);
-    src += 2, panel += 2 * kLinearPanel;
-  }
-  for (int i = 0; i < layout.code_bytes(); ++i) {
-    // The byte dot product needs unsigned codes.
-    panel[(i / 4 * kLinearPanel + column) * 4 + i % 4] = layout.bits == 8 ? src[i] ^ 0x80 : src[i];
-  }
-}
-
-// Packs [out, groups * bytes] into [panels, groups, panel * bytes], padding out with zero scales.
-Tensor pack_quantized_weight(Tensor groups, std::string format) {
-  constexpr Checker check("pack_quantized_weight");
-  const GroupLayout layout = group_layout(group_format(format));
-  check.shape(groups, "groups", "[out_features, in_features / 32 * group_bytes]", {kAny, kAny});
-  check.dtype(groups, "groups", ScalarType::Byte);
-  check.dense(groups, "groups", 0);
-  const int64_t out_features = groups.size(0), bytes = layout.bytes();
-  check.in_range(out_features, 0, kMaxCount, "out_features");
-  check.require(groups.size(1) > 0 && groups.size(1) % bytes == 0,
-                "groups must have rows of a positive multiple of ", bytes, " bytes for ", format,
-                ", got ", groups.size(1));
-  const int64_t num_groups = groups.size(1) / bytes, panel_bytes = kLinearPanel * bytes;
-  Tensor packed =
-      torch::stable::new_zeros(groups, {num_panels(out_features), num_groups, panel_bytes});
-  const auto* src = static_cast<const uint8_t*>(groups.data_ptr());
-  auto* dst = static_cast<uint8_t*>(packed.data_ptr());
-  for_each_row(out_features, [&](int64_t panel, int64_t column, int64_t row) {
-    for (int64_t b = 0; b < num_groups; ++b) {
-      pack_group(layout, src + (row * num_groups + b) * bytes, column,
-                 dst + (panel * num_groups + b) * panel_bytes);
+// blocks: [rows, steps * block bytes].
+void pack_part(const QuantizedPart& part, const Tensor& blocks, uint8_t* packed) {
+  const GroupLayout layout = part.layout();
+  const int64_t block_bytes = kBlockFormats[static_cast<int>(part.format)].bytes;
+  const auto* from = static_cast<const uint8_t*>(blocks.data_ptr());
+  uint8_t* const to = packed + part.offset;
+  for_each_range(num_panels(part.rows), 1, [&](int64_t begin, int64_t end) {
+    std::memset(to + begin * part.panel_bytes(), 0, (end - begin) * part.panel_bytes());
+  });
+  for_each_row(part.rows, [&](int64_t panel, int64_t column, int64_t row) {
+    Block block;
+    for (int64_t step = 0; step < part.num_steps(); ++step) {
+      read_block(part.format, from + (row * part.num_steps() + step) * block_bytes, block);
+      pack_block(layout, block, column, to + panel * part.panel_bytes() + step * part.step_bytes());
     }
   });
-  return packed;
+}
+
+void pack_quantized_weight(const Tensor& out, std::vector<Tensor> blocks, std::string formats) {
+  constexpr Checker check("pack_quantized_weight");
+  check.require(!blocks.empty(), "blocks must have a tensor at least");
+  std::vector<int64_t> rows;
+  for (const Tensor& part : blocks) {
+    check.shape(part, "blocks", "[rows, bytes]", {kAny, kAny});
+    check.dtype(part, "blocks", ScalarType::Byte);
+    check.dense(part, "blocks", 0);
+    check.in_range(part.size(1), 1, kMaxCount, "bytes of a row of blocks");
+    rows.push_back(part.size(0));
+  }
+  const BlockFormat* const first = find_block_format(formats.substr(0, formats.find(',')));
+  const int64_t first_bytes = first == nullptr ? 1 : first->bytes;
+  const int64_t step = first == nullptr ? 1 : group_layout(first->format).step_size();
+  const int64_t in_features = blocks[0].size(1) / first_bytes * step;
+  const QuantizedWeight weight = QuantizedWeight::plan(check, formats, rows, in_features);
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    const BlockFormat& format = kBlockFormats[static_cast<int>(weight.parts[i].format)];
+    const int64_t bytes = weight.parts[i].num_steps() * format.bytes;
+    check.require(blocks[i].size(1) == bytes, "blocks must have rows of ", bytes, " bytes for ",
+                  in_features, " numbers of ", format.name, ", got ", blocks[i].size(1));
+  }
+  check.shape(out, "out", "[bytes]", {weight.num_bytes});
+  check.dtype(out, "out", ScalarType::Byte);
+  check.dense(out, "out", 0);
+  auto* const packed = static_cast<uint8_t*>(out.data_ptr());
+  weight.write_header(packed);
+  for (size_t i = 0; i < blocks.size(); ++i) pack_part(weight.parts[i], blocks[i], packed);
 }
 
 }  // namespace

@@ -11,9 +11,6 @@ from typing import Any, NamedTuple
 from paged_stream.system.short_text import short_error
 from paged_stream.system.whole_files import read_regular
 
-# Beside the weights of a converted GGUF file: its matrices in the file's own blocks, in the
-# safetensors format, but not under its suffix, because other engines load every file that has it.
-BLOCKS_FILE = "weights.blocks"
 PARAMS_FILE = "params.json"  # of Mistral's own releases, in place of config.json
 _MOST_JSON_BYTES = 64 << 20
 _WEIGHTS_FILE = re.compile(r".+\.(safetensors|bin)(\.index(\.\w+)?\.json)?")
@@ -36,11 +33,39 @@ class ModelFiles:
     """``folder`` holds config.json, weights and tokenizer of what the user called ``name``.
 
     ``checks`` is the folder for what was found out about its weights, or ``None`` if there is none.
+    The weights are in the file ``gguf``, if that is one.
     """
 
     name: str
     folder: Path
     checks: Path | None = None
+    gguf: Path | None = None
+
+    @property
+    def place(self) -> Path:
+        """Where the weights are."""
+        return self.gguf or self.folder
+
+    @property
+    def holds_blocks(self) -> bool:
+        """Whether matrices may be quantised."""
+        return self.gguf is not None or bool(self.quantization_config())
+
+    def quantization_config(self) -> dict[str, Any]:
+        """How safetensors are quantised, as config.json says, or quantize_config.json, which
+        AutoGPTQ wrote beside it; empty if they are not.
+
+        Raises:
+            ValueError: it is no JSON object.
+        """
+        path = self.folder / "config.json"
+        config = read_json_object(path).get("quantization_config") if path.is_file() else None
+        if config is not None and not isinstance(config, dict):
+            raise ValueError(f"{path}: quantization_config must be an object")
+        path = self.folder / "quantize_config.json"
+        if not config and path.is_file():
+            config = {"quant_method": "gptq"} | read_json_object(path)
+        return config or {}
 
     def read_json(self, filename: str) -> dict[str, Any]:
         """Read a file that holds a JSON object.

@@ -1,5 +1,5 @@
-"""Converting a GGUF file once into a folder in Hugging Face layout, with exact float32 weights and
-the blocks that the kernels take as they are.
+"""Converting what a GGUF file says, once, into a folder in Hugging Face layout: config.json and the
+tokenizer. Weights stay in the file.
 
 A conversion appears in the cache whole or not at all, whatever is killed and however many
 processes start at once.
@@ -10,41 +10,37 @@ from __future__ import annotations
 import fcntl
 import glob
 import hashlib
-import json
 import logging
-import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import numpy as np
 import torch
 
 from paged_stream.attention.native import NativeBackend
-from paged_stream.layers.linear import BLOCK_BYTES
 from paged_stream.models.config_limits import check_fields
 from paged_stream.models.decoder import Decoder
 from paged_stream.models.family import Family, Weight
 from paged_stream.models.formats.cache_folder import REMEDIES, default_cache_dir
-from paged_stream.models.formats.files import BLOCKS_FILE
-from paged_stream.models.formats.finite import Largest, remember_largest
+from paged_stream.models.formats.checkpoint import shape_after
 from paged_stream.models.formats.gguf_config import ROPE_FACTORS, config_fields
-from paged_stream.models.formats.gguf_file import GGUFFile, GGUFTensor, read_gguf
+from paged_stream.models.formats.gguf_file import GGUFFile, GGUFTensor
+from paged_stream.models.formats.gguf_shard import gguf_names
+from paged_stream.models.formats.gguf_split import part_paths, read_model
 from paged_stream.models.formats.gguf_tokenizer import write_tokenizer
 from paged_stream.models.hf_config import read_config
 from paged_stream.models.model_config import ModelConfig
 from paged_stream.models.registry import family_of_gguf
-from paged_stream.system.progress_bar import progress_bar
 from paged_stream.system.short_text import first_few, short_error, some
 
 logger = logging.getLogger(__name__)
 
 # Part of the cache key: raise it whenever the same file would convert to something else.
-CONVERTER_VERSION = 6
+CONVERTER_VERSION = 7
 
 
 def cached_conversion(
@@ -85,7 +81,7 @@ def _convert_once(path: Path, folder: Path, with_tokenizer: bool) -> None:
             shutil.rmtree(stale, ignore_errors=True)
         work = Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp", dir=root))
         try:
-            logger.info("converting %s once into %s (this may take a minute)", path, root)
+            logger.info("converting what %s says once into %s", path, root)
             convert(path, work, with_tokenizer)
             _publish(work, folder)
         finally:
@@ -108,18 +104,18 @@ def _publish(work: Path, folder: Path) -> None:
 
 
 def convert(path: Path, folder: Path, with_tokenizer: bool = True) -> None:
-    """Write config.json, model.safetensors and, if it is needed, the tokenizer.
+    """Write config.json and, if it is needed, the tokenizer.
 
     Raises:
         ValueError: the file is damaged, or cannot be converted.
     """
-    file = read_gguf(path)
+    file = read_model(path)
     try:
         family = family_of_gguf(file.metadata.get("general.architecture", ""))
         config = _write_config(file, family, folder)
         if with_tokenizer:
             _write_tokenizer(file.metadata, folder)
-        _write_weights(file, family, config, folder)
+        _check_tensors(file, family, config)
     except OSError:  # of the cache folder
         raise
     except Exception as error:  # beyond our own refusals: what metadata of the wrong kind lead to
@@ -128,9 +124,10 @@ def convert(path: Path, folder: Path, with_tokenizer: bool = True) -> None:
 
 def _digest(path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
+    for part in part_paths(path):
+        with part.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
     return digest.hexdigest()
 
 
@@ -149,8 +146,6 @@ def _natural_dtype(file: GGUFFile) -> str:
 
 
 def _write_config(file: GGUFFile, family: Family, folder: Path) -> ModelConfig:
-    if file.metadata.get("split.count", 1) > 1:
-        raise ValueError("it is one of several; join them with llama-gguf-split --merge")
     factors = file.tensors.get(ROPE_FACTORS)
     fields = config_fields(
         file, family.model_types[0], None if factors is None else factors.values().tolist()
@@ -168,73 +163,16 @@ def _write_tokenizer(metadata: dict[str, Any], folder: Path) -> None:
     write_tokenizer({k: value for k, value in metadata.items() if k.startswith(wanted)}, folder)
 
 
-def _write_weights(file: GGUFFile, family: Family, config: ModelConfig, folder: Path) -> None:
-    """Write all tensors dequantised, and once more those whose blocks the kernels take as they are.
-
-    One tensor at a time is in memory.
-    """
+def _check_tensors(file: GGUFFile, family: Family, config: ModelConfig) -> None:
     # Only the names and shapes of a decoder, without its memory.
     parameters = dict(Decoder(config, NativeBackend(), device="meta").named_parameters())
     weights = {weight.source: weight for weight in family.weights(config, parameters)}
-    names = _gguf_names(file.metadata["general.architecture"], weights, config)
-    if problems := list(_problems(file.tensors, names, weights, parameters)):
+    names = gguf_names(file.metadata["general.architecture"], weights, config)
+    if problems := list(_problems(file.tensors, names, weights, parameters, config)):
         raise ValueError(
             f"tensors do not fit the metadata: {first_few(problems, '; ')}; pass the model's "
             "safetensors folder"
         )
-    sources = {source: file.tensors[name] for source, name in names.items()}
-    largest = Largest()
-
-    def dequantised(source: str) -> np.ndarray:
-        values = sources[source].values()
-        largest.note(names[source], float(values.min()), float(values.max()))
-        return family.from_gguf(config, source, values).astype("<f4")
-
-    def blocks(source: str) -> np.ndarray:
-        # Rows of bytes: what `from_gguf` does to a matrix only moves rows.
-        return family.from_gguf(config, source, sources[source].data)
-
-    shapes = {source: tensor.shape for source, tensor in sources.items()}
-    _write_safetensors(folder / "model.safetensors", "F32", shapes, dequantised, {"format": "pt"})
-    remember_largest(folder, [folder / "model.safetensors"], largest.value)
-    formats = {
-        source: tensor.kind
-        for source, tensor in sources.items()
-        if tensor.kind in BLOCK_BYTES and len(tensor.shape) == 2
-    }
-    if formats:
-        shapes = {source: list(sources[source].data.shape) for source in formats}
-        metadata = {"format": "pt", "formats": json.dumps(formats)}
-        _write_safetensors(folder / BLOCKS_FILE, "U8", shapes, blocks, metadata)
-
-
-def _write_safetensors(
-    path: Path,
-    dtype: str,
-    shapes: dict[str, list[int]],
-    values: Callable[[str], np.ndarray],
-    metadata: dict[str, str],
-) -> None:
-    """Write tensor by tensor into a file whose layout is known beforehand."""
-    header: dict[str, Any] = {"__metadata__": metadata}
-    end = 0
-    for name, shape in shapes.items():
-        start, end = end, end + math.prod(shape) * {"F32": 4, "U8": 1}[dtype]
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
-    with path.open("wb") as file:
-        _write_header(file, header)
-        is_shown = logger.isEnabledFor(logging.INFO)
-        for name in progress_bar(shapes, desc=path.stem, unit=" tensors", disable=not is_shown):
-            file.write(np.ascontiguousarray(values(name)).data)
-
-
-def _gguf_names(architecture: str, sources: Iterable[str], config: ModelConfig) -> dict[str, str]:
-    import gguf
-
-    enums = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
-    table = gguf.get_tensor_name_map(enums[architecture], config.num_layers)
-    # A weight that gguf has no name for is looked for under its own, and so reported missing.
-    return {name: table.get_name(name, (".weight", ".bias")) or name for name in sources}
 
 
 def _problems(
@@ -242,6 +180,7 @@ def _problems(
     names: dict[str, str],
     weights: dict[str, Weight],
     parameters: dict[str, torch.nn.Parameter],
+    config: ModelConfig,
 ) -> Iterator[str]:
     if missing := sorted(set(names.values()) - tensors.keys()):
         yield f"missing {some(missing)}"
@@ -250,12 +189,5 @@ def _problems(
     for source, name in names.items():
         weight = weights[source]
         expected = [weight.stop - weight.start, *parameters[weight.target].shape[1:]]
-        if name in tensors and tensors[name].shape != expected:
+        if name in tensors and shape_after(weight, tensors[name].shape, config) != expected:
             yield f"{name} has shape {tensors[name].shape}, expected {expected}"
-
-
-def _write_header(file: BinaryIO, header: dict[str, Any]) -> None:
-    """Write the prologue of the safetensors format: length, then JSON padded to 8 bytes."""
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    file.write(len(text).to_bytes(8, "little") + text)

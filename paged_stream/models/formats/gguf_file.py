@@ -50,13 +50,27 @@ class GGUFTensor(NamedTuple):
     Args:
         kind: its number format, as gguf calls it.
         shape: in numpy's order, the slowest dimension first.
-        data: as the file holds it: numbers, or for other formats rows of bytes. Nothing of it is in
-            memory until it is looked at.
+        offset: of its first byte in the file at ``path``.
     """
 
     kind: str
     shape: list[int]
-    data: np.ndarray
+    path: Path
+    offset: int
+
+    @property
+    def data(self) -> np.ndarray:
+        """What the file holds, read anew: numbers, or for other formats rows of bytes."""
+        size, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[self.kind]]
+        num_bytes = math.prod(self.shape) // size * block_bytes
+        # Not from the heap, which would keep it when nobody needs it any more.
+        memory = mmap.mmap(-1, num_bytes)
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            if file.readinto(memory) != num_bytes:
+                raise ValueError(f"{self.path} has become shorter; fetch the file again")
+        data = np.frombuffer(memory, _DTYPES.get(self.kind, "u1"))
+        return data.reshape(*self.shape[:-1], -1)
 
     def values(self) -> np.ndarray:
         """float32, in its shape."""
@@ -81,14 +95,14 @@ def read_gguf(path: Path) -> GGUFFile:
     """
     with path.open("rb") as file:
         _check_beginning(path, file.read(24))
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    try:
-        return _Reader(content).read()
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is truncated or damaged: {error}; it has {len(content):,} bytes; fetch the "
-            "file again"
-        ) from None
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            try:
+                return _Reader(path, content).read()
+            except ValueError as error:
+                raise ValueError(
+                    f"{path} is truncated or damaged: {error}; it has {len(content):,} bytes; "
+                    "fetch the file again"
+                ) from None
 
 
 def _check_beginning(path: Path, start: bytes) -> None:
@@ -114,7 +128,8 @@ def _check_beginning(path: Path, start: bytes) -> None:
 class _Reader:
     """Goes through a file from its version on; every method raises ValueError for what is wrong."""
 
-    def __init__(self, content: mmap.mmap) -> None:
+    def __init__(self, path: Path, content: mmap.mmap) -> None:
+        self._path = path
         self._content = content
         self._at = 8  # behind magic and version
 
@@ -153,11 +168,7 @@ class _Reader:
             end = start + offset + rows * row_bytes
             if end > len(self._content):
                 raise ValueError(f"{where} has {rows * row_bytes:,} bytes and ends behind the file")
-            dtype = _DTYPES.get(kind.name, "u1")
-            data = np.frombuffer(self._content, "u1", rows * row_bytes, offset=start + offset).view(
-                dtype
-            )
-            tensors[name] = GGUFTensor(kind.name, shape, data.reshape(*shape[:-1], -1))
+            tensors[name] = GGUFTensor(kind.name, shape, self._path, start + offset)
         return {name: tensors[name] for name in described}
 
     def _description(self) -> tuple[GGMLQuantizationType, list[int], int]:

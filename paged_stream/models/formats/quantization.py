@@ -1,39 +1,40 @@
-"""Projections in blocks of 32 numbers: those that a GGUF file holds, or made while loading.
+"""Projections in quantised blocks: those that a checkpoint holds, or made while loading.
 
-Embeddings, norms and biases stay in the model's dtype.
+Norms and biases stay in the model's dtype, and so does the table of embeddings unless a checkpoint
+holds it in blocks.
 """
 
 from __future__ import annotations
 
-import json
+from contextlib import ExitStack
 
 import numpy as np
 import torch
-from safetensors import safe_open
 
 from paged_stream.attention.native import NativeBackend
-from paged_stream.layers.linear import BLOCK_BYTES, BLOCK_SIZE, Linear
+from paged_stream.layers.blocks import BLOCK_FORMATS, PART_ROWS, Blocks, packed_bytes
+from paged_stream.layers.embedding import Embedding
+from paged_stream.layers.linear import Linear
 from paged_stream.models.decoder import Decoder
 from paged_stream.models.family import Family
-from paged_stream.models.formats.files import BLOCKS_FILE, ModelFiles
+from paged_stream.models.formats.checkpoint import Checkpoint
+from paged_stream.models.formats.files import ModelFiles
 from paged_stream.models.model_config import ModelConfig
-from paged_stream.models.sharding import WHOLE, Rank, part_of
+from paged_stream.models.sharding import WHOLE, Part, Rank, part_of
+
+# A module of the decoder, and the parts of its weight: their formats and numbers of rows.
+BlockParts = dict[str, list[tuple[str, int]]]
+_BLOCK_SIZE = 32
 
 
-def block_formats(
-    decoder: Decoder, family: Family, files: ModelFiles, quantization: str | None
-) -> dict[str, str]:
-    """Format of every projection that is to be quantised, by its name.
+def block_formats(decoder: Decoder, quantization: str | None) -> dict[str, str]:
+    """Format of every projection that is to be rounded while loading, by its name.
 
     Args:
-        quantization: ``"auto"``: what the model's GGUF file holds, unless a projection is put
-            together from tensors of different formats or of one that the kernels do not multiply
-            by. ``"int8"``: Q8_0. ``"int4"``: Q4_1, and Q8_0 for the head, on which all tokens'
-            probabilities depend.
+        quantization: ``"int8"``: Q8_0. ``"int4"``: Q4_1, and Q8_0 for the head, on which all
+            tokens' probabilities depend.
     """
     names = [name for name, module in decoder.named_modules() if isinstance(module, Linear)]
-    if quantization == "auto":
-        return _stored_formats(decoder, family, files)
     if quantization == "int8":
         return dict.fromkeys(names, "Q8_0")
     if quantization == "int4":
@@ -41,31 +42,74 @@ def block_formats(
     return {}
 
 
-def take_stored_blocks(
-    decoder: Decoder, whole: Decoder, family: Family, files: ModelFiles, rank: Rank = WHOLE
-) -> None:
-    """Give projections the blocks that the model's GGUF file holds for them.
+def stored_parts(checkpoint: Checkpoint, rank: Rank = WHOLE) -> BlockParts:
+    """What of a model runs in the blocks that its checkpoint holds: projections and the table of
+    embeddings. Not what is put together from something else as well, or what a rank's part of
+    would end within a block."""
+    whole = checkpoint.whole
+    found: BlockParts = {}
+    for name, module in whole.named_modules():
+        if not isinstance(module, Linear | Embedding):
+            continue
+        if isinstance(module, Embedding) and rank.size > 1:
+            continue
+        parts = checkpoint.block_parts(_stored_name(whole, name))
+        if parts and _fits(whole, name, parts, rank):
+            found[name] = parts
+    return found
+
+
+def _stored_name(whole: Decoder, module: str) -> str:
+    """A tied head shares the parameter that is listed as the embedding's."""
+    is_tied = module == "head" and whole.config.tie_word_embeddings
+    return "embedding.weight" if is_tied else f"{module}.weight"
+
+
+def _fits(whole: Decoder, module: str, parts: list[tuple[str, int]], rank: Rank) -> bool:
+    """Whether the kernels take a weight in these parts, on a rank too."""
+    if any(rows % PART_ROWS for _, rows in parts[:-1]):
+        return False
+    if rank.size == 1:
+        return True
+    part = _part(whole, module, rank)
+    if part.columns is None:
+        return len(parts) == 1
+    size = BLOCK_FORMATS[parts[0][0]].size
+    ends = part.columns.start % size == 0 == part.columns.stop % size
+    return len(parts) == 1 and ends
+
+
+def _part(whole: Decoder, module: str, rank: Rank) -> Part:
+    name = f"{module}.weight"
+    return part_of(whole.config, name, len(whole.get_parameter(name)), rank)
+
+
+def take_stored_blocks(decoder: Decoder, checkpoint: Checkpoint, rank: Rank = WHOLE) -> None:
+    """Give modules of a decoder the blocks that the checkpoint holds for them.
 
     Args:
         decoder: of one rank.
-        whole: the whole model, whose parameters need no memory.
 
     Raises:
-        ValueError: a rank's part of a projection ends within a block.
+        ValueError: a scale is no finite number; names the tensor.
     """
-    formats = block_formats(whole, family, files, "auto")
-    if not formats:
-        return
-    with safe_open(files.folder / BLOCKS_FILE, framework="pt") as file:
-        for name, (_, sources) in _projections(whole, family).items():
-            if name in formats:
-                blocks = torch.cat([file.get_tensor(source) for source in sources])
-                linear = decoder.get_submodule(name)
-                assert isinstance(linear, Linear) and linear.weight is not None
-                _check_inputs(name, linear.weight.shape[1])
-                part = part_of(whole.config, f"{name}.weight", len(blocks), rank)
-                num_bytes = BLOCK_BYTES[formats[name]]
-                linear.set_blocks(part.of(blocks, BLOCK_SIZE, num_bytes), formats[name])
+    tables: list[Blocks] = []
+    for name in stored_parts(checkpoint, rank):
+        module = decoder.get_submodule(name)
+        if name == "head" and tables and checkpoint.whole.config.tie_word_embeddings:
+            parts = tables
+        else:
+            parts = checkpoint.read_blocks(_stored_name(checkpoint.whole, name))
+        if rank.size > 1:
+            part = _part(checkpoint.whole, name, rank)
+            size, num_bytes, _ = BLOCK_FORMATS[parts[0].format]
+            parts = [parts[0]._replace(data=part.of(parts[0].data, size, num_bytes))]
+        if isinstance(module, Embedding):
+            tables = parts
+            module.set_blocks(parts[0])
+        else:
+            assert isinstance(module, Linear)
+            module.set_blocks(parts)
 
 
 def quantize_weights(decoder: Decoder, formats: dict[str, str]) -> None:
@@ -77,64 +121,52 @@ def quantize_weights(decoder: Decoder, formats: dict[str, str]) -> None:
     for name, block_format in formats.items():
         linear = decoder.get_submodule(name)
         assert isinstance(linear, Linear) and linear.weight is not None
-        _check_inputs(name, linear.weight.shape[1])
-        linear.set_blocks(_quantize(linear.weight, block_format), block_format)
+        if (in_features := linear.weight.shape[1]) % _BLOCK_SIZE:
+            raise ValueError(
+                f"quantization needs projections of a multiple of {_BLOCK_SIZE} inputs on each "
+                f"rank, but {name} has {in_features}; use quantization=None"
+            )
+        linear.set_blocks([Blocks(block_format, _quantize(linear.weight, block_format))])
 
 
-def _check_inputs(name: str, in_features: int) -> None:
-    if in_features % BLOCK_SIZE:
-        raise ValueError(
-            f"quantization needs projections of a multiple of {BLOCK_SIZE} inputs on each rank, "
-            f"but {name} has {in_features}; use quantization=None"
-        )
+def planned_parts(
+    files: ModelFiles, config: ModelConfig, family: Family, quantization: str | None
+) -> BlockParts:
+    """What of a model will be in blocks, without reading its weights.
 
-
-def weight_bytes(
-    files: ModelFiles,
-    config: ModelConfig,
-    family: Family,
-    dtype: torch.dtype,
-    quantization: str | None,
-) -> int:
-    """Memory that all weights take, without reading them."""
-    decoder = Decoder(config, NativeBackend(), dtype=dtype, device="meta")
-    formats = block_formats(decoder, family, files, quantization)
-    total = config.num_parameters * dtype.itemsize
-    for name, block_format in formats.items():
-        linear = decoder.get_submodule(name)
-        assert isinstance(linear, Linear) and linear.weight is not None
-        total += linear.weight.numel() // BLOCK_SIZE * BLOCK_BYTES[block_format]
-        if not (name == "head" and config.tie_word_embeddings):  # the table stays, to look up in
-            total -= linear.weight.numel() * dtype.itemsize
-    return total
-
-
-def _stored_formats(decoder: Decoder, family: Family, files: ModelFiles) -> dict[str, str]:
-    path = files.folder / BLOCKS_FILE
-    if not path.is_file():
+    Args:
+        quantization: as in `EngineConfig`.
+    """
+    decoder = Decoder(config, NativeBackend(), device="meta")
+    if quantization != "auto":
+        formats = block_formats(decoder, quantization)
+        return {
+            name: [(kind, len(decoder.get_parameter(f"{name}.weight")))]
+            for name, kind in formats.items()
+        }
+    if not files.holds_blocks:
         return {}
-    with safe_open(path, framework="pt") as file:
-        stored = json.loads(file.metadata()["formats"])
-    formats = {}
-    for name, (_, sources) in _projections(decoder, family).items():
-        kinds = {stored.get(source) for source in sources}
-        if len(kinds) == 1 and (kind := kinds.pop()) is not None:
-            formats[name] = kind
-    return formats
+    with ExitStack() as stack:
+        return stored_parts(Checkpoint(files, family, decoder, stack))
 
 
-def _projections(decoder: Decoder, family: Family) -> dict[str, tuple[Linear, list[str]]]:
-    """Every projection by its name, and the checkpoint tensors that make its rows, in order."""
-    sources: dict[str, list[str]] = {}
-    for weight in family.weights(decoder.config, dict(decoder.named_parameters())):
-        sources.setdefault(weight.target, []).append(weight.source)
-    # A tied head shares the parameter that is listed as the embedding's.
-    tied = {"head": "embedding"} if decoder.config.tie_word_embeddings else {}
-    return {
-        name: (module, sources[f"{tied.get(name, name)}.weight"])
-        for name, module in decoder.named_modules()
-        if isinstance(module, Linear)
-    }
+def weight_bytes(config: ModelConfig, dtype: torch.dtype, parts: BlockParts) -> int:
+    """Memory that all weights take.
+
+    Args:
+        parts: what is in blocks; the rest is in ``dtype``.
+    """
+    decoder = Decoder(config, NativeBackend(), dtype=dtype, device="meta")
+    total = config.num_parameters * dtype.itemsize
+    is_tied = config.tie_word_embeddings
+    for name, formats in parts.items():
+        weight = decoder.get_parameter(f"{name}.weight")
+        if name == "head" and is_tied and "embedding" in parts:
+            continue  # the same blocks
+        total += packed_bytes(formats, weight.shape[1])
+        if not (name == "head" and is_tied):  # the table stays, to look up in
+            total -= weight.numel() * dtype.itemsize
+    return total
 
 
 def _quantize(weight: torch.Tensor, block_format: str) -> torch.Tensor:

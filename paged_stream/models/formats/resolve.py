@@ -112,7 +112,7 @@ def _from_gguf(
 
     root = None if cache_dir is None else Path(cache_dir)
     folder = cached_conversion(path, root, with_tokenizer=with_tokenizer)
-    return ModelFiles(name, folder, checks=folder)
+    return ModelFiles(name, folder, checks=folder, gguf=path.absolute())
 
 
 def _from_folder(name: str, folder: Path, cache_dir: str | os.PathLike[str] | None) -> ModelFiles:

@@ -17,7 +17,10 @@ FLOAT_TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bf
 
 
 class Shard(ABC):
-    """One file of tensors, none of them in memory until it is read."""
+    """One file of tensors, none of them in memory until it is read.
+
+    Some may be quantised: `describe` and `read` give the numbers that they stand for.
+    """
 
     names: list[str]
 
@@ -27,6 +30,18 @@ class Shard(ABC):
 
     @abstractmethod
     def read(self, name: str) -> torch.Tensor: ...
+
+    def name_in_file(self, name: str) -> str:
+        """What messages call a tensor."""
+        return name
+
+    def block_format(self, name: str) -> str | None:
+        """The one of `BLOCK_FORMATS` that a matrix can be read in without loss, if there is one."""
+        return None
+
+    def read_blocks(self, name: str) -> torch.Tensor:
+        """The blocks of a matrix that has such a format: uint8 [rows, bytes]."""
+        raise NotImplementedError
 
 
 class SafetensorsShard(Shard):

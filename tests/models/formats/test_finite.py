@@ -125,10 +125,25 @@ def test_a_number_of_a_gguf_file(tiny_llama, tmp_path, kind):
         load(path, tmp_path / "cache")
 
 
-def test_a_conversion_is_not_looked_at_again(tiny_llama, tmp_path, monkeypatch):
+@pytest.mark.parametrize("quantization", [None, "auto"])
+def test_a_scale_that_is_not_finite(tiny_llama, tmp_path, quantization):
+    """In the blocks that a file runs in, and in what they are decoded to."""
     path = write_gguf(tiny_llama(**SHAPE), tmp_path / "tiny.gguf")
-    resolve_model(path, cache_dir=tmp_path / "cache")
+    tensor = read_gguf(path).tensors["blk.0.ffn_gate.weight"]
+    content = bytearray(path.read_bytes())
+    at = tensor.offset + 34 * 5
+    content[at : at + 2] = np.float16(np.inf).tobytes()
+    path.write_bytes(content)
+    match = "tensor blk.0.ffn_gate.weight has a number that is NaN or infinite"
+    with pytest.raises(ValueError, match=match):
+        load(path, tmp_path / "cache", quantization=quantization)
+
+
+def test_a_gguf_file_is_looked_at_once(tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SMALL_BYTES", 0)
+    path = write_gguf(tiny_llama(**SHAPE), tmp_path / "tiny.gguf")
+    load(path, tmp_path / "cache")
     monkeypatch.setattr(checkpoint.Largest, "note", None)
     for dtype in (torch.float32, torch.bfloat16):
-        for quantization in (None, "auto", "int8"):
+        for quantization in (None, "int8"):
             load(path, tmp_path / "cache", dtype, quantization)

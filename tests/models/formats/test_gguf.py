@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -15,7 +16,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from paged_stream import EngineConfig, LLMEngine
 from paged_stream.models.formats import gguf as converter
+from paged_stream.models.formats.files import is_weights_file
 from paged_stream.models.formats.resolve import resolve_model
+from tests.models.checkpoints import assert_same, load_decoder
 from tests.models.conftest import TINY
 from tests.models.gguf_files import write_gguf
 
@@ -151,12 +154,52 @@ def test_a_user_without_a_home(tiny_llama, tmp_path, monkeypatch):
         resolve_model(path)
 
 
-def test_progress_is_for_those_who_want_to_know(tiny_llama, tmp_path, capsys, caplog):
+def test_weights_stay_in_the_file(tiny_llama, tmp_path, caplog):
     path = write_gguf(tiny_llama(**SHAPE), tmp_path / "tiny.gguf")
-    capsys.readouterr()
-    resolve_model(path, cache_dir=tmp_path / "cache")
-    assert capsys.readouterr().err == ""
     caplog.set_level(logging.INFO, logger="paged_stream.models")
-    resolve_model(path, cache_dir=tmp_path / "other")
-    assert "model: 100%" in capsys.readouterr().err
-    assert f"converting {path} once into {tmp_path / 'other'}" in caplog.text
+    files = resolve_model(path, cache_dir=tmp_path / "cache")
+    assert f"converting what {path} says once into {tmp_path / 'cache'}" in caplog.text
+    assert files.gguf == path
+    assert not [each for each in files.folder.iterdir() if is_weights_file(each.name)]
+
+
+@pytest.fixture
+def split(tiny_llama, tmp_path):
+    """A model in three files, and in one."""
+    model = tiny_llama(**SHAPE)
+    whole = write_gguf(model, tmp_path / "whole.gguf")
+    content = gguf.GGUFReader(whole)
+    paths = [tmp_path / f"tiny-0000{i + 1}-of-00003.gguf" for i in range(3)]
+    for index, path in enumerate(paths):
+        write_gguf(model, path, only=content.tensors[index::3], split=(index, 3))
+    return whole, paths
+
+
+def test_one_model_in_several_files(split, tmp_path):
+    whole, paths = split
+    expected = load_decoder(whole, cache_dir=tmp_path / "cache")
+    for path in paths:
+        assert_same(load_decoder(path, cache_dir=tmp_path / "cache"), expected)
+
+
+def test_several_files_that_are_not_one_model(split, tmp_path):
+    _, paths = split
+
+    def assert_refused(*parts):
+        with pytest.raises(ValueError) as error:
+            resolve_model(paths[0], cache_dir=tmp_path / "cache")
+        for part in parts:
+            assert part in str(error.value)
+
+    third = paths[2].read_bytes()
+    paths[2].unlink()
+    assert_refused(f"{paths[0]} is one of 3 files; missing {paths[2].name}")
+    paths[2].write_bytes(paths[1].read_bytes())
+    assert_refused(f"{paths[2]} says that it is file 1 of 3 (split.no, split.count), not 2 of 3")
+    paths[2].write_bytes(third[:200])
+    assert_refused(f"{paths[2]} is truncated")
+    paths[2].write_bytes(third)
+    resolve_model(paths[0], cache_dir=tmp_path / "cache")
+    alone = paths[1].rename(tmp_path / "alone.gguf")
+    with pytest.raises(ValueError, match="alone.gguf is one of several; name them -00001-of-"):
+        resolve_model(alone, cache_dir=tmp_path / "cache")

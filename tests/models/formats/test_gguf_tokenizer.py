@@ -177,8 +177,8 @@ def test_conversion_writes_the_tokenizer(tiny_llama, tmp_path):
     assert tokenizer.render_chat_template([{"role": "user", "content": "x"}]) == "<s>[x]"
 
 
-def test_an_unknown_value_is_refused_before_weights_are_written(tiny_llama, tmp_path, monkeypatch):
-    monkeypatch.setattr(converter, "_write_weights", None)
+def test_an_unknown_value_is_refused_before_weights_are_seen(tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.setattr(converter, "_check_tensors", None)
     path = write_gguf(tiny_llama(**SHAPE), tmp_path / "tiny.gguf", tokenizer__ggml__pre="newest")
     with pytest.raises(ValueError) as error:
         resolve_model(path, cache_dir=tmp_path / "cache")
