@@ -111,7 +111,6 @@ def test_unsupported_types_list_the_supported_ones(folder_of):
         ("llama3", {"hidden_act": "tanh"}, ["activation 'tanh'", "silu, swish, gelu"]),
         ("llama3", {"dtype": "int8"}, ["dtype='int8'"]),
         ("llama3", {"rope_parameters": {"rope_type": "linear"}}, ["rope", "factor"]),
-        ("llama3", {"quantization_config": {"quant_method": "gptq"}}, ["quantization_config"]),
         ("llama3", {"eos_token_id": 97}, ["eos_token_id must be in [0, 97), got 97"]),
         ("mpt", {"d_model": 52}, ["head_dim must be an even number up to 256, got 13"]),
         ("llama3", {"head_dim": 264}, ["head_dim must be an even number up to 256, got 264"]),
