@@ -7,16 +7,17 @@ from typing import Any
 from unittest.mock import ANY
 
 from paged_stream import SamplingParams, StructuredOutputsParams
-from tests.contract.shared import GREEDY, MESSAGES, PROMPT, answers, ids, refuses, same_turn
-
-
-def letters(text: str) -> list[int]:
-    """Token ids of a text, in the vocabulary of `save_tokenizer`."""
-    return [ord(letter) - 30 for letter in text]
-
-
-def likely(text: str, bias: float = 100.0) -> dict[int, float]:
-    return dict.fromkeys(letters(text), bias)
+from tests.contract.shared import (
+    GREEDY,
+    MESSAGES,
+    PROMPT,
+    answers,
+    ids,
+    letters,
+    likely,
+    refuses,
+    same_turn,
+)
 
 
 def ways_to_sample() -> list[SamplingParams]:
