@@ -125,7 +125,7 @@ def test_the_first_use_says_what_it_does(gguf_file, tmp_path, monkeypatch, capsy
     monkeypatch.setattr(gguf, "convert", lambda path, folder, _: (folder / "config.json").touch())
     arguments = ["info", str(gguf_file)]
     assert main(arguments) == 2  # nothing was written that could be read
-    assert f"converting {gguf_file} once into {tmp_path}" in capsys.readouterr().err
+    assert f"converting what {gguf_file} says once into {tmp_path}" in capsys.readouterr().err
     assert main(arguments) == 2
     assert "converting" not in capsys.readouterr().err
 

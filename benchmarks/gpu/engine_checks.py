@@ -172,16 +172,17 @@ def _nearly(
 
     plain, int8 = {"dtype": "bfloat16"}, {"dtype": "bfloat16", "kv_cache_dtype": "int8"}
     allowed = {kind: distance("cpu", 64, options) for kind, options in (("", plain), ("8", int8))}
+    # Right sums in two orders were twice as far from float32 as each other in a small random model.
     kinds: dict[str, tuple[dict[str, Any], float]] = {
-        "bfloat16": (plain, 1.5 * allowed[""]),
-        "float16": ({"dtype": "float16"}, 1.5 * allowed[""]),
-        "int8 cache": (int8, 1.5 * allowed["8"]),
+        "bfloat16": (plain, 2.5 * allowed[""]),
+        "float16": ({"dtype": "float16"}, 2.5 * allowed[""]),
+        "int8 cache": (int8, 2.5 * allowed["8"]),
         "fp8 cache": (plain | {"kv_cache_dtype": "fp8"}, 4 * allowed["8"]),
     }
     if importlib.util.find_spec("xformers") is None:
         section.skip(f"{name}: xformers", "it is not installed")
     else:
-        kinds["xformers"] = plain | {"attention_backend": "xformers"}, 1.5 * allowed[""]
+        kinds["xformers"] = plain | {"attention_backend": "xformers"}, 2.5 * allowed[""]
     for kind, (options, limit) in kinds.items():
         for chunk in (64, 1):  # single tokens go through the kernels for decoding
             label = f"{name}: {kind}, chunks of {chunk}"
