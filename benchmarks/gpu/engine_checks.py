@@ -161,8 +161,8 @@ def _take_turns(section: Section, name: str, folder: Path, prompts: list[list[in
 def _nearly(
     section: Section, name: str, folder: Path, prompts: list[list[int]], window: int | None
 ) -> None:
-    """Log-probabilities of prompts longer than the window, by dtype and backend: not much farther
-    from float32's than those of the CPU in bfloat16."""
+    """Log-probabilities of prompts longer than the window, by dtype and backend: at most some
+    times as far from float32's as those of the CPU in bfloat16."""
     expected = _scores(folder, prompts, _settings(window, device="cpu"))
 
     def distance(device: str, chunk: int, options: dict[str, Any]) -> float:

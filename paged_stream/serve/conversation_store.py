@@ -44,7 +44,13 @@ class Conversation:
         return told | {"metadata": self.metadata}
 
     def add(self, items: list[Item]) -> None:
-        """Add what is said before the next answer."""
+        """Add what is said before the next answer.
+
+        Raises:
+            ValueError: more would wait for an answer than are kept.
+        """
+        if len(self.said) + len(items) > _NUM_ITEMS:
+            raise ValueError(f"at most {_NUM_ITEMS} items may wait for an answer")
         self.said += items
         self.items += items
 
@@ -60,7 +66,11 @@ class ConversationStore:
             self._of(owner)[each] = Conversation(**record, items=items)
 
     def make(self, owner: str, metadata: dict[str, Any], items: list[Item]) -> Conversation:
-        """Begin a conversation; the one that was used least may have to go."""
+        """Begin a conversation; the one that was used least may have to go.
+
+        Raises:
+            ValueError: as `Conversation.add`.
+        """
         made = Conversation(new_id("conv"), metadata, int(time.time()))
         made.add(items)
         own = self._of(owner)

@@ -40,8 +40,8 @@ class Shard(ABC):
         return None
 
     def read_blocks(self, name: str) -> torch.Tensor:
-        """The blocks of a matrix that has such a format: uint8 [rows, bytes]."""
-        raise NotImplementedError
+        """The blocks of a matrix that has a `block_format`: uint8 [rows, bytes]."""
+        raise AssertionError(f"{self.name_in_file(name)} has no blocks: {self.block_format(name)}")
 
 
 class SafetensorsShard(Shard):
