@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, suppress
 from dataclasses import asdict
 from typing import Any, TypeVar
 
 from fastapi.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from paged_stream.engine.lifetime import EngineStoppedError, StreamLostError
 from paged_stream.engine.outputs import RequestMetrics
@@ -97,12 +98,20 @@ def event_stream(
 
 class EventStream(StreamingResponse):
     """Closes its content as soon as the client leaves. Starlette's own would cancel it again and
-    again while it cleans up, and would leave it to the garbage collector during a write."""
+    again while it cleans up, and would leave it to the garbage collector during a write.
+
+    Between two events it lets others run, however many are at hand: those of other clients, and
+    whoever hears that this one has left. asyncio warns of each that is written to a lost connection.
+    """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with suppress(ClientLeftError):
             await while_connected(receive, self._send(send))
 
     async def _send(self, send: Send) -> None:
+        async def one(message: Message) -> None:
+            await send(message)
+            await asyncio.sleep(0)
+
         async with aclosing(self.body_iterator):  # type: ignore[type-var]
-            await self.stream_response(send)
+            await self.stream_response(one)

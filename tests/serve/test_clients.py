@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import struct
+import threading
 
 import pytest
 
 pytest.importorskip("fastapi")
+import uvicorn
 
 from paged_stream import AsyncLLMEngine, EngineConfig
 from paged_stream.serve.app import make_app
 from paged_stream.serve.clients import ClientLeftError, while_connected
 from paged_stream.serve.engine_backend import EngineBackend
+from paged_stream.serve.events import event_stream
 
 SETTINGS = {
     "window_size": 24,
@@ -74,6 +79,41 @@ def test_an_answer_ends_when_its_client_leaves(folder, path, is_streamed):
             assert not stream.is_generating
 
     asyncio.run(run())
+
+
+def test_events_for_a_client_that_left_are_not_complained_of(caplog):
+    """It resets the connection while many of them are at hand, all in one turn of the loop."""
+    begun, left = threading.Event(), threading.Event()
+
+    async def deltas():
+        begun.set()
+        left.wait()
+        for number in range(1000):
+            yield number
+
+    async def app(scope, receive, send):
+        await event_stream(deltas(), lambda number: {"number": number})(scope, receive, send)
+
+    def visit(port):
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            begun.wait()
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        left.set()
+
+    async def run():
+        config = uvicorn.Config(app, port=0, lifespan="off", log_config=None)
+        server = uvicorn.Server(config)
+        serving = asyncio.ensure_future(server.serve())
+        while not server.started:
+            await asyncio.sleep(0)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        await asyncio.get_running_loop().run_in_executor(None, visit, port)
+        server.should_exit = True
+        await serving
+
+    asyncio.run(run())
+    assert not [record.message for record in caplog.records if record.name == "asyncio"]
 
 
 @pytest.mark.parametrize("who", ["client", "task"])
