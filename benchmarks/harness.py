@@ -23,6 +23,7 @@ import transformers
 import paged_stream
 from paged_stream import ops
 from paged_stream.layers.large_pages import zeros_in_large_pages
+from paged_stream.system.whole_files import write_whole
 
 RESULTS = Path(__file__).parent / "results"
 QUICK_RESULTS = RESULTS.parent.parent / "build" / "evidence"  # of runs that show only that it works
@@ -134,10 +135,7 @@ def write_results(name: str, rows: Sequence[dict[str, Any]], folder: Path = RESU
     folder.mkdir(parents=True, exist_ok=True)
     described = machine()
     lines = [json.dumps({"benchmark": name, **row, "machine": described}) + "\n" for row in rows]
-    path = folder / f"{name}.jsonl"
-    part = path.with_suffix(".part")
-    part.write_text("".join(lines))
-    part.replace(path)  # whole or not at all
+    write_whole(folder / f"{name}.jsonl", ["".join(lines).encode()])
 
 
 def read_results(folder: Path = RESULTS) -> dict[str, list[dict[str, Any]]]:

@@ -20,6 +20,8 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from paged_stream.system.whole_files import write_whole
+
 AUSTEN_PACKAGE = "r-cran-janeaustenr"
 DATA_FILE = "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb"
 QUIZ_PACKAGE = "bsdgames"
@@ -76,11 +78,8 @@ def cache_folder() -> Path:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    write_whole(path, [text.encode()])
 
 
 def download_wheel(package: str, folder: Path) -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from paged_stream.evaluation.perplexity import Score, perplexity_of
+from paged_stream.system.whole_files import write_whole
 
 Row = dict[str, Any]
 
@@ -73,9 +74,7 @@ def columns(lines: Sequence[Sequence[str]]) -> str:
 
 def write_json(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """One JSON object per line; the file appears whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    part.replace(path)
+    write_whole(path, ["".join(json.dumps(row) + "\n" for row in rows).encode()])
 
 
 def write_curves(path: Path, rows: Sequence[Row]) -> None:

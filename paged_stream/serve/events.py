@@ -101,7 +101,7 @@ class EventStream(StreamingResponse):
     again while it cleans up, and would leave it to the garbage collector during a write.
 
     Between two events it lets others run, however many are at hand: those of other clients, and
-    whoever hears that this one has left. asyncio warns of each that is written to a lost connection.
+    whoever hears that this one has left. asyncio warns of each that is written after that.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -18,7 +18,7 @@ def test_every_schema_is_called():
     }
 
 
-@pytest.mark.slow
+@pytest.mark.sanitizer_check
 def test_no_call_breaks_memory_or_misleads():
     if not runtimes():
         pytest.skip("the compiler has no runtime of the address sanitizer")

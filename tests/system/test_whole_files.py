@@ -141,7 +141,7 @@ def make_socket(path) -> None:
         server.bind(str(path))
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, make_socket, os.mkdir], ids=str)
+@pytest.mark.parametrize("make", [os.mkfifo, make_socket, os.mkdir])
 def test_what_is_no_regular_file(tmp_path, make, monkeypatch):
     monkeypatch.chdir(tmp_path)  # the path of a socket is short
     path = tmp_path / "x"
