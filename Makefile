@@ -17,10 +17,11 @@ demo: $(VENV)/.ready
 	$(BIN)/paged-stream generate "Once upon a time, far away by the sea," \
 		--window-size 128 --max-tokens 600 --seed 1 --ignore-eos
 
-# Many tests wait for processes that they start, so two take turns. One has all that need Ray.
+# Many tests wait for processes that they start, so two files of tests run at a time.
 TEST_PROCESSES ?= 2
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadgroup $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder \
+		$(PYTEST_ARGS)
 
 # The pages as HTML, in build/docs. A warning is an error.
 docs: $(VENV)/.ready

@@ -59,18 +59,9 @@ RAY_LIMITS = (
 )
 
 
-def pytest_collection_modifyitems(items):
-    """With several processes, one of them takes all tests that share what takes long to start."""
-    for item in items:
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
-        elif "emulator" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("emulator"))
-
-
 @pytest.fixture(scope="session")
 def ray():
-    """Ray with two processors, for all tests."""
+    """Ray with two processors, for all tests of this process."""
     with pytest.MonkeyPatch.context() as patch:
         for name in RAY_LIMITS:
             patch.setenv(name, "600")
