@@ -17,6 +17,7 @@ from paged_stream.setting_kinds import (
     DTYPE,
     KV_CACHE_DTYPE,
     QUANTIZATION,
+    URL,
     AttentionBackend,
     Device,
     Dtype,
@@ -27,6 +28,7 @@ from paged_stream.setting_kinds import (
     Quantization,
     Template,
 )
+from paged_stream.system.trace_context import import_opentelemetry
 
 if TYPE_CHECKING:
     import torch
@@ -112,10 +114,14 @@ class EngineConfig:
         check_layers: look at what each layer computes, so that the error of a request whose logits
             are not finite names the layer where that began. For finding faults: every step is
             computed and looked at by itself, and takes longer.
+        otlp_traces_endpoint: address of an OpenTelemetry collector that takes OTLP over HTTP, such
+            as ``"http://localhost:4318/v1/traces"``: each finished request and turn becomes a span
+            there. ``None`` leaves spans to the tracer provider of the process, if it has one.
 
     Raises:
         ValueError: names the field, its value and what is allowed.
         TypeError: there is no such field; says what to write instead.
+        ImportError: ``otlp_traces_endpoint`` needs the extra ``otel``.
     """
 
     model: FilePath = field(metadata=takes(Model()))
@@ -145,6 +151,7 @@ class EngineConfig:
     seed: int = setting(0, Integer())
     num_threads: int | None = setting(None, Integer(1, optional=True))
     check_layers: bool = setting(False, Switch())
+    otlp_traces_endpoint: str | None = setting(None, URL)
 
     def __post_init__(self) -> None:
         if isinstance(self.model, EngineConfig):
@@ -155,6 +162,8 @@ class EngineConfig:
             )
         check_fields(self)
         self._check_budget()
+        if self.otlp_traces_endpoint is not None:
+            import_opentelemetry("sdk.trace", "exporter.otlp.proto.http.trace_exporter")
 
     __repr__ = changes_repr
 
@@ -232,6 +241,7 @@ class EngineSettings(TypedDict, total=False):
     seed: int
     num_threads: int | None
     check_layers: bool
+    otlp_traces_endpoint: str | None
 
 
 def takes_config(init: Init) -> Init:

@@ -94,3 +94,4 @@ KV_CACHE_DTYPE = Choice(
     get_args(KvCacheDtype), same=dict.fromkeys(("fp8_e4m3", "float8_e4m3fn"), "fp8")
 )
 ATTENTION_BACKEND = Choice(get_args(AttentionBackend))
+URL = Text(r"https?://\S+", "a URL that begins with http:// or https://", optional=True)

@@ -58,6 +58,7 @@ NEEDS_EXTRA = {
     "paged_stream/serve/server.py": "serve",
     "paged_stream/serve/tokens.py": "serve",
     "paged_stream/serve/tools.py": "serve",
+    "paged_stream/serve/traces.py": "serve",
     "paged_stream/serve/vllm_metrics.py": "serve",
     "paged_stream/text/structures.py": "structured",
 }

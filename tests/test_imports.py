@@ -44,7 +44,7 @@ ALLOWED = {
     "attention": {"ops"},
     "ops": {"_C"},
     "config": {"scheduler.fields", "scheduler.hints", "scheduler.settings", "setting_hints"}
-    | {"setting_kinds"},
+    | {"setting_kinds", "system"},
     "setting_hints": {"scheduler.sampling_params"},
     "setting_kinds": {"scheduler.fields", "scheduler.word_fields"},
     "system": set(),

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Generic, TypeAlias, TypeVar
 
 from paged_stream.engine.lifetime import BROKEN_OFF
+from paged_stream.system.trace_context import current, within
 
 T = TypeVar("T")
 
@@ -37,6 +38,7 @@ class Call(Generic[T]):
         self._function = function
         self._answer = answer
         self._when = when
+        self._trace = current()
 
     def attempt(self) -> bool:
         """Run the function, unless it is too early: then False.
@@ -49,7 +51,9 @@ class Call(Generic[T]):
         try:
             if self._when is not None and not self._when():
                 return False
-            self._answer((self._function(), None))
+            with within(self._trace):
+                result = self._function()
+            self._answer((result, None))
         except BaseException as error:
             self.fail(error)
             if isinstance(error, BROKEN_OFF):

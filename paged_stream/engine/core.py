@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from paged_stream.engine.api import OnEvict
 from paged_stream.engine.lifetime import Errands, Lifetime, StreamLostError
 from paged_stream.engine.outputs import Inbox
+from paged_stream.engine.spans import Spans
 from paged_stream.engine.stepper import Step, Stepper
 from paged_stream.engine.turns import Turns
 from paged_stream.executor.base import Executor
@@ -50,6 +51,7 @@ class EngineCore:
         eos_token_ids: tokens that end an answer.
         seed: of requests and streams that bring none.
         park_after_seconds: as in `EngineConfig`.
+        otlp_traces_endpoint: as in `EngineConfig`.
     """
 
     def __init__(
@@ -63,12 +65,16 @@ class EngineCore:
         model: str,
         seed: int,
         park_after_seconds: float | None,
+        otlp_traces_endpoint: str | None,
     ) -> None:
         self.model = model
         self._seq_ids = itertools.count()
         self.scheduler = scheduler
         self.executor = executor
-        self.turns = Turns(scheduler, tokenizer, structures, eos_token_ids, self._seq_ids)
+        self._spans = Spans(model, otlp_traces_endpoint)
+        self.turns = Turns(
+            scheduler, tokenizer, structures, eos_token_ids, self._seq_ids, self._spans
+        )
         self.stepper = Stepper(scheduler, executor)
         self.streams: dict[int, StreamRecord] = {}  # by seq_id
         self.lost: dict[int, str] = {}  # streams that are over but not closed yet, and why
@@ -89,6 +95,7 @@ class EngineCore:
             return
         try:
             self.stepper.close()
+            self._spans.close()
         finally:
             self.lifetime.is_closed = True
             # Streams may keep the core, but not what takes memory.

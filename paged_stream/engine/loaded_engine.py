@@ -106,6 +106,7 @@ class LoadedEngine:
             model=str(config.model),
             seed=config.seed,
             park_after_seconds=config.park_after_seconds,
+            otlp_traces_endpoint=config.otlp_traces_endpoint,
         )
         self._intake = Intake(self._core, prompts, config, model_config, self.sink_window)
 

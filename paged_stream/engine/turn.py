@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from paged_stream.engine.outputs import Inbox, RequestDelta, RequestMetrics
 from paged_stream.scheduler.output import FinishReason, SequenceUpdate
 from paged_stream.scheduler.sampling_params import SamplingParams
+from paged_stream.system.trace_context import current
 from paged_stream.text.detokenizer import CONTEXT_TOKENS, Detokenizer
 from paged_stream.text.structures import Progress
 from paged_stream.text.tokenizer import Tokenizer
@@ -27,7 +29,8 @@ class Turn:
     that its parameters name; ``stop_token_ids`` are all of these. ``progress`` is in what its
     text has to be, if it has to be anything. ``is_last`` tells that no other turn goes on where
     this one ends. ``template_rewrote`` is in its deltas. ``num_prompt_tokens`` had to be
-    computed before it generated, ``num_generated_tokens`` were handed out since.
+    computed before it generated, ``num_generated_tokens`` were handed out since. ``trace`` is the
+    context in which it was asked for.
     """
 
     request_id: str
@@ -49,6 +52,7 @@ class Turn:
     generates: bool = False
     queued_at: float = field(default_factory=time.monotonic)
     metrics: RequestMetrics = field(default_factory=RequestMetrics.of_arrival)
+    trace: Any = field(default_factory=current)
 
     @property
     def is_queued(self) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from paged_stream.engine.lifetime import StreamLostError
 from paged_stream.engine.masks import Masks
 from paged_stream.engine.outputs import DeltaQueue, FinishReason, Inbox, RequestDelta
+from paged_stream.engine.spans import Spans
 from paged_stream.engine.turn import Turn
 from paged_stream.engine.turn_counts import TurnCounts
 from paged_stream.scheduler.output import SchedulerOutput, SequenceUpdate
@@ -32,6 +33,7 @@ class Turns:
 
     Args:
         seq_ids: numbers for new sequences.
+        spans: where those that are finished are told of.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Turns:
         structures: Structures | None,
         eos_token_ids: tuple[int, ...],
         seq_ids: Iterator[int],
+        spans: Spans,
     ) -> None:
         self.requests: dict[str, list[int]] = {}  # by name; its unfinished seq_ids
         self.num_generated_tokens = 0
@@ -54,6 +57,7 @@ class Turns:
         self._masks = Masks()
         self._eos_token_ids = eos_token_ids
         self._seq_ids = seq_ids
+        self._spans = spans
         self._turns: dict[int, Turn] = {}  # by seq_id
         self._begun: dict[int, Turn] = {}  # those that may have delivered something
         self._undelivered: list[RequestDelta] = []
@@ -321,6 +325,7 @@ class Turns:
                 turn.num_prompt_tokens,
                 turn.num_generated_tokens,
             )
+            self._spans.add(turn, delta)
         (self._undelivered if turn.inbox is None else turn.inbox).append(delta)
 
     def _finish(self, seq_id: int, turn: Turn) -> None:

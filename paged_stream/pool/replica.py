@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from paged_stream.engine.lifetime import EngineStoppedError
 from paged_stream.system.ray_extra import import_ray
+from paged_stream.system.trace_context import to_headers
 
 ray = import_ray()
 logger = logging.getLogger(__name__)
@@ -87,6 +88,8 @@ class Replica:
             NoAnswerError: Ray has no answer for another reason, and the replica may be alive.
             ValueError: as the method.
         """
+        if trace := to_headers():
+            method, args = "call_within", (trace, method, *args)
         answer = by_the_pool(getattr(self.process, method).remote, *args)
         try:
             return await answer

@@ -22,6 +22,7 @@ from paged_stream.engine.stream_file import stream_bytes, write_stream_file
 from paged_stream.pool.delta_batches import DeltaBatches
 from paged_stream.pool.messages import ChatFacts, StreamFacts
 from paged_stream.scheduler.sampling_params import SamplingParams
+from paged_stream.system.trace_context import from_headers, within
 from paged_stream.text.chat import Messages
 from paged_stream.text.chat_options import ChatOptions, StreamChatOptions
 from paged_stream.text.conversation import Conversation
@@ -58,6 +59,11 @@ class ReplicaProcess:
         """
         await asyncio.sleep(seconds)
         self._engine.thread.check()
+
+    async def call_within(self, trace: dict[str, str], method: str, *args: Any) -> Any:
+        """Call one of the other methods where the caller's span is current."""
+        with within(from_headers(trace)):
+            return await getattr(self, method)(*args)
 
     async def stats(self) -> EngineStats:
         return await self._engine.stats()

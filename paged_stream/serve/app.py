@@ -23,6 +23,7 @@ from paged_stream.serve.responses import ResponseRoutes
 from paged_stream.serve.serve_options import ServeOptions
 from paged_stream.serve.service import Service
 from paged_stream.serve.tokens import TokenRoutes
+from paged_stream.serve.traces import ClientsSpan
 from paged_stream.version import __version__
 
 
@@ -51,6 +52,7 @@ def make_app(backend: Backend, *, model: str, options: ServeOptions | None = Non
     app.include_router(page_router())
     _add_descriptions(app, backend, model)
     add_errors(app)
+    app.add_middleware(ClientsSpan)
     app.add_middleware(Guards, options=options)
     if options.allowed_origins:
         app.add_middleware(
