@@ -26,6 +26,7 @@ DECIDED = {
 }
 # A value of each field that is not its default, as text.
 OTHERS = {
+    "otlp_traces_endpoint": "http://localhost:4318/v1/traces",
     "structured_outputs": '{"regex": "a+"}',
     "model": "some-model",
     "device": "cuda:1",
