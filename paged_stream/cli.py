@@ -1,4 +1,4 @@
-"""The command line: ``paged-stream generate | chat | batch | serve | info`` and
+"""The command line: ``paged-stream generate | chat | batch | serve | info | models`` and
 the evaluations."""
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands; what it parses has ``command``, a `Command` or ``None``."""
     parser = Parser(prog="paged-stream", description="Language models on text that never ends.")
     parser.add_argument("--version", action="version", version=f"paged-stream {__version__}")
-    parser.set_defaults(command=None)
+    parser.set_defaults(command=None, config=None)
     commands = parser.add_subparsers(metavar="COMMAND")
     for command in COMMANDS:
         command.add_to(commands)

@@ -45,7 +45,7 @@ OTHER_ENGINES = {
     "pipeline_parallel_size": "write tensor_parallel_size",
     "data_parallel_size": "write RayLLM(..., num_replicas=...)",
     "download_dir": "models from the hub go where HF_HOME says; cache_dir is for converted ones",
-    "revision": "download that revision and pass its folder as model",
+    "revision": "write it behind the model's name: model='org/name@revision'",
     "load_format": "the files say their format; leave it out",
     "hf_token": "set HF_TOKEN",
     "enable_lora": _ADAPTERS,

@@ -45,21 +45,22 @@ class Command:
 
     def add_to(self, commands: Any) -> None:
         """Add the command's parser."""
-        example = self.example.replace("\n", "\n  ")
+        epilog = "example:\n  " + self.example.replace("\n", "\n  ")
         parser: argparse.ArgumentParser = commands.add_parser(
             self.name,
             usage=f"paged-stream {self.name} [OPTION ...] {self.arguments}".rstrip(),
             help=self.description.split(". ")[0].rstrip("."),
             description=self.description,
-            epilog=f"example:\n  {example}\n\n{SETTINGS_HELP}",
+            epilog=f"{epilog}\n\n{SETTINGS_HELP}" if self.groups else epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         self.add_options(parser)
         for group in self.groups:
             group.add_to(parser)
-        parser.add_argument(
-            "--config", type=Path, metavar="FILE", help="settings in YAML or JSON, see below"
-        )
+        if self.groups:
+            parser.add_argument(
+                "--config", type=Path, metavar="FILE", help="settings in YAML or JSON, see below"
+            )
         parser.set_defaults(command=self)
 
 

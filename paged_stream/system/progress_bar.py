@@ -48,12 +48,16 @@ def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> Any:
         options: of ``tqdm``: ``total``, ``unit``, ``desc``, ``initial``, ``delay``, ``disable``...
     """
     if not sys.stderr.isatty():
-        options = {
-            "bar_format": _LINE,
-            **options,
-            "file": _Lines(sys.stderr),
-            "mininterval": LINE_SECONDS,
-            "miniters": 1,
-            "leave": True,
-        }
+        options |= line_options(options.get("bar_format", _LINE))
     return Bar(iterable, **options)
+
+
+def line_options(bar_format: str = _LINE) -> dict[str, Any]:
+    """Options of a tqdm bar that writes a line on standard error every `LINE_SECONDS`."""
+    return {
+        "bar_format": bar_format,
+        "file": _Lines(sys.stderr),
+        "mininterval": LINE_SECONDS,
+        "miniters": 1,
+        "leave": True,
+    }

