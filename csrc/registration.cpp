@@ -24,7 +24,9 @@ STABLE_TORCH_LIBRARY(paged_stream, m) {
   m.def("copy_blocks(Tensor(a!) kv_cache, Tensor block_mapping) -> ()");
   m.def("pack_linear_weight(Tensor weight) -> Tensor");
   m.def("quantized_weight_bytes(int[] rows, int in_features, str formats) -> int");
-  m.def("pack_quantized_weight(Tensor(a!) out, Tensor[] blocks, str formats) -> ()");
+  m.def(
+      "pack_quantized_weight(Tensor(a!) out, Tensor blocks, int first_row, int[] rows, int "
+      "in_features, str formats) -> ()");
   m.def(
       "embedding_rows(Tensor ids, Tensor packed_weight, int in_features, bool is_bfloat16) -> "
       "Tensor");

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from paged_stream import ops
+from paged_stream.layers.large_pages import give_back
 
 
 class BlockFormat(NamedTuple):
@@ -42,6 +43,7 @@ BLOCK_FORMATS = {
 }
 # Rows of different formats follow each other in one weight if their numbers are multiples of this.
 PART_ROWS = 16
+_PIECE_BYTES = 2 << 20  # of blocks, which are packed at a time
 
 
 class Blocks(NamedTuple):
@@ -77,14 +79,28 @@ def packed_bytes(parts: list[tuple[str, int]], in_features: int) -> int:
     return ops.quantized_weight_bytes(list(rows), in_features, list(formats))
 
 
-def pack_blocks(parts: list[Blocks], out: torch.Tensor | None = None) -> torch.Tensor:
+def pack_blocks(
+    parts: list[Blocks], out: torch.Tensor | None = None, *, consume: bool = False
+) -> torch.Tensor:
     """Lay rows out for the kernels, one part after the other, without changing a number.
 
     Args:
         out: uint8 [`packed_bytes`] to write to; a new tensor by default.
+        consume: give the memory of the parts back as they are packed; what they held is lost.
     """
+    sizes, in_features = [(part.format, len(part.data)) for part in parts], parts[0].in_features
     if out is None:
-        sizes = [(part.format, len(part.data)) for part in parts]
-        out = torch.empty(packed_bytes(sizes, parts[0].in_features), dtype=torch.uint8)
-    ops.pack_quantized_weight(out, [part.data for part in parts], [part.format for part in parts])
+        out = torch.empty(packed_bytes(sizes, in_features), dtype=torch.uint8)
+    formats, rows = zip(*sizes, strict=True)
+    first_row = 0
+    for part in parts:
+        step = max(1, _PIECE_BYTES // part.data[0].nbytes // PART_ROWS) * PART_ROWS
+        for start in range(0, len(part.data), step):
+            piece = part.data[start : start + step]
+            ops.pack_quantized_weight(
+                out, piece, first_row + start, list(rows), in_features, list(formats)
+            )
+            if consume:
+                give_back(piece)
+        first_row += len(part.data)
     return out

@@ -49,7 +49,7 @@ class Embedding(torch.nn.Module):
         if shared is None:
             part = Blocks(self.block_format, self.blocks)
             out = arena.empty(packed_bytes([(part.format, len(part.data))], part.in_features))
-            shared = pack_blocks([part], out)
+            shared = pack_blocks([part], out, consume=True)
         self.packed_weight = shared
         self.register_buffer("blocks", None)
 

@@ -64,6 +64,21 @@ def resident_bytes(tensor: torch.Tensor) -> int:
     return num_pages * page_bytes
 
 
+def give_back(tensor: torch.Tensor) -> None:
+    """Give the memory of a contiguous CPU tensor back to the system; what it held is lost.
+
+    Pages that it begins or ends in stay.
+    """
+    if not hasattr(mmap, "MADV_DONTNEED"):  # not on Linux
+        return
+    page_bytes = mmap.PAGESIZE
+    begin = -(-tensor.data_ptr() // page_bytes) * page_bytes
+    end = (tensor.data_ptr() + tensor.nbytes) // page_bytes * page_bytes
+    if begin < end:
+        madvise = ctypes.CDLL(None).madvise
+        madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_DONTNEED)
+
+
 class Arena:
     """Memory in large pages for tensors that come one by one and stay."""
 

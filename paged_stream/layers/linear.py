@@ -78,7 +78,7 @@ class Linear(torch.nn.Module):
             parts = self.parts()
             sizes = [(part.format, len(part.data)) for part in parts]
             out = arena.empty(packed_bytes(sizes, parts[0].in_features))
-            self.packed_weight = pack_blocks(parts, out)
+            self.packed_weight = pack_blocks(parts, out, consume=True)
             for name in self._block_names():
                 delattr(self, name)
         else:

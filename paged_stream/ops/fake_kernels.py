@@ -78,7 +78,7 @@ def _(weight):
 
 
 @torch.library.register_fake("paged_stream::pack_quantized_weight")
-def _(out, blocks, formats):
+def _(out, blocks, first_row, rows, in_features, formats):
     return None
 
 

@@ -1,5 +1,5 @@
-"""Loading a file that runs in its own blocks takes the memory of the file and of its largest
-matrix, which is there as it came while it is packed."""
+"""Loading a file that runs in its own blocks takes hardly more memory than the file: what has been
+packed of a matrix is no longer there as it came."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def write_large(path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_the_peak_is_the_file_and_its_largest_matrix(tmp_path):
+def test_the_peak_is_hardly_more_than_the_file(tmp_path):
     path = tmp_path / "large.gguf"
     write_large(path)
     result = subprocess.run(
@@ -94,6 +94,4 @@ def test_the_peak_is_the_file_and_its_largest_matrix(tmp_path):
         text=True,
         check=True,
     )
-    size, num_bytes, _ = BLOCK_FORMATS["Q6_K"]
-    largest = VOCAB * HIDDEN // size * num_bytes
-    assert int(result.stdout) < 1.1 * (path.stat().st_size + largest)
+    assert int(result.stdout) < 1.2 * path.stat().st_size

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paged_stream import ops
+from paged_stream.layers import blocks as blocks_module
 from paged_stream.layers.blocks import BLOCK_FORMATS, Blocks, pack_blocks, packed_bytes
+from paged_stream.layers.large_pages import resident_bytes, zeros_in_large_pages
 
 FORMATS = list(BLOCK_FORMATS)
 MAX_CODE = 127 * 128
@@ -144,6 +148,32 @@ def test_parts_of_several_formats(quantized_isa, first, second):
 
 
 @pytest.mark.parametrize("block_format", FORMATS)
+def test_pieces_in_any_order_make_the_weight(block_format):
+    """And nothing beside their own rows is written."""
+    other, _ = blocks_of(32, 2, block_format, seed=1)
+    blocks, weight = blocks_of(70, 2, block_format)
+    whole = pack_blocks([Blocks(block_format, other), Blocks(block_format, blocks)])
+    out = torch.full_like(whole, 7)
+    for start, stop in ((64, 70), (0, 16), (16, 64)):
+        piece = blocks[start:stop].contiguous()
+        formats = [block_format, block_format]
+        ops.pack_quantized_weight(out, piece, 32 + start, [32, 70], weight.shape[1], formats)
+    ops.pack_quantized_weight(out, other, 0, [32, 70], weight.shape[1], formats)
+    assert torch.equal(out, whole)
+
+
+def test_blocks_that_are_consumed_leave_no_memory(monkeypatch):
+    monkeypatch.setattr(blocks_module, "_PIECE_BYTES", 1 << 16)
+    made, _ = blocks_of(1003, 64, "Q8_0")
+    blocks = zeros_in_large_pages(made.shape, torch.uint8).copy_(made)
+    assert resident_bytes(blocks) >= blocks.nbytes
+    packed = pack_blocks([Blocks("Q8_0", blocks)], consume=True)
+    # A page of two pieces stays; a piece is 16 rows.
+    assert resident_bytes(blocks) <= 64 * mmap.PAGESIZE < 0.2 * blocks.nbytes
+    assert torch.equal(packed, pack(made, "Q8_0"))
+
+
+@pytest.mark.parametrize("block_format", FORMATS)
 def test_packed_weights_are_hardly_larger(block_format):
     size, num_bytes, _ = BLOCK_FORMATS[block_format]
     in_file = 4096 * 4096 // size * num_bytes
@@ -194,7 +224,8 @@ def test_opcheck(block_format):
     library = torch.ops.paged_stream
     packed = pack(blocks, block_format)
     out = torch.empty_like(packed)
-    torch.library.opcheck(library.pack_quantized_weight.default, (out, [blocks], block_format))
+    arguments = (out, blocks[:16], 0, [20], weight.shape[1], block_format)
+    torch.library.opcheck(library.pack_quantized_weight.default, arguments)
     input, ids = inputs(5, weight.shape[1], torch.bfloat16), torch.tensor([3, 19])
     for flag in (False, True):
         torch.library.opcheck(library.linear.default, (input, packed, None, 20, flag))
@@ -205,17 +236,22 @@ def test_opcheck(block_format):
 def test_misuse_is_explained():
     blocks, _ = blocks_of(20, 2, "Q4_1")
     packed = pack(blocks, "Q4_1")
-    for part, kind, message in (
-        (blocks, "Q4_2", "format must be one of Q4_0 Q4_1 .*, got Q4_2"),
-        (blocks, "Q8_0", "blocks must have rows of 34 bytes for 32 numbers of Q8_0, got 40"),
-        (blocks[:, :7].contiguous(), "Q8_0", "in_features must be in .*, got 0"),
-        (blocks.float(), "Q4_1", "blocks must be Byte, got Float"),
+    for changed, message in (
+        ({"formats": ["Q4_2"]}, "format must be one of Q4_0 Q4_1 .*, got Q4_2"),
+        ({"blocks": blocks[:, :7].contiguous()}, "rows of 40 bytes for 64 numbers of Q4_1, got 7"),
+        ({"in_features": 0}, "in_features must be in .*, got 0"),
+        ({"blocks": blocks.float()}, "blocks must be Byte, got Float"),
+        ({"out": packed[1:]}, r"out must have shape \[bytes\]"),
+        ({"first_row": 20}, r"first_row must be in \[0, 19\], got 20"),
+        ({"first_row": 16}, r"rows of blocks from row 16 must be in \[1, 4\], got 20"),
+        ({"blocks": blocks[:0]}, r"rows of blocks from row 0 must be in \[1, 20\], got 0"),
+        ({"blocks": blocks[:4]}, "whole groups of 16 rows, .*, got rows 0 to 4 of 20"),
+        ({"blocks": blocks[:4], "first_row": 12}, "whole groups of 16 rows, .* 12 to 16 of 20"),
     ):
-        out = torch.empty(1000, dtype=torch.uint8)
+        arguments = {"out": packed, "blocks": blocks, "first_row": 0, "rows": [20]}
+        arguments |= {"in_features": 64, "formats": ["Q4_1"]} | changed
         with pytest.raises(RuntimeError, match=message):
-            ops.pack_quantized_weight(out, [part], [kind])
-    with pytest.raises(RuntimeError, match=r"out must have shape \[bytes\]"):
-        ops.pack_quantized_weight(packed[1:], [blocks], ["Q4_1"])
+            ops.pack_quantized_weight(**arguments)
     with pytest.raises(RuntimeError, match="multiple of 16 rows, got 20 before another"):
         pack_blocks([Blocks("Q4_1", blocks)] * 2)
     with pytest.raises(RuntimeError, match="there must be 1 to 4 parts .* got 5"):

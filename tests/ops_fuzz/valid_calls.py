@@ -207,7 +207,9 @@ def pack_quantized_weight(draw: Draw, made: Made) -> list:
     parts = quantized_parts(draw)
     size = packed_bytes([(part.format, len(part.data)) for part in parts], 256)
     out = torch.empty(size, dtype=torch.uint8)
-    return [out, [part.data for part in parts], ",".join(part.format for part in parts)]
+    rows, formats = [len(part.data) for part in parts], ",".join(part.format for part in parts)
+    index = draw(st.integers(0, len(parts) - 1))
+    return [out, parts[index].data, 16 * index, rows, 256, formats]
 
 
 def embedding_rows(draw: Draw, made: Made) -> list:

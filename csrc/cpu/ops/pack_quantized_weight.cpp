@@ -32,34 +32,41 @@ void pack_part(const QuantizedPart& part, const Tensor& blocks, uint8_t* packed)
   });
 }
 
-void pack_quantized_weight(const Tensor& out, std::vector<Tensor> blocks, std::string formats) {
+// The part that a row is in.
+const QuantizedPart& part_of(const QuantizedWeight& weight, int64_t row) {
+  size_t i = 0;
+  while (row >= weight.parts[i].first_row + weight.parts[i].rows) ++i;
+  return weight.parts[i];
+}
+
+void pack_quantized_weight(const Tensor& out, const Tensor& blocks, int64_t first_row,
+                           std::vector<int64_t> rows, int64_t in_features, std::string formats) {
   constexpr Checker check("pack_quantized_weight");
-  check.require(!blocks.empty(), "blocks must have a tensor at least");
-  std::vector<int64_t> rows;
-  for (const Tensor& part : blocks) {
-    check.shape(part, "blocks", "[rows, bytes]", {kAny, kAny});
-    check.dtype(part, "blocks", ScalarType::Byte);
-    check.dense(part, "blocks", 0);
-    check.in_range(part.size(1), 1, kMaxCount, "bytes of a row of blocks");
-    rows.push_back(part.size(0));
-  }
-  const BlockFormat* const first = find_block_format(formats.substr(0, formats.find(',')));
-  const int64_t first_bytes = first == nullptr ? 1 : first->bytes;
-  const int64_t step = first == nullptr ? 1 : group_layout(first->format).step_size();
-  const int64_t in_features = blocks[0].size(1) / first_bytes * step;
   const QuantizedWeight weight = QuantizedWeight::plan(check, formats, rows, in_features);
-  for (size_t i = 0; i < blocks.size(); ++i) {
-    const BlockFormat& format = kBlockFormats[static_cast<int>(weight.parts[i].format)];
-    const int64_t bytes = weight.parts[i].num_steps() * format.bytes;
-    check.require(blocks[i].size(1) == bytes, "blocks must have rows of ", bytes, " bytes for ",
-                  in_features, " numbers of ", format.name, ", got ", blocks[i].size(1));
-  }
   check.shape(out, "out", "[bytes]", {weight.num_bytes});
   check.dtype(out, "out", ScalarType::Byte);
   check.dense(out, "out", 0);
+  check.in_range(first_row, 0, weight.out_features - 1, "first_row");
+  QuantizedPart part = part_of(weight, first_row);
+  const BlockFormat& format = kBlockFormats[static_cast<int>(part.format)];
+  check.shape(blocks, "blocks", "[rows, bytes]", {kAny, kAny});
+  check.dtype(blocks, "blocks", ScalarType::Byte);
+  check.dense(blocks, "blocks", 0);
+  const int64_t bytes = part.num_steps() * format.bytes;
+  check.require(blocks.size(1) == bytes, "blocks must have rows of ", bytes, " bytes for ",
+                in_features, " numbers of ", format.name, ", got ", blocks.size(1));
+  const int64_t before = first_row - part.first_row;
+  const int64_t count = blocks.size(0);
+  check.in_range(count, 1, part.rows - before, "rows of blocks from row ", first_row);
+  check.require(
+      before % kLinearPanel == 0 && (count % kLinearPanel == 0 || before + count == part.rows),
+      "blocks must be whole groups of ", kLinearPanel, " rows, or end with their part, ",
+      "got rows ", before, " to ", before + count, " of ", part.rows);
+  part.offset += before / kLinearPanel * part.panel_bytes();
+  part.rows = count;
   auto* const packed = static_cast<uint8_t*>(out.data_ptr());
   weight.write_header(packed);
-  for (size_t i = 0; i < blocks.size(); ++i) pack_part(weight.parts[i], blocks[i], packed);
+  pack_part(part, blocks, packed);
 }
 
 }  // namespace

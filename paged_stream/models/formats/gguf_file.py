@@ -64,7 +64,7 @@ class GGUFTensor(NamedTuple):
         size, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[self.kind]]
         num_bytes = math.prod(self.shape) // size * block_bytes
         # Not from the heap, which would keep it when nobody needs it any more.
-        memory = mmap.mmap(-1, num_bytes)
+        memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with self.path.open("rb") as file:
             file.seek(self.offset)
             if file.readinto(memory) != num_bytes:

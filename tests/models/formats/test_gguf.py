@@ -10,13 +10,16 @@ from typing import Any
 
 import gguf
 import pytest
+import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from paged_stream import EngineConfig, LLMEngine
+from paged_stream.layers.large_pages import give_back
 from paged_stream.models.formats import gguf as converter
 from paged_stream.models.formats.files import is_weights_file
+from paged_stream.models.formats.gguf_file import GGUFTensor
 from paged_stream.models.formats.resolve import resolve_model
 from tests.models.checkpoints import assert_same, load_decoder
 from tests.models.conftest import TINY
@@ -203,3 +206,12 @@ def test_several_files_that_are_not_one_model(split, tmp_path):
     alone = paths[1].rename(tmp_path / "alone.gguf")
     with pytest.raises(ValueError, match="alone.gguf is one of several; name them -00001-of-"):
         resolve_model(alone, cache_dir=tmp_path / "cache")
+
+
+def test_what_is_read_is_memory_that_can_be_given_back(tmp_path):
+    path = tmp_path / "bytes"
+    path.write_bytes(b"\1" * (64 << 10))
+    read = torch.from_numpy(GGUFTensor("I8", [64 << 10], path, 0).data)
+    assert read.sum() == 64 << 10
+    give_back(read)
+    assert not read.any()
