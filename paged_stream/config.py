@@ -18,6 +18,7 @@ from paged_stream.setting_kinds import (
     KV_CACHE_DTYPE,
     QUANTIZATION,
     URL,
+    Adapter,
     AttentionBackend,
     Device,
     Dtype,
@@ -46,6 +47,9 @@ class EngineConfig:
     Args:
         model: what to load: a folder, a GGUF file or a name. ``"smollm2-135m-instruct"`` names a
             small model that is installed as a package.
+        merge_lora: a LoRA adapter as PEFT writes it, which is merged into the weights while
+            loading: a folder or a name on the hub. The matrices that it changes are then in
+            ``dtype`` even if a file holds them quantised.
         tokenizer: what to load the tokenizer from, if it is not the model's own: a folder, a GGUF
             file or a name.
         chat_template: how conversations are written, if it is not the model's own way: a Jinja
@@ -125,6 +129,7 @@ class EngineConfig:
     """
 
     model: FilePath = field(metadata=takes(Model()))
+    merge_lora: FilePath | None = setting(None, Adapter(optional=True))
     tokenizer: FilePath | None = setting(None, Model(optional=True))
     chat_template: FilePath | None = setting(None, Template(optional=True))
     cache_dir: FilePath | None = setting(None, Folder(optional=True))
@@ -215,6 +220,7 @@ class EngineConfig:
 class EngineSettings(TypedDict, total=False):
     """The fields of `EngineConfig` but ``model``, for the keyword arguments of constructors."""
 
+    merge_lora: FilePath | None
     tokenizer: FilePath | None
     chat_template: FilePath | None
     cache_dir: FilePath | None

@@ -32,7 +32,10 @@ def describe(model: str, **settings: Any) -> str:
     """
     config = EngineConfig(model=model, **settings)
     files = resolve_model(
-        config.model, cache_dir=config.cache_dir, with_tokenizer=config.tokenizer is None
+        config.model,
+        cache_dir=config.cache_dir,
+        with_tokenizer=config.tokenizer is None,
+        merge_lora=config.merge_lora,
     )
     model_config = load_config(files)
     device = resolve_device(config.device)

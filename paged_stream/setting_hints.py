@@ -11,7 +11,7 @@ _LENGTH = (
     "token sees; write window_size=N"
 )
 _STAY = "weights stay on the device; quantization='int8' or 'int4' makes them smaller"
-_ADAPTERS = "there are no adapters here; merge them into the model's weights"
+_ADAPTERS = "merge_lora=FOLDER merges one adapter into the weights; there are none per request"
 
 OTHER_ENGINES = {
     "max_model_len": _LENGTH,

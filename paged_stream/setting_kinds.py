@@ -34,6 +34,17 @@ class Model(Kind):
 
 
 @dataclass(frozen=True, slots=True)
+class Adapter(Model):
+    """An adapter's folder, or its name on the hub."""
+
+    metavar: ClassVar[str] = "ADAPTER"
+
+    @property
+    def allowed(self) -> str:
+        return "a folder or a hub id"
+
+
+@dataclass(frozen=True, slots=True)
 class Template(Kind):
     """A chat template, or the path of a file that has one; ``~`` is the user's home."""
 

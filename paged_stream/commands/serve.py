@@ -93,7 +93,10 @@ def _check_model(config: EngineConfig) -> None:
     from paged_stream.models.loader import load_config
 
     files = resolve_model(
-        config.model, cache_dir=config.cache_dir, with_tokenizer=config.tokenizer is None
+        config.model,
+        cache_dir=config.cache_dir,
+        with_tokenizer=config.tokenizer is None,
+        merge_lora=config.merge_lora,
     )
     model_config = load_config(files)
     resolve_sink_window(model_config, config.num_sink_tokens, config.window_size)

@@ -48,7 +48,10 @@ class LoadedEngine:
 
     def _load(self, config: EngineConfig) -> None:
         files = resolve_model(
-            config.model, cache_dir=config.cache_dir, with_tokenizer=config.tokenizer is None
+            config.model,
+            cache_dir=config.cache_dir,
+            with_tokenizer=config.tokenizer is None,
+            merge_lora=config.merge_lora,
         )
         model_config = load_config(files)
         self.sink_window = resolve_sink_window(

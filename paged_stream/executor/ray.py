@@ -74,7 +74,10 @@ class RankWorker:
         )
         # The folder of this machine: a hub id may be somewhere else here.
         files = resolve_model(
-            config.model, cache_dir=config.cache_dir, with_tokenizer=config.tokenizer is None
+            config.model,
+            cache_dir=config.cache_dir,
+            with_tokenizer=config.tokenizer is None,
+            merge_lora=config.merge_lora,
         )
         self._executor = LocalExecutor(config, files, model_config, sink_window, RankGroup())
         return self._executor.cache_plan, self._executor.weight_samples

@@ -14,7 +14,7 @@ from paged_stream.models.config_limits import check_fields, read_token_ids
 from paged_stream.models.decoder import Decoder
 from paged_stream.models.formats.checkpoint import Checkpoint
 from paged_stream.models.formats.consolidated import read_fields
-from paged_stream.models.formats.files import ModelFiles
+from paged_stream.models.formats.files import ADAPTER_FILE, ModelFiles
 from paged_stream.models.formats.quantization import (
     block_formats,
     quantize_weights,
@@ -85,6 +85,13 @@ def load_model(
         rank: load the part of it that this rank has; ``group`` are all of them.
     """
     logger.info("loading %s", files.name)
+    if files.adapter is None and (files.folder / ADAPTER_FILE).is_file():
+        logger.warning(
+            "%s holds a LoRA adapter beside its weights, which is not used; merge_lora=%r merges "
+            "it into them",
+            files.folder,
+            str(files.folder),
+        )
     family = family_of(config.model_type)
     whole = Decoder(config, attention, dtype=dtype, device="meta")
     with ExitStack() as stack:

@@ -17,6 +17,7 @@ from paged_stream.models.family import Family, Weight
 from paged_stream.models.formats.consolidated import ConsolidatedShard
 from paged_stream.models.formats.files import ModelFiles
 from paged_stream.models.formats.finite import Largest, remember_largest, remembered_largest
+from paged_stream.models.formats.lora import merged
 from paged_stream.models.formats.quantized_safetensors import QuantizedShard
 from paged_stream.models.formats.shards import FLOAT_TYPES, PickledShard, SafetensorsShard, Shard
 from paged_stream.models.formats.weight_files import checkpoint_paths
@@ -61,6 +62,8 @@ class Checkpoint:
             embedding = family.embedding_name(whole.config)
             if embedding not in self._sources and _HEAD in self._sources:
                 self._sources[embedding] = self._sources[_HEAD]
+        if files.adapter is not None:
+            self._sources = merged(self._sources, files.adapter, family.rename)
         problems = list(_problems(whole.config, family, layout, self._sources))
         if problems:
             raise ValueError(

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from paged_stream.system.short_text import short_error
 from paged_stream.system.whole_files import read_regular
 
+ADAPTER_FILE = "adapter_config.json"  # in the folder of a LoRA adapter
 PARAMS_FILE = "params.json"  # of Mistral's own releases, in place of config.json
 _MOST_JSON_BYTES = 64 << 20
 _WEIGHTS_FILE = re.compile(r".+\.(safetensors|bin)(\.index(\.\w+)?\.json)?")
@@ -33,13 +34,15 @@ class ModelFiles:
     """``folder`` holds config.json, weights and tokenizer of what the user called ``name``.
 
     ``checks`` is the folder for what was found out about its weights, or ``None`` if there is none.
-    The weights are in the file ``gguf``, if that is one.
+    The weights are in the file ``gguf``, if that is one. The folder ``adapter`` holds what is
+    merged into them, if there is any.
     """
 
     name: str
     folder: Path
     checks: Path | None = None
     gguf: Path | None = None
+    adapter: Path | None = None
 
     @property
     def place(self) -> Path:

@@ -24,7 +24,7 @@ _NAME = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:/([\w./+-]+\.gguf))?(?:@([\w.
 # Configuration, tokenizers and weights only: no code, and pickles only where there is nothing else.
 _SMALL = ["*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
 _WEIGHTS = ["*.safetensors"]
-_PICKLES = ["pytorch_model*.bin"]
+_PICKLES = ["pytorch_model*.bin", "adapter_model.bin"]
 _NEVER_READ = ["*/*.safetensors"]  # in a folder of the repository
 # The same weights once more, in another dtype or under Mistral's names.
 _AGAIN = ["consolidated*", "*.index.*.json", "model.*.safetensors", "params.json"]

@@ -6,10 +6,12 @@ import hashlib
 import importlib.util
 import os
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from paged_stream.models.formats.cache_folder import default_cache_dir
 from paged_stream.models.formats.files import (
+    ADAPTER_FILE,
     PARAMS_FILE,
     ModelFiles,
     TokenizerFiles,
@@ -30,6 +32,7 @@ def resolve_model(
     *,
     cache_dir: str | os.PathLike[str] | None = None,
     with_tokenizer: bool = True,
+    merge_lora: str | os.PathLike[str] | None = None,
 ) -> ModelFiles:
     """Find the files of a model, converting or downloading them once where that is needed.
 
@@ -39,10 +42,21 @@ def resolve_model(
         cache_dir: as in `EngineConfig`.
         with_tokenizer: whether its own tokenizer is needed. A .gguf file whose tokenizer cannot be
             converted is of use without.
+        merge_lora: as in `EngineConfig`.
 
     Raises:
-        ValueError: there is no such model, or it cannot be converted or fetched.
+        ValueError: there is no such model or adapter, or it cannot be converted or fetched.
     """
+    files = _resolve_model(name, cache_dir, with_tokenizer)
+    if merge_lora is None:
+        return files
+    # What was found out about the files is not true of what comes of them.
+    return replace(files, adapter=_resolve_adapter(str(merge_lora)), checks=None)
+
+
+def _resolve_model(
+    name: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None, with_tokenizer: bool
+) -> ModelFiles:
     name, path = str(name), Path(name).expanduser()
     if name == EMBEDDED_MODEL:
         return _from_gguf(name, embedded_gguf(), cache_dir, with_tokenizer)
@@ -66,6 +80,15 @@ def resolve_model(
         f"{setting} is no folder, no .gguf file and no hub id (org/name){_did_you_mean(path)}; "
         f"the model that ships as a package is {EMBEDDED_MODEL!r}"
     )
+
+
+def _resolve_adapter(name: str) -> Path:
+    path, setting = Path(name).expanduser(), f"merge_lora={name!r}"
+    on_hub = None if path.exists() else hub_name(name)
+    folder = path if on_hub is None else fetch(on_hub, setting)
+    if not (folder / ADAPTER_FILE).is_file():
+        raise ValueError(f"{setting} must be the folder of a LoRA adapter: no {ADAPTER_FILE} there")
+    return folder
 
 
 def _did_you_mean(path: Path) -> str:
@@ -103,9 +126,10 @@ def resolve_tokenizer(
     setting = f"tokenizer={name!r}"
     if path.is_dir():
         return TokenizerFiles(path, setting)
-    if name == EMBEDDED_MODEL or path.suffix == ".gguf":
-        return TokenizerFiles(resolve_model(name, cache_dir=cache_dir).folder, setting)
     on_hub = hub_name(name)
+    is_gguf = path.suffix == ".gguf" or (on_hub is not None and on_hub.file is not None)
+    if name == EMBEDDED_MODEL or is_gguf:
+        return TokenizerFiles(resolve_model(name, cache_dir=cache_dir).folder, setting)
     if on_hub is not None and not path.exists():
         return TokenizerFiles(fetch(on_hub, setting, with_weights=False), setting)
     raise ValueError(f"{setting} is no folder, no .gguf file and no hub id (org/name)")
@@ -137,6 +161,8 @@ def _from_folder(name: str, folder: Path, cache_dir: str | os.PathLike[str] | No
         remedy = (
             f"pass the file itself: {files[0]}" if files else "pass a Hugging Face model folder"
         )
+        if (folder / ADAPTER_FILE).is_file():
+            remedy = "it holds an adapter: pass its model, and the folder as merge_lora"
         raise ValueError(f"model={name!r}: no config.json in {folder}; {remedy}")
     return ModelFiles(name, folder, checks=_checks(folder, cache_dir))
 

@@ -73,7 +73,7 @@ def assert_refused(result, *parts):
     assert result.returncode == 2
     *others, last = result.stderr.splitlines()
     assert last.startswith("error: "), result.stderr
-    said = ("fetching ", "converting ", "No files matched ")
+    said = ("fetching ", "converting ", "loading ", "No files matched ")
     assert all(line.startswith(said) for line in others), result.stderr
     for part in parts:
         assert part in last
@@ -115,6 +115,13 @@ def test_a_model_is_fetched_listed_and_removed(hub, models, python, files):
     assert f"removed with {NAME}" in models("rm", NAME).stdout
     assert models("list").stdout == "" and not os.path.exists(place)
     assert_refused(models("rm", NAME), f"'{NAME}' is no model in the cache")
+
+
+def test_an_adapter_is_fetched_too(hub, python, files):
+    adapter = {"adapter_config.json": b'{"peft_type": "IA3"}', "adapter_model.safetensors": b""}
+    hub.repositories |= {NAME: {"main": files}, "some-org/adapter": {"main": adapter}}
+    words = ("-m", "paged_stream", "generate", "x", "--model", NAME, "--merge-lora")
+    assert_refused(python(*words, "some-org/adapter@main"), "peft_type must be LORA, got IA3")
 
 
 def test_without_a_connection(hub, models):

