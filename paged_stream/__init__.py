@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from paged_stream.engine.llm import LLM as LLM
     from paged_stream.engine.llm_engine import LLMEngine as LLMEngine
     from paged_stream.engine.outputs import CompletionOutput as CompletionOutput
+    from paged_stream.engine.outputs import EmbeddingOutput as EmbeddingOutput
+    from paged_stream.engine.outputs import EmbeddingRequestOutput as EmbeddingRequestOutput
     from paged_stream.engine.outputs import EngineStats as EngineStats
     from paged_stream.engine.outputs import Histogram as Histogram
     from paged_stream.engine.outputs import RequestDelta as RequestDelta
@@ -52,6 +54,8 @@ _HOME = {
     "AsyncStream": "engine.async_stream",
     "AsyncStreamApi": "engine.api",
     "CompletionOutput": "engine.outputs",
+    "EmbeddingOutput": "engine.outputs",
+    "EmbeddingRequestOutput": "engine.outputs",
     "EngineApi": "engine.api",
     "EngineCollector": "serve.collector",
     "EngineConfig": "config",

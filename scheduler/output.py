@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from .sampling_params import SamplingParams
@@ -48,7 +48,7 @@ class ScheduledSequence:
         token_ids: the chunk, int32; its first token is at position ``num_computed_tokens``.
         num_computed_tokens: tokens whose K and V are already in the cache.
         num_prompt_tokens: positions from here on were generated, not given.
-        next_token_id: the known token that follows the chunk, -1 when it is to be sampled.
+        next_token_id: the known token that follows the chunk, -1 when none is known.
         block_row: the sequence's row of the block table, int32: sink columns, then the ring.
             -1 marks a column that no token has reached. Never changes.
         ring_blocks: columns of the ring, ``len(block_row)`` less the sink columns.
@@ -61,6 +61,8 @@ class ScheduledSequence:
             parameters need them and the step samples; empty otherwise.
         bad_words: token ids of each of the parameters' bad words, in each way to write it.
         mask: set when the parameters have a structure and the step samples.
+        embeds: the chunk ends the known tokens, and its last hidden state is wanted in place of a
+            token.
     """
 
     seq_id: int
@@ -78,11 +80,12 @@ class ScheduledSequence:
     history: array[int]
     bad_words: tuple[tuple[int, ...], ...] = ()
     mask: TokenMask | None = None
+    embeds: bool = False
 
     @property
     def samples(self) -> bool:
-        """True when the chunk ends the known tokens, so that the next one is sampled."""
-        return self.next_token_id < 0
+        """True when the chunk ends the known tokens and the next one is to be sampled."""
+        return self.next_token_id < 0 and not self.embeds
 
     @property
     def num_tokens(self) -> int:
@@ -204,12 +207,15 @@ class ModelOutput:
             for (one fewer when the chunk ends the prompt); empty otherwise.
         errors: why nothing could be sampled behind ``token_ids``, or nothing be scored; ``None``
             for a sequence that is well.
+        embeddings: of the sequences that are embedded, by ``seq_id``: the last hidden state as a
+            vector of length 1, float32.
     """
 
     token_ids: list[list[int]]
     logprobs: list[TokenLogprob | None]
     prompt_logprobs: list[list[TokenLogprob]]
     errors: list[str | None]
+    embeddings: dict[int, array[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +230,7 @@ class SequenceUpdate:
         logprob: of the token it gained, where asked for.
         prompt_logprobs: as in `ModelOutput`.
         error: why its turn ended with ``"error"``, if it did.
+        embedding: as in `ModelOutput`.
     """
 
     seq_id: int
@@ -233,3 +240,4 @@ class SequenceUpdate:
     logprob: TokenLogprob | None
     prompt_logprobs: list[TokenLogprob]
     error: str | None = None
+    embedding: array[float] | None = None

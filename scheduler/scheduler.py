@@ -125,6 +125,7 @@ class Scheduler:
         sampling_params: SamplingParams,
         *,
         generates: bool = True,
+        embeds: bool = False,
         stop_token_ids: tuple[int, ...] = (),
         bad_words: tuple[tuple[int, ...], ...] = (),
         seed: int = 0,
@@ -133,6 +134,7 @@ class Scheduler:
         """Let a sequence that has tokens generate, or (to score them) only compute them.
 
         Args:
+            embeds: compute all tokens, and end with the last hidden state instead of a token.
             num_generated: its last so many tokens are of this turn already.
         """
         sequence = self.sequences[seq_id]
@@ -143,7 +145,7 @@ class Scheduler:
                 self.kv.truncate(seq_id, sequence.num_computed_tokens)
         sequence.num_prompt_tokens = sequence.num_tokens - num_generated
         sequence.sampling_params = sampling_params
-        sequence.generates = generates
+        sequence.generates, sequence.embeds = generates, embeds
         sequence.stop_token_ids = stop_token_ids
         sequence.bad_words = bad_words
         sequence.seed = seed
@@ -434,6 +436,7 @@ class Scheduler:
                     logprob,
                     prompt_logprobs,
                     error if finish_reason == "error" else None,
+                    result.embeddings.get(scheduled.seq_id),
                 )
             )
         return updates
@@ -489,13 +492,14 @@ class Scheduler:
         self.kv.allocate(seq_id, end, spares_hashed=chunk > 1)
         table = self.kv[seq_id]
         params = sequence.sampling_params
-        samples = end == sequence.num_tokens
+        ends = end == sequence.num_tokens
+        samples = ends and not sequence.embeds
         return ScheduledSequence(
             seq_id=seq_id,
             token_ids=sequence.token_ids(start, end),
             num_computed_tokens=start,
             num_prompt_tokens=sequence.num_prompt_tokens,
-            next_token_id=-1 if samples else sequence.token_ids(end, end + 1)[0],
+            next_token_id=-1 if ends else sequence.token_ids(end, end + 1)[0],
             block_row=table.hand_out(),
             ring_blocks=table.ring_blocks,
             sink_window=sequence.sink_window,
@@ -507,6 +511,7 @@ class Scheduler:
             if samples and params.needs_history
             else _NO_TOKENS,
             bad_words=sequence.bad_words,
+            embeds=ends and sequence.embeds,
         )
 
     def _let_in(self, step: Step, paused: Collection[int], before: int | None = None) -> bool:

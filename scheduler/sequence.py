@@ -53,8 +53,9 @@ class Sequence:
     """Token ids and progress of one stream.
 
     A turn is what is computed between two idle moments. One that ``generates`` goes on until
-    something stops it; another only computes what was appended, all but the last token, whose
-    logits the next turn will need. Tokens appended while it generates queue behind the turn.
+    something stops it, or ends with the last known token if it ``embeds``. Another only computes
+    what was appended, all but the last token, whose logits the next turn will need. Tokens appended
+    while it generates queue behind the turn.
 
     Args:
         seq_id: unique in the scheduler.
@@ -75,6 +76,7 @@ class Sequence:
         "num_computed_tokens",
         "num_prompt_tokens",
         "generates",
+        "embeds",
         "is_parked",
         "is_loaded",
         "block_hashes",
@@ -112,6 +114,7 @@ class Sequence:
         self.num_computed_tokens = 0
         self.num_prompt_tokens = 0
         self.generates = False
+        self.embeds = False
         self.is_parked = False  # what was computed is out of the cache
         self.is_loaded = False  # what was computed may come from a file
         self.block_hashes: list[bytes] = []  # of its leading blocks, while it has none in the cache

@@ -18,7 +18,7 @@ dtype, so even in float64 the logits are good to about 1e-6 times their size.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -278,6 +278,13 @@ def full_logits(
     return _copy(model, dtype)(ids, use_cache=False).logits[0]
 
 
+@torch.no_grad()
+def full_hidden_states(model: PreTrainedModel, token_ids: TokenIds) -> torch.Tensor:
+    """As `full_logits`, the hidden states [T, hidden_size] after the final norm."""
+    ids = torch.as_tensor(token_ids, dtype=torch.long)[None]
+    return _copy(model, torch.float32).base_model(ids, use_cache=False).last_hidden_state[0]
+
+
 # The published algorithm
 
 
@@ -359,9 +366,25 @@ def published_logits(
     if model.config.model_type in ABSOLUTE_POSITION_VARIANTS:
         raise ValueError(f"{model.config.model_type} has learned positions: it cannot stream")
     visible = VisibleTokens(_copy(model, dtype), num_sink_tokens, window_size - 1)
-    logits = []
+    return _token_by_token(visible, token_ids, lambda output: output.logits)
+
+
+@torch.no_grad()
+def published_hidden_states(
+    model: PreTrainedModel, token_ids: TokenIds, num_sink_tokens: int, window_size: int
+) -> torch.Tensor:
+    """As `published_logits`, the hidden states [T, hidden_size] after the final norm."""
+    inner: Any = _copy(model, torch.float64).base_model
+    visible = VisibleTokens(inner, num_sink_tokens, window_size - 1)
+    return _token_by_token(visible, token_ids, lambda output: output.last_hidden_state)
+
+
+def _token_by_token(
+    visible: VisibleTokens, token_ids: TokenIds, read: Callable[[Any], torch.Tensor]
+) -> torch.Tensor:
+    rows = []
     with visible.attached():
         for token in token_ids:
             place = visible.num_tokens
-            logits.append(visible.step(int(token)).logits[0, place])
-    return torch.stack(logits)
+            rows.append(read(visible.step(int(token)))[0, place])
+    return torch.stack(rows)

@@ -29,6 +29,7 @@ MISTAKES = [
     ("output.metrics.arrival_time", "output.metrics.arrival"),
     ("of_one: list[float | None] =", "of_one: list[list[float | None]] ="),
     ('llm.score(["one", text, [1, 2, 3]])', "llm.score(text)"),
+    ("vectors[0].outputs.embedding", "vectors[0].embedding"),
     ('{"role": "user", "content": "hello"}', '"hello"'),
     ("scores: list[float | None]", "scores: list[float]"),
     ('Literal["stop", "length", "abort", "error"] | None', 'Literal["stop", "length"]'),

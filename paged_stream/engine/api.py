@@ -18,7 +18,8 @@ nothing to a method described here and leaves nothing out. The same holds for al
   which this happens ends with the ``finish_reason`` ``"error"``. A pool restores the stream from
   what it knows of it.
 - **Logits that are not finite**, and parameters that leave no token to sample, end their request or
-  turn with the ``finish_reason`` ``"error"``, and ``error`` says why. Scoring raises ValueError.
+  turn with the ``finish_reason`` ``"error"``, and ``error`` says why. Scoring and embedding raise
+  ValueError.
   Everything else goes on; of a stream only the turn is over.
 - **Nothing is pickled or copied**: that raises TypeError.
 - **A generator of deltas begins with its first item**: nothing is appended or queued before. It
@@ -35,6 +36,7 @@ from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Protocol, Self, TypeAlias, Unpack, overload
 
 from paged_stream.engine.outputs import (
+    EmbeddingRequestOutput,
     EngineStats,
     RequestDelta,
     RequestOutput,
@@ -511,6 +513,26 @@ class EngineApi(Protocol):
         """
         ...
 
+    def embed(self, prompts: Prompts, *, use_tqdm: bool = True) -> list[EmbeddingRequestOutput]:
+        """Tell the embedding of one prompt or of each of a list: the hidden state of its last
+        token, after the final norm, divided by its length. A list is computed together. If one
+        is refused, nothing is computed.
+
+        Args:
+            prompts: as in `generate`. A prompt longer than the window streams through it. Its
+                embedding tells of the sink tokens and the window, and of earlier tokens only what
+                those in the window have read of them.
+            use_tqdm: show a progress bar.
+
+        Returns:
+            One output per prompt, in their order. ``output.outputs.embedding`` is a list of
+            floats.
+
+        Raises:
+            ValueError: a prompt is wrong, as in `generate`.
+        """
+        ...
+
     def get_tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the tokenizer, as transformers has it: a copy, the same at every call. What is
         done to it changes nothing in the engine.
@@ -648,6 +670,10 @@ class AsyncEngineApi(Protocol):
 
     async def score(self, prompts: Prompt | Sequence[Prompt]) -> Scores | list[Scores]:
         """As `EngineApi.score`."""
+        ...
+
+    async def embed(self, prompts: Prompts) -> list[EmbeddingRequestOutput]:
+        """As `EngineApi.embed`."""
         ...
 
     async def get_tokenizer(self) -> PreTrainedTokenizerBase:

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, Unpack, overload
@@ -24,8 +24,15 @@ from paged_stream.engine.core import EngineCore
 from paged_stream.engine.lifetime import EngineStoppedError, StreamLostError, when_abandoned
 from paged_stream.engine.loaded_engine import LoadedEngine
 from paged_stream.engine.mailbox import Mailbox
-from paged_stream.engine.outputs import EngineStats
-from paged_stream.engine.requests import request_names, scores_of, split_prompts
+from paged_stream.engine.outputs import EmbeddingRequestOutput, EngineStats, RequestDelta
+from paged_stream.engine.requests import (
+    embedding_of,
+    embedding_outputs,
+    prompt_list_of,
+    request_names,
+    scores_of,
+    split_prompts,
+)
 from paged_stream.engine.stats import engine_stats
 from paged_stream.engine.stream_file import write_stream_file
 from paged_stream.scheduler.fields import as_int
@@ -37,7 +44,7 @@ from paged_stream.text.chat_options import (
     WritingOptions,
     WritingSettings,
 )
-from paged_stream.text.inputs import Prompt
+from paged_stream.text.inputs import Prompt, Prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -139,38 +146,61 @@ class AsyncLLMEngine(LoadedEngine, AsyncEngineApi):
     async def score(self, prompts: Prompt | Sequence[Prompt]) -> Scores | list[Scores]:
         """As `EngineApi.score`."""
         self.thread.check()
-        intake, core, names = self._intake, self._core, self._names
         prompt_list, is_one = split_prompts(prompts)
-        scores: dict[str, Scores] = {}
+        token_ids = await asyncio.to_thread(self.intake.encode_all, prompt_list)
+        scores: list[Scores] = [[None] for _ in token_ids]
+        wanted = {index: ids for index, ids in enumerate(token_ids) if len(ids) > 1}
+        async with aclosing(self._compute(wanted, self._intake.add_scoring)) as found:
+            async for index, delta in found:
+                scores[index] += scores_of(delta)
+        return scores[0] if is_one else scores
 
-        def start(mailbox: Mailbox, token_ids: list[list[int]]) -> None:
-            scores.update({_free_name(core, names): [None] for _ in token_ids})
-            requests = {
-                name: ids for name, ids in zip(scores, token_ids, strict=True) if len(ids) > 1
-            }
-            mailbox.num_unfinished = len(requests)
-            mailbox.limit *= max(1, len(requests))  # each may have as many unread as one alone
-            if not requests:
+    async def embed(self, prompts: Prompts) -> list[EmbeddingRequestOutput]:
+        """As `EngineApi.embed`."""
+        self.thread.check()
+        prompt_list = prompt_list_of(prompts)
+        token_ids = await asyncio.to_thread(self.intake.encode_all, prompt_list)
+        embeddings = [list[float]() for _ in token_ids]
+        wanted = dict(enumerate(token_ids))
+        async with aclosing(self._compute(wanted, self._intake.add_embedding)) as found:
+            async for index, delta in found:
+                embeddings[index] = embedding_of(delta)
+        return embedding_outputs(prompt_list, token_ids, embeddings)
+
+    async def _compute(
+        self, token_ids: Mapping[int, list[int]], add: Callable[..., None]
+    ) -> AsyncGenerator[tuple[int, RequestDelta], None]:
+        """Compute prompts together, and yield what each of them gives, with its key.
+
+        Args:
+            add: adds one to the engine, by a name, with an inbox.
+        """
+        core, names = self._core, self._names
+        keys: dict[str, int] = {}
+
+        async def prepare() -> None:
+            pass
+
+        def start(mailbox: Mailbox, _: None) -> None:
+            keys.update({_free_name(core, names): key for key in token_ids})
+            mailbox.num_unfinished = len(keys)
+            mailbox.limit *= max(1, len(keys))  # each may have as many unread as one alone
+            if not keys:
                 mailbox.end()
             try:
-                for name, ids in requests.items():
-                    intake.add_scoring(name, ids, inbox=mailbox)
+                for name, key in keys.items():
+                    add(name, token_ids[key], inbox=mailbox)
             except BaseException:  # the cache is too small for this one, but not for all
                 stop(mailbox)
                 raise
 
         def stop(mailbox: Mailbox) -> None:
-            for name in scores:
+            for name in keys:
                 core.turns.drop(name)
 
-        deltas = self.thread.deltas(
-            lambda: asyncio.to_thread(intake.encode_all, prompt_list), start, stop
-        )
-        async with aclosing(deltas):
+        async with aclosing(self.thread.deltas(prepare, start, stop)) as deltas:
             async for delta in deltas:
-                scores[delta.request_id] += scores_of(delta)
-        results = list(scores.values())
-        return results[0] if is_one else results
+                yield keys[delta.request_id], delta
 
     async def get_tokenizer(self) -> PreTrainedTokenizerBase:
         """As `EngineApi.get_tokenizer`."""

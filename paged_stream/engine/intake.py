@@ -198,6 +198,17 @@ class Intake:
             raise ValueError(f"prompt must have at least 2 tokens to score, got {len(token_ids)}")
         core.turns.add_scoring(request_id, token_ids, self._sink_window, inbox=inbox)
 
+    def add_embedding(
+        self, request_id: str, token_ids: Sequence[int], *, inbox: Inbox | None = None
+    ) -> None:
+        """Queue a request that generates nothing and reports its ``embedding``.
+
+        Raises:
+            ValueError: as `add_request`.
+        """
+        self.check_request(request_id, len(token_ids), SamplingParams(), 0)
+        self._core.turns.add_embedding(request_id, token_ids, self._sink_window, inbox=inbox)
+
     def open_stream(self, opening: Opening, on_evict: OnEvict | None) -> LiveStream:
         """Open a stream that `prepare_stream` has checked.
 

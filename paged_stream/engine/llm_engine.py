@@ -14,10 +14,18 @@ from paged_stream.engine.calls import Reader
 from paged_stream.engine.core import EngineCore
 from paged_stream.engine.lifetime import when_abandoned
 from paged_stream.engine.loaded_engine import LoadedEngine
-from paged_stream.engine.outputs import DeltaQueue, EngineStats, RequestDelta, RequestOutput
+from paged_stream.engine.outputs import (
+    DeltaQueue,
+    EmbeddingRequestOutput,
+    EngineStats,
+    RequestDelta,
+    RequestOutput,
+)
 from paged_stream.engine.parcel import Parcel, send
 from paged_stream.engine.requests import (
     conversations_of,
+    embedding_of,
+    embedding_outputs,
     ids_per_prompt,
     merge_delta,
     new_output,
@@ -178,6 +186,23 @@ class LLMEngine(LoadedEngine, EngineApi):
                 scores[requests[delta.request_id]] += new
                 bar.update(len(new))
         return scores[0] if is_one else scores
+
+    def embed(self, prompts: Prompts, *, use_tqdm: bool = True) -> list[EmbeddingRequestOutput]:
+        """As `EngineApi.embed`."""
+        prompt_list = prompt_list_of(prompts)
+        token_ids = self.intake.encode_all(prompt_list)
+        names = ids_per_prompt(None, len(token_ids), self._free_names())
+        requests = dict(zip(names, token_ids, strict=True))
+        embeddings = dict.fromkeys(requests, list[float]())
+
+        def start(request_id: str, inbox: DeltaQueue) -> None:
+            self._intake.add_embedding(request_id, requests[request_id], inbox=inbox)
+
+        with Bar(total=len(requests), unit="prompt", disable=not use_tqdm) as bar:
+            for delta in self._run(requests, start, len(requests)):
+                embeddings[delta.request_id] = embedding_of(delta)
+                bar.update()
+        return embedding_outputs(prompt_list, token_ids, list(embeddings.values()))
 
     def get_tokenizer(self) -> PreTrainedTokenizerBase:
         """As `EngineApi.get_tokenizer`."""

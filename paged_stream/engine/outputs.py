@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import reprlib
 import time
+from array import array
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -15,6 +16,8 @@ from paged_stream.scheduler.output import FinishReason, TokenLogprob
 __all__ = [
     "CompletionOutput",
     "DeltaQueue",
+    "EmbeddingOutput",
+    "EmbeddingRequestOutput",
     "EngineStats",
     "FinishReason",
     "Histogram",
@@ -100,6 +103,7 @@ class RequestDelta:
         error: what kept it from going on, if that is why it ended.
         template_rewrote: of a turn of `StreamApi.chat`: whether the chat template wrote earlier
             messages otherwise than they were in the stream.
+        embedding: what `EngineApi.embed` is about to return, float32.
     """
 
     request_id: str
@@ -114,6 +118,7 @@ class RequestDelta:
     metrics: RequestMetrics
     error: str | None = None
     template_rewrote: bool = False
+    embedding: array[float] | None = None
 
 
 class Inbox(Protocol):
@@ -190,6 +195,35 @@ class RequestOutput:
         return (
             f"{type(self).__name__}(request_id={self.request_id!r}, "
             f"prompt={_repr.repr(self.prompt)}, "
+            f"prompt_token_ids=<{len(self.prompt_token_ids)}>, outputs={self.outputs!r})"
+        )
+
+
+@dataclass(slots=True, kw_only=True, repr=False)
+class EmbeddingOutput:
+    """The embedding of a prompt: as many numbers as the model's hidden states have, each a float32,
+    a vector of length 1. Its `repr` counts them."""
+
+    embedding: list[float]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(embedding=<{len(self.embedding)}>)"
+
+
+@dataclass(slots=True, kw_only=True, repr=False)
+class EmbeddingRequestOutput:
+    """A prompt and its embedding, ``outputs.embedding``.
+
+    ``prompt`` is the text, if there was one. The `repr` shortens it and counts its tokens.
+    """
+
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: EmbeddingOutput
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(prompt={_repr.repr(self.prompt)}, "
             f"prompt_token_ids=<{len(self.prompt_token_ids)}>, outputs={self.outputs!r})"
         )
 

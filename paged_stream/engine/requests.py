@@ -10,6 +10,8 @@ from typing import cast
 
 from paged_stream.engine.outputs import (
     CompletionOutput,
+    EmbeddingOutput,
+    EmbeddingRequestOutput,
     RequestDelta,
     RequestMetrics,
     RequestOutput,
@@ -155,6 +157,31 @@ def merge_delta(output: RequestOutput, delta: RequestDelta) -> None:
     if delta.prompt_logprobs is not None and delta.index == 0:
         assert output.prompt_logprobs is not None
         output.prompt_logprobs.extend(delta.prompt_logprobs)
+
+
+def embedding_of(delta: RequestDelta) -> list[float]:
+    """The embedding that the only delta of its request brings.
+
+    Raises:
+        ValueError: the request has ended with an error.
+    """
+    if delta.embedding is None:
+        raise ValueError(f"the prompt cannot be embedded: {delta.error or delta.finish_reason}")
+    return delta.embedding.tolist()
+
+
+def embedding_outputs(
+    prompts: Sequence[Prompt], token_ids: Sequence[list[int]], embeddings: Sequence[list[float]]
+) -> list[EmbeddingRequestOutput]:
+    """The answers to prompts that were embedded."""
+    return [
+        EmbeddingRequestOutput(
+            prompt=prompt_text(prompt),
+            prompt_token_ids=ids,
+            outputs=EmbeddingOutput(embedding=embedding),
+        )
+        for prompt, ids, embedding in zip(prompts, token_ids, embeddings, strict=True)
+    ]
 
 
 def scores_of(delta: RequestDelta) -> list[float]:

@@ -1,4 +1,4 @@
-"""One turn: what a sequence generates, or scores, as text and deltas for whoever reads it."""
+"""One turn: what a sequence generates, scores or embeds, as deltas for whoever reads it."""
 
 from __future__ import annotations
 
@@ -140,6 +140,7 @@ class Turn:
             metrics=self.metrics,
             error=update.error,
             template_rewrote=self.template_rewrote,
+            embedding=update.embedding,
         )
 
     def _note_progress(self, has_tokens: bool, has_finished: bool) -> None:

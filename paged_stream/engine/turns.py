@@ -130,11 +130,40 @@ class Turns:
             ValueError: as `add_request`.
         """
         params = SamplingParams(prompt_logprobs=0)
+        seq_id = self._open_silent(request_id, token_ids, sink_window, params, inbox)
+        self._scheduler.start_turn(seq_id, params, generates=False)
+
+    def add_embedding(
+        self,
+        request_id: str,
+        token_ids: Sequence[int],
+        sink_window: SinkWindow,
+        *,
+        inbox: Inbox | None = None,
+    ) -> None:
+        """Open a sequence that generates nothing and reports its ``embedding``.
+
+        Raises:
+            ValueError: as `add_request`.
+        """
+        params = SamplingParams()
+        seq_id = self._open_silent(request_id, token_ids, sink_window, params, inbox)
+        self._scheduler.start_turn(seq_id, params, embeds=True)
+
+    def _open_silent(
+        self,
+        request_id: str,
+        token_ids: Sequence[int],
+        sink_window: SinkWindow,
+        params: SamplingParams,
+        inbox: Inbox | None,
+    ) -> int:
+        """Open a sequence that gets no tokens but its prompt's; returns its seq_id."""
         seq_id = next(self._seq_ids)
         self._scheduler.open(seq_id, sink_window, max_tokens=len(token_ids))
         turn = Turn(request_id=request_id, index=0, params=params, inbox=inbox)
         self._add(seq_id, turn, token_ids)
-        self._scheduler.start_turn(seq_id, params, generates=False)
+        return seq_id
 
     def _add(self, seq_id: int, turn: Turn, token_ids: Sequence[int]) -> None:
         self.requests[turn.request_id] = [seq_id]

@@ -17,7 +17,13 @@ from weakref import finalize
 from paged_stream.config import EngineConfig, EngineSettings
 from paged_stream.engine.api import AsyncDeltas, AsyncEngineApi, FilePath, OnEvict, Scores
 from paged_stream.engine.lifetime import refuse_pickling, when_abandoned
-from paged_stream.engine.requests import check_request_id, split_prompts
+from paged_stream.engine.outputs import EmbeddingRequestOutput
+from paged_stream.engine.requests import (
+    check_request_id,
+    embedding_outputs,
+    prompt_list_of,
+    split_prompts,
+)
 from paged_stream.pool.async_stream import AsyncPoolStream
 from paged_stream.pool.placement import Placement
 from paged_stream.pool.pool_options import PoolOptions
@@ -35,7 +41,7 @@ from paged_stream.text.chat_options import (
     WritingOptions,
     WritingSettings,
 )
-from paged_stream.text.inputs import Prompt
+from paged_stream.text.inputs import Prompt, Prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -202,13 +208,33 @@ class AsyncRayLLM(AsyncEngineApi):
         Args:
             on_done: called whenever one is done.
         """
+        return await self._ask_each("score", await self.encode(prompts), on_done)
 
-        async def score(token_ids: list[int]) -> Scores:
-            scores: Scores = await self._placement.ask("score", token_ids)
+    async def embed(self, prompts: Prompts) -> list[EmbeddingRequestOutput]:
+        """As `EngineApi.embed`."""
+        return await self.embed_each(prompt_list_of(prompts))
+
+    async def embed_each(
+        self, prompts: Sequence[Prompt], on_done: Callable[[], object] = lambda: None
+    ) -> list[EmbeddingRequestOutput]:
+        """Embed a list of prompts, as `embed`.
+
+        Args:
+            on_done: called whenever one is done.
+        """
+        token_ids = await self.encode(prompts)
+        embeddings = await self._ask_each("embed", token_ids, on_done)
+        return embedding_outputs(prompts, token_ids, embeddings)
+
+    async def _ask_each(
+        self, method: str, prompts: Sequence[list[int]], on_done: Callable[[], object]
+    ) -> list[Any]:
+        async def ask(token_ids: list[int]) -> Any:
+            answer = await self._placement.ask(method, token_ids)
             on_done()
-            return scores
+            return answer
 
-        return await together(score, await self.encode(prompts), self.max_num_requests)
+        return await together(ask, prompts, self.max_num_requests)
 
     async def get_tokenizer(self) -> PreTrainedTokenizerBase:
         """As `EngineApi.get_tokenizer`."""

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from paged_stream.config import EngineSettings
 from paged_stream.engine.api import EngineApi, FilePath, OnEvict, Scores
 from paged_stream.engine.lifetime import refuse_pickling, when_abandoned
-from paged_stream.engine.outputs import RequestOutput
+from paged_stream.engine.outputs import EmbeddingRequestOutput, RequestOutput
 from paged_stream.engine.requests import (
     conversations_of,
     ids_per_prompt,
@@ -160,6 +160,12 @@ class RayLLM(EngineApi):
         with tqdm(total=len(prompt_list), unit="prompt", disable=not use_tqdm) as bar:
             scores = self._thread.run(self.inner.score_each(prompt_list, bar.update))
         return scores[0] if is_one else scores
+
+    def embed(self, prompts: Prompts, *, use_tqdm: bool = True) -> list[EmbeddingRequestOutput]:
+        """As `EngineApi.embed`."""
+        prompt_list = prompt_list_of(prompts)
+        with tqdm(total=len(prompt_list), unit="prompt", disable=not use_tqdm) as bar:
+            return self._thread.run(self.inner.embed_each(prompt_list, bar.update))
 
     def get_tokenizer(self) -> PreTrainedTokenizerBase:
         """As `EngineApi.get_tokenizer`."""

@@ -103,6 +103,10 @@ class ReplicaProcess:
     async def score(self, token_ids: list[int]) -> list[float | None]:
         return await self._engine.score(token_ids)
 
+    async def embed(self, token_ids: list[int]) -> list[float]:
+        [output] = await self._engine.embed(token_ids)
+        return output.outputs.embedding
+
     async def get_tokenizer(self) -> PreTrainedTokenizerBase:
         return await self._engine.get_tokenizer()
 

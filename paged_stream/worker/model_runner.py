@@ -34,6 +34,7 @@ from paged_stream.worker.decode_loop import (
     run_decode_step,
     start_collecting,
 )
+from paged_stream.worker.embedding import unit_vectors
 from paged_stream.worker.input_batch import build_forward_batch
 from paged_stream.worker.kv_cache import KVCache
 from paged_stream.worker.lanes import make_lanes
@@ -139,6 +140,7 @@ class ModelRunner:
             if sequence.sampling_params.prompt_logprobs is not None:
                 entries = self._prompt_logprobs(hidden[start:stop], sequence)
                 result.prompt_logprobs[i], result.errors[i] = _checked(entries, sequence)
+        self._embed(hidden, output.sequences, bounds, result)
         if draw is not None:
             if len(sampled) < hidden.shape[0]:
                 hidden = hidden[draw.rows]
@@ -192,6 +194,25 @@ class ModelRunner:
             return torch.empty(0, dtype=torch.int64, device=self.device)
         (moved,) = to_device([torch.frombuffer(slots, dtype=torch.int64)], self.device)
         return moved
+
+    @staticmethod
+    def _embed(
+        hidden: torch.Tensor,
+        sequences: Sequence[ScheduledSequence],
+        bounds: Sequence[int],
+        result: ModelOutput,
+    ) -> None:
+        """Add the embeddings of the sequences that end here and want one."""
+        embedded = [i for i, sequence in enumerate(sequences) if sequence.embeds]
+        if not embedded:
+            return
+        vectors = unit_vectors(hidden[[bounds[i + 1] - 1 for i in embedded]])
+        for i, vector in zip(embedded, vectors, strict=True):
+            if vector is None:
+                position = sequences[i].num_tokens - 1
+                result.errors[i] = f"the hidden state at position {position} is not finite, or 0"
+            else:
+                result.embeddings[sequences[i].seq_id] = vector
 
     def _prompt_logprobs(
         self, hidden: torch.Tensor, sequence: ScheduledSequence

@@ -156,6 +156,9 @@ class AwaitedEngine(Awaited):
     def score(self, prompts, *, use_tqdm=False):
         return self.loop.run(self.inner.score(prompts))
 
+    def embed(self, prompts, *, use_tqdm=False):
+        return self.loop.run(self.inner.embed(prompts))
+
 
 @dataclass(frozen=True)
 class Implementation:
@@ -239,6 +242,7 @@ if find_spec("ray") is not None:
                 "check_request_ids",
                 "max_num_requests",
                 "score_each",
+                "embed_each",
                 "summary",
             }
             | _REPLICAS,

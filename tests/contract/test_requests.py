@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 import time
+from array import array
 
 import pytest
 
@@ -19,6 +21,7 @@ from tests.contract.shared import (
     SHORT,
     answers,
     ids,
+    letters,
     refuses,
     same_turn,
 )
@@ -144,6 +147,45 @@ def test_if_one_text_is_refused_none_is_scored(engine):
     before = engine.stats().num_computed_tokens
     with refuses(r"^prompts\[1\]: prompt token ids must be in"):
         engine.score(["abc", [10**6]], use_tqdm=False)
+    assert engine.stats().num_computed_tokens == before
+
+
+def embeddings(engine, prompts) -> list[list[float]]:
+    return [output.outputs.embedding for output in engine.embed(prompts, use_tqdm=False)]
+
+
+def test_embeddings(engine, reference):
+    mixed = ["hello", PROMPT, [5], {"prompt": "a"}]
+    outputs = engine.embed(mixed, use_tqdm=False)
+    assert [output.prompt for output in outputs] == ["hello", None, None, "a"]
+    assert [output.prompt_token_ids for output in outputs[:3]] == [letters("hello"), PROMPT, [5]]
+    for prompt, output in zip(mixed, outputs, strict=True):
+        embedding = output.outputs.embedding
+        assert embedding == array("f", embedding).tolist()  # each is a float32
+        assert math.hypot(*embedding) == pytest.approx(1, abs=1e-6)
+        for other in (engine, reference):  # alone
+            assert embeddings(other, prompt) == [pytest.approx(embedding, abs=1e-5)]
+    assert embeddings(engine, PROMPT) != embeddings(engine, PROMPT[:-1])
+    assert engine.embed([], use_tqdm=False) == []
+
+
+def test_a_list_of_texts_is_embedded_together(implementation, engine):
+    prompts = [[number, 5, 6] for number in range(2, 66)]
+    before = engine.stats()
+    engine.embed(prompts, use_tqdm=False)
+    after = engine.stats()
+    steps = after.num_steps - before.num_steps
+    assert steps < 64 if implementation.needs_ray else steps == 8
+    assert after.num_computed_tokens - before.num_computed_tokens == 3 * 64
+    assert after.num_generated_tokens == before.num_generated_tokens
+
+
+def test_if_one_text_is_refused_none_is_embedded(engine):
+    before = engine.stats().num_computed_tokens
+    with refuses(r"^prompts\[1\]: prompt token ids must be in"):
+        engine.embed(["abc", [10**6]], use_tqdm=False)
+    with refuses("empty"):
+        engine.embed("", use_tqdm=False)
     assert engine.stats().num_computed_tokens == before
 
 

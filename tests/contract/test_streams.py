@@ -357,6 +357,7 @@ def test_a_closed_engine(own_engine, tmp_path):
         lambda: engine.chat(MESSAGES, SHORT, use_tqdm=False),
         lambda: engine.score("a", use_tqdm=False),
         lambda: engine.score(["a", "b"], use_tqdm=False),
+        lambda: engine.embed("a", use_tqdm=False),
         lambda: engine.get_tokenizer(),
         lambda: engine.open_stream(),
         lambda: engine.load_stream(tmp_path),

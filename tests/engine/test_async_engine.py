@@ -101,6 +101,25 @@ async def test_scores_are_those_of_the_engine(make, make_engine):
         assert await nothing_left(engine)
 
 
+@in_loop
+async def test_embeddings_are_those_of_the_engine(make, make_engine):
+    alone = make_engine()
+    want = [output.outputs.embedding for output in alone.embed(PROMPTS, use_tqdm=False)]
+    async with make(max_unread=1) as engine:
+        embedded = engine.embed([*PROMPTS, PROMPTS[0][:1]])
+        others = [read(engine.generate(prompt, GREEDY)) for prompt in PROMPTS]
+        outputs = (await asyncio.gather(embedded, *others))[0]
+        assert [output.prompt_token_ids for output in outputs[:-1]] == PROMPTS
+        for output, expected in zip(outputs[:-1], want, strict=True):
+            assert output.outputs.embedding == pytest.approx(expected, abs=1e-5)
+        leaving = asyncio.create_task(engine.embed(PROMPTS[0] * 5000))
+        while not (await engine.stats()).num_running:  # told between two of its many steps
+            pass
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+        assert leaving.cancelled() and await nothing_left(engine)
+
+
 def test_threads_with_loops_of_their_own(make, make_engine):
     alone, engine = make_engine(), make()
     want = [continuation(alone, prompt) for prompt in PROMPTS]

@@ -360,6 +360,21 @@ def test_smollm2_score_equals_transformers(smollm2, persuasion) -> None:
 
 
 @pytest.mark.slow
+def test_smollm2_embeddings_equal_transformers(smollm2) -> None:
+    model, tokenizer = smollm2
+    texts = ["The water cycle describes", "A ship", "A ship at sea. " * 30]
+    with torch.no_grad():
+        hidden = [
+            model.model(torch.tensor([tokenizer(text)["input_ids"]])).last_hidden_state[0, -1]
+            for text in texts
+        ]
+    expected = torch.nn.functional.normalize(torch.stack(hidden), dim=1)
+    llm = LLM(SMOLLM2, dtype="float32", device="cpu", kv_cache_memory_bytes=512 << 20)
+    found = torch.tensor([output.outputs.embedding for output in llm.embed(texts)])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_sink_tokens", "window_size"), [(4, 124), (0, 128)])
 def test_smollm2_streaming_score_equals_the_oracle(
     smollm2, persuasion, num_sink_tokens, window_size

@@ -11,7 +11,9 @@ from tests.family_reference import (
     ABSOLUTE_POSITION_VARIANTS,
     STREAMING_VARIANTS,
     VARIANTS,
+    full_hidden_states,
     full_logits,
+    published_hidden_states,
     published_logits,
     random_ids,
     tiny_model,
@@ -139,6 +141,38 @@ def test_an_int8_cache_costs_less_than_bfloat16(saved, variant):
     exact, int8, bfloat16 = results
     error, limit = ((rows - exact).square().mean().sqrt() for rows in (int8, bfloat16))
     assert 0 < error < limit
+
+
+# Embeddings
+
+
+def assert_embeds(llm: LLM, prompts: list[list[int]], hidden: list[torch.Tensor]) -> None:
+    """Embeddings of prompts are their hidden states, divided by their lengths."""
+    outputs = llm.embed(prompts, use_tqdm=False)
+    found = torch.tensor([output.outputs.embedding for output in outputs])
+    expected = torch.nn.functional.normalize(torch.stack(hidden).float(), dim=1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_embeddings_equal_transformers(saved, variant):
+    model, folder = saved(variant)
+    prompts = [random_ids(model, n, seed=n) for n in (44, 3, 1, 28, 48)]
+    window = None if variant in ABSOLUTE_POSITION_VARIANTS else 48
+    llm = make_llm(folder, num_sink_tokens=0, window_size=window, block_size=8)
+    padded = [ids + [0] * (48 - len(ids)) for ids in prompts]
+    rows = [full_hidden_states(model, ids) for ids in padded]
+    lasts = [len(ids) - 1 for ids in prompts]
+    assert_embeds(llm, prompts, [each[last] for each, last in zip(rows, lasts, strict=True)])
+
+
+@pytest.mark.parametrize("variant", STREAMING_VARIANTS)
+def test_embeddings_of_prompts_that_stream_through_the_window(saved, variant):
+    model, folder = saved(variant)
+    prompts = [random_ids(model, n, seed=n) for n in (53, 10, 19)]
+    llm = make_llm(folder, num_sink_tokens=3, window_size=11, chunk=7)
+    hidden = [published_hidden_states(model, ids, 3, 11)[-1] for ids in prompts]
+    assert_embeds(llm, prompts, hidden)
 
 
 # Rotary frequencies that depend on length

@@ -9,6 +9,12 @@ import pytest
 from paged_stream import EngineConfig, SamplingParams
 
 CHUNKS = {"chunk_size": 8, "enable_prefix_caching": False}
+COMPANY = {
+    "small budget": {"max_num_batched_tokens": 16},
+    "large budget": {"max_num_batched_tokens": 64},
+    "alone": {"max_num_seqs": 1},
+    "little memory": {"kv_cache_memory_bytes": 10 << 13},  # two streams: others wait for memory
+}
 
 
 def prompt(generator: random.Random) -> list[int]:
@@ -34,21 +40,24 @@ def results(engine, prompts) -> list[tuple]:
     return list(found.values())
 
 
-@pytest.mark.parametrize(
-    "company",
-    [
-        {"max_num_batched_tokens": 16},
-        {"max_num_batched_tokens": 64},
-        {"max_num_seqs": 1},
-        {"kv_cache_memory_bytes": 10 << 13},  # two streams: others wait for memory
-    ],
-    ids=["small budget", "large budget", "alone", "little memory"],
-)
+@pytest.mark.parametrize("company", COMPANY.values(), ids=list(COMPANY))
 def test_bits_do_not_depend_on_the_company(make_engine, company):
     generator = random.Random(0)
     prompts = [prompt(generator) for _ in range(24)]
     expected = results(make_engine(**CHUNKS), prompts)
     assert results(make_engine(**(CHUNKS | company)), prompts) == expected
+
+
+def embeddings(engine, prompts) -> list[list[float]]:
+    return [output.outputs.embedding for output in engine.embed(prompts, use_tqdm=False)]
+
+
+def test_bits_of_embeddings_do_not_depend_on_the_company(make_engine):
+    generator = random.Random(1)
+    prompts = [prompt(generator) for _ in range(24)]
+    expected = embeddings(make_engine(**CHUNKS), prompts)
+    for company in COMPANY.values():
+        assert embeddings(make_engine(**(CHUNKS | company)), prompts) == expected
 
 
 def test_chunks_end_at_multiples_of_their_size(make_engine):

@@ -7,6 +7,8 @@ and where, and what all others give.
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -67,6 +69,10 @@ def test_the_request_ends_and_its_neighbour_goes_on(
         assert engine.stats().num_failed_turns == 1
         with pytest.raises(ValueError, match=f"cannot be scored: {message(4)}"):
             engine.score([OTHER, [5, 6, 7, bad_token, 8, 9]], use_tqdm=False)
+        with pytest.raises(ValueError, match="cannot be embedded: the hidden state at position 3"):
+            engine.embed([OTHER, [5, 6, 7, bad_token]], use_tqdm=False)
+        [output] = engine.embed([5, 6, 7, bad_token, 8], use_tqdm=False)
+        assert all(map(math.isfinite, output.outputs.embedding))
         with engine.open_stream() as stream:
             deltas = list(stream.complete(PROMPT, GREEDY))
             assert (deltas[-1].finish_reason, deltas[-1].error) == (
@@ -81,7 +87,7 @@ def test_the_request_ends_and_its_neighbour_goes_on(
             )
             with pytest.raises(ValueError, match="cannot be scored: the model's logits"):
                 stream.score([bad_token, 5, 6])
-        assert engine.stats().num_failed_turns == 4
+        assert engine.stats().num_failed_turns == 5
 
 
 def test_steps_that_follow_unseen_ones_change_nothing(folder, sound, bad_token):

@@ -206,6 +206,21 @@ def test_scores_are_computed_in_full(make_engine):
     assert computed(engine, prompt, SamplingParams(max_tokens=1, prompt_logprobs=0))[0] == 60
 
 
+def test_an_embedding_begins_where_the_cache_ends(make_engine):
+    engine, prompt = make_engine(), ids(60)
+
+    def embed(prompt):
+        [output] = engine.embed(prompt, use_tqdm=False)
+        return output.outputs.embedding
+
+    expected = embed(prompt)
+    before = engine.stats()
+    assert embed(prompt) == pytest.approx(expected, abs=1e-6)
+    assert engine.stats().num_prefix_hits - before.num_prefix_hits == 56
+    assert engine.stats().num_computed_tokens - before.num_computed_tokens == 4
+    assert engine.stats().num_used_blocks == 0
+
+
 @pytest.mark.parametrize("blocks", [10, 16, 200])
 def test_results_are_those_without_caching(make_engine, blocks):
     """Many prompts that begin alike, with streams among them, in caches of all sizes."""

@@ -67,6 +67,7 @@ OPERATIONS = {
     "open": (open_stream, lambda s: None),
     "request": (lambda pool, s: read(pool.generate(MORE, GREEDY)), lambda s: None),
     "score a prompt": (lambda pool, s: pool.score(MORE), lambda s: None),
+    "embed a prompt": (lambda pool, s: pool.embed(MORE), lambda s: None),
     "encode": (lambda pool, s: pool.encode([MORE]), lambda s: None),
 }
 

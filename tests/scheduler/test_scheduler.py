@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from array import array
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paged_stream.scheduler.output import ModelOutput
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.scheduler.sink_window import SinkWindow
 from tests.scheduler.builders import SMALL, add, chunks, generate, make_scheduler, run, step, stream
@@ -241,6 +243,23 @@ def test_a_turn_that_only_scores_computes_all_but_the_last_token():
     assert chunks(output) == {0: 5} and output.sequences[0].next_token_id == 5
     assert [(u.token_ids, u.finish_reason) for u in updates] == [([], "length")]
     assert not scheduler.sequences
+
+
+def test_a_turn_that_embeds_computes_all_tokens_and_samples_none():
+    scheduler = make_scheduler(max_num_batched_tokens=4)
+    scheduler.open(0, SMALL, max_tokens=6)
+    scheduler.append(0, range(6))
+    scheduler.start_turn(0, SamplingParams(), embeds=True)
+    for size, is_last in ((4, False), (2, True)):
+        output = scheduler.schedule()
+        [share] = output.sequences
+        assert chunks(output) == {0: size} and share.embeds == is_last and not share.samples
+        vector = {0: array("f", [1.0])} if is_last else {}
+        [update] = scheduler.update(output, ModelOutput([[]], [None], [[]], [None], vector))
+        assert update.embedding == vector.get(0)
+        assert update.finish_reason == ("length" if is_last else None)
+    assert not scheduler.sequences
+    scheduler.check_integrity()
 
 
 def test_a_cache_that_is_too_small_is_refused_at_once():

@@ -19,6 +19,7 @@ from paged_stream import (
     AsyncRayLLM,
     AsyncStreamApi,
     CompletionOutput,
+    EmbeddingRequestOutput,
     EngineApi,
     EngineConfig,
     EngineStats,
@@ -82,7 +83,9 @@ def offline(folder: Path) -> list[str]:
         llm.chat([question], chat_template=folder / "a.jinja", tools=[{"type": "function"}])
         scores: list[float | None] = llm.score("a text of any length")
         of_each: list[list[float | None]] = llm.score(["one", text, [1, 2, 3]])
-        words: list[str] = llm.get_tokenizer().tokenize("a text")
+        vectors: list[EmbeddingRequestOutput] = llm.embed(["one", text, [1, 2, 3]])
+        vector: list[float] = vectors[0].outputs.embedding
+        words: list[str] = llm.get_tokenizer().tokenize(f"a text {vector}")
         known = [score for score in [*scores, *of_each[0]] if score is not None and words]
         return [f"{sum(known)} {text_of(output)}" for output in outputs]
 
@@ -150,7 +153,8 @@ async def serve(engine: AsyncEngineApi) -> AsyncIterator[str]:
     await engine.abort("mine")
     of_each: list[list[float | None]] = await engine.score(["one", "two"])
     of_one: list[float | None] = await engine.score({"prompt": "one"})
-    print(of_each, of_one, len(await engine.get_tokenizer()))
+    [embedded] = await engine.embed("one")
+    print(of_each, of_one, embedded.outputs.embedding, len(await engine.get_tokenizer()))
     async with await engine.open_stream(window_size=512) as stream:
         await talk(stream)
 
