@@ -59,7 +59,7 @@ class BatchConfig:
         output: folder of the run, as path or URI, that all nodes share.
         model: as for `EngineConfig`.
         task: ``"generate"`` is the text that follows a prompt, ``"score"`` the log-likelihood of a
-            text of any length, ``"chat"`` the answer to a conversation.
+            text of any length, ``"embed"`` its embedding, ``"chat"`` the answer to a conversation.
         input_format: of all input files. ``None`` is what their names say or, where these say
             nothing, their first bytes.
         columns: input columns to read, by the input's names. ``None`` is all.

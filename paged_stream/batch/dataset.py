@@ -11,7 +11,7 @@ from paged_stream.batch.engine import start_engine
 from paged_stream.batch.parts import TableRow
 from paged_stream.batch.replicas import share_cluster
 from paged_stream.batch.row_runner import KeyedRow, RowRunner
-from paged_stream.batch.row_task import RowTask, Task
+from paged_stream.batch.row_task import RowTask, Task, arrow_type
 from paged_stream.batch.tables import free_names
 from paged_stream.config import EngineConfig
 from paged_stream.scheduler.sampling_params import SamplingParams
@@ -95,7 +95,7 @@ class RowsWorker:
         batch = batch.rename_columns(list(names.values()))
         for name, kind in self._task.columns.items():
             column = [None if isinstance(result, str) else result[name] for result in results]
-            batch = batch.append_column(name, pa.array(column, kind))
+            batch = batch.append_column(name, pa.array(column, arrow_type(kind)))
         errors = [result if isinstance(result, str) else None for result in results]
         return batch.append_column(ERROR, pa.array(errors, "string"))
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from paged_stream.batch.plan import BatchPlan
 from paged_stream.batch.prompts import Prompter
 from paged_stream.batch.replicas import Replicas
+from paged_stream.batch.row_task import WRITING_TASKS
 from paged_stream.info import describe
 
 _SHOWN = 100  # characters of a prompt
@@ -46,8 +47,8 @@ def describe_plan(plan: BatchPlan, replicas: Replicas, num_rows: int) -> str:
 def _task(plan: BatchPlan) -> str:
     task = plan.task
     prompt = "a template" if task.prompt_template is not None else f"column {task.input_column!r}"
-    if task.task == "score":
-        return f"score {prompt}"
+    if task.task not in WRITING_TASKS:
+        return f"{task.task} {prompt}"
     return f"{task.task} from {prompt}, up to {task.sampling_params.max_tokens} tokens"
 
 

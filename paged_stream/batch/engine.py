@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from paged_stream.batch.row_task import RowTask
+from paged_stream.batch.row_task import WRITING_TASKS, RowTask
 from paged_stream.config import EngineConfig
 from paged_stream.engine.async_engine import AsyncLLMEngine
 
@@ -40,7 +40,7 @@ def start_engine(config: EngineConfig, task: RowTask) -> BatchEngine:
     engine = AsyncLLMEngine(config)
     try:
         engine.intake.prompts.check_params(task.sampling_params)
-        if engine.tokenizer is None and task.task != "score":
+        if engine.tokenizer is None and task.task in WRITING_TASKS:
             raise ValueError(f"task={task.task!r} needs a tokenizer, {config.model} has none")
         # In a thread of its own: whoever calls may be within an event loop.
         with ThreadPoolExecutor(1) as thread:

@@ -14,7 +14,7 @@ from paged_stream.batch.input_plan import InputPlan, plan_input
 from paged_stream.batch.inputs import InputFiles
 from paged_stream.batch.parts import MAX_ROWS, Part
 from paged_stream.batch.reading import Reader
-from paged_stream.batch.row_task import RowTask
+from paged_stream.batch.row_task import WRITING_TASKS, RowTask
 from paged_stream.batch.shards import Shards
 from paged_stream.batch.tables import TableWriter, column_types
 from paged_stream.config import EngineConfig
@@ -176,7 +176,7 @@ def _check_tokenizer(config: BatchConfig) -> None:
         engine.model, cache_dir=engine.cache_dir, with_tokenizer=engine.tokenizer is None
     )
     source = resolve_tokenizer(model, engine.tokenizer, cache_dir=engine.cache_dir)
-    if not has_tokenizer(source.folder) and config.task != "score":
+    if not has_tokenizer(source.folder) and config.task in WRITING_TASKS:
         raise ValueError(f"task={config.task!r} needs a tokenizer, {config.model} has none")
     if config.task == "chat":
         load_tokenizer(*source, engine.chat_template).chat_template()

@@ -132,6 +132,8 @@ class RowRunner:
         key, ids = await asyncio.to_thread(self._encode, rows, index)
         if self._task.task == "score":
             return await self._score(ids)
+        if self._task.task == "embed":
+            return await self._embed(ids)
         params = self._task.sampling_params
         params = replace(params, seed=row_seed(params.seed or 0, *key))
         ids = self._engine.engine.intake.prompts.truncate(list(ids), params)
@@ -153,6 +155,11 @@ class RowRunner:
         mean = -log_likelihood / (len(ids) - 1)
         perplexity = math.exp(mean) if mean < 700 else math.inf
         columns = {"log_likelihood": log_likelihood, "perplexity": perplexity}
+        return columns | {"prompt_tokens": len(ids), "output_tokens": 0}
+
+    async def _embed(self, ids: Sequence[int]) -> dict[str, Any]:
+        [output] = await self._engine.engine.embed([ids])
+        columns: dict[str, Any] = {"embedding": output.outputs.embedding}
         return columns | {"prompt_tokens": len(ids), "output_tokens": 0}
 
     async def _finish(self, job: _Job, index: int, result: Result) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from paged_stream.scheduler.fields import as_int
 from paged_stream.scheduler.sampling_params import SamplingParams
@@ -11,11 +11,18 @@ from paged_stream.scheduler.sampling_params import SamplingParams
 if TYPE_CHECKING:
     import jinja2
 
-Task = Literal["generate", "score", "chat"]
+Task = Literal["generate", "score", "embed", "chat"]
 TASKS = get_args(Task)
-_DEFAULT_COLUMN = {"generate": "prompt", "score": "text", "chat": "messages"}
+WRITING_TASKS = ("generate", "chat")
+_DEFAULT_COLUMN = {"generate": "prompt", "score": "text", "embed": "text", "chat": "messages"}
 _GENERATED = {"generated_text": "string", "finish_reason": "string"}
-_SCORED = {"log_likelihood": "double", "perplexity": "double"}
+_FLOATS = "list of float32"
+_ADDED = {
+    "generate": _GENERATED,
+    "chat": _GENERATED,
+    "score": {"log_likelihood": "double", "perplexity": "double"},
+    "embed": {"embedding": _FLOATS},
+}
 _USAGE = {"prompt_tokens": "int64", "output_tokens": "int64"}
 
 
@@ -72,8 +79,15 @@ class RowTask:
 
     @property
     def columns(self) -> dict[str, str]:
-        """Arrow types of what is added to a row."""
-        return (_SCORED if self.task == "score" else _GENERATED) | _USAGE
+        """What is added to a row, each with its type, as `arrow_type` reads it."""
+        return _ADDED[self.task] | _USAGE
+
+
+def arrow_type(kind: str) -> Any:
+    """The type of a column that is added."""
+    import pyarrow as pa
+
+    return pa.list_(pa.float32()) if kind == _FLOATS else pa.type_for_alias(kind)
 
 
 def _environment() -> jinja2.Environment:

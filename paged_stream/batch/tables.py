@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from paged_stream.batch.parts import LINE, Part
+from paged_stream.batch.row_task import arrow_type
 
 EXTRA = "_extra"
 KEY = {"shard": "int64", "row": "int64"}
@@ -128,7 +129,7 @@ class TableWriter:
         else:
             arrays = {self.names[name]: chosen[name] for name in self._columns}
         for name, kind in self._added.items():
-            arrays[name] = pa.array([row[name] for row in added], kind)
+            arrays[name] = pa.array([row[name] for row in added], arrow_type(kind))
         sink = io.BytesIO()
         parquet.write_table(pa.table(arrays), sink, compression="zstd")
         return sink.getvalue()

@@ -170,6 +170,24 @@ def test_score_text_files_of_any_length(folder, tmp_path, llm):
     assert bad["location"].endswith("6.txt") and "at least 2 tokens" in bad["reason"]
 
 
+@pytest.mark.parametrize("format", ["parquet", "jsonl"])
+def test_embed_texts_of_any_length(folder, tmp_path, llm, format):
+    rows = [{"text": text} for text in [*texts(5), texts(1, 4000)[0], ""]]
+    source = write_lines(tmp_path / "in.jsonl", rows)
+    run_here(config(folder, tmp_path / "out", source, task="embed", format=format))
+    got = outputs(tmp_path / "out")
+    assert [row["text"] for row in got] == [row["text"] for row in rows[:-1]]
+    for row in got:
+        [expected] = llm.embed(row["text"], use_tqdm=False)
+        assert row["embedding"] == expected.outputs.embedding
+        assert row["prompt_tokens"] == len(expected.prompt_token_ids)
+    (bad,) = errors(tmp_path / "out")
+    assert "is empty" in bad["reason"]
+    if format == "parquet":
+        [file, *_] = (tmp_path / "out" / "data").iterdir()
+        assert parquet.read_schema(file).field("embedding").type.value_type == "float"
+
+
 def test_prompts_in_dicts(folder, tmp_path, llm):
     ids = llm.encode("hello")
     prompts = [{"prompt": "hello"}, {"prompt_token_ids": ids}, {"text": "hello"}]
@@ -378,7 +396,10 @@ def test_column_types():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"task": "translate"}, "task must be one of generate, score, chat, got 'translate'"),
+        (
+            {"task": "translate"},
+            "task must be one of generate, score, embed, chat, got 'translate'",
+        ),
         ({"format": "csv"}, "format must be one of parquet, jsonl, got 'csv'"),
         ({"num_replicas": 0}, "num_replicas must be >= 1, got 0"),
         ({"prompt_template": "{{ x"}, "prompt_template: "),
