@@ -12,6 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from paged_stream.serve.backend import Backend
 from paged_stream.serve.completions import CompletionRoutes
 from paged_stream.serve.conversations import ConversationRoutes
+from paged_stream.serve.embeddings import EmbeddingRoutes
 from paged_stream.serve.errors import add_errors, answer
 from paged_stream.serve.guards import Guards
 from paged_stream.serve.json_answers import JsonAnswer
@@ -45,6 +46,7 @@ def make_app(backend: Backend, *, model: str, options: ServeOptions | None = Non
     app.state.service = service
     app.include_router(CompletionRoutes(service).router)
     app.include_router(ModelRoutes(service).router)
+    app.include_router(EmbeddingRoutes(service).router)
     app.include_router(TokenRoutes(service).router)
     app.include_router(StreamRoutes(service).router)
     app.include_router(ResponseRoutes(service).router)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
@@ -27,6 +27,8 @@ _WITHOUT_EFFECT = (
 )
 _NO_EFFECT: dict[str, Any] = dict.fromkeys(_WITHOUT_EFFECT, (Any, None))
 _Ignored = create_model("_Ignored", __config__=ConfigDict(extra="forbid"), **_NO_EFFECT)
+
+Prompts: TypeAlias = str | list[str] | list[int] | list[list[int]]
 
 
 def plain_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -53,6 +55,13 @@ def checked_top_logprobs(number: int | None) -> int:
     if number is not None and not 0 <= number <= _MAX_TOP_LOGPROBS:
         raise ValueError(f"top_logprobs must be in [0, {_MAX_TOP_LOGPROBS}], got {number}")
     return number or 0
+
+
+def prompt_list(prompts: Prompts) -> list[str | list[int]]:
+    """One or several prompts, as a list."""
+    if isinstance(prompts, list) and prompts and not isinstance(prompts[0], int):
+        return list(prompts)
+    return [prompts]  # type: ignore[list-item]
 
 
 class StreamOptions(BaseModel):
@@ -139,16 +148,14 @@ class Stateless(Shaped):
 class Completion(Stateless):
     """The body of ``/v1/completions``."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Prompts
     echo: bool | None = None
     logprobs: int | Literal[False] | None = None
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """One or several prompts, as a list."""
-        if isinstance(self.prompt, list) and self.prompt and not isinstance(self.prompt[0], int):
-            return list(self.prompt)
-        return [self.prompt]  # type: ignore[list-item]
+        """As `prompt_list`."""
+        return prompt_list(self.prompt)
 
     @property
     def only_scores(self) -> bool:
@@ -217,3 +224,26 @@ class ChatCompletion(Stateless, Chat):
         """The arguments of ``chat``."""
         tools = [each.sent for each in self.tools or () if use.is_shown]
         return {**self.settings(), "tools": tools or None}
+
+
+class Embedding(_Ignored):  # type: ignore[valid-type, misc]
+    """The body of ``/v1/embeddings``."""
+
+    input: Prompts
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = None
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """As `prompt_list`.
+
+        Raises:
+            ValueError: shorter embeddings are asked for.
+        """
+        if self.dimensions is not None:
+            raise ValueError(
+                f"dimensions must be left out, got {self.dimensions}: the first numbers of an "
+                "embedding stand for nothing by themselves in a model that was not trained for it"
+            )
+        return prompt_list(self.input)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+from array import array
 
 import pytest
 
@@ -207,6 +209,27 @@ def test_tokens_and_text(client, llm, folder):
     assert client.get("/version").json() == {"version": __version__}
 
 
+def test_embeddings(client, llm, folder):
+    texts = ["once", "a text that is longer than the window is"]
+    ids = [llm.encode(text) for text in texts]
+    expected = [output.outputs.embedding for output in llm.embed(texts, use_tqdm=False)]
+    for sent in (texts, ids):
+        answer = complete(client, "/v1/embeddings", input=sent, model=str(folder), user="me")
+        assert answer["object"] == "list" and answer["model"] == str(folder)
+        assert [each["index"] for each in answer["data"]] == [0, 1]
+        for each, vector in zip(answer["data"], expected, strict=True):
+            assert each["object"] == "embedding"
+            assert each["embedding"] == pytest.approx(vector, abs=1e-5)
+        count = sum(map(len, ids))
+        assert answer["usage"] == {"prompt_tokens": count, "total_tokens": count}
+    for sent in (texts[1], ids[1]):
+        [plain] = complete(client, "/v1/embeddings", input=sent)["data"]
+        packed = {"input": sent, "encoding_format": "base64"}
+        [packed] = complete(client, "/v1/embeddings", **packed)["data"]
+        vector = array("f", base64.b64decode(packed["embedding"])).tolist()
+        assert vector == pytest.approx(plain["embedding"], abs=1e-5)
+
+
 def test_models_by_name(client, folder):
     model = client.get(f"/v1/models/{folder}").json()
     assert client.get("/v1/models").json() == {"object": "list", "data": [model]}
@@ -233,6 +256,12 @@ def test_models_by_name(client, folder):
         ("post", "/v1/chat/completions", {"messages": WHO, "top_logprobs": 2}, 400, {}),
         ("post", "/v1/chat/completions", {"messages": WHO, "tool_choice": "required"}, 400, {}),
         ("post", "/v1/chat/completions", {"messages": WHO, "tools": [{"a": 1}]}, 400, {}),
+        ("post", "/v1/embeddings", {"input": "a", "model": "other"}, 404, {"param": "model"}),
+        ("post", "/v1/embeddings", {"input": "a", "dimensions": 2}, 400, {}),
+        ("post", "/v1/embeddings", {"input": "a", "encoding_format": "hex"}, 400, {}),
+        ("post", "/v1/embeddings", {"input": ["a", ""]}, 400, {}),
+        ("post", "/v1/embeddings", {"input": []}, 400, {}),
+        ("post", "/v1/embeddings", {"input": [[1], [1, 1000]]}, 400, {}),
         ("post", "/tokenize", {}, 400, {}),
         ("post", "/detokenize", {"tokens": [100_000]}, 400, {}),
     ],

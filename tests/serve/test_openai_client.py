@@ -99,6 +99,16 @@ def test_completions(ai, model, llm):
     assert texts == [output.text for output in expected]
 
 
+def test_embeddings(ai, model, llm):
+    """The client asks for base64 unless it is told otherwise."""
+    expected = [output.outputs.embedding for output in llm.embed(["a", "bc"], use_tqdm=False)]
+    for request in ({}, {"encoding_format": "float"}):
+        answer = ai.embeddings.create(model=model, input=["a", "bc"], **request)
+        for each, vector in zip(answer.data, expected, strict=True):
+            assert each.embedding == pytest.approx(vector, abs=1e-5)
+        assert answer.usage.prompt_tokens == answer.usage.total_tokens == 3
+
+
 @pytest.mark.parametrize(
     "choice", ["required", {"type": "function", "function": {"name": "f"}}], ids=["any", "named"]
 )
@@ -149,4 +159,4 @@ def test_errors_are_the_clients_own(ai, model):
         ai.chat.completions.create(model=model, messages=WHO, extra_body={"nonsense": 1})
     assert caught.value.param == "nonsense"
     with pytest.raises(openai.NotFoundError):
-        ai.embeddings.create(model=model, input="a")
+        ai.images.generate(model=model, prompt="a")
