@@ -12,6 +12,7 @@ import pytest
 
 from paged_stream.cli import make_parser
 from paged_stream.engine.turn_counts import TurnCounts
+from paged_stream.serve.serve_options import ServeOptions
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 
@@ -51,6 +52,7 @@ def test_the_unit_starts_a_service_that_drains_in_time():
     options = served(arguments)
     assert float(options["drain_seconds"]) < int(unit["Service"]["TimeoutStopSec"])
     assert unit["Service"]["SuccessExitStatus"] == "130"
+    assert ServeOptions().max_connections < int(unit["Service"]["LimitNOFILE"])
 
 
 def test_the_image_starts_a_service():

@@ -33,6 +33,7 @@ class CompletionRoutes:
         self._service.check_model(body.model)
         params = body.params()
         prompts = await self._service.backend.encode(body.prompts, params)
+        self._service.prompt_limit.check(sum(map(len, prompts)))
         choices = await self._text_choices(body, params, prompts)
         answer = Answer(
             body,
@@ -51,6 +52,7 @@ class CompletionRoutes:
         backend = self._service.backend
         token_ids = await backend.encode_chat(plain_messages(body.messages), options)
         [prompt] = await backend.encode([token_ids], params)
+        self._service.prompt_limit.check(len(prompt))
         call_format, params = await self._service.reading(use, options, params)
         shown = await self._service.vocabulary.texts() if body.logprobs else None
         choices = [

@@ -27,6 +27,7 @@ class EmbeddingRoutes:
         backend = self._service.backend
         prompts = await backend.encode(body.prompts, SamplingParams())
         num_tokens = sum(map(len, prompts))
+        self._service.prompt_limit.check(num_tokens)
         outputs = await while_connected(request.receive, backend.engine.embed(prompts))
         shown = _base64 if body.encoding_format == "base64" else list
         return {

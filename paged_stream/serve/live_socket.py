@@ -12,7 +12,7 @@ from contextlib import aclosing, suppress
 from typing import Any
 
 from fastapi import WebSocket
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.websockets import WebSocketDisconnect
 
 from paged_stream.serve.bodies import ChatBody, TurnBody
@@ -23,25 +23,27 @@ from paged_stream.serve.json_answers import encode, error_body
 from paged_stream.serve.open_stream import OpenStream
 from paged_stream.serve.open_streams import OpenStreams
 from paged_stream.serve.operations import OPERATIONS, operate
+from paged_stream.serve.prompt_limit import PromptLimit
 from paged_stream.serve.stream_events import Event
 from paged_stream.serve.turns import Turn
 
 _MAX_COMMANDS = 64  # that wait for others
 _MAX_LAG = 256  # events that a turn may be ahead of who reads it; more are remembered
-_TURNS: dict[str, type[TurnBody] | type[ChatBody]] = {"generate": TurnBody, "chat": ChatBody}
+_TURNS: dict[str, type[BaseModel]] = {"generate": TurnBody, "chat": ChatBody}
 
 
 class LiveSocket:
     """``/v1/streams/{id}/live``."""
 
-    def __init__(self, streams: OpenStreams) -> None:
+    def __init__(self, streams: OpenStreams, limit: PromptLimit) -> None:
         self._streams = streams
+        self._limit = limit
 
     async def serve(self, socket: WebSocket, stream_id: str, after: int | None = None) -> None:
         try:
             async with self._streams.using(owner_of(socket), stream_id) as opened:
                 await socket.accept()
-                await _Connection(socket, opened).run(after)
+                await _Connection(socket, opened, self._limit).run(after)
         except Exception as error:
             answer = refusal(error)
             if answer is None or socket.application_state.name != "CONNECTING":
@@ -50,9 +52,10 @@ class LiveSocket:
 
 
 class _Connection:
-    def __init__(self, socket: WebSocket, opened: OpenStream) -> None:
+    def __init__(self, socket: WebSocket, opened: OpenStream, limit: PromptLimit) -> None:
         self._socket = socket
         self._opened = opened
+        self._limit = limit
         self._commands: asyncio.Queue[dict[str, Any]] = asyncio.Queue(_MAX_COMMANDS)
         self._sending = asyncio.Lock()
         self._sent_id = opened.events.last_id
@@ -138,12 +141,15 @@ class _Connection:
         await self._send({"type": "refused", "to": to} | content)
 
     async def _do(self, kind: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        if kind in _TURNS:
-            return await self._begin(_TURNS[kind].model_validate(arguments))
-        if kind not in OPERATIONS:
-            known = ", ".join([*_TURNS, *OPERATIONS, "interrupt"])
+        bodies = _TURNS | OPERATIONS
+        if kind not in bodies:
+            known = ", ".join([*bodies, "interrupt"])
             raise ValueError(f"type must be one of {known}, got {kind!r}")
-        return await operate(self._opened, kind, OPERATIONS[kind].model_validate(arguments))
+        body = bodies[kind].model_validate(arguments)
+        await self._limit.check_body(body)
+        if isinstance(body, TurnBody | ChatBody):
+            return await self._begin(body)
+        return await operate(self._opened, kind, body)
 
     async def _begin(self, body: TurnBody | ChatBody) -> dict[str, Any]:
         turn = Turn(self._opened, body)

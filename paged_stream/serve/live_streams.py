@@ -35,6 +35,7 @@ class StreamRoutes:
         self._engine = service.backend.engine
         self._vocabulary = service.vocabulary
         self._streams = streams = service.streams
+        self._limit = service.prompt_limit
         self._saved = SavedStreams(streams)
         self.router = APIRouter(prefix="/v1/streams")
         self.router.post("")(self.open)
@@ -52,11 +53,12 @@ class StreamRoutes:
         self.router.post("/{stream_id}/save")(self.save)
         for name in OPERATIONS:
             self.router.post(f"/{{stream_id}}/{name}")(self._operation(name))
-        self.router.websocket("/{stream_id}/live")(LiveSocket(streams).serve)
+        self.router.websocket("/{stream_id}/live")(LiveSocket(streams, self._limit).serve)
 
     # All streams
 
     async def open(self, body: NewStream, request: Request) -> dict[str, Any]:
+        await self._limit.check_body(body)
         options = body.model_dump()
         return await self._opened(
             request, lambda on_evict: self._engine.open_stream(**options, on_evict=on_evict)
@@ -128,6 +130,7 @@ class StreamRoutes:
         return await self._turn(stream_id, body, request)
 
     async def _turn(self, stream_id: str, body: TurnBody | ChatBody, request: Request) -> Response:
+        await self._limit.check_body(body)
         if body.background:
             return await self._unread_turn(stream_id, body, request)
         events = self._in_use(request, stream_id, lambda opened: Turn(opened, body).events())
@@ -167,6 +170,7 @@ class StreamRoutes:
 
         async def handle(stream_id: str, request: Request, body: Any = None) -> dict[str, Any]:
             arguments = kind() if body is None else body
+            await self._limit.check_body(arguments)
             async with self._streams.using(owner_of(request), stream_id) as opened:
                 return await while_connected(request.receive, operate(opened, name, arguments))
 

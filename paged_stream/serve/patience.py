@@ -1,4 +1,5 @@
-"""Connections whose clients have to send the head of a request in time."""
+"""Connections: of which there are so many at most, and whose clients have to send the head of a
+request in time."""
 
 from __future__ import annotations
 
@@ -7,16 +8,28 @@ from typing import Any
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
+from paged_stream.serve.json_answers import encode, error_body
 
-def patient(seconds: float) -> type[asyncio.Protocol]:
-    """uvicorn's protocol, which waits for ever, with a limit: so long it waits for a head, from its
-    first byte on, and for the first byte of a new connection."""
+
+def patient(seconds: float, most: int) -> type[asyncio.Protocol]:
+    """uvicorn's protocol, with limits.
+
+    Args:
+        seconds: how long it waits for a head, from its first byte on, and for the first byte of a
+            new connection.
+        most: how many connections it serves at once. To others it says so, and hangs up.
+    """
+    refusal = _refusal(most)
 
     class Patient(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         _patience: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            if len(self.connections) > most:
+                transport.write(refusal)
+                transport.close()
+                return
             self._begin(transport)
 
         def data_received(self, data: bytes) -> None:
@@ -40,3 +53,16 @@ def patient(seconds: float) -> type[asyncio.Protocol]:
                 self._patience = None
 
     return Patient
+
+
+def _refusal(most: int) -> bytes:
+    """An answer to a request that is not waited for."""
+    body = encode(error_body(f"{most} connections are open; try again later", "server_error"))
+    head = (
+        "HTTP/1.1 503 Service Unavailable",
+        "content-type: application/json",
+        f"content-length: {len(body)}",
+        "retry-after: 1",
+        "connection: close",
+    )
+    return "\r\n".join([*head, "", ""]).encode() + body

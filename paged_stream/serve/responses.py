@@ -96,6 +96,9 @@ class ResponseRoutes:
     ) -> AsyncGenerator[Json, None]:
         items, params, use = items_of(body.input), body.params(), body.tool_use()
         messages, writing = messages_of([*past.said, *items]), body.writing()
+        await self._service.prompt_limit.check_said(
+            body.instructions, messages, tools=writing.get("tools")
+        )
         call_format, params = await self._service.reading(use, ChatOptions(**writing), params)
         texts = None if params.logprobs is None else await self._service.vocabulary.texts()
         found = await self._kept.begin(owner, body, past, messages)

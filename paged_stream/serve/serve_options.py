@@ -36,6 +36,12 @@ class ServeOptions:
         allowed_origins: web sites whose pages may use the service, ``*`` for any.
         max_requests: answer so many requests at once, those that queue for the batch included; more
             are refused with status 429.
+        max_connections: serve so many connections at once, idle ones included; more are closed with
+            status 503. Behind Ray Serve's proxy, that decides. The process needs so many open
+            files, and some more.
+        max_prompt_tokens: refuse requests whose prompts have more tokens together. In streams and
+            responses, the texts of messages and tools count. ``None``: as many as the body has room
+            for.
         max_body_bytes: refuse larger bodies.
         request_seconds: hang up if the head or the body of a request takes longer to come.
         drain_seconds: after SIGTERM, let answers that are under way go on for so long.
@@ -56,6 +62,8 @@ class ServeOptions:
     allowed_hosts: str | tuple[str, ...] | None = setting((), Texts())
     allowed_origins: str | tuple[str, ...] | None = setting((), Texts())
     max_requests: int = setting(1024, Integer(1))
+    max_connections: int = setting(2048, Integer(1))
+    max_prompt_tokens: int | None = setting(None, Integer(1, optional=True))
     max_body_bytes: int = setting(16 << 20, Bytes(1))
     request_seconds: float = setting(60.0, Number(0.0, open_low=True))
     drain_seconds: float = setting(30.0, Number(0.0))

@@ -50,7 +50,7 @@ def serve_engine(
                 lifespan="off",
                 log_config=None,
                 access_log=False,
-                http=patient(service.request_seconds),
+                http=patient(service.request_seconds, service.max_connections),
                 ws_max_size=service.max_body_bytes,
             ),
             engine,

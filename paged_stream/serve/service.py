@@ -1,5 +1,5 @@
-"""What the routes of one application share: what answers, under which name, its vocabulary, and the
-streams and conversations that it keeps."""
+"""What the routes of one application share: what answers, under which name, its vocabulary, what a
+request may bring, and the streams and conversations that it keeps."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from paged_stream.serve.backend import Backend
 from paged_stream.serve.conversation_store import ConversationStore
 from paged_stream.serve.errors import UnknownModelError
 from paged_stream.serve.open_streams import OpenStreams
+from paged_stream.serve.prompt_limit import PromptLimit
 from paged_stream.serve.serve_options import ServeOptions
 from paged_stream.serve.token_texts import Vocabulary
 from paged_stream.serve.tools import ToolUse
@@ -34,6 +35,7 @@ class Service:
         self.model = model
         self.started = int(time.time())
         self.vocabulary = Vocabulary(backend.engine)
+        self.prompt_limit = PromptLimit(self.vocabulary, options.max_prompt_tokens)
         self.streams = OpenStreams(backend.engine, options)
         self.conversations = ConversationStore(self.streams)
 

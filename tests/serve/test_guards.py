@@ -282,7 +282,7 @@ def test_a_socket_outlives_the_time_for_a_head():
             await send({"type": "websocket.send", "text": "still here"})
             await send({"type": "websocket.close"})
 
-        config = uvicorn.Config(app, port=0, http=patient(0.1), lifespan="off", log_config=None)
+        config = uvicorn.Config(app, port=0, http=patient(0.1, 9), lifespan="off", log_config=None)
         server = uvicorn.Server(config)
         serving = asyncio.ensure_future(server.serve())
         while not server.started:
@@ -308,7 +308,7 @@ def test_clients_that_do_not_send_a_head_in_time():
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": b"answer"})
 
-        config = uvicorn.Config(app, port=0, http=patient(0.1), lifespan="off", log_config=None)
+        config = uvicorn.Config(app, port=0, http=patient(0.1, 9), lifespan="off", log_config=None)
         server = uvicorn.Server(config)
         serving = asyncio.ensure_future(server.serve())
         while not server.started:
@@ -329,6 +329,40 @@ def test_clients_that_do_not_send_a_head_in_time():
         assert b"200" in answer and b"answer" in answer
         writer.write(head[:5])  # and on a connection that is kept
         assert await _rest(reader) == b""
+        server.should_exit = True
+        await serving
+
+    asyncio.run(run())
+
+
+def test_more_connections_than_the_limit():
+    async def run():
+        async def app(scope, receive, send):
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+
+        http = patient(60, most=2)
+        config = uvicorn.Config(app, port=0, http=http, lifespan="off", log_config=None)
+        server = uvicorn.Server(config)
+        serving = asyncio.ensure_future(server.serve())
+        while not server.started:
+            await asyncio.sleep(0)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        first, second = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        while len(server.server_state.connections) < 2:
+            await asyncio.sleep(0)
+        reader, _ = await asyncio.open_connection("127.0.0.1", port)
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503 ") and b"retry-after: 1" in head
+        assert b"content-length: %d" % len(body) in head
+        assert json.loads(body)["error"]["message"] == "2 connections are open; try again later"
+        second[1].close()
+        while len(server.server_state.connections) > 1:
+            await asyncio.sleep(0)
+        for reader, writer in (first, await asyncio.open_connection("127.0.0.1", port)):
+            writer.write(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            assert (await reader.readline()).startswith(b"HTTP/1.1 204 ")
+            writer.close()
         server.should_exit = True
         await serving
 
