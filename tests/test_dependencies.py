@@ -30,6 +30,7 @@ NEEDS_EXTRA = {
     "paged_stream/batch/inputs.py": "ray",
     "paged_stream/batch/parts.py": "ray",
     "paged_stream/batch/reading.py": "ray",
+    "paged_stream/batch/row_task.py": "ray",
     "paged_stream/batch/shard_source.py": "ray",
     "paged_stream/batch/shard_worker.py": "ray",
     "paged_stream/batch/table_files.py": "ray",
@@ -40,6 +41,7 @@ NEEDS_EXTRA = {
     "paged_stream/serve/collector.py": "serve",
     "paged_stream/serve/completions.py": "serve",
     "paged_stream/serve/conversations.py": "serve",
+    "paged_stream/serve/embeddings.py": "serve",
     "paged_stream/serve/errors.py": "serve",
     "paged_stream/serve/events.py": "serve",
     "paged_stream/serve/guards.py": "serve",
@@ -52,6 +54,7 @@ NEEDS_EXTRA = {
     "paged_stream/serve/operations.py": "serve",
     "paged_stream/serve/page_files.py": "serve",
     "paged_stream/serve/patience.py": "serve",
+    "paged_stream/serve/prompt_limit.py": "serve",
     "paged_stream/serve/ray_app.py": "serve",
     "paged_stream/serve/response_bodies.py": "serve",
     "paged_stream/serve/responses.py": "serve",
@@ -67,8 +70,17 @@ INSTALLED = packages_distributions()
 PEERS = {"flashinfer", "llama-cpp", "vllm"}
 # Clients of a service, which are run in environments of their own.
 CLIENTS = {
+    "examples/clients/with_instructor.py": {"instructor", "openai"},
+    "examples/clients/with_langchain.py": {"langchain-openai"},
+    "examples/clients/with_litellm.py": {"litellm"},
+    "examples/clients/with_llama_index.py": {"llama-index"},
+    "examples/clients/with_openai.py": {"openai"},
+    "examples/clients/with_pydantic_ai.py": {"pydantic-ai"},
     "tests/serve/client_instructor.py": {"instructor", "openai"},
     "tests/serve/client_langchain.py": {"langchain-core", "langchain-openai"},
+    "tests/serve/client_litellm.py": {"litellm"},
+    "tests/serve/client_llama_index.py": {"llama-index"},
+    "tests/serve/client_pydantic_ai.py": {"pydantic-ai"},
 }
 
 

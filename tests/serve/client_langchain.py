@@ -6,7 +6,7 @@ import sys
 
 from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import tool
-from langchain_openai import ChatOpenAI, OpenAI
+from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
 from pydantic import BaseModel
 
 
@@ -52,6 +52,12 @@ def main(base: str, model: str) -> None:
     assert any(part.response_metadata.get("id", "").startswith("resp_") for part in parts)
     called = new.bind(seed=1).bind_tools([look], tool_choice="look").invoke([question])
     assert isinstance(called.tool_calls[0]["args"]["is_far"], bool)
+
+    vectors = OpenAIEmbeddings(
+        base_url=base, api_key="none", model=model, check_embedding_ctx_length=False
+    )
+    one, other = vectors.embed_documents(["once", "upon"])
+    assert vectors.embed_query("once") != other and len(one) == len(other) > 1
 
     completion = OpenAI(base_url=base, api_key="none", model=model, max_tokens=4)
     assert isinstance(completion.invoke("once"), str)
