@@ -27,9 +27,10 @@ ALLOWED = {
     "serve": {"config", "engine", "pool", "scheduler.fields", "scheduler.sampling_params"}
     | {"scheduler.settings", "scheduler.structured_outputs", "scheduler.word_fields"}
     | {"setting_kinds", "system", "text", "version"},
+    # A batch of OpenAI's requests is a service that nobody listens to.
     "batch": {"config", "engine.async_engine", "info", "models", "scheduler.fields"}
-    | {"scheduler.sampling_params", "scheduler.settings", "scheduler.word_fields", "system"}
-    | {"text", "version"},
+    | {"scheduler.sampling_params", "scheduler.settings", "scheduler.word_fields", "serve.app"}
+    | {"serve.engine_backend", "serve.serve_options", "system", "text", "version"},
     "pool": {"config", "engine", "scheduler.fields", "scheduler.sampling_params"}
     | {"scheduler.settings", "scheduler.sink_window", "setting_kinds", "system", "text"},
     "engine": {"config", "executor", "models", "scheduler", "system", "text", "version"},

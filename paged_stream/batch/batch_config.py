@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from paged_stream.batch.formats import FORMATS, Format
-from paged_stream.batch.row_task import TASKS, RowTask, Task
+from paged_stream.batch.row_task import REQUEST, TASKS, RowTask, Task
 from paged_stream.batch.setting_kinds import (
     Columns,
     ErrorLimit,
@@ -59,21 +59,27 @@ class BatchConfig:
         output: folder of the run, as path or URI, that all nodes share.
         model: as for `EngineConfig`.
         task: ``"generate"`` is the text that follows a prompt, ``"score"`` the log-likelihood of a
-            text of any length, ``"embed"`` its embedding, ``"chat"`` the answer to a conversation.
+            text of any length, ``"embed"`` its embedding, ``"chat"`` the answer to a conversation,
+            ``"openai"`` the answer to a request: rows and answers are those of OpenAI's batch
+            files.
         input_format: of all input files. ``None`` is what their names say or, where these say
             nothing, their first bytes.
         columns: input columns to read, by the input's names. ``None`` is all.
         rename: new names of input columns. All other settings know the new ones.
-        keep: input columns that the output has too. ``None`` is all.
+        keep: input columns that the output has too. ``None`` is all; of requests,
+            ``custom_id``, which is always kept.
         prompt_column: the column with the prompt: text, token ids, or for a chat messages or one
             message of the user as text. ``None`` is ``prompt``, ``text`` or ``messages`` by task;
             for text files always ``text``.
         prompt_template: a Jinja template over the input's columns that writes the prompt instead,
             such as ``Summarise: {{ text }}``.
-        sampling_params: how to generate. Its seed is the run's; with a row's place in the input it
-            makes the row's own.
+        sampling_params: how to generate, unless a row says so itself. Its seed is the run's; with a
+            row's place in the input it makes the row's own.
+        sampling_columns: columns that say how their row is generated: named as a field of
+            `SamplingParams`, such as ``temperature``, or with an object of such fields. What is
+            null is as in ``sampling_params``.
         engine: other fields of `EngineConfig`.
-        format: of the output.
+        format: of the output. ``None`` is Parquet, and JSON lines for answers to requests.
         num_replicas: engines. ``None`` is one per GPU, or one per node without GPUs.
         shard_bytes: input that is committed at a time. ``None`` makes about a thousand shards of
             64 KiB to 16 MiB.
@@ -97,8 +103,9 @@ class BatchConfig:
     prompt_column: str | None = setting(None, Text(optional=True))
     prompt_template: str | None = setting(None, Text(optional=True))
     sampling_params: SamplingParams = field(default_factory=SamplingParams)
+    sampling_columns: Sequence[str] | None = setting(None, Columns(optional=True))
     engine: Mapping[str, Any] = field(default_factory=dict)
-    format: OutputFormat = setting("parquet", Choice(get_args(OutputFormat)))
+    format: OutputFormat | None = setting(None, Choice(get_args(OutputFormat), optional=True))
     num_replicas: int | None = setting(None, Integer(1, optional=True))
     shard_bytes: int | str | None = setting(None, Bytes(1, optional=True))
     max_errors: int | float | str | None = setting(None, ErrorLimit(optional=True))
@@ -114,11 +121,17 @@ class BatchConfig:
         if model != EMBEDDED_MODEL and Path(model).expanduser().exists():
             object.__setattr__(self, "model", absolute(model))
         object.__setattr__(self, "engine_config", engine_config(self.model, self.engine))
+        is_openai = self.task == "openai"
+        if self.format is None:
+            object.__setattr__(self, "format", "jsonl" if is_openai else "parquet")
+        if is_openai:
+            object.__setattr__(self, "keep", tuple(dict.fromkeys((REQUEST[0], *(self.keep or ())))))
         task = RowTask(
             task=self.task,
             prompt_column=self.prompt_column,
             prompt_template=self.prompt_template,
             sampling_params=self.sampling_params,
+            sampling_columns=tuple(self.sampling_columns or ()),
             max_row_bytes=self.row_limit,
         )
         object.__setattr__(self, "row_task", task)

@@ -8,11 +8,11 @@ from typing import Any
 
 from paged_stream.batch.batch_config import engine_config
 from paged_stream.batch.engine import start_engine
-from paged_stream.batch.parts import TableRow
+from paged_stream.batch.parts import RowFailure, TableRow
 from paged_stream.batch.replicas import share_cluster
 from paged_stream.batch.row_runner import KeyedRow, RowRunner
-from paged_stream.batch.row_task import RowTask, Task, arrow_type
-from paged_stream.batch.tables import free_names
+from paged_stream.batch.row_task import RowTask, Task
+from paged_stream.batch.tables import added_array, free_names
 from paged_stream.config import EngineConfig
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.system.ray_extra import connect, import_ray
@@ -94,9 +94,12 @@ class RowsWorker:
         names = free_names(batch.column_names, [*self._task.columns, ERROR])
         batch = batch.rename_columns(list(names.values()))
         for name, kind in self._task.columns.items():
-            column = [None if isinstance(result, str) else result[name] for result in results]
-            batch = batch.append_column(name, pa.array(column, arrow_type(kind)))
-        errors = [result if isinstance(result, str) else None for result in results]
+            column = [
+                result.columns.get(name) if isinstance(result, RowFailure) else result[name]
+                for result in results
+            ]
+            batch = batch.append_column(name, added_array(column, kind))
+        errors = [r.reason if isinstance(r, RowFailure) else None for r in results]
         return batch.append_column(ERROR, pa.array(errors, "string"))
 
     def _key(self, row: Mapping[str, Any]) -> tuple[object, ...]:

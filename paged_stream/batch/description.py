@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
+from paged_stream.batch.openai_rows import read_request
 from paged_stream.batch.plan import BatchPlan
 from paged_stream.batch.prompts import Prompter
 from paged_stream.batch.replicas import Replicas
@@ -46,6 +49,8 @@ def describe_plan(plan: BatchPlan, replicas: Replicas, num_rows: int) -> str:
 
 def _task(plan: BatchPlan) -> str:
     task = plan.task
+    if task.task == "openai":
+        return f"answer requests, up to {task.sampling_params.max_tokens} tokens if they do not say"
     prompt = "a template" if task.prompt_template is not None else f"column {task.input_column!r}"
     if task.task not in WRITING_TASKS:
         return f"{task.task} {prompt}"
@@ -59,7 +64,7 @@ def _prompts(plan: BatchPlan, num_rows: int) -> list[str]:
         entries = [(bad.row, f"bad: {bad.reason}") for bad in part.bad]
         for index, row in enumerate(part.rows[:num_rows]):
             try:
-                text = repr(prompter.prompt(part.value(index)))
+                text = _prompt(prompter, part.value(index))
             except ValueError as error:
                 text = f"bad: {error}"
             entries.append((row, text if len(text) <= _SHOWN else text[:_SHOWN] + "..."))
@@ -67,6 +72,14 @@ def _prompts(plan: BatchPlan, num_rows: int) -> list[str]:
         if len(lines) >= num_rows:
             break
     return lines[:num_rows]
+
+
+def _prompt(prompter: Prompter, row: Mapping[str, Any]) -> str:
+    """Raises ValueError if a row has none."""
+    if prompter.task.task != "openai":
+        return repr(prompter.prompt(row))
+    request = read_request(row)
+    return f"{request.url} {request.body}"
 
 
 def _num_parts(plan: BatchPlan) -> int:

@@ -20,11 +20,13 @@ class BatchEngine:
     """An engine, and what it knows of its model.
 
     Args:
+        model: its name.
         max_num_seqs: sequences in one of its steps.
         weights: a fingerprint of its weights.
     """
 
     engine: AsyncLLMEngine
+    model: str
     tokenizer: Tokenizer | None
     max_num_seqs: int
     weights: str
@@ -51,6 +53,7 @@ def start_engine(config: EngineConfig, task: RowTask) -> BatchEngine:
         raise
     return BatchEngine(
         engine=engine,
+        model=str(config.model),
         tokenizer=engine.tokenizer,
         max_num_seqs=config.actual_max_num_seqs,
         weights=engine.intake.fingerprint,

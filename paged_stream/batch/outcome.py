@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 _ROWS_OF_A_SHARE = 1000  # that a share of bad rows is taken of, at least
 
@@ -15,7 +16,11 @@ class BatchSummary:
         num_rows: rows with output; ``num_bad`` have none, and a reason in ``errors``.
         num_parts: of shards, as they were committed.
         num_resumed: parts of them that were there before.
-        seconds: this run's, without loading the model.
+        new_rows: rows that this run has computed, bad ones too.
+        new_prompt_tokens: tokens of their prompts.
+        new_output_tokens: tokens of their outputs.
+        start_seconds: until the first engine of this run was there.
+        seconds: from then on.
         has_too_many_bad: whether there are more bad rows than ``max_errors``. If the run ended
             early, its output is not complete.
     """
@@ -27,8 +32,29 @@ class BatchSummary:
     output_tokens: int
     num_parts: int
     num_resumed: int
+    new_rows: int
+    new_prompt_tokens: int
+    new_output_tokens: int
+    start_seconds: float
     seconds: float
     has_too_many_bad: bool = False
+
+    def rates(self) -> dict[str, float]:
+        """What this run has done per second, once an engine was there."""
+        done = {
+            "rows": self.new_rows,
+            "prompt_tokens": self.new_prompt_tokens,
+            "output_tokens": self.new_output_tokens,
+        }
+        seconds = self.seconds
+        return {
+            f"{name}_per_second": count / seconds if seconds else 0.0
+            for name, count in done.items()
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """For programs: all fields, and the rates."""
+        return asdict(self) | self.rates()
 
     def table(self) -> str:
         """For people."""
@@ -38,11 +64,16 @@ class BatchSummary:
             ("prompt tokens", f"{self.prompt_tokens:,}"),
             ("output tokens", f"{self.output_tokens:,}"),
             ("parts", f"{self.num_parts:,}, {self.num_resumed:,} of them from before"),
-            ("seconds", f"{self.seconds:,.1f} with the model loaded"),
+            ("seconds", f"{self.seconds:,.1f}, and {self.start_seconds:,.1f} to start"),
+            ("per second", self._rates()),
             ("output", f"{self.output}/data"),
         ]
         width = max(len(label) for label, _ in rows)
         return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
+
+    def _rates(self) -> str:
+        rows, prompt_tokens, output_tokens = self.rates().values()
+        return f"{rows:,.1f} rows, {prompt_tokens:,.0f} tokens read, {output_tokens:,.0f} written"
 
 
 class ErrorBudget:

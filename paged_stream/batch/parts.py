@@ -20,12 +20,30 @@ _GROWTH, _MAX_BYTES = 256, 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
+class RowFailure:
+    """Why a row has no output.
+
+    Args:
+        columns: what else is told of it.
+    """
+
+    reason: str
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class BadRow:
     """A row that has no output, and why."""
 
     row: int
     location: str
     reason: str
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+    def line(self, shard: int) -> str:
+        """The row as JSON, in a line."""
+        where = {"shard": shard, "row": self.row, "location": self.location}
+        return json.dumps({**self.columns, **where, "reason": self.reason}) + "\n"
 
 
 class TableRow(Mapping[str, Any]):

@@ -33,6 +33,7 @@ _OF_OUTPUT = (
     "keep",
     "prompt_column",
     "prompt_template",
+    "sampling_columns",
     "format",
     "shard_bytes",
     "max_row_bytes",
@@ -128,14 +129,14 @@ def make_plan(config: BatchConfig) -> BatchPlan:
     types = _types(sample)
     schema = source.reader.view.schema
     if schema is not None or any(part.rows for part in sample):
-        _check_columns(config, list(types) if schema is None else schema.names)
+        _check_columns(config, task, list(types) if schema is None else schema.names)
     return BatchPlan(config=config, task=task, input=source, types=types, sample=sample)
 
 
 def _with_column(task: RowTask, files: InputFiles) -> RowTask:
     """The task with the column that text files have, unless the user has said where prompts are."""
     is_text = files.kinds[0].format == "text"
-    if is_text and task.prompt_column is None and task.prompt_template is None:
+    if is_text and task.task != "openai" and task.prompt_column is None and task.prompt_template is None:
         return replace(task, prompt_column="text")
     return task
 
@@ -144,7 +145,7 @@ def _wanted(config: BatchConfig, task: RowTask) -> Collection[str] | None:
     """Columns that somebody needs; ``None`` is all."""
     if config.keep is None:
         return None
-    return (*config.keep, *task.prompt_columns) or None
+    return (*config.keep, *task.prompt_columns, *task.sampling_columns) or None
 
 
 def _types(sample: Sequence[Part]) -> dict[str, str]:
@@ -153,19 +154,23 @@ def _types(sample: Sequence[Part]) -> dict[str, str]:
     return column_types(list(itertools.islice(rows, _SAMPLE_ROWS)))
 
 
-def _check_columns(config: BatchConfig, names: Sequence[str]) -> None:
+def _check_columns(config: BatchConfig, task: RowTask, names: Sequence[str]) -> None:
     """Raises ValueError if a setting names a column that the input has not."""
     renamed = config.rename or {}
     asked = {
         "columns": [renamed.get(name, name) for name in config.columns or ()],
         "rename": list(renamed.values()),
+        "sampling_columns": list(task.sampling_columns),
         "keep": list(config.keep or ()),
     }
+    has = f"; it has {', '.join(names)}" if names else ""
+    for name in () if task.prompt_template is not None else task.prompt_columns:
+        if name not in names:
+            raise ValueError(f"the input must have the column {name!r} for {task.task!r}{has}")
     for setting, wanted in asked.items():
         if setting == "rename" and config.keep is not None:
             continue  # a column that nobody needs is not read
         if missing := [name for name in wanted if name not in names]:
-            has = f"; it has {', '.join(names)}" if names else ""
             raise ValueError(f"{setting} must name columns of the input, got {missing[0]!r}{has}")
 
 

@@ -72,6 +72,7 @@ class Bar:
         self._read = read
         self._clock = clock
         self._num_committed = 0
+        self._begun = clock()
         self._started: float | None = None  # when the first engine was there
         self._last = BatchProgress()
         self._stopped = threading.Event()
@@ -104,6 +105,11 @@ class Bar:
     def seconds(self) -> float:
         """Since the first engine was there."""
         return 0.0 if self._started is None else self._clock() - self._started
+
+    @property
+    def start_seconds(self) -> float:
+        """Until then, or now."""
+        return (self._clock() if self._started is None else self._started) - self._begun
 
     def show(self) -> None:
         total = self._read()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import math
 import time
 from collections import deque
@@ -18,15 +19,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from paged_stream.batch.engine import BatchEngine
+from paged_stream.batch.openai_rows import RequestRows
+from paged_stream.batch.parts import RowFailure
 from paged_stream.batch.progress import BatchProgress
 from paged_stream.batch.prompts import Prompter, encode
+from paged_stream.batch.row_params import row_params
 from paged_stream.batch.row_task import RowTask
+from paged_stream.scheduler.sampling_params import SamplingParams
 
 _REPORT_SECONDS = 1.0
 # Rows with the engine per sequence of a step, so that a step never waits for the next row.
 _ROWS_PER_SEQUENCE = 2
 
-Result = dict[str, Any] | str  # a row's new columns, or why it has none
+Result = dict[str, Any] | RowFailure  # a row's new columns, or why it has none
+
+_NONE_YET = RowFailure("")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +56,7 @@ class _Job:
     def __init__(self, rows: Sequence[KeyedRow], num_bytes: int) -> None:
         self.rows = rows
         self.next = 0
-        self.results: list[Result] = [""] * len(rows)
+        self.results: list[Result] = [_NONE_YET] * len(rows)
         self.num_left = len(rows)
         self.bytes_per_row = num_bytes / max(1, len(rows))
         self.future: asyncio.Future[list[Result]] = asyncio.get_running_loop().create_future()
@@ -71,6 +78,10 @@ class RowRunner:
         self._engine = engine
         self._task = task
         self._prompter = Prompter(task)
+        self._requests: RequestRows | None = None
+        if task.task == "openai":
+            params, limit = task.sampling_params, task.max_row_bytes
+            self._requests = RequestRows(engine.engine, engine.model, params, limit)
         self._report = report
         self._progress = BatchProgress()
         self._num_computed = 0
@@ -114,28 +125,41 @@ class RowRunner:
 
     async def _result(self, rows: Sequence[KeyedRow], index: int) -> Result:
         try:
+            if self._requests is not None:
+                return await self._answer(self._requests, rows, index)
             return await self._columns(rows, index)
         except ValueError as error:
-            return str(error)
+            return RowFailure(str(error))
+
+    async def _answer(
+        self, requests: RequestRows, rows: Sequence[KeyedRow], index: int
+    ) -> Result:
+        row = await asyncio.to_thread(rows.__getitem__, index)
+        seed = self._seed(row.key or (json.dumps(row.values["body"]),))
+        return await requests.result(row.values, seed)
+
+    def _seed(self, key: tuple[object, ...]) -> int:
+        return row_seed(self._task.sampling_params.seed or 0, *key)
 
     def _encode(
         self, rows: Sequence[KeyedRow], index: int
-    ) -> tuple[tuple[object, ...], Sequence[int]]:
-        """What makes a row's random numbers its own, and its prompt's tokens."""
+    ) -> tuple[SamplingParams, Sequence[int]]:
+        """How a row is generated, and its prompt's tokens."""
         row = rows[index]
         prompt = self._prompter.prompt(row.values)
-        # Without a key, equal prompts get equal texts.
-        return row.key or (prompt,), encode(self._engine.tokenizer, prompt)
+        params, has_seed = row_params(self._task, row.values)
+        if not has_seed:
+            # Without a key, equal prompts get equal texts.
+            params = replace(params, seed=self._seed(row.key or (prompt,)))
+        return params, encode(self._engine.tokenizer, prompt)
 
     async def _columns(self, rows: Sequence[KeyedRow], index: int) -> dict[str, Any]:
         """What `RowTask.columns` names; raises ValueError if the row is a bad one."""
-        key, ids = await asyncio.to_thread(self._encode, rows, index)
+        params, ids = await asyncio.to_thread(self._encode, rows, index)
         if self._task.task == "score":
             return await self._score(ids)
         if self._task.task == "embed":
             return await self._embed(ids)
-        params = self._task.sampling_params
-        params = replace(params, seed=row_seed(params.seed or 0, *key))
         ids = self._engine.engine.intake.prompts.truncate(list(ids), params)
         text, reason, count = [], None, 0
         async with aclosing(self._engine.engine.generate(ids, params)) as deltas:
@@ -167,7 +191,7 @@ class RowRunner:
         job.num_left -= 1
         is_done = not job.num_left
         self._progress.num_rows += 1
-        self._progress.num_bad += isinstance(result, str)
+        self._progress.num_bad += isinstance(result, RowFailure)
         self._progress.num_bytes += job.bytes_per_row
         if is_done or time.monotonic() > self._reported + _REPORT_SECONDS:
             await self._tell()

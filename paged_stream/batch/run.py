@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from paged_stream.batch.batch_config import BatchConfig
+from paged_stream.batch.openai_rows import import_service
 from paged_stream.batch.outcome import BatchSummary, ErrorBudget
 from paged_stream.batch.plan import BatchPlan, make_plan
 from paged_stream.batch.progress import Bar, BatchProgress, Board
@@ -36,9 +37,11 @@ def run_batch(config: BatchConfig) -> BatchSummary:
 
     Raises:
         ValueError: settings, inputs, or a folder that holds another run.
-        ImportError: Ray is not installed.
+        ImportError: Ray, or the service that requests need, is not installed.
     """
     ray = import_ray("data")
+    if config.task == "openai":
+        import_service()
     plan = make_plan(config)
     for note in plan.input.notes:
         logger.warning("%s", note)
@@ -49,16 +52,16 @@ def run_batch(config: BatchConfig) -> BatchSummary:
     folder.begin(manifest, plan.input.files)
     before = committed = folder.committed()
     budget = _budget(config, committed)
-    seconds = 0.0
+    start_seconds = seconds = 0.0
     if committed.num_shards < len(plan.input.shards) and not budget.is_hopeless:
         connect(ray)
-        seconds = _run_shards(ray, plan, committed, budget)
+        start_seconds, seconds = _run_shards(ray, plan, committed, budget)
         committed = folder.committed()
     is_over = _budget(config, committed).is_over
     if not budget.is_hopeless:
         _check_committed(plan, committed)
         folder.complete(manifest, committed)
-    return BatchSummary(
+    summary = BatchSummary(
         output=config.output,
         num_rows=committed.rows,
         num_bad=committed.bad,
@@ -66,9 +69,15 @@ def run_batch(config: BatchConfig) -> BatchSummary:
         output_tokens=committed.output_tokens,
         num_parts=committed.num_parts,
         num_resumed=before.num_parts,
+        new_rows=committed.rows + committed.bad - before.rows - before.bad,
+        new_prompt_tokens=committed.prompt_tokens - before.prompt_tokens,
+        new_output_tokens=committed.output_tokens - before.output_tokens,
+        start_seconds=start_seconds,
         seconds=seconds,
         has_too_many_bad=is_over,
     )
+    folder.write_summary(summary.to_json())
+    return summary
 
 
 def _budget(config: BatchConfig, committed: Committed) -> ErrorBudget:
@@ -103,9 +112,11 @@ def _check_committed(plan: BatchPlan, committed: Committed) -> None:
         raise RuntimeError(f"nodes have different weights under the name {plan.config.model}")
 
 
-def _run_shards(ray: Any, plan: BatchPlan, committed: Committed, budget: ErrorBudget) -> float:
-    """Compute and commit what is left, or until too many rows are bad; returns the seconds it took
-    once the first worker began."""
+def _run_shards(
+    ray: Any, plan: BatchPlan, committed: Committed, budget: ErrorBudget
+) -> tuple[float, float]:
+    """Compute and commit what is left, or until too many rows are bad; returns the seconds that it
+    took before the first worker began, and from then on."""
     board = ray.remote(num_cpus=0)(Board).remote()
     num_bytes = plan.input.shards.num_bytes - committed.input_bytes
     bar = Bar(lambda: _ask(ray, board.total, BatchProgress()), num_bytes)
@@ -121,7 +132,7 @@ def _run_shards(ray: Any, plan: BatchPlan, committed: Committed, budget: ErrorBu
                 raise ValueError(reason) from None  # in one line, without Ray's frames
             raise
         bar.show()
-    return bar.seconds
+    return bar.start_seconds, bar.seconds
 
 
 def _ask(ray: Any, method: Any, default: T) -> T:

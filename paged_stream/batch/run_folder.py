@@ -4,6 +4,7 @@
     inputs.parquet    path and size of each input file
     data/part-000012-00003.parquet, errors/part-000012-00003.jsonl   rows with output, and without
     shards/000012-00003.json   written last: part 3 of shard 12 is committed
+    summary.json      of the last run: totals, rates and time
 
 All names follow from shard and part, and what is in the files from these and the settings. So a
 part that is computed twice, because somebody died between two of these steps or was thought dead,
@@ -15,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from paged_stream.batch.files import OutputFolder
@@ -23,7 +24,7 @@ from paged_stream.batch.inputs import InputFiles
 from paged_stream.batch.parts import BadRow, Part
 
 MANIFEST = "manifest.json"
-_INPUTS = "inputs.parquet"
+_INPUTS, _SUMMARY = "inputs.parquet", "summary.json"
 _VERSION = 1
 _READERS, _READ_AHEAD = 16, 1024
 TOTALS = ("rows", "bad", "prompt_tokens", "output_tokens")
@@ -55,8 +56,8 @@ class RunFolder:
         errors = f"errors/part-{number}.jsonl"
         size = self._folder.write(name, lambda stream: stream.write(data))
         if bad:
-            lines = [json.dumps({"shard": part.shard, **asdict(row)}) + "\n" for row in bad]
-            self._folder.write(errors, lambda stream: stream.write("".join(lines).encode()))
+            lines = "".join(row.line(part.shard) for row in bad)
+            self._folder.write(errors, lambda stream: stream.write(lines.encode()))
         record: dict[str, Any] = {
             "shard": part.shard,
             "part": part.number,
@@ -108,6 +109,10 @@ class RunFolder:
         self._folder.clean()
         totals = {name: getattr(committed, name) for name in TOTALS}
         self._write_manifest({**manifest, "status": "complete", "totals": totals})
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write what a run has done, for programs."""
+        self._folder.write(_SUMMARY, lambda stream: stream.write(_json(summary)))
 
     def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
         content = _json({"version": _VERSION, **manifest})

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paged_stream.batch.engine import start_engine
-from paged_stream.batch.parts import BadRow, Part
+from paged_stream.batch.parts import BadRow, Part, RowFailure
 from paged_stream.batch.row_runner import KeyedRow, Result, RowRunner
 from paged_stream.batch.row_task import RowTask
 from paged_stream.batch.run_folder import RunFolder
@@ -68,9 +68,10 @@ class ShardWorker:
         good: dict[int, Mapping[str, Any]] = {}
         bad = list(part.bad)
         for index, result in enumerate(results):
-            if isinstance(result, str):
+            if isinstance(result, RowFailure):
                 row = part.rows[index]
-                bad.append(BadRow(row, part.locate(row, part.positions[index]), result))
+                location = part.locate(row, part.positions[index])
+                bad.append(BadRow(row, location, result.reason, result.columns))
             else:
                 good[index] = result
         bad.sort(key=lambda row: row.row)

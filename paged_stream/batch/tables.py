@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from paged_stream.batch.parts import LINE, Part
-from paged_stream.batch.row_task import arrow_type
+from paged_stream.batch.row_task import FLOATS
 
 EXTRA = "_extra"
 KEY = {"shard": "int64", "row": "int64"}
@@ -59,7 +59,7 @@ class TableWriter:
         format: one of `FORMATS`.
         columns: names and types of the input's columns that the output has. Types are those of
             JSON rows; ``None`` for tables, which have their own.
-        added: names and types of the task's columns.
+        added: names and types of the task's columns, as `RowTask.columns`.
         has_extra: whether what fits no column is kept as JSON.
         keep: columns that JSON rows keep; ``None`` is all.
     """
@@ -129,7 +129,7 @@ class TableWriter:
         else:
             arrays = {self.names[name]: chosen[name] for name in self._columns}
         for name, kind in self._added.items():
-            arrays[name] = pa.array([row[name] for row in added], arrow_type(kind))
+            arrays[name] = added_array([row[name] for row in added], kind)
         sink = io.BytesIO()
         parquet.write_table(pa.table(arrays), sink, compression="zstd")
         return sink.getvalue()
@@ -153,6 +153,17 @@ class TableWriter:
         kinds = {n: "string" if kind == _JSON else kind for n, kind in self._columns.items()}
         arrays = {self.names[n]: pa.array(v, kinds[n]) for n, v in columns.items()}
         return arrays | ({EXTRA: pa.array(extras, "string")} if self._has_extra else {})
+
+
+def added_array(values: Sequence[Any], kind: str) -> Any:
+    """Values of a task's column as a pyarrow array. JSON becomes text."""
+    import pyarrow as pa
+
+    if kind == FLOATS:
+        return pa.array(values, pa.list_(pa.float32()))
+    if kind != _JSON:
+        return pa.array(values, kind)
+    return pa.array([None if v is None else json.dumps(v) for v in values], "string")
 
 
 def _to_python(column: Any) -> list[Any]:

@@ -23,6 +23,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def read_config(args: argparse.Namespace) -> BatchConfig:
+    """The batch that a command line describes.
+
+    Raises:
+        ValueError: settings that must change.
+    """
+    engine, sampling = ENGINE.read(args), SAMPLING.read(args)
+    if args.task == "openai" and "temperature" in args.defaulted:
+        del sampling["temperature"]  # OpenAI's default is the class's
+    return BatchConfig(
+        model=engine.pop("model"),
+        engine=engine,
+        sampling_params=SamplingParams(**sampling),
+        **BATCH.read(args),
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     """Run a batch, or tell what it would do.
 
@@ -36,13 +53,7 @@ def run(args: argparse.Namespace) -> int:
     """
     if not args.dry_run:
         import_ray("data")  # says so before anything is looked at
-    engine = ENGINE.read(args)
-    config = BatchConfig(
-        model=engine.pop("model"),
-        engine=engine,
-        sampling_params=SamplingParams(**SAMPLING.read(args)),
-        **BATCH.read(args),
-    )
+    config = read_config(args)
     from paged_stream.batch.run import describe_batch, run_batch
 
     if args.dry_run:

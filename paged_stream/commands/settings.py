@@ -37,7 +37,8 @@ def complete(
     """Give a namespace every setting of a command, checked.
 
     Args:
-        args: has the options that were given, as text, and ``config``, the file or ``None``.
+        args: has the options that were given, as text, and ``config``, the file or ``None``. It
+            gets ``defaulted``, the names of settings that nobody has given.
 
     Raises:
         ValueError: names the option, variable or file with a wrong value, and what is allowed; or
@@ -46,6 +47,7 @@ def complete(
     """
     file = {} if args.config is None else read_config_file(args.config)
     variables = read_environment(environ)
+    args.defaulted = set()
     for group in groups:
         for name, setting in group.settings.items():
             if hasattr(args, name):
@@ -58,6 +60,7 @@ def complete(
                 raise ValueError(f"{flag(name)} must be given, {setting.kind.allowed}")
             else:
                 label, value = name, setting.default
+                args.defaulted.add(name)
             setattr(args, name, setting.kind.check(label, _parsed(setting.kind, value)))
 
 

@@ -398,9 +398,9 @@ def test_column_types():
     [
         (
             {"task": "translate"},
-            "task must be one of generate, score, embed, chat, got 'translate'",
+            "task must be one of generate, score, embed, chat, openai, got 'translate'",
         ),
-        ({"format": "csv"}, "format must be one of parquet, jsonl, got 'csv'"),
+        ({"format": "csv"}, "format must be one of parquet, jsonl, None, got 'csv'"),
         ({"num_replicas": 0}, "num_replicas must be >= 1, got 0"),
         ({"prompt_template": "{{ x"}, "prompt_template: "),
         ({"prompt_template": "x", "prompt_column": "y"}, "must not both be given"),
