@@ -210,7 +210,7 @@ def on_ray(args: argparse.Namespace, work: Path, engine: dict[str, Any]) -> floa
         )
     )
     assert summary.num_rows == args.documents and not summary.num_bad
-    return summary.seconds
+    return summary.done.seconds
 
 
 def overhead(args: argparse.Namespace) -> list[dict[str, Any]]:

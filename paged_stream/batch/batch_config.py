@@ -86,7 +86,9 @@ class BatchConfig:
         max_errors: bad rows, as a count or a share of all rows, that end a run if there are more.
             ``None`` is no limit.
         max_row_bytes: largest row. Larger ones are bad rows, which have no output but a reason.
-        resume: go on with the run in ``output``, if there is one.
+        resume: go on with the run in ``output``, if there is one. Input files that it does not know
+            are added to it.
+        retry_errors: when resuming, compute the rows again that have no output.
 
     Raises:
         ValueError: names the field, its value and what is allowed.
@@ -111,12 +113,15 @@ class BatchConfig:
     max_errors: int | float | str | None = setting(None, ErrorLimit(optional=True))
     max_row_bytes: int | str = setting(64 << 20, Bytes(1))
     resume: bool = setting(False, Switch())
+    retry_errors: bool = setting(False, Switch())
     # What follows from these.
     engine_config: EngineConfig = field(init=False, repr=False, compare=False)
     row_task: RowTask = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.retry_errors and not self.resume:
+            raise ValueError("retry_errors must go with resume: it is about a run that has ended")
         model = str(self.model)
         if model != EMBEDDED_MODEL and Path(model).expanduser().exists():
             object.__setattr__(self, "model", absolute(model))

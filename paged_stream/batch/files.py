@@ -84,21 +84,25 @@ class OutputFolder:
         self._is_local = self._filesystem.type_name == "local"
 
     def make(self, *folders: str) -> None:
-        """Create the folder with these inside; throw away what unfinished writes left."""
-        for folder in folders:
+        """Create the folder with these inside."""
+        for folder in (*folders, _TMP):
             self._filesystem.create_dir(f"{self._root}/{folder}", recursive=True)
-        self.clean()
-        self._filesystem.create_dir(f"{self._root}/{_TMP}", recursive=True)
 
     def clean(self) -> None:
         """Remove what unfinished writes left."""
         self._filesystem.delete_dir_contents(f"{self._root}/{_TMP}", missing_dir_ok=True)
 
-    def write(self, name: str, write: Callable[[Any], object]) -> int:
-        """Make a file what ``write`` puts into the binary stream it is given; returns its size."""
+    def write(
+        self, name: str, write: Callable[[Any], object], *, unfinished: str | None = None
+    ) -> int:
+        """Make a file what ``write`` puts into the binary stream it is given; returns its size.
+
+        Args:
+            unfinished: the file's name until it is whole. By default one that nobody else has, as
+                another process may write the same file, with the same content; `clean` removes it.
+        """
         target = f"{self._root}/{name}"
-        # A name of its own: another process may write the same file, with the same content.
-        part = f"{self._root}/{_TMP}/{uuid.uuid4().hex}"
+        part = f"{self._root}/{unfinished or f'{_TMP}/{uuid.uuid4().hex}'}"
         with self._filesystem.open_output_stream(part) as stream:
             write(stream)
             size: int = stream.tell()

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import errno
-import hashlib
-import io
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -148,10 +147,16 @@ class Remote:
 
 
 class InputFiles(Sequence[InputFile]):
-    """Files in the order that they are read in."""
+    """Files in the order that they are read in.
+
+    Attributes:
+        num_skipped: files beside them that are no data.
+        starts: the index of the first file of the beginning, which is 0, and of each addition.
+    """
 
     def __init__(self) -> None:
         self.num_skipped = 0
+        self.starts = [0]
         self._places: list[Place] = []
         self._kinds: list[FileKind] = []
         self._chunks: list[Any] = []  # Arrow arrays of paths, full ones
@@ -175,6 +180,19 @@ class InputFiles(Sequence[InputFile]):
         self._place_of.append(len(self._places) - 1)
         self._kind_of.append(self._kinds.index(file.kind))
 
+    def begin_addition(self) -> None:
+        """Say that the next files were added to a run later."""
+        self.starts.append(len(self))
+
+    @property
+    def last_addition(self) -> int:
+        """The number of the last addition; 0 if there is none."""
+        return len(self.starts) - 1
+
+    def addition_of(self, index: int) -> int:
+        """The number of the addition that a file came with; 0 if it was there at the beginning."""
+        return bisect_right(self.starts, index) - 1
+
     def __len__(self) -> int:
         return len(self._sizes)
 
@@ -195,41 +213,10 @@ class InputFiles(Sequence[InputFile]):
         return self._kinds
 
     @property
-    def num_bytes(self) -> int:
-        return sum(self._sizes)
+    def first_bytes(self) -> int:
+        """Bytes of the files that were there at the beginning."""
+        return sum(self._sizes[: self.starts[1] if self.last_addition else None])
 
     def first_of(self, family: str) -> InputFile:
         """The first file of a family."""
         return next(file for file in self if file.kind.family == family)
-
-    def digest(self) -> str:
-        """A fingerprint of all paths and sizes, in order."""
-        digest = hashlib.blake2b(digest_size=16)
-        for file in self:
-            digest.update(f"{file.name}\n{file.size}\n".encode(errors="surrogateescape"))
-        return digest.hexdigest()
-
-    def to_parquet(self) -> bytes:
-        """Names and sizes, for `first_difference`."""
-        import pyarrow as pa
-        from pyarrow import parquet
-
-        sink = io.BytesIO()
-        schema = pa.schema({"path": pa.string(), "size": pa.int64()})
-        with parquet.ParquetWriter(sink, schema, compression="zstd") as writer:
-            for start in range(0, len(self), _BATCH):
-                part = self[start : start + _BATCH]
-                names, sizes = [file.name for file in part], [file.size for file in part]
-                writer.write_table(pa.table([names, sizes], schema=schema))
-        return sink.getvalue()
-
-    def first_difference(self, before: bytes) -> tuple[Any, Any]:
-        """The first entry that differs from what `to_parquet` has written, before and now."""
-        from pyarrow import parquet
-
-        rows = parquet.read_table(io.BytesIO(before))
-        old = zip(rows["path"].to_pylist(), rows["size"].to_pylist(), strict=True)
-        for (path, size), file in zip(old, self, strict=False):
-            if (path, size) != (file.name, file.size):
-                return [path, size], [file.name, file.size]
-        return f"{rows.num_rows} files", f"{len(self)} files"

@@ -12,9 +12,11 @@ from paged_stream.batch.columns import ColumnView
 from paged_stream.batch.finding import find_files
 from paged_stream.batch.input_plan import InputPlan, plan_input
 from paged_stream.batch.inputs import InputFiles
+from paged_stream.batch.listing import in_recorded_order
 from paged_stream.batch.parts import MAX_ROWS, Part
 from paged_stream.batch.reading import Reader
 from paged_stream.batch.row_task import WRITING_TASKS, RowTask
+from paged_stream.batch.run_folder import RunRecord
 from paged_stream.batch.shards import Shards
 from paged_stream.batch.tables import TableWriter, column_types
 from paged_stream.config import EngineConfig
@@ -106,19 +108,27 @@ class BatchPlan:
         batch = {name: getattr(self.config, name) for name in _OF_OUTPUT}
         output = {name: value for name, value in engine.items() if name not in _OF_SPEED}
         sampling = asdict(self.config.sampling_params)
-        files = self.input.files
-        names = {"files": len(files), "bytes": files.num_bytes, "digest": files.digest()}
-        return {**batch, **output, **sampling, "types": dict(self.types), "input": names}
+        view = self.input.reader.view
+        types = dict(self.types)
+        if view.schema is not None:
+            types = {each.name: str(each.type) for each in view.schema}
+        folders = dict(view.partitions)
+        return {**batch, **output, **sampling, "types": types, "folder_columns": folders}
 
 
-def make_plan(config: BatchConfig) -> BatchPlan:
+def make_plan(config: BatchConfig, begun: RunRecord | None = None) -> BatchPlan:
     """Look at the inputs and the model's files.
+
+    Args:
+        begun: the run that is to go on. Input files that it does not know are added to it.
 
     Raises:
         ValueError: what the user must change.
     """
     _check_tokenizer(config)
     files = find_files(config.input, config.input_format)
+    if begun is not None and begun.listing is not None:
+        files = in_recorded_order(files, begun.listing)
     task = _with_column(config.row_task, files)
     view = ColumnView(
         columns=config.columns, rename=config.rename or {}, wanted=_wanted(config, task)
@@ -127,6 +137,8 @@ def make_plan(config: BatchConfig) -> BatchPlan:
     source = plan_input(files, view, config.row_limit, config.shard_bytes)
     sample = read_sample(source.shards, source.reader)
     types = _types(sample)
+    if begun is not None and source.reader.view.schema is None:
+        types = begun.settings["types"]
     schema = source.reader.view.schema
     if schema is not None or any(part.rows for part in sample):
         _check_columns(config, task, list(types) if schema is None else schema.names)

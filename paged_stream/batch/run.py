@@ -1,4 +1,4 @@
-"""A batch over a corpus: Ray Data reads and distributes, engines compute, parts are committed.
+"""A batch over a corpus, from its folder's first check to its summary.
 
 What a run has committed is in its folder alone. So any part of it may die at any time, and another
 run goes on from there.
@@ -8,25 +8,21 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 from paged_stream.batch.batch_config import BatchConfig
+from paged_stream.batch.listing import to_parquet
 from paged_stream.batch.openai_rows import import_service
-from paged_stream.batch.outcome import BatchSummary, ErrorBudget
+from paged_stream.batch.outcome import BatchSummary, Done, ErrorBudget
 from paged_stream.batch.plan import BatchPlan, make_plan
-from paged_stream.batch.progress import Bar, BatchProgress, Board
 from paged_stream.batch.replicas import share_cluster, share_machine
-from paged_stream.batch.run_folder import Committed, RunFolder, check_settings
-from paged_stream.batch.shard_worker import ShardWorker
+from paged_stream.batch.run_folder import Committed, RunFolder, RunRecord, check_settings
+from paged_stream.batch.run_lock import RunLock
+from paged_stream.batch.shard_run import ShardRun
 from paged_stream.system.ray_extra import connect, import_ray
 from paged_stream.version import __version__
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
-_READER_CPUS = 0.1
 
 
 def run_batch(config: BatchConfig) -> BatchSummary:
@@ -36,28 +32,48 @@ def run_batch(config: BatchConfig) -> BatchSummary:
     starts Ray on this machine.
 
     Raises:
-        ValueError: settings, inputs, or a folder that holds another run.
+        ValueError: settings, inputs, or a folder that holds another run or that another process is
+            at work on.
+        OSError: a file or folder that cannot be reached or written.
         ImportError: Ray, or the service that requests need, is not installed.
     """
     ray = import_ray("data")
     if config.task == "openai":
         import_service()
-    plan = make_plan(config)
+    folder = RunFolder(config.output, str(config.format))
+    begun = folder.record()
+    if begun is not None and not config.resume:
+        raise ValueError(
+            f"output {config.output} holds a run ({begun.status}); pass resume to go on with it, "
+            "or another output"
+        )
+    plan = make_plan(config, begun)
     for note in plan.input.notes:
         logger.warning("%s", note)
-    folder = RunFolder(config.output, plan.writer().suffix)
-    settings = plan.settings()
-    _check_folder(folder, plan, settings)
-    manifest = {"paged_stream": __version__, "settings": settings}
-    folder.begin(manifest, plan.input.files)
+    if begun is not None:
+        check_settings(begun.settings, plan.settings(), config.output)
+    folder.files.make()
+    with RunLock(folder.files) as lock:
+        if folder.record() != begun:
+            raise ValueError(f"output {config.output} has changed meanwhile; try again")
+        return _run(ray, plan, folder, lock, begun)
+
+
+def _run(
+    ray: Any, plan: BatchPlan, folder: RunFolder, lock: RunLock, begun: RunRecord | None
+) -> BatchSummary:
+    config = plan.config
+    manifest = {"paged_stream": __version__, "settings": plan.settings()}
+    folder.begin(manifest, to_parquet(plan.input.files))
+    if config.retry_errors:
+        logger.warning("%s rows without output are computed again", f"{folder.forget_bad():,}")
     before = committed = folder.committed()
-    budget = _budget(config, committed)
-    start_seconds = seconds = 0.0
+    budget, done = _budget(config, committed), Done()
     if committed.num_shards < len(plan.input.shards) and not budget.is_hopeless:
         connect(ray)
-        start_seconds, seconds = _run_shards(ray, plan, committed, budget)
+        run = ShardRun(ray, plan, committed, lock, is_resumed=begun is not None)
+        done = run.until_done(budget)
         committed = folder.committed()
-    is_over = _budget(config, committed).is_over
     if not budget.is_hopeless:
         _check_committed(plan, committed)
         folder.complete(manifest, committed)
@@ -69,12 +85,8 @@ def run_batch(config: BatchConfig) -> BatchSummary:
         output_tokens=committed.output_tokens,
         num_parts=committed.num_parts,
         num_resumed=before.num_parts,
-        new_rows=committed.rows + committed.bad - before.rows - before.bad,
-        new_prompt_tokens=committed.prompt_tokens - before.prompt_tokens,
-        new_output_tokens=committed.output_tokens - before.output_tokens,
-        start_seconds=start_seconds,
-        seconds=seconds,
-        has_too_many_bad=is_over,
+        done=done,
+        has_too_many_bad=_budget(config, committed).is_over,
     )
     folder.write_summary(summary.to_json())
     return summary
@@ -85,103 +97,15 @@ def _budget(config: BatchConfig, committed: Committed) -> ErrorBudget:
     return ErrorBudget(config.max_errors, committed.rows + committed.bad, committed.bad)
 
 
-def _check_folder(folder: RunFolder, plan: BatchPlan, settings: Mapping[str, Any]) -> None:
-    manifest, config = folder.manifest(), plan.config
-    if manifest is None:
-        return
-    if not config.resume:
-        raise ValueError(
-            f"output {config.output} holds a run ({manifest['status']}); pass resume to go on with "
-            "it, or another output"
-        )
-    saved = manifest["settings"]
-    if saved.get("input") != settings["input"]:
-        before, after = folder.first_difference(plan.input.files)
-        saved, settings = {**saved, "input": before}, {**settings, "input": after}
-    check_settings(saved, settings, config.output)
-
-
 def _check_committed(plan: BatchPlan, committed: Committed) -> None:
     missing = len(plan.input.shards) - committed.num_shards
     if missing:
-        raise RuntimeError(
+        raise ValueError(
             f"{missing} shards are not in {plan.config.output} as this process sees it: all nodes "
             "must share the folder"
         )
     if len(committed.weights) > 1:
-        raise RuntimeError(f"nodes have different weights under the name {plan.config.model}")
-
-
-def _run_shards(
-    ray: Any, plan: BatchPlan, committed: Committed, budget: ErrorBudget
-) -> tuple[float, float]:
-    """Compute and commit what is left, or until too many rows are bad; returns the seconds that it
-    took before the first worker began, and from then on."""
-    board = ray.remote(num_cpus=0)(Board).remote()
-    num_bytes = plan.input.shards.num_bytes - committed.input_bytes
-    bar = Bar(lambda: _ask(ray, board.total, BatchProgress()), num_bytes)
-    with bar, _data_context(ray):
-        try:
-            for row in _pipeline(ray, plan, committed, board).iter_rows():
-                bar.commit()
-                budget.add(row["rows"] + row["bad"], row["bad"])
-                if budget.is_hopeless:
-                    break
-        except Exception:
-            if (reason := _ask(ray, board.failure, None)) is not None:
-                raise ValueError(reason) from None  # in one line, without Ray's frames
-            raise
-        bar.show()
-    return bar.start_seconds, bar.seconds
-
-
-def _ask(ray: Any, method: Any, default: T) -> T:
-    """What the board says; it may be gone with its node, and the batch goes on without it."""
-    try:
-        answer: T = ray.get(method.remote())
-        return answer
-    except ray.exceptions.RayError:
-        return default
-
-
-def _pipeline(ray: Any, plan: BatchPlan, committed: Committed, board: Any) -> Any:
-    """The lazy dataset of what was committed: rows and bad rows of each part."""
-    from paged_stream.batch.shard_source import ShardSource
-
-    replicas = share_cluster(ray, plan.engine, plan.config.num_replicas)
-    source = ShardSource(plan.input.shards, plan.input.reader, committed)
-    # In Ray's tasks of their own; most of the processors belong to the engines.
-    read = ray.data.read_datasource(
-        source, override_num_blocks=source.num_tasks, num_cpus=_READER_CPUS
-    )
-    settings = {
-        "engine": replace(plan.engine, num_threads=replicas.num_threads),
-        "task": plan.task,
-        "writer": plan.writer(),
-        "output": plan.config.output,
-        "weights": next(iter(committed.weights), None),
-        "board": board,
-    }
-    ahead = plan.parts_ahead
-    return replicas.map_batches(ray, read, ShardWorker, settings, batch_size=1, batches_ahead=ahead)
-
-
-@contextmanager
-def _data_context(ray: Any) -> Iterator[None]:
-    """Ray Data without bars and log lines of its own, which hands each part on by itself."""
-    context, its_logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
-    names = ("enable_progress_bars", "print_on_execution_start", "target_max_block_size")
-    before, level = [getattr(context, name) for name in names], its_logger.level
-    # Ray Data would wait for 128 MiB of parts before it hands them on.
-    for name, value in zip(names, (False, False, 1), strict=True):
-        setattr(context, name, value)
-    its_logger.setLevel(logging.CRITICAL)  # what fails is raised
-    try:
-        yield
-    finally:
-        for name, value in zip(names, before, strict=True):
-            setattr(context, name, value)
-        its_logger.setLevel(level)
+        raise ValueError(f"nodes have different weights under the name {plan.config.model}")
 
 
 def describe_batch(config: BatchConfig, *, num_rows: int = 5) -> str:

@@ -14,13 +14,13 @@ gives the same files again.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from paged_stream.batch.files import OutputFolder
-from paged_stream.batch.inputs import InputFiles
 from paged_stream.batch.parts import BadRow, Part
 
 MANIFEST = "manifest.json"
@@ -43,21 +43,34 @@ class RunFolder:
 
     # A worker's part
 
+    def output_of(self, part: Part) -> bytes | None:
+        """The data file that somebody has written for a part that is not committed; ``None`` if
+        there is none. Its rows need not be computed again."""
+        return self._folder.read(self._data_name(part))
+
     def commit(
-        self, part: Part, data: bytes, bad: Sequence[BadRow], about: Mapping[str, Any]
+        self,
+        part: Part,
+        data: bytes,
+        bad: Sequence[BadRow],
+        about: Mapping[str, Any],
+        *,
+        is_again: bool = False,
     ) -> None:
         """Write a part's output.
 
         Args:
             about: totals of the part, for its record.
+            is_again: whether the part has been written before, perhaps with other bad rows.
         """
-        number = f"{part.shard:06d}-{part.number:05d}"
-        name = f"data/part-{number}.{self._suffix}"
+        number, name = _number(part), self._data_name(part)
         errors = f"errors/part-{number}.jsonl"
         size = self._folder.write(name, lambda stream: stream.write(data))
         if bad:
             lines = "".join(row.line(part.shard) for row in bad)
             self._folder.write(errors, lambda stream: stream.write(lines.encode()))
+        elif is_again:
+            self._folder.remove(errors)
         record: dict[str, Any] = {
             "shard": part.shard,
             "part": part.number,
@@ -72,37 +85,65 @@ class RunFolder:
             record["errors"] = errors
         self._folder.write(f"shards/{number}.json", lambda stream: stream.write(_json(record)))
 
+    def _data_name(self, part: Part) -> str:
+        return f"data/part-{_number(part)}.{self._suffix}"
+
     # The driver's part
 
-    def manifest(self) -> dict[str, Any] | None:
-        """What `begin` or `complete` has written; ``None`` before."""
+    @property
+    def files(self) -> OutputFolder:
+        return self._folder
+
+    def record(self) -> RunRecord | None:
+        """What the folder says of its run; ``None`` if there is none, or one that has written no
+        output, as after a start that failed."""
         content = self._folder.read(MANIFEST)
-        return None if content is None else json.loads(content)
+        has_output = any(self._folder.names(name) for name in ("shards", "data"))
+        if content is None or not has_output:
+            return None
+        manifest = json.loads(content)
+        return RunRecord(manifest["settings"], manifest["status"], self._folder.read(_INPUTS))
 
-    def begin(self, manifest: Mapping[str, Any], files: InputFiles) -> None:
-        """Make the folders and write the settings and the list of the input."""
+    def begin(self, manifest: Mapping[str, Any], listing: bytes) -> None:
+        """Make the folders and write the settings and the list of the input, before anything is
+        computed.
+
+        Args:
+            listing: as `listing.to_parquet` gives it.
+        """
         self._folder.make("data", "errors", "shards")
-        if self.manifest() is None:
-            listing = files.to_parquet()
-            self._folder.write(_INPUTS, lambda stream: stream.write(listing))
-            self._write_manifest({**manifest, "status": "running"})
+        self._folder.clean()
+        self._write_manifest({**manifest, "status": "running"})
+        self._folder.write(_INPUTS, lambda stream: stream.write(listing))
 
-    def first_difference(self, files: InputFiles) -> tuple[Any, Any]:
-        """The first input file that is not as it was when the run was begun, before and now."""
-        listing = self._folder.read(_INPUTS)
-        return ("other files", "these") if listing is None else files.first_difference(listing)
+    def forget_bad(self) -> int:
+        """Make parts with bad rows uncommitted. Their output stays where it is, so only the bad
+        rows are computed again; returns how many these are."""
+        count = 0
+        for name, record in self._records():
+            if record["bad"]:
+                count += record["bad"]
+                content = _json({**record, "again": True})
+                self._folder.write(f"shards/{name}", partial(_put, content))
+        return count
 
     def committed(self) -> Committed:
         """What is committed so far."""
         committed = Committed()
+        for _, record in self._records():
+            committed.add(record)
+        return committed
+
+    def _records(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The records of committed parts, by the names of their files."""
         names = self._folder.names("shards")
         with ThreadPoolExecutor(_READERS) as pool:
             for start in range(0, len(names), _READ_AHEAD):
                 some = names[start : start + _READ_AHEAD]
-                for content in pool.map(lambda name: self._folder.read(f"shards/{name}"), some):
+                read = pool.map(lambda name: self._folder.read(f"shards/{name}"), some)
+                for name, content in zip(some, read, strict=True):
                     if content is not None:
-                        committed.add(json.loads(content))
-        return committed
+                        yield name, json.loads(content)
 
     def complete(self, manifest: Mapping[str, Any], committed: Committed) -> None:
         """Write that all is done."""
@@ -117,6 +158,20 @@ class RunFolder:
     def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
         content = _json({"version": _VERSION, **manifest})
         self._folder.write(MANIFEST, lambda stream: stream.write(content))
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """A run that has been begun.
+
+    Args:
+        status: ``"running"`` or ``"complete"``.
+        listing: its input files, as `listing.to_parquet` gives them.
+    """
+
+    settings: Mapping[str, Any]
+    status: str
+    listing: bytes | None
 
 
 @dataclass(slots=True)
@@ -148,12 +203,14 @@ class Committed:
         return sum(map(self.has, self.last))
 
     def add(self, record: Mapping[str, Any]) -> None:
+        self.weights.add(record["weights"])
+        if record.get("again"):
+            return
         self.parts.setdefault(record["shard"], set()).add(record["part"])
         if record["last"]:
             self.last[record["shard"]] = record["part"]
         for name in (*TOTALS, "input_bytes"):
             setattr(self, name, getattr(self, name) + record[name])
-        self.weights.add(record["weights"])
 
     def has(self, shard: int) -> bool:
         """Whether all parts of a shard are there."""
@@ -174,6 +231,14 @@ def check_settings(saved: Mapping[str, Any], settings: Mapping[str, Any], uri: s
                 f"resume: {name} is {after!r}, but {uri} was begun with {before!r}; pass what it "
                 "was begun with, or another output"
             )
+
+
+def _number(part: Part) -> str:
+    return f"{part.shard:06d}-{part.number:05d}"
+
+
+def _put(content: bytes, stream: Any) -> None:
+    stream.write(content)
 
 
 def _json(value: Any) -> bytes:

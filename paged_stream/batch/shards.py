@@ -79,14 +79,15 @@ class Shards(Sequence[InputShard]):
 
 def part_bytes(files: InputFiles, shard_bytes: int | None) -> int:
     """Bytes of input that are committed at a time: what the user says, or such that there are about
-    a thousand shards of 64 KiB to 16 MiB."""
+    a thousand shards of 64 KiB to 16 MiB. Files that are added later change nothing."""
     if shard_bytes is not None:
         return shard_bytes
-    return max(_MIN_BYTES, min(_MAX_BYTES, files.num_bytes // _WANTED_SHARDS))
+    return max(_MIN_BYTES, min(_MAX_BYTES, files.first_bytes // _WANTED_SHARDS))
 
 
 def cut(files: InputFiles, num_bytes: int, cuts: Iterable[Cut] = ()) -> Shards:
-    """Cut files into shards of about ``num_bytes``. Smaller files go together.
+    """Cut files into shards of about ``num_bytes``. Smaller files go together, but none with those
+    of another addition.
 
     Args:
         cuts: one for each file, if they are tables.
@@ -103,7 +104,7 @@ def cut(files: InputFiles, num_bytes: int, cuts: Iterable[Cut] = ()) -> Shards:
     for index, (file, its_cut) in enumerate(zip_longest(files, cuts)):
         is_empty = file.size == 0 or (its_cut is not None and its_cut.num_rows == 0)
         unpacked = file.size * (1 if file.kind.codec is None else _UNPACKED)
-        if first < index and weight + unpacked > num_bytes:
+        if first < index and (weight + unpacked > num_bytes or index in files.starts):
             close(index)
         if unpacked > num_bytes and file.kind.can_be_cut and not is_empty:
             close(index)

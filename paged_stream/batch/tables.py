@@ -95,13 +95,33 @@ class TableWriter:
 
         indices = sorted(results)
         keys = [{"shard": part.shard, "row": part.rows[index]} for index in indices]
-        added = [{**results[index], **key} for index, key in zip(indices, keys, strict=True)]
+        added = [
+            self._of_task(results[index]) | key for index, key in zip(indices, keys, strict=True)
+        ]
         chosen = part.table.take(pa.array(indices, "int64"))
         if self._format == "jsonl":
             rows = self._rows(part, chosen)
             merged = (row | new for row, new in zip(rows, added, strict=True))
             return "".join(json.dumps(row, default=str) + "\n" for row in merged).encode()
         return self._to_parquet(part, chosen, added)
+
+    def read(self, part: Part, content: bytes) -> dict[int, dict[str, Any]]:
+        """The results that `to_bytes` has written for some rows of a part."""
+        from pyarrow import parquet
+
+        if self._format == "jsonl":
+            rows = [json.loads(line) for line in content.splitlines()]
+        else:
+            table = parquet.read_table(io.BytesIO(content), columns=[*self._added])
+            rows = table.to_pylist()
+            for name in (name for name, kind in self._added.items() if kind == _JSON):
+                for row in rows:
+                    row[name] = None if row[name] is None else json.loads(row[name])
+        indices = {row: index for index, row in enumerate(part.rows)}
+        return {indices[row["row"]]: self._of_task(row) for row in rows}
+
+    def _of_task(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: row[name] for name in self._added if name not in KEY}
 
     def _rows(self, part: Part, chosen: Any) -> Iterator[dict[str, Any]]:
         """The input's columns for JSON lines, under their names in the output."""

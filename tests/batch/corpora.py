@@ -15,6 +15,7 @@ from pyarrow import parquet
 
 from paged_stream import SamplingParams
 from paged_stream.batch.batch_config import BatchConfig
+from paged_stream.batch.listing import to_parquet
 from paged_stream.batch.parts import Part
 from paged_stream.batch.plan import make_plan
 from paged_stream.batch.run_folder import RunFolder
@@ -68,21 +69,27 @@ def write_lines(path: Path, rows: list[Any]) -> Path:
 
 def run_here(batch: BatchConfig, *, only: int | None = None) -> None:
     """Run a batch, or so many of its parts, in this process."""
-    plan = make_plan(batch)
-    folder = RunFolder(batch.output, plan.writer().suffix)
-    folder.begin({"settings": plan.settings()}, plan.input.files)
+    folder = RunFolder(batch.output, str(batch.format))
+    begun = folder.record()
+    plan = make_plan(batch, begun)
+    folder.begin({"settings": plan.settings()}, to_parquet(plan.input.files))
+    if batch.retry_errors:
+        folder.forget_bad()
+    committed = folder.committed()
     worker = ShardWorker(
         engine=plan.engine,
         task=plan.task,
         writer=plan.writer(),
         output=batch.output,
-        weights=None,
+        weights=next(iter(committed.weights), None),
+        is_resumed=begun is not None,
         board=SimpleNamespace(add=SimpleNamespace(remote=lambda progress: None)),
     )
 
     async def run() -> None:
         parts = (part for shard in plan.input.shards for part in plan.input.reader.parts(shard))
-        chosen = itertools.islice(parts, only)
+        left = (p for p in parts if p.number not in committed.parts.get(p.shard, ()))
+        chosen = itertools.islice(left, only)
         await asyncio.gather(*(worker(_row(part)) for part in chosen))
 
     def _row(part: Part) -> pa.Table:

@@ -14,7 +14,7 @@ from unittest import mock
 
 import pytest
 
-from paged_stream.batch import run
+from paged_stream.batch import shard_run
 from paged_stream.batch.shard_worker import ShardWorker
 from paged_stream.cli import main
 
@@ -23,15 +23,15 @@ def kill_a_worker(monkeypatch: pytest.MonkeyPatch, output: Path, count: int, mar
     """Let one worker kill itself when ``count`` shards are there. It leaves ``mark``."""
 
     class Mortal(ShardWorker):
-        def _commit(self, *args):
-            counts = super()._commit(*args)
+        def _commit(self, *args, **how):
+            counts = super()._commit(*args, **how)
             if len(list((output / "shards").iterdir())) >= count:
                 with suppress(FileExistsError):  # one has died already
                     mark.touch(exist_ok=False)
                     os.kill(os.getpid(), signal.SIGKILL)
             return counts
 
-    monkeypatch.setattr(run, "ShardWorker", Mortal)
+    monkeypatch.setattr(shard_run, "ShardWorker", Mortal)
 
 
 def stop_at(output: Path, count: int, pipe: Path) -> None:
@@ -42,15 +42,15 @@ def stop_at(output: Path, count: int, pipe: Path) -> None:
             super().__init__(*args, **settings)
             self._lock = threading.Lock()
 
-        def _commit(self, *args):
+        def _commit(self, *args, **how):
             with self._lock:
-                counts = super()._commit(*args)
+                counts = super()._commit(*args, **how)
                 if len(list((output / "shards").iterdir())) == count:
                     pipe.write_text("halted")
                     threading.Event().wait()
             return counts
 
-    mock.patch.object(run, "ShardWorker", Halting).start()
+    mock.patch.object(shard_run, "ShardWorker", Halting).start()
 
 
 if __name__ == "__main__":

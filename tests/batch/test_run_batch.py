@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,8 @@ import psutil
 import pytest
 
 from paged_stream.batch import generate_dataset
+from paged_stream.batch.parts import RowFailure
+from paged_stream.batch.row_runner import RowRunner
 from paged_stream.batch.run import run_batch
 from paged_stream.batch.run_folder import MANIFEST
 from paged_stream.cli import main
@@ -54,9 +58,9 @@ def batch(folder, output, source, **settings):
     return config(folder, output, source, params=PARAMS, engine=engine, **settings)
 
 
-def run_undisturbed(folder, source, output):
+def run_undisturbed(folder, source, output, **settings):
     """Files of the same batch, computed in this process."""
-    run_here(batch(folder, output, source))
+    run_here(batch(folder, output, source, **settings))
     assert len(outputs(output)) == 118 and len(errors(output)) == 2
     return files(output)
 
@@ -89,9 +93,10 @@ def corpus(source, tmp_path, request):
                 yield f"s3://key:secret@bucket/in{options}"
 
 
-def start_halting(folder, source, output, count, pipe):
+def start_halting(folder, source, output, count, pipe, options=()):
     """Start a driver whose worker halts when ``count`` parts are committed, and says so."""
-    arguments = ["batch", "--input", str(source), "--output", str(output), *OPTIONS]
+    os.mkfifo(pipe)
+    arguments = ["batch", "--input", str(source), "--output", str(output), *OPTIONS, *options]
     return subprocess.Popen(
         [sys.executable, "-m", "tests.batch.killed_batches", str(output), str(count), str(pipe)]
         + [*arguments, "--model", str(folder)],
@@ -100,10 +105,15 @@ def start_halting(folder, source, output, count, pipe):
     )
 
 
-def kill_all(processes):
-    for process in processes:
+def kill_halting(driver, pipe):
+    """Kill a driver that has halted, and Ray, which it has started."""
+    assert pipe.read_text() == "halted"
+    others = psutil.Process(driver.pid).children(recursive=True)
+    driver.kill()
+    for process in others:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
+    driver.wait()
 
 
 @pytest.mark.ray
@@ -124,13 +134,7 @@ def test_a_worker_is_killed(ray, folder, source, tmp_path, undisturbed, monkeypa
 def test_the_driver_is_killed(ray, folder, corpus, tmp_path):
     undisturbed = run_undisturbed(folder, corpus, tmp_path / "undisturbed")
     output, pipe, done = tmp_path / "out", tmp_path / "pipe", 3
-    os.mkfifo(pipe)
-    driver = start_halting(folder, corpus, output, done, pipe)
-    assert pipe.read_text() == "halted"
-    others = psutil.Process(driver.pid).children(recursive=True)  # Ray, which it has started
-    driver.kill()
-    kill_all(others)
-    driver.wait()
+    kill_halting(start_halting(folder, corpus, output, done, pipe), pipe)
     committed = {path: path.stat().st_mtime_ns for path in (output / "data").iterdir()}
     (output / "tmp" / "left").write_text("of an unfinished write")
     assert len(list((output / "shards").iterdir())) == done
@@ -143,6 +147,100 @@ def test_the_driver_is_killed(ray, folder, corpus, tmp_path):
         data = output / json.loads(record.read_text())["file"]
         assert committed[data] == data.stat().st_mtime_ns, "a committed shard was computed again"
     assert not list((output / "tmp").iterdir())
+
+
+def rows_of(source):
+    return [json.loads(line) for line in source.read_text(errors="replace").splitlines()]
+
+
+def as_requests(row):
+    """A row as one of OpenAI's batch file; those that are bad stay so."""
+    messages = [{"role": "user", "content": row.get("prompt", 5)}]
+    if "\ufffd" in str(messages):
+        messages = None
+    body = {"model": "gpt", "messages": messages, "n": 1 + row["id"] % 2}
+    url = "/v1/chat/completions"
+    return {"custom_id": f"r{row['id']}", "method": "POST", "url": url, "body": body}
+
+
+def with_parameters(row):
+    row["how"] = [{"max_tokens": 7, "temperature": 0.5}, {"seed": row["id"]}, None][row["id"] % 3]
+    if "\ufffd" in row.get("prompt", ""):
+        row["how"] = 5
+    return row
+
+
+MODES = {
+    "requests": (as_requests, {"task": "openai"}, ["--task", "openai"]),
+    "rows with parameters": (
+        with_parameters,
+        {"sampling_columns": ["how"]},
+        ["--sampling-columns", "how"],
+    ),
+}
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("mode", MODES)
+def test_rows_that_say_what_they_want_survive(ray, folder, source, tmp_path, monkeypatch, mode):
+    """A driver is killed, and then a worker."""
+    change, settings, options = MODES[mode]
+    corpus = write_lines(tmp_path / "in.jsonl", [change(row) for row in rows_of(source)])
+    undisturbed = run_undisturbed(folder, corpus, tmp_path / "undisturbed", **settings)
+    output, pipe, mark = (tmp_path / name for name in ("out", "pipe", "mark"))
+    done = 3
+    kill_halting(start_halting(folder, corpus, output, done, pipe, options), pipe)
+    kill_a_worker(monkeypatch, output, 6, mark)
+    summary = run_batch(batch(folder, output, corpus, resume=True, **settings))
+    assert mark.exists() and summary.num_resumed == done
+    assert files(output) == undisturbed
+
+
+@pytest.mark.ray
+def test_files_that_are_added_survive(ray, folder, source, tmp_path, monkeypatch):
+    """A driver is killed while it computes what was added, and then a worker."""
+    corpus, output, pipe, mark = (tmp_path / name for name in ("in", "out", "pipe", "mark"))
+    corpus.mkdir()
+    lines = source.read_bytes().splitlines(keepends=True)
+    (corpus / "b.jsonl").write_bytes(b"".join(lines[:60]))
+    run_here(batch(folder, output, corpus))
+    before = files(output)
+    (corpus / "a.jsonl").write_bytes(b"".join(lines[60:]))
+    undisturbed = tmp_path / "undisturbed"
+    shutil.copytree(output, undisturbed)
+    run_here(batch(folder, undisturbed, corpus))
+    done = len(list((output / "shards").iterdir())) + 2
+    kill_halting(start_halting(folder, corpus, output, done, pipe, ["--resume"]), pipe)
+    kill_a_worker(monkeypatch, output, done + 3, mark)
+    run_batch(batch(folder, output, corpus, resume=True))
+    assert mark.exists() and files(output) == files(undisturbed)
+    assert {name: files(output)[name] for name in before} == before
+    assert sorted(row["id"] for row in outputs(output)) == [
+        i for i in range(120) if i not in (17, 90)
+    ]
+
+
+@pytest.mark.ray
+def test_a_retry_survives(ray, folder, source, tmp_path, undisturbed, monkeypatch):
+    """Every third row had failed. A driver is killed while it computes them, and then a worker."""
+    output, pipe, mark = (tmp_path / name for name in ("out", "pipe", "mark"))
+    result, count = RowRunner._result, itertools.count()
+
+    async def fail(self, rows, index):
+        is_bad = next(count) % 3 == 0
+        return RowFailure("not today") if is_bad else await result(self, rows, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RowRunner, "_result", fail)
+        run_here(batch(folder, output, source))
+    assert len(errors(output)) > 30
+    num_parts = len(list((output / "shards").iterdir()))
+    options = ["--resume", "--retry-errors"]
+    kill_halting(start_halting(folder, source, output, num_parts, pipe, options), pipe)
+    kill_a_worker(monkeypatch, output, num_parts, mark)
+    summary = run_batch(batch(folder, output, source, resume=True))
+    assert mark.exists() and files(output) == undisturbed
+    assert summary.num_rows == 118 and 0 < summary.done.new_rows < 60
 
 
 @pytest.mark.ray
@@ -159,6 +257,10 @@ def test_what_the_user_sees(ray, folder, source, tmp_path, capsys):
     assert main(arguments) == SOME_BAD
     out, err = capsys.readouterr()
     assert "rows           118\nbad rows       2 (see errors/)" in out
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["new_rows"] == 119 and summary["new_output_tokens"] == 5 * 118
+    assert 0 < summary["rows_per_second"] == 119 / summary["seconds"]
+    assert f"{summary['rows_per_second']:,.1f} rows" in out and summary["start_seconds"] > 0
     assert " rows" in err and "100%" in err
 
     assert main(arguments) == 2
@@ -199,7 +301,7 @@ def test_other_files_are_no_resumption(folder, source, tmp_path):
     copy.write_bytes(source.read_bytes())
     run_here(batch(folder, tmp_path / "out", copy), only=1)
     copy.write_bytes(source.read_bytes() + b"{}\n")
-    with pytest.raises(ValueError, match="resume: input is .*in.jsonl"):
+    with pytest.raises(ValueError, match="resume: .*in.jsonl has .* bytes, but had"):
         run_batch(batch(folder, tmp_path / "out", copy, resume=True))
 
 
