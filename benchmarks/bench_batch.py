@@ -1,12 +1,15 @@
-"""Does a batch survive being killed, and what does Ray cost?
+"""Does a batch survive being killed, do its engines end with it, and what does Ray cost?
 
     python -m benchmarks.bench_batch crash                  # 20,000 documents, tiny random model
+    python -m benchmarks.bench_batch gone                   # how long engines outlive their driver
     python -m benchmarks.bench_batch overhead               # 400 documents, the embedded model
     python -m benchmarks.bench_batch crash --documents 500  # smaller
 
 `crash` runs a batch undisturbed; then again, and kills an engine's process when a third of the
 shards are committed and the driver with all that it has started when two thirds are; then resumes.
 Every input must have exactly one output, the same as undisturbed.
+
+`gone` kills the driver alone when a third of the shards are committed, and waits for its engines.
 
 `overhead` runs the same documents through a batch with one engine per processor, and through as
 many processes with one `LLM` each and nothing else, in turns, one thread each.
@@ -26,6 +29,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +107,55 @@ class Run:
         return [row for path in paths for row in parquet.read_table(path).to_pylist()]
 
 
+def prepare(work: Path, prompts: Sequence[str]) -> int:
+    """Write a model and documents; returns the number of shards."""
+    (work / "model").mkdir()
+    tiny_model(work / "model")
+    save_letters(work / "model")
+    write_documents(work / "documents.jsonl", prompts)
+    return -(-(work / "documents.jsonl").stat().st_size // SHARD_BYTES)
+
+
+def gone(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Seconds until the engines of a killed driver have ended."""
+    seconds = []
+    for number in range(args.repeats):
+        with tempfile.TemporaryDirectory() as name:
+            num_shards = prepare(Path(name), [" ".join(WORDS)] * args.documents)
+            run = Run(Path(name), f"gone-{number}", args.replicas)
+            driver = run.start()
+            run.wait_for(num_shards // 3, driver)
+            everybody = psutil.Process(driver.pid).children(recursive=True)
+            engines = engines_among(everybody)
+            driver.kill()
+            started = time.perf_counter()
+            while any(map(is_alive, engines)):
+                time.sleep(0.01)
+            seconds.append(time.perf_counter() - started)
+            kill_all(everybody)
+            driver.wait()
+        print(f"{len(engines)} engines were gone after {seconds[-1]:.2f} s")
+    return [{"engines": args.replicas, "seconds": seconds, "most": max(seconds)}]
+
+
+def engines_among(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+    return [p for p in processes if "ShardWorker" in " ".join(p.cmdline())]
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether a process has not ended; one that nobody has asked for its status yet has."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def kill_all(processes: Sequence[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 def crash(args: argparse.Namespace) -> list[dict[str, Any]]:
     generator = random.Random(0)
     prompts = [
@@ -111,11 +164,7 @@ def crash(args: argparse.Namespace) -> list[dict[str, Any]]:
     ]
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        (work / "model").mkdir()
-        tiny_model(work / "model")
-        save_letters(work / "model")
-        write_documents(work / "documents.jsonl", prompts)
-        num_shards = -(-(work / "documents.jsonl").stat().st_size // SHARD_BYTES)
+        num_shards = prepare(work, prompts)
         undisturbed = Run(work, "undisturbed", args.replicas)
         undisturbed.finish(undisturbed.start(), num_shards)
         killed = Run(work, "killed", args.replicas)
@@ -142,16 +191,11 @@ def disturb(run: Run, num_shards: int) -> int:
     driver = run.start()
     run.wait_for(num_shards // 3, driver)
     everybody = psutil.Process(driver.pid).children(recursive=True)
-    engines = [p for p in everybody if "ShardWorker" in " ".join(p.cmdline())]
-    engines[0].kill()
+    engines_among(everybody)[0].kill()
     run.wait_for(num_shards * 2 // 3, driver)
     everybody = psutil.Process(driver.pid).children(recursive=True)
     driver.kill()
-    for process in everybody:
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            pass
+    kill_all(everybody)
     driver.wait()
     before = run.num_committed()
     if before >= num_shards:
@@ -243,15 +287,17 @@ def overhead(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def main() -> None:
     arguments = parser(__doc__)
-    arguments.add_argument("what", choices=["crash", "overhead"])
-    arguments.add_argument("--documents", type=int, help="20,000 or, for overhead, 400")
+    arguments.add_argument("what", choices=["crash", "gone", "overhead"])
+    arguments.add_argument("--documents", type=int, help="20,000; 2,000 for gone, 400 for overhead")
     arguments.add_argument("--replicas", type=int, default=2)
     arguments.add_argument("--model", default="smollm2-135m-instruct", help="for overhead")
     arguments.add_argument("--max-tokens", type=int, default=32, help="for overhead")
-    arguments.add_argument("--repeats", type=int, default=3, help="for overhead")
+    arguments.add_argument("--repeats", type=int, default=3, help="not for crash")
     args = arguments.parse_args()
-    run = crash if args.what == "crash" else overhead
-    args.documents = args.documents or (20_000 if run is crash else 400)
+    run, documents = {"crash": (crash, 20_000), "gone": (gone, 2000), "overhead": (overhead, 400)}[
+        args.what
+    ]
+    args.documents = args.documents or documents
     write_results(f"batch_{args.what}", run(args))
 
 

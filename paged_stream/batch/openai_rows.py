@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from paged_stream.batch.parts import RowFailure
+from paged_stream.batch.prompts import row_values
+from paged_stream.batch.row_task import REQUEST
 from paged_stream.engine.async_engine import AsyncLLMEngine
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.scheduler.settings import settings_of
@@ -37,9 +39,8 @@ def read_request(row: Mapping[str, Any]) -> RowRequest:
     Raises:
         ValueError: names the column and what is allowed.
     """
-    custom_id, method, url, body = (
-        row.get(name) for name in ("custom_id", "method", "url", "body")
-    )
+    values = row_values(row, REQUEST)
+    custom_id, method, url, body = (values.get(name) for name in REQUEST)
     if not isinstance(custom_id, str) or not custom_id:
         raise ValueError(f"custom_id must be text, got {custom_id!r}")
     if method != "POST":
@@ -95,7 +96,7 @@ class RequestRows:
         except ValueError as error:
             told["error"] = {"code": "invalid_request", "message": str(error)}
             return RowFailure(str(error), {"custom_id": row.get("custom_id"), **told})
-        content = json.dumps(self._filled(request.body, seed)).encode()
+        content = json.dumps(self._filled(request.body, seed), default=str).encode()
         status, answer = await _post(self._app, request.url, content)
         if status == 503:
             raise RuntimeError(answer["error"]["message"])

@@ -14,7 +14,7 @@ class Done:
     """What one run has computed, which is not what others have left to it.
 
     Args:
-        new_rows: rows, bad ones too.
+        new_rows: rows that engines were given, bad ones too.
         new_prompt_tokens: tokens of their prompts.
         new_output_tokens: tokens of their outputs.
         start_seconds: until the first engine was there.

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from paged_stream.batch.json_text import to_json
+
 LINE = "line"  # the column of rows that are JSON
 MAX_ROWS = 8192
 # A part is at most this share of what was read before it, so that the first are there soon.
@@ -43,7 +45,7 @@ class BadRow:
     def line(self, shard: int) -> str:
         """The row as JSON, in a line."""
         where = {"shard": shard, "row": self.row, "location": self.location}
-        return json.dumps({**self.columns, **where, "reason": self.reason}) + "\n"
+        return to_json({**self.columns, **where, "reason": self.reason}) + "\n"
 
 
 class TableRow(Mapping[str, Any]):

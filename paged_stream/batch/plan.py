@@ -95,7 +95,7 @@ class BatchPlan:
         names = dict.fromkeys(schema.names) if schema is not None else self.types
         keep = self.config.keep
         return TableWriter(
-            self.config.format,
+            str(self.config.format),
             {name: kind for name, kind in names.items() if keep is None or name in keep},
             self.task.columns,
             has_extra=schema is None and self.input.files.kinds[0].format != "text",
@@ -148,7 +148,12 @@ def make_plan(config: BatchConfig, begun: RunRecord | None = None) -> BatchPlan:
 def _with_column(task: RowTask, files: InputFiles) -> RowTask:
     """The task with the column that text files have, unless the user has said where prompts are."""
     is_text = files.kinds[0].format == "text"
-    if is_text and task.task != "openai" and task.prompt_column is None and task.prompt_template is None:
+    if (
+        is_text
+        and task.task != "openai"
+        and task.prompt_column is None
+        and task.prompt_template is None
+    ):
         return replace(task, prompt_column="text")
     return task
 
@@ -173,17 +178,17 @@ def _check_columns(config: BatchConfig, task: RowTask, names: Sequence[str]) -> 
         "columns": [renamed.get(name, name) for name in config.columns or ()],
         "rename": list(renamed.values()),
         "sampling_columns": list(task.sampling_columns),
-        "keep": list(config.keep or ()),
+        "keep": [name for name in config.keep or () if name not in task.prompt_columns],
     }
     has = f"; it has {', '.join(names)}" if names else ""
-    for name in () if task.prompt_template is not None else task.prompt_columns:
-        if name not in names:
-            raise ValueError(f"the input must have the column {name!r} for {task.task!r}{has}")
     for setting, wanted in asked.items():
         if setting == "rename" and config.keep is not None:
             continue  # a column that nobody needs is not read
         if missing := [name for name in wanted if name not in names]:
             raise ValueError(f"{setting} must name columns of the input, got {missing[0]!r}{has}")
+    for name in () if task.prompt_template is not None else task.prompt_columns:
+        if name not in names:
+            raise ValueError(f"the input must have the column {name!r} for {task.task!r}{has}")
 
 
 def _check_tokenizer(config: BatchConfig) -> None:

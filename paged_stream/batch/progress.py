@@ -18,13 +18,15 @@ class BatchProgress:
     """Work done since the last report.
 
     Args:
-        num_engines: engines that have loaded.
+        num_placed: engines that have a place in the cluster.
+        num_engines: those of them that have loaded.
         num_rows: rows that have ended.
         num_bad: those of them that have no output.
         num_tokens: tokens that went through the model, in and out.
         num_bytes: of the input.
     """
 
+    num_placed: int = 0
     num_engines: int = 0
     num_rows: int = 0
     num_bad: int = 0
@@ -60,6 +62,8 @@ class Bar:
     Args:
         read: gives the board's totals.
         num_bytes: of the input that is to be done.
+        num_engines: that are wanted.
+        waiting: says what keeps engines from having a place.
         clock: seconds.
     """
 
@@ -67,14 +71,17 @@ class Bar:
         self,
         read: Callable[[], BatchProgress],
         num_bytes: int,
+        num_engines: int = 1,
+        waiting: Callable[[], str] = lambda: "waiting for an engine",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._read = read
+        self._num_wanted = num_engines
+        self._waiting = waiting
         self._clock = clock
         self._num_committed = 0
         self._begun = clock()
         self._started: float | None = None  # when the first engine was there
-        self._last = BatchProgress()
         self._stopped = threading.Event()
         self._bar: Any = progress_bar(
             total=num_bytes,
@@ -83,8 +90,9 @@ class Bar:
             mininterval=0.0,
             bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix} "
             "[{elapsed}<{remaining}]",
-            postfix="loading the model",
+            postfix="waiting for an engine",
         )
+        self._told: tuple[bool, int] | None = None
         self._thread = threading.Thread(target=self._show_for_ever, daemon=True)
 
     def __enter__(self) -> Bar:
@@ -113,23 +121,37 @@ class Bar:
 
     def show(self) -> None:
         total = self._read()
+        if self._started is None and not total.num_engines:
+            self._show_waiting(is_placed=total.num_placed > 0)
+            return
         if total == BatchProgress():
-            return  # nothing yet, or nothing any more
-        if total.num_engines and self._started is None:
+            return  # nothing any more
+        if self._started is None:
             self._started = self._clock()
-        if self._started is not None:
-            rates, seconds = "", self.seconds
-            if seconds >= _SHOW_SECONDS:
-                rates = f", {total.num_rows / seconds:.1f} rows/s"
-                rates += f", {total.num_tokens / seconds:,.0f} tok/s"
-            self._bar.set_postfix_str(
-                f"{self._num_committed:,} parts, {total.num_rows:,} rows"
-                + rates
-                + (f", {total.num_bad:,} bad" if total.num_bad else ""),
-                refresh=False,
-            )
+        self._bar.set_postfix_str(self._text(total), refresh=False)
         # A worker that died did some of it twice.
         self._bar.update(min(total.num_bytes, self._bar.total) - self._bar.n)
+
+    def _text(self, total: BatchProgress) -> str:
+        rates, seconds = "", self.seconds
+        if seconds >= _SHOW_SECONDS:
+            rates = (
+                f", {total.num_rows / seconds:.1f} rows/s, {total.num_tokens / seconds:,.0f} tok/s"
+            )
+        few = total.num_engines < self._num_wanted
+        return (
+            (f"{total.num_engines} of {self._num_wanted} engines, " if few else "")
+            + f"{self._num_committed:,} parts, {total.num_rows:,} rows{rates}"
+            + (f", {total.num_bad:,} bad" if total.num_bad else "")
+        )
+
+    def _show_waiting(self, *, is_placed: bool) -> None:
+        """Say what the first engine waits for, at first, when it has a place, and every minute."""
+        told = is_placed, int(self.start_seconds // 60)
+        if told != self._told:
+            self._told = told
+            text = "loading the model" if is_placed else self._waiting()
+            self._bar.set_postfix_str(text + (f", for {told[1]} min" if told[1] else ""))
 
     def _show_for_ever(self) -> None:
         while not self._stopped.wait(_SHOW_SECONDS):

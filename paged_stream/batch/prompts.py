@@ -31,12 +31,12 @@ class Prompter:
             ValueError: the row has none.
         """
         if self._template is not None:
-            value: Any = _render(self._template, _values(row, self._columns))
+            value: Any = _render(self._template, row_values(row, self._columns))
         else:
             name = self.task.input_column
             if name not in row:
                 raise ValueError(f"no column {name!r} in {', '.join(map(repr, row)) or 'the row'}")
-            value = _values(row, (name,))[name]
+            value = row_values(row, (name,))[name]
         if isinstance(value, bytes):
             value = value.decode()  # UnicodeDecodeError is a ValueError
         if isinstance(value, Mapping):
@@ -76,8 +76,12 @@ def encode(tokenizer: Tokenizer | None, prompt: Any) -> Sequence[int]:
     return tokenizer.apply_chat_template(prompt)
 
 
-def _values(row: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """Some columns of a row. The others stay as they are: Python need not know their values."""
+def row_values(row: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Some columns of a row. The others stay as they are: Python need not know their values.
+
+    Raises:
+        ValueError: Python has no such value.
+    """
     try:
         return {name: row[name] for name in names if name in row}
     except (OverflowError, TypeError) as error:

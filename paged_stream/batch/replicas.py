@@ -52,6 +52,26 @@ class Replicas:
             num_threads=max(1, int(share)),
         )
 
+    def have_room(self, free: Mapping[str, float]) -> bool:
+        """Whether free resources of a cluster are enough for one of them at least."""
+        return all(free.get(name, 0) >= count for name, count in self._needs.items())
+
+    @property
+    def _needs(self) -> dict[str, float]:
+        return {"CPU": self.num_cpus} | ({"GPU": self.num_gpus} if self.num_gpus else {})
+
+    def waiting(self, free: Mapping[str, float], whole: Mapping[str, float]) -> str:
+        """What keeps replicas from having a place, in words.
+
+        Args:
+            free: resources of the cluster that nobody has.
+            whole: all of its resources.
+        """
+        needs = self._needs
+        each = " and ".join(f"{count:g} {name}" for name, count in needs.items())
+        has = " and ".join(f"{free.get(n, 0):.3g} of {whole.get(n, 0):g} {n}" for n in needs)
+        return f"waiting for {self.num_replicas} engines of {each} each, {has} are free"
+
     def map_batches(
         self,
         ray: Any,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from paged_stream.batch.prompts import row_values
 from paged_stream.batch.row_task import RowTask, check_row_params
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.scheduler.settings import settings_of
@@ -24,8 +25,7 @@ def row_params(task: RowTask, row: Mapping[str, Any]) -> tuple[SamplingParams, b
         ValueError: a column holds something else, or a value that its field does not take.
     """
     given: dict[str, Any] = {}
-    for name in task.sampling_columns:
-        value = row.get(name)
+    for name, value in row_values(row, task.sampling_columns).items():
         given |= {name: value} if name in _FIELDS else _fields(name, value)
     given = {name: value for name, value in given.items() if value is not None}
     if not given:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import math
 import time
 from collections import deque
@@ -19,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from paged_stream.batch.engine import BatchEngine
+from paged_stream.batch.json_text import to_json
 from paged_stream.batch.openai_rows import RequestRows
 from paged_stream.batch.parts import RowFailure
 from paged_stream.batch.progress import BatchProgress
@@ -131,19 +131,15 @@ class RowRunner:
         except ValueError as error:
             return RowFailure(str(error))
 
-    async def _answer(
-        self, requests: RequestRows, rows: Sequence[KeyedRow], index: int
-    ) -> Result:
+    async def _answer(self, requests: RequestRows, rows: Sequence[KeyedRow], index: int) -> Result:
         row = await asyncio.to_thread(rows.__getitem__, index)
-        seed = self._seed(row.key or (json.dumps(row.values["body"]),))
+        seed = self._seed(row.key or (to_json(row.values.get("body")),))
         return await requests.result(row.values, seed)
 
     def _seed(self, key: tuple[object, ...]) -> int:
         return row_seed(self._task.sampling_params.seed or 0, *key)
 
-    def _encode(
-        self, rows: Sequence[KeyedRow], index: int
-    ) -> tuple[SamplingParams, Sequence[int]]:
+    def _encode(self, rows: Sequence[KeyedRow], index: int) -> tuple[SamplingParams, Sequence[int]]:
         """How a row is generated, and its prompt's tokens."""
         row = rows[index]
         prompt = self._prompter.prompt(row.values)

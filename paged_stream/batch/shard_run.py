@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from paged_stream.batch.lifeline import Lifeline
 from paged_stream.batch.outcome import Done, ErrorBudget
 from paged_stream.batch.plan import BatchPlan
 from paged_stream.batch.progress import Bar, BatchProgress, Board
@@ -38,6 +39,8 @@ class ShardRun:
         self._lock = lock
         self._is_resumed = is_resumed
         self._replicas = share_cluster(ray, plan.engine, plan.config.num_replicas)
+        # Later, what they have themselves is not free.
+        self._have_room = self._replicas.have_room(ray.available_resources())
         self._board = ray.remote(num_cpus=0)(Board).remote()
 
     def until_done(self, budget: ErrorBudget) -> Done:
@@ -46,20 +49,33 @@ class ShardRun:
         Raises:
             ValueError: a worker cannot work, or another driver has taken over; in one line.
         """
+        lifeline = Lifeline(self._ray.util.get_node_ip_address())
+        try:
+            return self._until_done(budget, lifeline)
+        finally:
+            lifeline.close()
+
+    def _until_done(self, budget: ErrorBudget, lifeline: Lifeline) -> Done:
         done = Done()
         num_bytes = self._plan.input.shards.num_bytes - self._committed.input_bytes
-        bar = Bar(lambda: self._ask(self._board.total, BatchProgress()), num_bytes)
+        bar = Bar(
+            lambda: self._ask(self._board.total, BatchProgress()),
+            num_bytes,
+            self._replicas.num_replicas,
+            self._waiting,
+        )
         with bar, _data_context(self._ray):
             try:
-                for row in self._pipeline().iter_rows():
+                for row in self._pipeline(lifeline).iter_rows():
                     bar.commit()
                     done.add(row)
                     budget.add(row["rows"] + row["bad"], row["bad"])
                     if budget.is_hopeless:
                         break
                     self._lock.check()
-            except Exception:
-                if (reason := self._ask(self._board.failure, None)) is not None:
+            except Exception as error:
+                reason = self._ask(self._board.failure, None) or _reason(error)
+                if reason is not None:
                     raise ValueError(reason) from None  # in one line, without Ray's frames
                 raise
             bar.show()
@@ -73,7 +89,13 @@ class ShardRun:
         except self._ray.exceptions.RayError:
             return default
 
-    def _pipeline(self) -> Any:
+    def _waiting(self) -> str:
+        if self._have_room:
+            return "starting engines"
+        free, whole = self._ray.available_resources(), self._ray.cluster_resources()
+        return self._replicas.waiting(free, whole)
+
+    def _pipeline(self, lifeline: Lifeline) -> Any:
         """The lazy dataset of what was committed: what `ShardWorker` counts of each part."""
         from paged_stream.batch.shard_source import ShardSource
 
@@ -91,11 +113,18 @@ class ShardRun:
             "weights": next(iter(self._committed.weights), None),
             "is_resumed": self._is_resumed,
             "board": self._board,
+            "lifeline": lifeline.address,
         }
         ahead = plan.parts_ahead
         return self._replicas.map_batches(
             ray, read, ShardWorker, settings, batch_size=1, batches_ahead=ahead
         )
+
+
+def _reason(error: Exception) -> str | None:
+    """What a task on Ray has failed for, if that is something outside the program."""
+    cause = getattr(error, "cause", None)
+    return f"{type(cause).__name__}: {cause}" if isinstance(cause, OSError) else None
 
 
 @contextmanager

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from paged_stream.batch.engine import start_engine
+from paged_stream.batch.lifeline import Address, end_with
 from paged_stream.batch.parts import BadRow, Part, RowFailure
+from paged_stream.batch.progress import BatchProgress
 from paged_stream.batch.row_runner import KeyedRow, Result, RowRunner
 from paged_stream.batch.row_task import RowTask
 from paged_stream.batch.run_folder import RunFolder
@@ -24,6 +27,7 @@ class ShardWorker:
         weights: the fingerprint of the weights that the run was begun with, if known.
         is_resumed: whether there may be output of parts that are not committed.
         board: the Ray actor that hears of progress.
+        lifeline: address of the driver's; ``None`` if that is this process.
 
     Raises:
         ValueError: as `start_engine`, or other weights.
@@ -39,13 +43,17 @@ class ShardWorker:
         weights: str | None,
         is_resumed: bool,
         board: Any,
+        lifeline: Address | None = None,
     ) -> None:
         import ray
 
+        if lifeline is not None:
+            end_with(lifeline)
         self._writer = writer
         self._is_resumed = is_resumed
         self._board = board
         self._folder = RunFolder(output, writer.suffix)
+        board.add.remote(BatchProgress(num_placed=1))
         try:
             started = start_engine(engine, task)
             self._weights = started.weights
@@ -60,11 +68,13 @@ class ShardWorker:
 
     async def __call__(self, batch: Any) -> Any:
         import pyarrow as pa
+        import ray
 
         try:
             counts = [await self._run(data.as_buffer()) for data in batch["part"]]
         except (OSError, RuntimeError, ValueError) as error:
-            self._board.fail.remote(f"{type(error).__name__}: {error}")
+            with suppress(ray.exceptions.RayError):  # the board may be gone with its node
+                await self._board.fail.remote(f"{type(error).__name__}: {error}")
             raise
         return pa.Table.from_pylist(counts)
 

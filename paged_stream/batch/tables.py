@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from paged_stream.batch.json_text import to_json
 from paged_stream.batch.parts import LINE, Part
 from paged_stream.batch.row_task import FLOATS
 
@@ -102,7 +103,7 @@ class TableWriter:
         if self._format == "jsonl":
             rows = self._rows(part, chosen)
             merged = (row | new for row, new in zip(rows, added, strict=True))
-            return "".join(json.dumps(row, default=str) + "\n" for row in merged).encode()
+            return "".join(to_json(row) + "\n" for row in merged).encode()
         return self._to_parquet(part, chosen, added)
 
     def read(self, part: Part, content: bytes) -> dict[int, dict[str, Any]]:
@@ -165,11 +166,11 @@ class TableWriter:
             for name, kind in self._columns.items():
                 value = row.get(name)
                 if value is not None and kind == _JSON:
-                    value = json.dumps(value)
+                    value = to_json(value)
                 elif value is not None and not _fits(value, str(kind)):
                     extra[name], value = value, None
                 columns[name].append(value)
-            extras.append(json.dumps(extra) if extra else None)
+            extras.append(to_json(extra) if extra else None)
         kinds = {n: "string" if kind == _JSON else kind for n, kind in self._columns.items()}
         arrays = {self.names[n]: pa.array(v, kinds[n]) for n, v in columns.items()}
         return arrays | ({EXTRA: pa.array(extras, "string")} if self._has_extra else {})
@@ -183,7 +184,7 @@ def added_array(values: Sequence[Any], kind: str) -> Any:
         return pa.array(values, pa.list_(pa.float32()))
     if kind != _JSON:
         return pa.array(values, kind)
-    return pa.array([None if v is None else json.dumps(v) for v in values], "string")
+    return pa.array([None if v is None else to_json(v) for v in values], "string")
 
 
 def _to_python(column: Any) -> list[Any]:

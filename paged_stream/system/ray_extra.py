@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import socket
 from typing import Any
 
+_CONNECT_SECONDS = 10.0
 _NICENESS = "RAY_worker_niceness"  # Ray's processes read it when they start
 
 
@@ -40,9 +42,13 @@ def start_ray(ray: Any, **options: Any) -> None:
 
     Args:
         options: of ``ray.init``.
+
+    Raises:
+        OSError: nobody listens where ``RAY_ADDRESS`` says.
     """
     if ray.is_initialized():
         return
+    _check_address(os.environ.get("RAY_ADDRESS", ""))
     is_set = _NICENESS in os.environ
     os.environ.setdefault(_NICENESS, str(os.getpriority(os.PRIO_PROCESS, 0)))
     try:
@@ -50,3 +56,14 @@ def start_ray(ray: Any, **options: Any) -> None:
     finally:
         if not is_set:
             os.environ.pop(_NICENESS, None)
+
+
+def _check_address(address: str) -> None:
+    """Raises OSError if nobody listens at a host and port. Ray would look for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or "/" in address or not port.isdigit():
+        return  # "auto" and the like, or a client's address
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ConnectionError(f"RAY_ADDRESS is {address}, where no Ray answers: {error}") from None

@@ -105,6 +105,36 @@ def test_a_strange_value_does_no_harm_where_nobody_asks_for_it(folder, tmp_path,
     assert bad["row"] == 1 and "Python has no such value" in bad["reason"]
 
 
+def strict_json(text):
+    """JSON without words that are none."""
+
+    def refuse(word):
+        raise AssertionError(word)
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_json_has_no_words_that_are_none(folder, tmp_path):
+    columns = {
+        "prompt": ["a", "b"],
+        "x": [math.nan, 1.5],
+        "many": [[math.inf, 2.0], [0.5]],
+        "raw": [b"\xff\x00", b""],
+    }
+    parquet.write_table(pa.table(columns), tmp_path / "in.parquet")
+    run_here(config(folder, tmp_path / "out", tmp_path / "in.parquet", format="jsonl"))
+    (part,) = (tmp_path / "out" / "data").iterdir()
+    first, second = map(strict_json, part.read_text().splitlines())
+    assert (first["x"], first["many"], first["raw"]) == (None, [None, 2.0], "/wA=")
+    assert (second["x"], second["many"], second["raw"]) == (1.5, [0.5], "")
+    source = write_lines(tmp_path / "in.jsonl", [b'{"prompt": "a", "deep": {"x": [NaN]}}'])
+    for format in ("jsonl", "parquet"):
+        run_here(config(folder, tmp_path / format, source, format=format))
+        (row,) = outputs(tmp_path / format)
+        deep = row["deep"] if format == "jsonl" else strict_json(row["deep"])
+        assert deep == {"x": [None]}
+
+
 @pytest.mark.parametrize("format", ["parquet", "jsonl"])
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_columns_with_the_names_of_added_ones_are_kept(folder, tmp_path, format, suffix):
@@ -464,6 +494,13 @@ def test_how_machines_are_shared():
     assert Replicas.fit(3, [head, node], "cpu").num_threads == 5
 
 
+def test_whether_a_replica_has_room():
+    replicas = Replicas(num_replicas=2, num_cpus=1.6, num_gpus=1, num_threads=1)
+    assert replicas.have_room({"CPU": 1.6, "GPU": 1.0})
+    assert not replicas.have_room({"CPU": 1.5, "GPU": 1.0})
+    assert not replicas.have_room({"CPU": 4.0})
+
+
 def test_threads_that_the_user_asks_for(folder, tmp_path):
     source = write_lines(tmp_path / "in.jsonl", [{"prompt": "a"}])
     ray = SimpleNamespace(nodes=lambda: [{"Alive": True, "Resources": {"CPU": 4.0}}])
@@ -475,9 +512,34 @@ def test_threads_that_the_user_asks_for(folder, tmp_path):
 
 def test_the_bar_tells_rates_once_there_is_time_to_divide_by():
     now, done = [0.0], BatchProgress(num_engines=1, num_rows=6, num_tokens=90)
-    bar = progress.Bar(lambda: done, 100, clock=lambda: now[0])
+    bar = progress.Bar(lambda: done, 100, 2, clock=lambda: now[0])
     bar.show()
     assert "6 rows" in bar._bar.postfix and "/s" not in bar._bar.postfix
     now[0] = 3.0
     bar.show()
-    assert "6 rows, 2.0 rows/s, 30 tok/s" in bar._bar.postfix
+    assert "1 of 2 engines, 0 parts, 6 rows, 2.0 rows/s, 30 tok/s" in bar._bar.postfix
+    assert bar.start_seconds == 0.0 and bar.seconds == 3.0
+
+
+def test_the_bar_tells_what_it_waits_for():
+    now, done = [0.0], BatchProgress()
+    replicas = Replicas(num_replicas=2, num_cpus=1.6, num_gpus=1, num_threads=1)
+    free, whole = {"CPU": 0.25}, {"CPU": 4.0, "GPU": 2.0}
+    bar = progress.Bar(
+        lambda: done, 100, 2, lambda: replicas.waiting(free, whole), clock=lambda: now[0]
+    )
+    bar.show()
+    words = "waiting for 2 engines of 1.6 CPU and 1 GPU each, 0.25 of 4 CPU and 0 of 2 GPU are free"
+    assert bar._bar.postfix == words
+    free["CPU"] = 0.5
+    bar.show()
+    assert bar._bar.postfix == words, "that would be a line for every change"
+    free["CPU"], now[0] = 0.25, 130.0
+    bar.show()
+    assert bar._bar.postfix == f"{words}, for 2 min"
+    done.num_placed = 1
+    bar.show()
+    assert bar._bar.postfix == "loading the model, for 2 min"
+    done.num_engines = 1
+    bar.show()
+    assert "1 of 2 engines, 0 parts" in bar._bar.postfix and bar.start_seconds == 130.0

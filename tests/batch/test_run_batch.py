@@ -20,6 +20,8 @@ from paged_stream.batch.parts import RowFailure
 from paged_stream.batch.row_runner import RowRunner
 from paged_stream.batch.run import run_batch
 from paged_stream.batch.run_folder import MANIFEST
+from paged_stream.batch.run_lock import LOCK
+from paged_stream.batch.shard_run import ShardRun
 from paged_stream.cli import main
 from paged_stream.commands.batch import SOME_BAD, TOO_MANY_BAD
 from tests.batch.corpora import (
@@ -284,6 +286,26 @@ def test_too_many_bad_rows_end_a_run_that_can_go_on(ray, folder, source, tmp_pat
     assert json.loads((output / MANIFEST).read_text())["status"] == "complete"
     assert len(outputs(output)) == 118 and len(errors(output)) == 2
     assert main([*arguments, "--resume", "--max-errors", "1%"]) == TOO_MANY_BAD
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("what", ["input", "output"])
+def test_a_failure_outside_the_program_is_a_line(ray, folder, source, tmp_path, monkeypatch, what):
+    copy, output = tmp_path / "in.jsonl", tmp_path / "out"
+    copy.write_bytes(source.read_bytes())
+    until_done = ShardRun.until_done
+
+    def spoil(*args):
+        if what == "input":
+            copy.unlink()
+        else:
+            shutil.rmtree(output / "tmp")
+        return until_done(*args)
+
+    monkeypatch.setattr(ShardRun, "until_done", spoil)
+    with pytest.raises(ValueError, match="FileNotFoundError: ") as caught:
+        run_batch(batch(folder, output, copy))
+    assert "\n" not in str(caught.value) and not (output / LOCK).exists()
 
 
 @pytest.mark.ray

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import socket
 import sys
 
 import pytest
@@ -28,6 +29,25 @@ def test_what_is_missing_is_named(monkeypatch, module):
             monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ImportError, match=r'pip install "paged-stream\[ray\]"'):
         importlib.import_module(f"paged_stream.{module}")
+
+
+def test_an_address_where_nobody_listens_is_refused_at_once(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        ray = Ray(is_initialized=False)
+        start_ray(ray)
+        assert ray.niceness is not None
+    with pytest.raises(ConnectionError, match=f"RAY_ADDRESS is {address}, where no Ray answers"):
+        start_ray(Ray(is_initialized=False))
+
+
+@pytest.mark.parametrize("address", ["", "auto", "local", "ray://head:10001"])
+def test_other_addresses_are_for_ray_to_find(monkeypatch, address):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    ray = Ray(is_initialized=False)
+    start_ray(ray)
+    assert ray.niceness is not None
 
 
 class Ray:
