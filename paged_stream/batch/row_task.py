@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from paged_stream.scheduler.fields import as_int
 from paged_stream.scheduler.sampling_params import SamplingParams
