@@ -110,10 +110,15 @@ class ScheduledSequence:
         )
 
     @property
+    def edits_logits(self) -> bool:
+        """Whether the logits at the place to sample change otherwise than by a structure."""
+        params = self.sampling_params
+        return params.edits_logits or params.min_tokens > self.num_output_tokens
+
+    @property
     def changes_logits(self) -> bool:
         """Whether the logits at the place to sample change before temperature and the like."""
-        params = self.sampling_params
-        return params.changes_logits or params.min_tokens > self.num_output_tokens
+        return self.edits_logits or self.sampling_params.structured_outputs is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,14 +176,16 @@ class SamplingParams:
         return self.has_penalties or bool(self.bad_words) or bool(self.logits_processors)
 
     @property
+    def edits_logits(self) -> bool:
+        """Whether the logits change at any place otherwise than by a structure."""
+        return (
+            self.needs_history or self.allowed_token_ids is not None or self.logit_bias is not None
+        )
+
+    @property
     def changes_logits(self) -> bool:
         """Whether the logits change before temperature and the like, at any place."""
-        return (
-            self.needs_history
-            or self.allowed_token_ids is not None
-            or self.logit_bias is not None
-            or self.structured_outputs is not None
-        )
+        return self.edits_logits or self.structured_outputs is not None
 
 
 def whole_answer(params: SamplingParams | None) -> SamplingParams:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 
 from paged_stream.scheduler.output import ScheduledSequence
@@ -47,7 +48,7 @@ def change_logits(row: torch.Tensor, sequence: ScheduledSequence) -> None:
     if mask is None:
         _change(row, sequence)
         return
-    raw = row.clone()
+    raw = row.clone() if sequence.edits_logits else None
     _change(row, sequence)
     _apply_mask(row, raw, mask.bits())
 
@@ -136,15 +137,21 @@ def _apply_penalties(
         row[ids] -= params.presence_penalty + params.frequency_penalty * counts
 
 
-def _apply_mask(row: torch.Tensor, raw: torch.Tensor, bits: bytes) -> None:
+def _apply_mask(row: torch.Tensor, raw: torch.Tensor | None, bits: bytes) -> None:
     """Bar what a mask does not allow. Where other changes have barred all that it allows, they
-    count for nothing."""
-    packed = torch.frombuffer(bytearray(bits), dtype=torch.uint8).to(row.device)
-    shifts = torch.arange(8, dtype=torch.uint8, device=row.device)
-    allowed = ((packed[:, None] >> shifts) & 1).flatten()[: len(row)].bool()
-    if not allowed.any():
+    count for nothing.
+
+    Args:
+        raw: the row before these; ``None`` if there were none.
+        bits: one for each token, the lowest of a byte first; 1 allows it.
+    """
+    packed = np.invert(np.frombuffer(bits, np.uint8))
+    size = min(len(row), 8 * len(packed))
+    unpacked = np.unpackbits(packed, count=size, bitorder="little").view(np.bool_)
+    if unpacked.all():
         raise NoTokenError("no token of the vocabulary goes on with what structured_outputs wants")
-    row[: len(allowed)].masked_fill_(~allowed, -math.inf)
-    row[len(allowed) :] = -math.inf
-    if not torch.isfinite(row).any():
-        row[: len(allowed)] = raw[: len(allowed)].masked_fill_(~allowed, -math.inf)
+    barred = torch.from_numpy(unpacked).to(row.device)
+    row[:size].masked_fill_(barred, -math.inf)
+    row[size:] = -math.inf
+    if raw is not None and not torch.isfinite(row).any():
+        row[:size] = raw[:size].masked_fill_(barred, -math.inf)
