@@ -131,8 +131,14 @@ def test_each_completion_and_turn_has_a_span(folder, collector):
                     pass
         stream.score(" and again")
         stream.close()
+        engine.embed("a text")
     counts = [span["gen_ai.usage.output_tokens"] for span in collector.spans]
-    assert counts == [3, 3, 6, 6, 0]
+    assert counts == [3, 3, 6, 6, 0, 0]
+    operations = [span["gen_ai.operation.name"] for span in collector.spans]
+    assert operations == ["text_completion"] * 5 + ["embeddings"]
+    assert ["gen_ai.request.max_tokens" in span for span in collector.spans] == [True] * 4 + [
+        False
+    ] * 2
     assert caller.items() <= collector.spans[3].items()
     assert collector.spans[2]["parent"] != caller["parent"]
     assert not collector.spans[4]["parent"]

@@ -13,6 +13,12 @@ from paged_stream.engine.turn import Turn
 from paged_stream.system.trace_context import import_opentelemetry, is_loaded
 from paged_stream.version import __version__
 
+# Fields of `SamplingParams` that OpenTelemetry has the same names for.
+_ASKED = ("max_tokens", "temperature", "top_p", "top_k", "seed") + (
+    "frequency_penalty",
+    "presence_penalty",
+)
+
 
 class Spans:
     """Of one engine.
@@ -36,32 +42,25 @@ class Spans:
         (trace,) = import_opentelemetry("trace")
         tracer = trace.get_tracer("paged_stream", __version__, self._provider)
         metrics = end.metrics
+        operation = "text_completion" if end.embedding is None else "embeddings"
         span = tracer.start_span(
-            f"text_completion {self._model}",
+            f"{operation} {self._model}",
             context=turn.trace,
             start_time=_nanoseconds(metrics.arrival_time),
         )
         if span.is_recording():
-            span.set_attributes(self._attributes(turn, end))
+            span.set_attributes(self._attributes(operation, turn, end))
             if end.finish_reason == "error":
                 span.set_status(trace.StatusCode.ERROR, end.error)
         finished = metrics.finished_time
         span.end(None if finished is None else _nanoseconds(finished))
 
-    def _attributes(self, turn: Turn, end: RequestDelta) -> dict[str, Any]:
-        params, metrics = turn.params, end.metrics
+    def _attributes(self, operation: str, turn: Turn, end: RequestDelta) -> dict[str, Any]:
+        metrics = end.metrics
         values = {
-            "gen_ai.operation.name": "text_completion",
+            "gen_ai.operation.name": operation,
             "gen_ai.provider.name": "paged_stream",
             "gen_ai.request.model": self._model,
-            "gen_ai.request.max_tokens": params.max_tokens,
-            "gen_ai.request.temperature": params.temperature,
-            "gen_ai.request.top_p": params.top_p,
-            "gen_ai.request.top_k": params.top_k,
-            "gen_ai.request.frequency_penalty": params.frequency_penalty,
-            "gen_ai.request.presence_penalty": params.presence_penalty,
-            "gen_ai.request.stop_sequences": params.stop,
-            "gen_ai.request.seed": params.seed,
             "gen_ai.response.id": end.request_id,
             "gen_ai.response.finish_reasons": [end.finish_reason],
             "gen_ai.usage.input_tokens": turn.num_prompt_tokens,
@@ -74,6 +73,10 @@ class Spans:
         ):
             if moment is not None:
                 values[f"gen_ai.latency.{name}"] = moment - metrics.arrival_time
+        if turn.generates or turn.num_copies:  # what only scores or embeds has no parameters
+            for name in _ASKED:
+                values[f"gen_ai.request.{name}"] = getattr(turn.params, name)
+            values["gen_ai.request.stop_sequences"] = turn.params.stop
         if end.finish_reason == "error":
             values["error.type"] = "engine"
         return {name: value for name, value in values.items() if value is not None}
