@@ -103,11 +103,13 @@ async def settle(engine) -> None:
 async def nothing_left(engine) -> bool:
     await settle(engine)
     stats = await engine.stats()
-    engine.core.scheduler.check_integrity()
+
+    def is_empty() -> bool:  # in the engine's thread: after an answer, it is not done yet
+        engine.core.scheduler.check_integrity()
+        return not (engine.core.turns or engine.core.turns.requests or engine.thread.mailboxes)
+
     return (
         stats.num_used_blocks == stats.num_running == stats.num_waiting == stats.num_streams == 0
-        and not engine.core.turns
-        and not engine.core.turns.requests
-        and not engine.thread.mailboxes
+        and await engine.thread.call(is_empty)
         and not engine.streams.open
     )

@@ -420,7 +420,7 @@ def test_slow_readers(make_engine, num_steps):
                 slowly(engine, deltas) if i % 2 else read(deltas) for i, deltas in enumerate(turns)
             ]
             assert await asyncio.gather(*readers) == want
-            engine.core.scheduler.check_integrity()
+            await engine.thread.call(engine.core.scheduler.check_integrity)
 
     run()
 

@@ -71,7 +71,7 @@ async def test_a_cancelled_append_leaves_what_is_computed(make, make_engine):
     assert position < 1000
     if position:
         assert await read(stream.generate(GREEDY)) == as_if_appended(make_engine, position)
-    engine.core.scheduler.check_integrity()
+    await engine.thread.call(engine.core.scheduler.check_integrity)
 
 
 @in_loop
