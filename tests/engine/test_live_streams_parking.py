@@ -112,8 +112,10 @@ def test_parked_files_go_with_the_engine(make_engine, tmp_path):
     assert engine.park_idle_streams() <= 2
     stream.park()
     assert list(tmp_path.glob("*/*"))
+    thread = engine._caller._thread._thread
     del stream, engine
     gc.collect()
+    thread.join()
     assert not list(tmp_path.iterdir())
 
 
