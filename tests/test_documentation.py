@@ -57,6 +57,14 @@ def folder_of_a_user(tmp_path, monkeypatch) -> Iterator[Path]:
 
 
 @pytest.fixture
+def any_port(monkeypatch):
+    """Metrics at a free port: at the one that a page names, this machine may have its own."""
+    client = pytest.importorskip("prometheus_client")
+    start = client.start_http_server
+    monkeypatch.setattr(client, "start_http_server", lambda port: start(0, "127.0.0.1"))
+
+
+@pytest.fixture
 def ray_serve(ray):
     """Ray Serve as an example finds it, but on a port that nobody else has."""
     from ray import serve
@@ -71,7 +79,7 @@ def ray_serve(ray):
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.parametrize("page", pages_with("python"))
-def test_python(page, folder_of_a_user, ray, request):
+def test_python(page, folder_of_a_user, ray, any_port, request):
     code = blocks(page, "python")
     if "serve.run(" in "".join(code):
         request.getfixturevalue("ray_serve")
