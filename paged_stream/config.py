@@ -93,9 +93,8 @@ class EngineConfig:
             at the tokens, so that the device never waits. A delta then holds up to that many
             tokens, and a new request waits for that many steps. ``None`` is 1 on the CPU, 8 on CUDA
             and 8 for the whole answers of `LLM` and of batches.
-        chunk_size: tokens; prompts are cut at multiples of it and nowhere else. On a CPU, with
-            prefix caching off, no bit of a request's result then depends on what else runs.
-            ``None`` cuts prompts wherever ``max_num_batched_tokens`` requires.
+        chunk_size: tokens; prompts are cut at multiples of it and nowhere else. ``None`` cuts them
+            wherever ``max_num_batched_tokens`` requires, which on a CPU changes no bit of a result.
         cuda_graphs: record the steps that only decode as CUDA graphs, so that the host launches
             each with one call. Recording takes a few seconds at the start.
         enable_prefix_caching: keep full blocks of keys and values after their sequence ends, and

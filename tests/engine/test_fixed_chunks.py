@@ -1,4 +1,4 @@
-"""With `chunk_size`, a request's results are the same bits whatever runs beside it."""
+"""A request's results are the same bits whatever runs beside it, and however its prompt is cut."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from paged_stream import EngineConfig, SamplingParams
 
 CHUNKS = {"chunk_size": 8, "enable_prefix_caching": False}
+SETTINGS = {"chunks as they come": {}, "chunks of a size": CHUNKS}
 COMPANY = {
     "small budget": {"max_num_batched_tokens": 16},
     "large budget": {"max_num_batched_tokens": 64},
@@ -21,12 +22,16 @@ def prompt(generator: random.Random) -> list[int]:
     return [generator.randrange(2, 97) for _ in range(generator.randint(2, 90))]
 
 
-def results(engine, prompts) -> list[tuple]:
-    """Of each request: its tokens and log-probabilities, the prompt's too."""
+def results(engine, prompts, prompt_logprobs=0) -> list[tuple]:
+    """Of each request: its tokens and log-probabilities, if asked for the prompt's too."""
     found: dict[str, tuple] = {}
     for index, token_ids in enumerate(prompts):
         params = SamplingParams(
-            max_tokens=4 + index % 9, seed=index, logprobs=0, prompt_logprobs=0, ignore_eos=True
+            max_tokens=4 + index % 9,
+            seed=index,
+            logprobs=0,
+            prompt_logprobs=prompt_logprobs,
+            ignore_eos=True,
         )
         engine.add_request(str(index), token_ids, params)
         found[str(index)] = ([], [])
@@ -40,12 +45,26 @@ def results(engine, prompts) -> list[tuple]:
     return list(found.values())
 
 
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=list(SETTINGS))
 @pytest.mark.parametrize("company", COMPANY.values(), ids=list(COMPANY))
-def test_bits_do_not_depend_on_the_company(make_engine, company):
+def test_bits_do_not_depend_on_the_company(make_engine, company, settings):
     generator = random.Random(0)
     prompts = [prompt(generator) for _ in range(24)]
-    expected = results(make_engine(**CHUNKS), prompts)
-    assert results(make_engine(**(CHUNKS | company)), prompts) == expected
+    expected = results(make_engine(**settings), prompts)
+    assert results(make_engine(**(settings | company)), prompts) == expected
+
+
+def test_bits_do_not_depend_on_chunks_or_hits(make_engine):
+    generator = random.Random(2)
+    beginnings = [prompt(generator) for _ in range(3)]
+    prompts = [beginnings[index % 3] + prompt(generator) for index in range(18)]
+    expected = results(make_engine(enable_prefix_caching=False), prompts, None)
+    engine = make_engine(enable_prefix_caching=True)
+    assert results(engine, prompts, None) == expected
+    assert engine.stats().num_prefix_hits > 0
+    for size in (1, 3, 17):
+        chunks = {"chunk_size": size, "enable_prefix_caching": False}
+        assert results(make_engine(**chunks), prompts, None) == expected
 
 
 def embeddings(engine, prompts) -> list[list[float]]:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paged_stream import ops
-from tests.ops.batches import make_batch, sequence
+from tests.ops.batches import Batch, make_batch, sequence
 
 DTYPES = [torch.float32, torch.bfloat16]
 # Of queries, and of the cache if it is another.
@@ -239,6 +239,60 @@ def test_threads_do_not_change_the_result(cache_dtype):
         torch.set_num_threads(threads)
         for _ in range(5):
             assert torch.equal(ops.paged_attention(*batch.arguments()), expected)
+
+
+def computed_in_pieces(batch: Batch, pieces: list[list[int]]) -> torch.Tensor:
+    """The op's results of a batch whose chunks come in one call for each of their pieces.
+
+    Args:
+        pieces: of each sequence, the lengths that its chunk is cut into.
+    """
+    query, sink_query, k_cache, v_cache, tensors, scoring = batch.arguments()
+    starts = tensors.query_start_loc.tolist()
+    out = torch.empty_like(query)
+    for index, lengths in enumerate(pieces):
+        one = [field[index : index + 1] for field in tensors[4:]]
+        seq_len, token = batch.sequences[index].seq_len - sum(lengths), starts[index]
+        for length in lengths:
+            rows = slice(token, token + length)
+            seq_len, token = seq_len + length, token + length
+            piece = ops.BatchTensors(*(field[rows] for field in tensors[:4]), *one)._replace(
+                query_start_loc=torch.tensor([0, length], dtype=torch.int32),
+                seq_lens=torch.tensor([seq_len]),
+            )
+            sinks = None if sink_query is None else sink_query[rows]
+            out[rows] = ops.paged_attention(query[rows], sinks, k_cache, v_cache, piece, scoring)
+    return out
+
+
+# Of layers, and of chunks whose keys begin, end and are cut at places of every kind.
+LAYERS = [
+    *({"dtype": dtype, "cache_dtype": cache_dtype} for dtype, cache_dtype in KINDS),
+    {"with_alibi": True},
+    {"softcap": 5.0, "local_window": 300},
+    {"num_kv_heads": 1, "group": 9, "dtype": torch.bfloat16, "head_dim": 40},
+    {"num_kv_heads": 3, "group": 1, "dtype": torch.bfloat16, "head_dim": 128},
+]
+CHUNKS = [
+    (4, 1500, 9001, 150),
+    (4, 1500, 130, 130),
+    (700, 90, 900, 130),
+    (0, None, 1100, 77),
+    (20, 60, 5000, 45, 1, 4955),
+    (3, 1, 50, 3),
+]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_how_a_chunk_is_cut_changes_no_bit(isa, layer):
+    batch = make_batch([sequence(*args) for args in CHUNKS], **layer)
+    whole = ops.paged_attention(*batch.arguments())
+    for longest in (1, 2, 3, 31, 64):
+        pieces = [
+            [min(longest, s.chunk - first) for first in range(0, s.chunk, longest)]
+            for s in batch.sequences
+        ]
+        assert torch.equal(computed_in_pieces(batch, pieces), whole)
 
 
 def test_empty_batch():

@@ -123,7 +123,6 @@ class States {
     const int64_t rows = padded_rows(rows_);
     return {rows_, memory, memory + rows, memory + 2 * rows};
   }
-  int64_t stride() const { return stride_; }
 
  private:
   int rows_;
@@ -147,8 +146,8 @@ void check(const Case& c, bool merges, Random& random) {
   for (int row = 0; row < c.rows; ++row) {
     kernels.pack_query(&query[row * c.head_dim], c.head_dim, &packed[row * dim]);
   }
-  std::vector<float> scores(kMaxRowsDirect * kMaxRunDirect), packed_k(kMaxRunPacked * dim),
-      packed_v(kMaxRunPacked * dim);
+  std::vector<float> scores(kMaxRowsDirect * kRunKeys), packed_k(kRunKeys * dim),
+      packed_v(kRunKeys * dim);
   const int num_parts = merges ? static_cast<int>(c.runs.size()) : 1;
   States states(c.rows, dim, num_parts);
   int first = 0;
@@ -164,7 +163,9 @@ void check(const Case& c, bool merges, Random& random) {
     attend(run, c.head_dim, states.at(merges ? static_cast<int>(i) : 0),
            {scores.data(), packed_k.data(), packed_v.data()});
   }
-  kernels.merge(states.at(0), states.stride(), num_parts, c.head_dim);
+  for (int part = 1; part < num_parts; ++part) {
+    kernels.merge(states.at(0), states.at(part), c.head_dim);
+  }
   for (int row = 0; row < c.rows; ++row) {
     std::vector<Q> out(c.head_dim);
     kernels.write_output(states.at(0).acc + row * dim, states.at(0).sum[row], c.head_dim,

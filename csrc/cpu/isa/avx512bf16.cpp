@@ -17,6 +17,7 @@ namespace avx512bf16 {
 
 constexpr int kLanes = 16;
 constexpr int kNumVectorRegisters = 32;
+constexpr int kPanelVectors = 4;
 constexpr int kPrefetchBytes = 2048;
 
 #include "kernels/simd.inl"
@@ -59,12 +60,18 @@ PS_INLINE void add_pair(Vec<W> (&sums)[Rows][V], const PairInput* x, const UVec<
 
 #include "kernels/attention_pairs.inl"
 
+#include "kernels/attention_direct.inl"
+
+#include "kernels/attention_packed.inl"
+
 template <int Fixed>
 const AttentionKernels* pairs_attention(int head_dim) {
   static const AttentionKernels kKernels = [&] {
     constexpr DType kType = DType::kBFloat16;
     AttentionKernels kernels = *kAvx512Kernels.attention(kType, kType, head_dim);
-    kernels.attend_packed = attend_pairs<kLanes, Fixed>;
+    kernels.pack_query = pack_query_pairs<kLanes>;
+    kernels.attend_direct = attend_direct<kLanes, Fixed, Pairs>;
+    kernels.attend_packed = attend_packed<kLanes, Fixed, Pairs>;
     return kernels;
   }();
   return &kKernels;

@@ -1,21 +1,29 @@
 // The interface of the attention kernels, which process query rows against a run of keys.
+//
+// A row's result has the same bits whichever rows are computed beside it. So its keys are cut where
+// their positions say, into runs and these into parts, and both kernels add in one order: a score
+// over the elements of the head as they are packed, an accumulator over the keys as they follow.
 #pragma once
 
 #include <cstdint>
 
 namespace paged_stream {
 
-// A run's offsets are padded to a multiple of this with copies of the last one, so kernels may load
-// whole vectors of keys but must not use the padding.
+// A run begins at a multiple of this; keys before the first one that is there are hidden.
+constexpr int kKeyAlignment = 16;
+// It ends where a multiple of this does.
+constexpr int kRunKeys = 256;
+// The softmax begins anew at multiples of this; see merge.
+constexpr int kPartKeys = 512;
+// As many offsets follow a run's, those of the keys behind it or copies of the last one. Kernels
+// may load whole panels of keys, and prefetch, but must not use what they load there.
 constexpr int kKeyPadding = 64;
 
-// Longest runs that fit the scratch of the two attention kernels.
-constexpr int kMaxRunDirect = 768;
-constexpr int kMaxRunPacked = 128;
 // Up to this many rows, reading K and V in place is faster than packing them first.
 constexpr int kMaxRowsDirect = 8;
 // Packed queries, scores and accumulators have a multiple of this many rows.
 constexpr int kRowPadding = 6;
+static_assert(kRowPadding <= kMaxRowsDirect);
 constexpr int64_t padded_rows(int64_t rows) {
   return (rows + kRowPadding - 1) / kRowPadding * kRowPadding;
 }
@@ -28,7 +36,7 @@ struct RowView {
   float distance;  // from the run's first key to the row's position
 };
 
-// Keys at consecutive positions, all of which the rows multiply with the same queries.
+// Keys at consecutive positions, at most kRunKeys, which the rows multiply with the same queries.
 struct KeyRun {
   const void* k_cache;
   const void* v_cache;
@@ -50,9 +58,9 @@ struct SoftmaxState {
 };
 
 struct AttentionScratch {
-  float* scores;    // kMaxRowsDirect * kMaxRunDirect or more
-  float* packed_k;  // kMaxRunPacked * padded_dim
-  float* packed_v;  // kMaxRunPacked * padded_dim
+  float* scores;    // kMaxRowsDirect * kRunKeys
+  float* packed_k;  // kRunKeys * padded_dim
+  float* packed_v;  // kRunKeys * padded_dim
 };
 
 // The kernels for one query dtype, one cache dtype and a range of head_dim.
@@ -62,8 +70,8 @@ struct AttentionKernels {
   void (*pack_query)(const void* query, int head_dim, float* packed);
   void (*attend_direct)(const KeyRun&, int head_dim, const SoftmaxState&, const AttentionScratch&);
   void (*attend_packed)(const KeyRun&, int head_dim, const SoftmaxState&, const AttentionScratch&);
-  // Merges num_parts states of the same shape, part_stride floats apart, into the first.
-  void (*merge)(const SoftmaxState& first, int64_t part_stride, int num_parts, int head_dim);
+  // Merges the state of the next part into that of all parts before it, of the same rows.
+  void (*merge)(const SoftmaxState& total, const SoftmaxState& part, int head_dim);
   void (*write_output)(const float* acc, float sum, int head_dim, void* out);
 };
 

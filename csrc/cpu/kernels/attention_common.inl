@@ -78,6 +78,164 @@ void write_output(const float* acc, float sum, int head_dim, void* out) {
   }
 }
 
+// A KV block has too few consecutive rows for the hardware to predict the next block's address, so
+// kernels prefetch the row this many keys ahead.
+constexpr int kPrefetchKeys = 24;
+static_assert(kPrefetchKeys <= kKeyPadding);
+
+// Prefetches `count` elements of a row of a cache.
+template <class T>
+PS_INLINE void prefetch_row(const void* cache, int64_t begin, int count) {
+  const char* bytes = reinterpret_cast<const char*>(static_cast<const T*>(cache) + begin);
+  for (int i = 0; i < count * static_cast<int>(sizeof(T)); i += 64) __builtin_prefetch(bytes + i);
+}
+
+// What both kernels multiply: words, which are the elements of T in float32. Pairs has the same
+// members, see attention_pairs.inl.
+template <class T>
+struct Widened {
+  using Element = T;
+  using Word = float;
+  static constexpr int kWordVectors = 2;    // per chunk
+  static constexpr int kKeysPerWeight = 1;  // per word of weights
+
+  // Transposes the chunks of W keys: calls visit(i, word i of each key) for all words.
+  template <int W, class Visit>
+  PS_INLINE static void visit_words(const T* cache, const int64_t* offsets, const Visit& visit) {
+    if constexpr (kIsQuantized<T>) {
+      // Four elements together, which are halfway widened then.
+      constexpr int N = W / 2;
+      Vec<W> fours[N];
+      for (int i = 0; i < N; ++i) fours[i] = join<W>(cache + offsets[i], cache + offsets[i + N]);
+      transpose<W, N>(fours);
+      for (int i = 0; i < N; ++i) {
+        const IVec<W> x = (IVec<W>)fours[i];
+        visit(4 * i, __builtin_convertvector((x << 24) >> 24, Vec<W>));
+        visit(4 * i + 1, __builtin_convertvector((x << 16) >> 24, Vec<W>));
+        visit(4 * i + 2, __builtin_convertvector((x << 8) >> 24, Vec<W>));
+        visit(4 * i + 3, __builtin_convertvector(x >> 24, Vec<W>));
+      }
+    } else if constexpr (sizeof(T) == 2) {
+      Vec<W> pairs[W];
+      for (int i = 0; i < W; ++i) pairs[i] = load<Vec<W>>(cache + offsets[i]);
+      transpose<W>(pairs);
+      for (int i = 0; i < W; ++i) {
+        visit(i, (Vec<W>)((UVec<W>)pairs[i] << 16));
+        visit(W + i, (Vec<W>)((UVec<W>)pairs[i] & 0xffff0000u));
+      }
+    } else {
+      for (int half = 0; half < 2; ++half) {
+        Vec<W> lines[W];
+        for (int i = 0; i < W; ++i) lines[i] = load<Vec<W>>(cache + offsets[i] + half * W);
+        transpose<W>(lines);
+        for (int i = 0; i < W; ++i) visit(half * W + i, lines[i]);
+      }
+    }
+  }
+
+  // Loads the chunk of a key's values.
+  template <int W>
+  PS_INLINE static void load_values(const T* cache, const int64_t* offsets, Vec<W>& lo,
+                                    Vec<W>& hi) {
+    load_chunk<W>(cache + offsets[0], lo, hi);
+  }
+
+  template <int W>
+  PS_INLINE static Vec<W> add(Vec<W> sum, Vec<W> words, Word x) {
+    return sum + words * x;
+  }
+
+  // Writes a row of num_keys weights as words.
+  template <int W>
+  PS_INLINE static void store_weights(const float* row, int num_keys, Word* words) {
+    for (int i = 0; i < num_keys; i += W) store(words + i, load<Vec<W>>(row + i));
+  }
+};
+
+// C[R, N * W] (+)= A[R, depth] * B[depth, N * W], of words. All are row-major, with lda, ldb and
+// ldc elements between rows.
+template <int W, int R, int N, bool Accumulate, class Kind>
+PS_INLINE void multiply_tile(const typename Kind::Word* a, int64_t lda,
+                             const typename Kind::Word* b, int64_t ldb, float* c, int64_t ldc,
+                             int64_t depth) {
+  Vec<W> sums[R][N];
+  for (int r = 0; r < R; ++r) {
+    for (int n = 0; n < N; ++n) {
+      sums[r][n] = Accumulate ? load<Vec<W>>(c + r * ldc + n * W) : Vec<W>{};
+    }
+  }
+  for (int64_t d = 0; d < depth; ++d) {
+    Vec<W> columns[N];
+    for (int n = 0; n < N; ++n) columns[n] = load<Vec<W>>(b + d * ldb + n * W);
+    for (int r = 0; r < R; ++r) {
+      const auto x = a[r * lda + d];
+      for (int n = 0; n < N; ++n) sums[r][n] = Kind::template add<W>(sums[r][n], columns[n], x);
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int n = 0; n < N; ++n) store(c + r * ldc + n * W, sums[r][n]);
+  }
+}
+
+// Packs the keys of a run from `first` on, at most P: panel[word][key].
+template <int W, int Fixed, int P, class Kind>
+PS_INLINE void pack_panel(const KeyRun& run, int first, RowChunks<W, Fixed> chunks,
+                          typename Kind::Word* panel) {
+  using T = typename Kind::Element;
+  const T* k_cache = static_cast<const T*>(run.k_cache);
+  const int end = first + P < run.num_keys ? first + P : run.num_keys;
+  for (int key = first; key < end; key += W) {
+    const int64_t* offsets = run.offsets + key;
+    auto* words = panel + (key - first);
+    for (int c = 0; c < chunks.count(); ++c, words += Kind::kWordVectors * W * P) {
+      for (int i = 0; i < W; ++i) {
+        prefetch_row<T>(run.k_cache, offsets[i + kPrefetchKeys] + chunks.start(c), 2 * W);
+      }
+      Kind::template visit_words<W>(k_cache + chunks.start(c), offsets,
+                                    [words](int i, Vec<W> word) __attribute__((always_inline)) {
+                                      store(words + i * P, word);
+                                    });
+    }
+  }
+}
+
+// Computes the products of R rows of queries with a panel's keys, of which there are num_keys.
+template <int W, int Fixed, int P, int R, class Kind>
+PS_INLINE void multiply_panel(const float* query, const typename Kind::Word* panel, int num_keys,
+                              RowChunks<W, Fixed> chunks, float* scores) {
+  const int depth = chunks.count() * Kind::kWordVectors * W;
+  const auto* words = reinterpret_cast<const typename Kind::Word*>(query);
+  const auto multiply = [&](auto n) __attribute__((always_inline)) {
+    multiply_tile<W, R, n(), false, Kind>(words, chunks.padded_dim(), panel, P, scores, kRunKeys,
+                                          depth);
+  };
+  if (num_keys > 2 * W) {
+    multiply(std::integral_constant<int, P / W>());
+  } else if (num_keys > W) {
+    multiply(std::integral_constant<int, 2>());
+  } else {
+    multiply(std::integral_constant<int, 1>());
+  }
+}
+
+// The scales of a run's keys or values, by which the columns of scores or weights are multiplied.
+template <int W, class T>
+struct RunScales {
+  float factors[kIsQuantized<T> ? kRunKeys : 1];
+
+  PS_INLINE RunScales(const void* cache, const KeyRun& run, int head_dim) {
+    for (int k = 0; kIsQuantized<T> && k < padded(run); ++k) {
+      factors[k] = row_scale(static_cast<const T*>(cache) + run.offsets[k], head_dim);
+    }
+  }
+  PS_INLINE void apply(float* columns, const KeyRun& run) const {
+    for (int k = 0; kIsQuantized<T> && k < padded(run); k += W) {
+      store(columns + k, load<Vec<W>>(columns + k) * load<Vec<W>>(factors + k));
+    }
+  }
+  PS_INLINE static int padded(const KeyRun& run) { return (run.num_keys + W - 1) / W * W; }
+};
+
 template <int W>
 PS_INLINE Vec<W> lane_numbers() {
   Vec<W> v;
@@ -151,26 +309,18 @@ PS_INLINE void scale_row(float* row, int dim, float factor) {
 }
 
 template <int W>
-void merge(const SoftmaxState& first, int64_t part_stride, int num_parts, int head_dim) {
+void merge(const SoftmaxState& total, const SoftmaxState& part, int head_dim) {
   const int dim = padded_dim<W>(head_dim);
-  for (int row = 0; row < first.num_rows; ++row) {
-    float max = first.max[row];
-    for (int part = 1; part < num_parts; ++part) {
-      const float other = first.max[part * part_stride + row];
-      max = other > max ? other : max;
+  for (int row = 0; row < total.num_rows; ++row) {
+    const float before = total.max[row], added = part.max[row];
+    const float max = added > before ? added : before;
+    const float keep = __builtin_exp2f(before - max), take = __builtin_exp2f(added - max);
+    float* acc = total.acc + row * dim;
+    const float* other = part.acc + row * dim;
+    for (int d = 0; d < dim; d += W) {
+      store(acc + d, load<Vec<W>>(acc + d) * keep + load<Vec<W>>(other + d) * take);
     }
-    float* acc = first.acc + row * dim;
-    float sum = 0;
-    for (int part = 0; part < num_parts; ++part) {
-      const int64_t shift = part * part_stride;
-      const float weight = __builtin_exp2f(first.max[shift + row] - max);
-      sum += weight * first.sum[shift + row];
-      for (int d = 0; d < dim; d += W) {
-        const Vec<W> added = load<Vec<W>>(acc + shift + d) * weight;
-        store(acc + d, part == 0 ? added : load<Vec<W>>(acc + d) + added);
-      }
-    }
-    first.max[row] = max;
-    first.sum[row] = sum;
+    total.sum[row] = total.sum[row] * keep + part.sum[row] * take;
+    total.max[row] = max;
   }
 }

@@ -30,8 +30,12 @@
 template <int W, int Fixed, class Q, class T>
 const AttentionKernels* attention_table() {
   static constexpr AttentionKernels table = {
-      padded_dim<W>, pack_query<W, Q, T>,   attend_direct<W, Fixed, T>, attend_packed<W, Fixed, T>,
-      merge<W>,      write_output<W, Q, T>,
+      padded_dim<W>,
+      pack_query<W, Q, T>,
+      attend_direct<W, Fixed, Widened<T>>,
+      attend_packed<W, Fixed, Widened<T>>,
+      merge<W>,
+      write_output<W, Q, T>,
   };
   return &table;
 }

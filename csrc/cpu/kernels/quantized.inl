@@ -10,28 +10,6 @@ PS_INLINE float row_scale(const T* row, int head_dim) {
   return scale;
 }
 
-// Multiplies the W columns that begin at x by the scales of W rows of the cache.
-template <int W, int R, class T>
-PS_INLINE void scale_columns(const T* cache, const int64_t* offsets, int head_dim, float* x,
-                             int stride) {
-  if constexpr (kIsQuantized<T>) {
-    Vec<W> scales;
-    for (int i = 0; i < W; ++i) scales[i] = row_scale(cache + offsets[i], head_dim);
-    for (int r = 0; r < R; ++r) store(x + r * stride, load<Vec<W>>(x + r * stride) * scales);
-  }
-}
-
-// Loads the chunk that starts at a row's element `start`, times the row's scale.
-template <int W, class T>
-PS_INLINE void load_scaled_chunk(const T* row, int start, int head_dim, Vec<W>& lo, Vec<W>& hi) {
-  load_chunk<W>(row + start, lo, hi);
-  if constexpr (kIsQuantized<T>) {
-    const float scale = row_scale(row, head_dim);
-    lo *= scale;
-    hi *= scale;
-  }
-}
-
 // 8, or less where vectors are shorter; head_dim is always a multiple.
 constexpr int kRowLanes = kLanes < 8 ? kLanes : 8;
 

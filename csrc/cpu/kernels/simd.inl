@@ -68,30 +68,6 @@ struct EverySecondUnit {
   }
 };
 
-template <int W, int Unit, int Span>
-PS_INLINE Vec<W> add_pairs(Vec<W> a, Vec<W> b) {
-  return shuffle<EverySecondUnit<W, Unit, Span, 0>, W>(a, b) +
-         shuffle<EverySecondUnit<W, Unit, Span, 1>, W>(a, b);
-}
-
-// Returns in lane i of each group of four lanes that group's part of the sum of v[i].
-template <int W>
-PS_INLINE Vec<W> sum_four(const Vec<W>* v) {
-  return add_pairs<W, 1, 4>(add_pairs<W, 1, 4>(v[0], v[1]), add_pairs<W, 1, 4>(v[2], v[3]));
-}
-
-// Combines W / 4 results of sum_four: lane 4 * x + i is the whole sum of the i-th vector of x.
-template <int W>
-PS_INLINE Vec<W> sum_groups(const Vec<W>* x) {
-  if constexpr (W == 4) {
-    return x[0];
-  } else if constexpr (W == 8) {
-    return add_pairs<W, 4, W>(x[0], x[1]);
-  } else {
-    return add_pairs<W, 4, W>(add_pairs<W, 4, W>(x[0], x[1]), add_pairs<W, 4, W>(x[2], x[3]));
-  }
-}
-
 // Lane i of the result is lane i ^ Distance of the source.
 template <int Distance>
 struct ExchangeLanes {
@@ -126,16 +102,17 @@ struct ExchangeQuadrants {
   }
 };
 
-template <int W, int H = 1>
+// Transposes N vectors, in each span of N lanes on its own.
+template <int W, int N = W, int H = 1>
 PS_INLINE void transpose(Vec<W>* v) {
-  if constexpr (H < W) {
-    for (int i = 0; i < W; ++i) {
+  if constexpr (H < N) {
+    for (int i = 0; i < N; ++i) {
       if (i & H) continue;
       const Vec<W> a = v[i], b = v[i + H];
       v[i] = shuffle<ExchangeQuadrants<W, H, false>, W>(a, b);
       v[i + H] = shuffle<ExchangeQuadrants<W, H, true>, W>(a, b);
     }
-    transpose<W, 2 * H>(v);
+    transpose<W, N, 2 * H>(v);
   }
 }
 
@@ -179,6 +156,17 @@ PS_INLINE Vec<W> widen_bytes(const int8_t* p) {
   const IVec<W> wide = __builtin_convertvector(shorts, IVec<W>);
 #endif
   return __builtin_convertvector(wide, Vec<W>);
+}
+
+// Loads half a vector from each of two places.
+template <int W, int... L>
+PS_INLINE Vec<W> join_lanes(Vec<W / 2> a, Vec<W / 2> b, std::integer_sequence<int, L...>) {
+  return __builtin_shufflevector(a, b, L...);
+}
+template <int W>
+PS_INLINE Vec<W> join(const void* a, const void* b) {
+  return join_lanes<W>(load<Vec<W / 2>>(a), load<Vec<W / 2>>(b),
+                       std::make_integer_sequence<int, W>{});
 }
 
 // A chunk is 2 * W consecutive elements of a row of head_dim, held as two vectors. The lane of an
