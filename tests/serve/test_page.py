@@ -108,9 +108,9 @@ def filled(base, page):
     stream_id = opened(page)
     write(page, "a beginning")
     told = stats(base, stream_id)
-    while told["num_tokens"] < NUM_TOKENS or told["is_generating"]:  # first comes what is appended
+    while told["num_tokens"] == 0 or told["is_generating"]:
         told = stats(base, stream_id)
-    rests(page, told["num_tokens"])
+    rests(page, stats(base, stream_id)["num_tokens"])
     return stream_id
 
 
