@@ -125,12 +125,15 @@ def test_a_stream_goes_past_its_window(base, page):
     sinks, *_, window = visible(base, stream_id)["runs"]
     gone = window["start"] - len(sinks["token_ids"])
     assert numbers[:3] == [told["num_tokens"], told["num_sink_tokens"], gone]
-    # All that the page remembers, in order and without a gap, is all that was there.
+    # What the page remembers is in order. It may have looked too late for some that are gone.
     spans = page.locator(".text [data-start]")
     ends = spans.evaluate_all("all => all.map(e => [+e.dataset.start, +e.dataset.end])")
     covered = [position for start, end in ends for position in range(start, end)]
-    assert covered == list(range(told["num_tokens"]))
-    expect(page.locator(".text .gap")).to_have_count(0)
+    lost = sorted(set(range(told["num_tokens"])) - set(covered))
+    assert covered == sorted(set(covered))
+    assert not lost or len(sinks["token_ids"]) <= lost[0] <= lost[-1] < window["start"]
+    if not lost:
+        expect(page.locator(".text .gap")).to_have_count(0)
 
 
 def test_a_fork_goes_on_beside_the_stream(base, page):
