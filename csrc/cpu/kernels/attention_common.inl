@@ -209,7 +209,7 @@ PS_INLINE void multiply_panel(const float* query, const typename Kind::Word* pan
     multiply_tile<W, R, n(), false, Kind>(words, chunks.padded_dim(), panel, P, scores, kRunKeys,
                                           depth);
   };
-  if (num_keys > 2 * W) {
+  if (P == W || num_keys > 2 * W) {
     multiply(std::integral_constant<int, P / W>());
   } else if (num_keys > W) {
     multiply(std::integral_constant<int, 2>());
