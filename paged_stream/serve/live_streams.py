@@ -88,11 +88,12 @@ class StreamRoutes:
 
     async def describe(self, stream_id: str, request: Request) -> dict[str, Any]:
         async with self._streams.using(owner_of(request), stream_id) as opened:
-            stats = asdict(await opened.stream.stats())
+            # Before the numbers: those of a stream that does not generate are then the turn's last.
             told = {
                 "is_generating": opened.stream.is_generating,
                 "last_event_id": opened.events.last_id,
             }
+            stats = asdict(await opened.stream.stats())
             return _place(opened) | told | stats
 
     async def close(self, stream_id: str, request: Request) -> dict[str, Any]:

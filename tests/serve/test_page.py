@@ -107,9 +107,9 @@ def filled(base, page):
     """A stream far beyond its window; returns its id."""
     stream_id = opened(page)
     write(page, "a beginning")
-    told = stats(base, stream_id)
-    while told["num_tokens"] == 0 or told["is_generating"]:
-        told = stats(base, stream_id)
+    with requests.get(f"{base}/v1/streams/{stream_id}/events?after=0", stream=True) as events:
+        lines = (line for line in events.iter_lines() if line.startswith(b"data: {"))
+        assert any(json.loads(line[6:])["type"] == "ended" for line in lines)
     rests(page, stats(base, stream_id)["num_tokens"])
     return stream_id
 

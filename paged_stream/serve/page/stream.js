@@ -21,6 +21,7 @@ export class Stream extends EventTarget {
     this.looksAgain = false;
     this.windowStart = 0; // what the next token will see begins here, behind the sinks
     this.hasLooked = false;
+    this.lastId = 0; // of the last event that is in what the page knows
     this.hasMoved = false; // whether tokens of the window are at other positions than before
   }
 
@@ -49,12 +50,15 @@ export class Stream extends EventTarget {
   }
 
   async apply(event) {
+    const isKnown = event.event_id <= this.lastId;
+    this.lastId = Math.max(this.lastId, event.event_id);
     if (event.type === "delta") {
-      if (this.turnBegan === null) await this.beginTurn();
-      this.tail.push({ text: event.text, count: event.token_ids.length });
       if (event.metrics?.first_token_time) {
         this.waits.push(event.metrics.first_token_time - event.metrics.arrival_time);
       }
+      if (isKnown) return;
+      if (this.turnBegan === null) await this.beginTurn();
+      this.tail.push({ text: event.text, count: event.token_ids.length });
       this.changed("delta");
     } else if (event.type === "evicted") {
       this.windowStart = Math.max(this.windowStart, event.end);
@@ -68,8 +72,7 @@ export class Stream extends EventTarget {
 
   async beginTurn() {
     this.turnBegan = this.stats.num_tokens;
-    this.stats = await ask(`v1/streams/${this.id}`);
-    this.turnBegan = this.stats.num_tokens - 1;
+    if (await this.glance()) this.turnBegan = this.stats.num_tokens - 1;
   }
 
   // Ask what the stream is and what its next token will see. One look at a time, and another one if
@@ -89,7 +92,10 @@ export class Stream extends EventTarget {
           this.visible(),
         ]);
         this.stats = stats;
-        if (!stats.is_generating || !this.hasLooked) this.settle(before, visible);
+        if (!stats.is_generating || !this.hasLooked) {
+          this.settle(before, visible);
+          this.lastId = Math.max(this.lastId, stats.last_event_id);
+        }
         this.hasLooked = true;
         this.changed("text");
       } while (this.looksAgain);
@@ -99,13 +105,16 @@ export class Stream extends EventTarget {
     return this.stats;
   }
 
-  // Look at its state alone, which is cheap.
+  // Look at its state alone, which is cheap. What ended a turn is left to the event that tells of it:
+  // a stream that rests on this page has its text. Returns whether the state was taken over.
   async glance() {
-    if (!this.isLooking) {
-      this.stats = await ask(`v1/streams/${this.id}`);
-      this.windowStart = Math.max(this.windowStart, this.stats.window_start);
-      this.changed("stats");
-    }
+    const stats = await ask(`v1/streams/${this.id}`);
+    const hasEnded = !stats.is_generating && stats.last_event_id > this.lastId;
+    if (this.isLooking || hasEnded) return false;
+    this.stats = stats;
+    this.windowStart = Math.max(this.windowStart, stats.window_start);
+    this.changed("stats");
+    return true;
   }
 
   // Take over what the service says of all from the window on. What the turn wrote that has left the
