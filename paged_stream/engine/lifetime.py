@@ -234,16 +234,20 @@ def _stay_outside() -> None:
     me = threading.get_ident()
     entries = [code for code in _codes_of(sys._getframe()) if code in (_FINISHING, _FINISHING_FOR)]
     if _exit.is_closed_to(me) and len(entries) == 1:
-        lock = threading.Lock()
-        lock.acquire()
-        lock.acquire()
+        _sleep_for_ever()
+
+
+def _sleep_for_ever() -> None:
+    lock = threading.Lock()
+    lock.acquire()
+    lock.acquire()
 
 
 def _is_inside(thread_frame: tuple[int, FrameType]) -> bool:
     thread, frame = thread_frame
     codes = _codes_of(frame)
     is_native = _FINISHING in codes or _FINISHING_FOR in codes
-    return thread != _exit.thread and is_native and _STAYING not in codes
+    return thread != _exit.thread and is_native and _SLEEPING not in codes
 
 
 def _codes_of(frame: FrameType | None) -> list[CodeType]:
@@ -258,7 +262,10 @@ _process = _Process()
 _exit = _Exit()
 _FINISHING = finish_before_exit(lambda: None).__code__
 _FINISHING_FOR = finish_for.__code__
-_STAYING = _stay_outside.__code__
+_SLEEPING = _sleep_for_ever.__code__  # of a thread that still decides, nobody knows yet
 os.register_at_fork(after_in_child=_process.note)
 os.register_at_fork(after_in_child=_exit.forget)
+# The first finalizer registers what runs them all at exit, which fails if a thread makes another one
+# meanwhile. What is registered later runs before.
+weakref.finalize(_exit, _exit.forget).detach()
 atexit.register(_exit.wait)

@@ -112,3 +112,42 @@ def test_engines_are_there_for_what_runs_at_exit(folder, tmp_path):
         """,
         expected="3\n3\n",
     )
+
+
+def test_a_thread_that_was_inside_before_is_waited_for(folder, tmp_path):
+    """Also while it finds out whether it was."""
+    run(
+        """
+        import time
+        from paged_stream.engine import lifetime
+
+        @lifetime.finish_before_exit
+        def outer():
+            begun.set()
+            ending.wait()
+            inner()
+            print("finished", flush=True)
+
+        @lifetime.finish_before_exit
+        def inner():
+            pass
+
+        def trace(frame, event, argument):
+            if frame.f_code is lifetime._stay_outside.__code__:
+                time.sleep(0.2)  # the interpreter would end here
+            return None
+
+        def thread():
+            sys.settrace(trace)
+            outer()
+
+        begun, ending = threading.Event(), threading.Event()
+        wait = time.sleep
+        lifetime.time = type("Time", (), {"sleep": lambda seconds: (ending.set(), wait(seconds))})
+        threading.Thread(target=thread, daemon=True).start()
+        begun.wait()
+        """,
+        folder,
+        tmp_path,
+        expected="finished\n",
+    )
