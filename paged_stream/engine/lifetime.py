@@ -265,7 +265,7 @@ _FINISHING_FOR = finish_for.__code__
 _SLEEPING = _sleep_for_ever.__code__  # of a thread that still decides, nobody knows yet
 os.register_at_fork(after_in_child=_process.note)
 os.register_at_fork(after_in_child=_exit.forget)
-# The first finalizer registers what runs them all at exit, which fails if a thread makes another one
-# meanwhile. What is registered later runs before.
+# The first finalizer registers what runs them all at exit, which fails if a thread makes another
+# one meanwhile. What is registered later runs before.
 weakref.finalize(_exit, _exit.forget).detach()
 atexit.register(_exit.wait)
