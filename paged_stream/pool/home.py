@@ -133,7 +133,7 @@ class Home:
             whatever was done.
 
         Raises:
-            ValueError: as the method.
+            ValueError: as the method, or the stream was closed meanwhile.
             PoolError: as `Attempts.failed`.
         """
         try:
@@ -152,6 +152,7 @@ class Home:
         except Exception:
             if replica is self.replica:
                 await uninterrupted(self.leave(saves=False))  # it may be half done
+            self.check_open()  # a replica does not know a stream that was closed meanwhile
             raise
 
     async def _undo_on(self, replica: Replica) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from paged_stream import LLM, EngineConfig, LLMEngine, SamplingParams
 from paged_stream.pool.ray_llm import RayLLM
+from paged_stream.pool.replica import Replica
 
 pytestmark = pytest.mark.ray
 
@@ -241,6 +242,22 @@ def test_a_stream_that_is_closed_while_its_turn_starts(pool):
     for _ in range(5):
         pool._thread.run(run(pool.open_stream().inner))
     assert [replica.load for replica in pool.stats().replicas] == [0, 0]
+
+
+def test_a_turn_that_comes_to_its_replica_after_the_stream_was_closed(pool, monkeypatch):
+    call = Replica.call
+
+    async def run(stream):
+        async def call_late(replica, method, *args):
+            if method == "start_turn":
+                await stream.close()
+            return await call(replica, method, *args)
+
+        await stream.append("abc")
+        monkeypatch.setattr(Replica, "call", call_late)
+        return [delta async for delta in stream.generate(ENDLESS)]
+
+    assert pool._thread.run(run(pool.open_stream().inner)) == []
 
 
 def test_an_interrupted_reader_hears_of_nothing_else(pool, monkeypatch):
