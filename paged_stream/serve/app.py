@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.responses import Response
+from fastapi.responses import PlainTextResponse, Response
 from starlette.middleware.cors import CORSMiddleware
 
 from paged_stream.serve.backend import Backend
 from paged_stream.serve.completions import CompletionRoutes
 from paged_stream.serve.conversations import ConversationRoutes
+from paged_stream.serve.description import ERRORS
 from paged_stream.serve.embeddings import EmbeddingRoutes
 from paged_stream.serve.errors import add_errors, answer
 from paged_stream.serve.guards import Guards
@@ -42,7 +43,12 @@ def make_app(backend: Backend, *, model: str, options: ServeOptions | None = Non
     """
     options = ServeOptions() if options is None else options
     service = Service(backend, model, options)
-    app = FastAPI(title="paged_stream", default_response_class=JsonAnswer)
+    app = FastAPI(
+        title="paged_stream",
+        version=__version__,
+        default_response_class=JsonAnswer,
+        responses=ERRORS,
+    )
     app.state.service = service
     app.include_router(CompletionRoutes(service).router)
     app.include_router(ModelRoutes(service).router)
@@ -78,7 +84,7 @@ def _add_descriptions(app: FastAPI, backend: Backend, model: str) -> None:
             return JsonAnswer({"ready": True})
         return answer("no replica is ready", "server_error", 503, headers={"retry-after": "1"})
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         content = render(await backend.engine.stats(), model)
         return Response(content, media_type=CONTENT_TYPE)

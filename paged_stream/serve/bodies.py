@@ -6,13 +6,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, Strict, create_model
 
 from paged_stream.scheduler.sampling_params import SamplingParams, whole_answer
 from paged_stream.scheduler.settings import settings_of
 from paged_stream.text.chat_options import ChatSettings, OnRewrite
+
+# Unlike other numbers, these may not come as text or as true: they would be other tokens.
+TokenIds: TypeAlias = list[Annotated[int, Strict()]]
 
 # Every field may be left out or null. Ranges are for `SamplingParams` to check.
 _FIELDS: dict[str, Any] = {
@@ -76,7 +79,7 @@ class NewStream(Writing):
 
     num_sink_tokens: int | None = None
     window_size: int | None = None
-    pin: str | list[int] | list[dict[str, Any]] | None = None
+    pin: str | TokenIds | list[dict[str, Any]] | None = None
 
 
 class SaveName(BaseModel):
@@ -90,7 +93,7 @@ class SaveName(BaseModel):
 class TurnBody(Sampling):
     """A turn of a stream: generate, after appending ``prompt`` if there is one."""
 
-    prompt: str | list[int] | None = None
+    prompt: str | TokenIds | None = None
     background: bool = False
 
 
@@ -107,7 +110,7 @@ class ChatBody(Sampling, Chat):
 
 
 # What JSON has for types of arguments in the contract.
-_JSON_TYPES: dict[str, Any] = {"Prompt": str | list[int], "int": int}
+_JSON_TYPES: dict[str, Any] = {"Prompt": str | TokenIds, "int": int}
 
 
 def body_of(method: Callable[..., Any]) -> type[BaseModel]:

@@ -11,6 +11,7 @@ from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.serve.answers import Answer
 from paged_stream.serve.choices import Choice, Echo, MessageChoice, TextChoice
 from paged_stream.serve.clients import while_connected
+from paged_stream.serve.description import IN_PARTS
 from paged_stream.serve.events import begun, event_stream
 from paged_stream.serve.json_answers import JsonAnswer
 from paged_stream.serve.logprobs import TextLogprobs
@@ -26,8 +27,8 @@ class CompletionRoutes:
     def __init__(self, service: Service) -> None:
         self._service = service
         self.router = APIRouter(prefix="/v1")
-        self.router.post("/completions")(self.complete)
-        self.router.post("/chat/completions")(self.chat)
+        self.router.post("/completions", responses=IN_PARTS)(self.complete)
+        self.router.post("/chat/completions", responses=IN_PARTS)(self.chat)
 
     async def complete(self, body: Completion, request: Request) -> Response:
         self._service.check_model(body.model)

@@ -46,7 +46,8 @@ class ConversationRoutes:
         self.router.post("/{name}/items")(self.add_items)
         self.router.get("/{name}/items/{item_id}")(self.find_item)
 
-    async def make(self, body: NewConversation, request: Request) -> dict[str, Any]:
+    async def make(self, request: Request, body: NewConversation | None = None) -> dict[str, Any]:
+        body = body or NewConversation()
         items = _checked(body.items or [])
         made = self._conversations.make(owner_of(request), body.metadata or {}, items)
         return made.description

@@ -76,7 +76,15 @@ def add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def refuse_fields(request: Request, error: RequestValidationError) -> Response:
-        text, param = wrong_fields(error.errors(), num_outer=1)
+        found = error.errors()
+        kind = request.headers.get("content-type", "none")
+        if found[0]["loc"] == ("body",) and "json" not in kind:
+            text = f"the body must be sent as content-type: application/json, got {kind}"
+            return answer(text, INVALID, 415)
+        if found[0]["type"] == "json_invalid":
+            where, why = found[0]["loc"][-1], found[0]["ctx"]["error"]
+            return answer(f"the body is no JSON: {why} at character {where}", INVALID, 400)
+        text, param = wrong_fields(found, num_outer=1)
         return answer(text, INVALID, 400, param=param)
 
     @app.exception_handler(HTTPException)
@@ -101,9 +109,24 @@ def wrong_fields(errors: Sequence[Any], num_outer: int = 0) -> tuple[str, str | 
     Args:
         num_outer: how many names before that of a field say only where the body is.
     """
-    wrong = {".".join(map(str, each["loc"][num_outer:])): each["msg"] for each in errors}
-    text = "; ".join(f"{place}: {message}" for place, message in wrong.items())
+    wrong: dict[str, dict[str, None]] = {}
+    for each in errors:
+        place = ".".join(str(name) for name in each["loc"][num_outer:] if not _is_type(name))
+        wrong.setdefault(place, {})[each["msg"]] = None
+    text = "; ".join(
+        f"{place or 'the body'}: {', or '.join(said)}" for place, said in wrong.items()
+    )
     return text, next(iter(wrong), None) or None
+
+
+def _is_type(name: str | int) -> bool:
+    """Whether it is that of a type that a value might have had, and not of the value's place."""
+    if isinstance(name, int):
+        return False
+    return name in _TYPES or not name.isidentifier() or name[0].isupper()
+
+
+_TYPES = ("bool", "dict", "float", "int", "none", "str")
 
 
 def answer(

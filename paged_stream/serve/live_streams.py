@@ -13,6 +13,7 @@ from fastapi.responses import Response
 
 from paged_stream.serve.bodies import ChatBody, NewStream, SaveName, TurnBody
 from paged_stream.serve.clients import while_connected
+from paged_stream.serve.description import IN_BACKGROUND, IN_PARTS
 from paged_stream.serve.events import begun, event_stream, numbered_line
 from paged_stream.serve.guards import owner_of
 from paged_stream.serve.json_answers import JsonAnswer
@@ -46,9 +47,9 @@ class StreamRoutes:
         self.router.get("/{stream_id}")(self.describe)
         self.router.delete("/{stream_id}")(self.close)
         self.router.get("/{stream_id}/visible")(self.visible)
-        self.router.get("/{stream_id}/events")(self.events)
-        self.router.post("/{stream_id}/generate")(self.generate)
-        self.router.post("/{stream_id}/chat")(self.chat)
+        self.router.get("/{stream_id}/events", responses=IN_PARTS)(self.events)
+        self.router.post("/{stream_id}/generate", responses=IN_BACKGROUND)(self.generate)
+        self.router.post("/{stream_id}/chat", responses=IN_BACKGROUND)(self.chat)
         self.router.post("/{stream_id}/fork")(self.fork)
         self.router.post("/{stream_id}/save")(self.save)
         for name in OPERATIONS:
@@ -57,7 +58,8 @@ class StreamRoutes:
 
     # All streams
 
-    async def open(self, body: NewStream, request: Request) -> dict[str, Any]:
+    async def open(self, request: Request, body: NewStream | None = None) -> dict[str, Any]:
+        body = body or NewStream.model_validate({})
         await self._limit.check_body(body)
         options = body.model_dump()
         return await self._opened(

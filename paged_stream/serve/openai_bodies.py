@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.scheduler.structured_outputs import StructuredOutputsParams
-from paged_stream.serve.bodies import Chat, Sampling
+from paged_stream.serve.bodies import Chat, Sampling, TokenIds
 from paged_stream.serve.tools import NamedTool, Tool, ToolUse
 
 _MAX_TOP_LOGPROBS = 20  # OpenAI's limit
@@ -28,7 +28,7 @@ _WITHOUT_EFFECT = (
 _NO_EFFECT: dict[str, Any] = dict.fromkeys(_WITHOUT_EFFECT, (Any, None))
 _Ignored = create_model("_Ignored", __config__=ConfigDict(extra="forbid"), **_NO_EFFECT)
 
-Prompts: TypeAlias = str | list[str] | list[int] | list[list[int]]
+Prompts: TypeAlias = str | list[str] | TokenIds | list[TokenIds]
 
 
 def plain_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

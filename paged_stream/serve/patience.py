@@ -4,11 +4,19 @@ request in time."""
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from paged_stream.serve.errors import INVALID
+from paged_stream.serve.heads import SizedHeads, written
 
-from paged_stream.serve.json_answers import encode, error_body
+# What any client can make uvicorn say, as often as it likes.
+_PROVOKED = (
+    "ASGI callable returned without completing handshake.",  # a WebSocket was refused
+    "Invalid HTTP request received.",
+    "No supported WebSocket library detected.",  # older ones say so of every upgrade
+    "Unsupported upgrade request.",
+)
 
 
 def patient(seconds: float, most: int) -> type[asyncio.Protocol]:
@@ -19,22 +27,28 @@ def patient(seconds: float, most: int) -> type[asyncio.Protocol]:
             new connection.
         most: how many connections it serves at once. To others it says so, and hangs up.
     """
-    refusal = _refusal(most)
+    message = f"{most} connections are open; try again later"
+    busy = written("503 Service Unavailable", message, "server_error", "retry-after: 1")
 
-    class Patient(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+    no_socket = written("400 Bad Request", "this head opens no WebSocket", INVALID)
+
+    class Patient(SizedHeads):
         _patience: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             if len(self.connections) > most:
-                transport.write(refusal)
-                transport.close()
+                self.hang_up(busy)
                 return
             self._begin(transport)
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            is_socket = self.transport.get_protocol() is not self
+            protocol = self.transport.get_protocol()
+            is_socket = protocol is not self
+            # That of websockets takes no head with a body, or with very many lines, but waits.
+            if is_socket and not getattr(protocol, "handshake_initiated", True):
+                self.hang_up(no_socket)
             if is_socket or (self.cycle is not None and not self.cycle.response_complete):
                 self._end()  # a whole head was there
             elif self._patience is None:
@@ -55,14 +69,8 @@ def patient(seconds: float, most: int) -> type[asyncio.Protocol]:
     return Patient
 
 
-def _refusal(most: int) -> bytes:
-    """An answer to a request that is not waited for."""
-    body = encode(error_body(f"{most} connections are open; try again later", "server_error"))
-    head = (
-        "HTTP/1.1 503 Service Unavailable",
-        "content-type: application/json",
-        f"content-length: {len(body)}",
-        "retry-after: 1",
-        "connection: close",
+def be_quiet() -> None:
+    """Keep out of the log what clients provoke that are no clients of this service."""
+    logging.getLogger("uvicorn.error").addFilter(
+        lambda record: not str(record.msg).startswith(_PROVOKED)
     )
-    return "\r\n".join([*head, "", ""]).encode() + body

@@ -18,6 +18,7 @@ from paged_stream.engine.outputs import RequestDelta
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.serve.choices import Json
 from paged_stream.serve.clients import while_connected
+from paged_stream.serve.description import IN_PARTS
 from paged_stream.serve.events import begun, event_stream, named_line
 from paged_stream.serve.guards import owner_of
 from paged_stream.serve.json_answers import JsonAnswer
@@ -36,7 +37,7 @@ class ResponseRoutes:
         self._service = service
         self._kept = ResponseStreams(service)
         self.router = APIRouter(prefix="/v1/responses")
-        self.router.post("")(self.create)
+        self.router.post("", responses=IN_PARTS)(self.create)
         self.router.get("/{name}")(self.retrieve)
         self.router.delete("/{name}")(self.delete)
         self.router.get("/{name}/input_items")(self.list_input)

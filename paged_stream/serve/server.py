@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 import socket
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from paged_stream.config import EngineConfig
 from paged_stream.engine.async_engine import AsyncLLMEngine
 from paged_stream.serve.app import make_app
 from paged_stream.serve.engine_backend import EngineBackend
-from paged_stream.serve.patience import patient
+from paged_stream.serve.patience import be_quiet, patient
 from paged_stream.serve.serve_options import ServeOptions
 from paged_stream.serve.service import Service
 
@@ -58,17 +57,12 @@ def serve_engine(
             service.drain_seconds,
             when_ready,
         )
-        logging.getLogger("uvicorn.error").addFilter(_is_no_refusal)
+        be_quiet()
         # The server ends at either signal, and then raises it again for the previous handler.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         asyncio.run(server.serve())
     finally:
         asyncio.run(engine.close())
-
-
-def _is_no_refusal(record: logging.LogRecord) -> bool:
-    """uvicorn takes an answer to a WebSocket's request, such as one of status 404, for a fault."""
-    return record.msg != "ASGI callable returned without completing handshake."
 
 
 class _Server(uvicorn.Server):

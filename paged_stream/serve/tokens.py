@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict
 
 from paged_stream.scheduler.sampling_params import SamplingParams
-from paged_stream.serve.bodies import Chat
+from paged_stream.serve.bodies import Chat, TokenIds
 from paged_stream.serve.openai_bodies import plain_messages
 from paged_stream.serve.service import Service
 from paged_stream.text.chat_options import ChatOptions
@@ -31,7 +31,7 @@ class DetokenizeBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: str | None = None
-    tokens: list[int]
+    tokens: TokenIds
 
 
 class TokenRoutes:

@@ -374,3 +374,66 @@ async def _rest(reader):
         return await reader.read()
     except ConnectionResetError:
         return b""
+
+
+class Answer(asyncio.Protocol):
+    """All that comes before the connection ends, even if it is reset."""
+
+    def __init__(self):
+        self.whole, self._came = asyncio.get_running_loop().create_future(), b""
+
+    def data_received(self, data):
+        self._came += data
+
+    def connection_lost(self, error):
+        self.whole.set_result(self._came)
+
+
+HEAD = b"POST / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
+UPGRADE = b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+
+
+@pytest.mark.parametrize(
+    ("parts", "status"),
+    [
+        ([HEAD, b"content-length: 70000\r\n\r\n", b"x" * 70_000], 200),
+        ([HEAD, b"no colon\r\n\r\n"], 400),
+        ([HEAD, b"x: ", *[b"y" * 30_000] * 3, b"\r\n\r\n"], 431),
+        ([HEAD, *[b"x: y\r\n"] * 20_000, b"\r\n"], 431),
+        ([b"GET /" + b"y" * 70_000], 431),
+        ([HEAD, b"transfer-encoding: chunked\r\n\r\n0;", *[b"y" * 30_000] * 30], 431),
+        ([HEAD, b"transfer-encoding: chunked\r\n\r\n0\r\n", *[b"x: y\r\n"] * 20_000], 431),
+        ([UPGRADE, b"content-length: 5\r\n\r\nhello"], 400),
+        ([UPGRADE, *[b"x: y\r\n"] * 200, b"\r\n"], 400),
+    ],
+)
+def test_heads(parts, status):
+    """They come within limits, or are refused; and none is waited for that never comes."""
+    pytest.importorskip("httptools")
+
+    async def app(scope, receive, send):
+        while (await receive()).get("more_body"):
+            pass
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def run():
+        http = patient(60, 9)
+        config = uvicorn.Config(app, port=0, http=http, lifespan="off", log_config=None)
+        server = uvicorn.Server(config)
+        serving = asyncio.ensure_future(server.serve())
+        while not server.started:
+            await asyncio.sleep(0)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        loop = asyncio.get_running_loop()
+        transport, answer = await loop.create_connection(Answer, "127.0.0.1", port)
+        for part in parts:
+            transport.write(part)
+        head, _, body = (await answer.whole).partition(b"\r\n\r\n")
+        assert head.split()[1] == b"%d" % status
+        if status != 200 and parts[0] != UPGRADE:  # which a library refuses in words of its own
+            assert json.loads(body)["error"]["type"] == "invalid_request_error"
+        server.should_exit = True
+        await serving
+
+    asyncio.run(run())
