@@ -54,6 +54,30 @@ class Conversation:
         self.said += items
         self.items += items
 
+    def item(self, item_id: str) -> Item:
+        """One of its items.
+
+        Raises:
+            UnknownStreamError: there is none of that name.
+        """
+        for item in self.items:
+            if item["id"] == item_id:
+                return item
+        raise UnknownStreamError(f"there is no item {item_id!r} in {self.id!r}")
+
+    def take_back(self, item_id: str) -> None:
+        """Forget what was said and is not answered.
+
+        Raises:
+            UnknownStreamError: there is no item of that name.
+            ValueError: the model has seen it.
+        """
+        item = self.item(item_id)
+        if item not in self.said or self.is_answered:
+            raise ValueError(f"item {item_id!r} stays: the model has seen it")
+        self.said.remove(item)
+        self.items.remove(item)
+
 
 class ConversationStore:
     """The conversations of a service."""

@@ -8,7 +8,6 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict
 
 from paged_stream.serve.conversation_store import ConversationStore
-from paged_stream.serve.errors import UnknownStreamError
 from paged_stream.serve.guards import owner_of
 from paged_stream.serve.response_items import Item, items_of, messages_of, page_of
 
@@ -45,6 +44,7 @@ class ConversationRoutes:
         self.router.get("/{name}/items")(self.list_items)
         self.router.post("/{name}/items")(self.add_items)
         self.router.get("/{name}/items/{item_id}")(self.find_item)
+        self.router.delete("/{name}/items/{item_id}")(self.remove_item)
 
     async def make(self, request: Request, body: NewConversation | None = None) -> dict[str, Any]:
         body = body or NewConversation()
@@ -81,10 +81,12 @@ class ConversationRoutes:
         return page_of(items, "asc", None, len(items))
 
     async def find_item(self, name: str, item_id: str, request: Request) -> dict[str, Any]:
-        for item in self._conversations.find(owner_of(request), name).items:
-            if item["id"] == item_id:
-                return item
-        raise UnknownStreamError(f"there is no item {item_id!r} in {name!r}")
+        return self._conversations.find(owner_of(request), name).item(item_id)
+
+    async def remove_item(self, name: str, item_id: str, request: Request) -> dict[str, Any]:
+        found = self._conversations.find(owner_of(request), name)
+        found.take_back(item_id)
+        return found.description
 
 
 def _checked(said: list[dict[str, Any]]) -> list[Item]:

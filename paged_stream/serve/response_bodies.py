@@ -94,7 +94,7 @@ class ResponseBody(Shaped, Writing):
     include: list[str] | None = None
     top_logprobs: int | None = None
     stream_options: EventOptions | None = None
-    background: Literal[False] | None = None
+    background: bool | None = None
     # Accepted without effect: how long the model thinks is for its template, a window needs no
     # truncation, and there are no tools that this server calls.
     reasoning: dict[str, Any] | None = None
@@ -121,6 +121,15 @@ class ResponseBody(Shaped, Writing):
         if self.previous_response_id is not None:
             raise ValueError("previous_response_id and conversation exclude each other")
         return self.conversation if isinstance(self.conversation, str) else self.conversation.id
+
+    def check_background(self) -> None:
+        """Refuse what nobody could ask for later.
+
+        Raises:
+            ValueError: the answer is to go on by itself, and not to be kept.
+        """
+        if self.background and self.store is False:
+            raise ValueError("background needs store: true, since the answer is asked for later")
 
     def tool_use(self) -> ToolUse:
         """What the answer may do with the tools.

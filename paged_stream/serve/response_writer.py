@@ -42,9 +42,16 @@ class ResponseWriter:
         self._logprobs: list[Json] = []  # of tokens whose text has not come
         self._item: Json | None = None  # that grows
 
+    def queue(self) -> list[Json]:
+        """The events of a response that is to begin later."""
+        self.response["status"] = "queued"
+        return [self._of_response("created"), self._of_response("queued")]
+
     def begin(self) -> list[Json]:
         """The events before any output."""
-        return [self._of_response("created"), self._of_response("in_progress")]
+        events = [] if self._num_events else [self._of_response("created")]
+        self.response["status"] = "in_progress"
+        return [*events, self._of_response("in_progress")]
 
     def feed(self, delta: RequestDelta) -> list[Json]:
         """What a delta adds."""

@@ -36,31 +36,50 @@ class ResponseRoutes:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._kept = ResponseStreams(service)
+        self._background = service.background
         self.router = APIRouter(prefix="/v1/responses")
         self.router.post("", responses=IN_PARTS)(self.create)
-        self.router.get("/{name}")(self.retrieve)
+        self.router.get("/{name}", responses=IN_PARTS)(self.retrieve)
         self.router.delete("/{name}")(self.delete)
+        self.router.post("/{name}/cancel")(self.cancel)
         self.router.get("/{name}/input_items")(self.list_input)
 
     async def create(self, body: ResponseBody, request: Request) -> Response:
         self._service.check_model(body.model)
+        body.check_background()
         events = self._answer(owner_of(request), body)
         events = await while_connected(request.receive, begun(events))
+        if body.background:
+            ongoing = await self._background.begin(owner_of(request), events)
+            if not body.stream:
+                return JsonAnswer(ongoing.response)
+            events = ongoing.follow(-1)
         if body.stream:
-            return event_stream(events, lambda event: event, line=named_line, has_done=False)
+            return _as_it_comes(events)
         last = await while_connected(request.receive, _last(events))
         return JsonAnswer(last["response"])
 
-    async def retrieve(self, name: str, request: Request, stream: bool = False) -> dict[str, Any]:
+    async def retrieve(
+        self, name: str, request: Request, stream: bool = False, starting_after: int = -1
+    ) -> Response:
+        ongoing = self._background.find(owner_of(request), name)
+        if ongoing is None:
+            response = self._kept.record(owner_of(request), name)["response"]
+            if stream:
+                raise ValueError("stream must be false: how the response came is not remembered")
+            return JsonAnswer(response)
         if stream:
-            raise ValueError("stream must be false: no response is made in the background")
-        response: dict[str, Any] = self._kept.record(owner_of(request), name)["response"]
-        return response
+            return _as_it_comes(ongoing.follow(starting_after))
+        return JsonAnswer(ongoing.response)
 
     async def delete(self, name: str, request: Request) -> dict[str, Any]:
-        self._kept.record(owner_of(request), name)
-        await self._service.streams.close(owner_of(request), name)
+        if not await self._background.remove(owner_of(request), name):
+            self._kept.record(owner_of(request), name)
+            await self._service.streams.close(owner_of(request), name)
         return {"id": name, "object": "response", "deleted": True}
+
+    async def cancel(self, name: str, request: Request) -> dict[str, Any]:
+        return await self._background.cancel(owner_of(request), name)
 
     async def list_input(
         self,
@@ -107,6 +126,8 @@ class ResponseRoutes:
         try:
             head = self._head(opened.id, body, past, params)
             writer = ResponseWriter(head, use.reader(call_format), use, texts)
+            for event in writer.queue() if body.background else ():
+                yield event
             last: RequestDelta | None = None
             async with aclosing(opened.stream.chat(found.messages, params, **writing)) as deltas:
                 async for delta in deltas:
@@ -145,7 +166,7 @@ class ResponseRoutes:
             "error": None,
             "incomplete_details": None,
             "usage": None,
-            "background": False,
+            "background": bool(body.background),
             "instructions": body.instructions,
             "max_output_tokens": body.max_output_tokens,
             "metadata": body.metadata or {},
@@ -159,6 +180,10 @@ class ResponseRoutes:
             "truncation": body.truncation or "disabled",
             "user": body.user,
         }
+
+
+def _as_it_comes(events: AsyncGenerator[Json, None]) -> Response:
+    return event_stream(events, lambda event: event, line=named_line, has_done=False)
 
 
 async def _last(events: AsyncGenerator[Json, None]) -> Json:

@@ -1,5 +1,5 @@
 """What the routes of one application share: what answers, under which name, its vocabulary, what a
-request may bring, and the streams and conversations that it keeps."""
+request may bring, and the streams, conversations and answers in the background that it keeps."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.serve.backend import Backend
+from paged_stream.serve.background import Background
 from paged_stream.serve.conversation_store import ConversationStore
 from paged_stream.serve.errors import UnknownModelError
 from paged_stream.serve.open_streams import OpenStreams
@@ -38,6 +39,7 @@ class Service:
         self.prompt_limit = PromptLimit(self.vocabulary, options.max_prompt_tokens)
         self.streams = OpenStreams(backend.engine, options)
         self.conversations = ConversationStore(self.streams)
+        self.background = Background()
 
     def check_model(self, name: str | None) -> None:
         """Refuse a request for another model; one that names none is for this one.
@@ -63,6 +65,7 @@ class Service:
 
     async def rest(self) -> None:
         """End what is kept, and write it to files if there is a folder for them."""
+        await self.background.end()
         await self.streams.rest()
         self.conversations.rest()
         if self.streams.has_files:

@@ -42,8 +42,10 @@ BODIES: dict[str, list[Body]] = {
     "/v1/responses": [
         {"input": "a", "max_output_tokens": 2, "store": True, "metadata": {"a": "b"}},
         {"input": [{"type": "message", "role": "user", "content": "a"}], "stream": True},
+        {"input": "a", "max_output_tokens": 2, "background": True},
         {"input": "a", "previous_response_id": "resp_0", "text": {"format": {"type": "text"}}},
     ],
+    "/v1/responses/RESPONSE/cancel": [{}],
     "/v1/embeddings": [{"input": ["a", "b"], "encoding_format": "base64"}],
     "/tokenize": [{"prompt": "a b"}, {"messages": SAID}],
     "/detokenize": [{"tokens": [5, 6]}],

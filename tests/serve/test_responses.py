@@ -225,6 +225,73 @@ def test_conversations(create, ai, llm):
             use()
 
 
+def test_in_the_background(create, ai, llm):
+    """It goes on though nobody reads, and can be gone on from."""
+    answer = create(input="who?", background=True)
+    assert answer.background and answer.status in ("queued", "in_progress")
+    while answer.status in ("queued", "in_progress"):
+        answer = ai.responses.retrieve(answer.id)
+    second = create(input="why?", previous_response_id=answer.id)
+    with llm.open_stream() as stream:
+        assert (answer.status, answer.output_text) == ("incomplete", chat(stream, "who?"))
+        assert second.output_text == chat(stream, "why?")
+    ai.responses.delete(answer.id)
+    with pytest.raises(openai.NotFoundError):
+        ai.responses.retrieve(answer.id)
+
+
+def test_a_reader_in_the_background_comes_back(create, ai):
+    with create(input="who?", background=True, stream=True) as events:
+        seen = [next(events) for _ in range(4)]
+    name, number = seen[0].response.id, seen[-1].sequence_number
+    assert [event.type for event in seen[:3]] == [
+        "response.created",
+        "response.queued",
+        "response.in_progress",
+    ]
+    rest = list(ai.responses.retrieve(name, stream=True, starting_after=number))
+    assert [event.sequence_number for event in seen + rest] == list(range(len(seen + rest)))
+    deltas = [e.delta for e in seen + rest if e.type == "response.output_text.delta"]
+    assert rest[-1].type == "response.incomplete"
+    assert "".join(deltas) == rest[-1].response.output_text
+    assert list(ai.responses.retrieve(name, stream=True)) == seen + rest
+
+
+@pytest.mark.parametrize("end", ["cancel", "delete"])
+def test_the_background_is_ended(create, ai, client, end):
+    num_streams = client.get("/health").json()["streams"]
+    answer = create(input="who?", background=True, max_output_tokens=10**9)
+    if end == "cancel":
+        assert ai.responses.cancel(answer.id).status == "cancelled"
+        assert ai.responses.retrieve(answer.id).status == "cancelled"
+    else:
+        ai.responses.delete(answer.id)
+        with pytest.raises(openai.NotFoundError):
+            ai.responses.retrieve(answer.id)
+    assert client.get("/health").json()["streams"] == num_streams
+    with pytest.raises(openai.NotFoundError):
+        create(input="why?", previous_response_id=answer.id)
+    with pytest.raises(openai.NotFoundError):
+        ai.responses.cancel("resp_nothing")
+
+
+def test_what_was_said_is_taken_back_before_it_is_answered(create, ai, llm):
+    conversation = ai.conversations.create()
+    more = [{"type": "message", "role": "user", "content": word} for word in ("no, ", "yes, ")]
+    first, _ = ai.conversations.items.create(conversation.id, items=more).data
+    ai.conversations.items.delete(first.id, conversation_id=conversation.id)
+    answer = create(input="why?", conversation=conversation.id)
+    with llm.open_stream() as stream:
+        said = [{"role": "user", "content": "yes, "}, {"role": "user", "content": "why?"}]
+        assert answer.output_text == chat(stream, said)
+    items = list(ai.conversations.items.list(conversation.id, order="asc"))
+    assert [text(item) for item in items] == ["yes, ", "why?", answer.output_text]
+    with pytest.raises(openai.BadRequestError, match="has seen it"):
+        ai.conversations.items.delete(items[0].id, conversation_id=conversation.id)
+    with pytest.raises(openai.NotFoundError):
+        ai.conversations.items.delete(first.id, conversation_id=conversation.id)
+
+
 def text(item):
     return item.content if isinstance(item.content, str) else item.content[0].text
 
@@ -304,7 +371,7 @@ def test_log_probabilities(create, llm):
         ({"input": [{"type": "function_call", "name": "f"}]}, "arguments of a function_call"),
         ({"input": []}, "messages must be"),
         ({"input": "a", "tools": [{"type": "web_search"}]}, "tools"),
-        ({"input": "a", "background": True}, "background"),
+        ({"input": "a", "background": True, "store": False}, "background needs store"),
         ({"input": "a", "conversation": "c", "previous_response_id": "r"}, "exclude each other"),
         ({"input": "a", "text": {"format": {"type": "json_schema"}}}, "must have a schema"),
         ({"input": "a", "top_logprobs": 21}, "top_logprobs must be"),
