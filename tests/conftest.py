@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 
 # Before torch is loaded: its threads spin by default while they wait for each other. Beside a busy
 # process, the one waited for does not run then, and a forward pass of a reference takes minutes.
@@ -92,6 +94,20 @@ def folder(tmp_path_factory):
     tiny_llama(0, eos_token_id=0).save_pretrained(folder)
     save_tokenizer(folder)
     return folder
+
+
+@pytest.fixture
+def install(tmp_path_factory):
+    """Makes an environment with some packages; returns its Python."""
+
+    def make(packages):
+        environment = tmp_path_factory.mktemp("environment")
+        subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+        python = environment / "bin" / "python"
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
+        return python
+
+    return make
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     },
 }
 TASKS = tuple(_SETTINGS)
-_ROWS: dict[str, list[dict[str, Any]]] = {
+ROWS: dict[str, list[dict[str, Any]]] = {
     "choices": [
         {"question": "What colour is the sky?", "choices": ["blue", "loud"], "target": 0},
         {"question": "How many legs has a dog?", "choices": ["two", "four", "nine"], "target": 1},
@@ -70,7 +70,7 @@ def write_tasks(folder: Path) -> None:
     """Write a YAML file and its documents for each of `TASKS`."""
     for task, settings in _SETTINGS.items():
         rows = folder / f"{task}.jsonl"
-        rows.write_text("".join(json.dumps(row) + "\n" for row in _ROWS[task]))
+        rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS[task]))
         description = {
             "task": task,
             "dataset_path": "json",

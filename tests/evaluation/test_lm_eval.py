@@ -6,17 +6,20 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks.float_folder import float_folder
-from paged_stream import cli
+from paged_stream import LLM, SamplingParams, cli
 from paged_stream.commands import lm_eval as command
 from paged_stream.models.formats.resolve import EMBEDDED_MODEL
-from tests.evaluation.lm_eval_tasks import TASKS, write_tasks
+from tests.evaluation.lm_eval_tasks import ROWS, TASKS, write_tasks
+from tests.serve.services import serve_engine
 
+OVER_HTTP = Path(__file__).parent / "lm_eval_over_http.py"
 PAGE = Path(__file__).parents[2] / "docs" / "command-line.md"
 FLOAT32 = ["--dtype", "float32", "--quantization", "none", "--kv-cache-memory-bytes", "512MiB"]
 
@@ -129,6 +132,29 @@ def test_a_small_model(offline, folder, tmp_path, max_length):
     limit = {} if max_length is None else {"max_length": max_length}
     words = [f"--model_args={name}={value}" for name, value in limit.items()]
     assert_same(ours(["--", *words], folder, tmp_path), theirs(folder, tmp_path, **limit))
+
+
+@pytest.mark.clients_check
+def test_over_http(offline, folder, tmp_path, install):
+    """Its clients of OpenAI's API, against a service."""
+    pytest.importorskip("fastapi")
+    python = install(["lm_eval[api]>=0.4.13,<0.5"])
+    with serve_engine(folder, window_size=500) as base:
+        command = [python, OVER_HTTP, f"{base}/v1", folder, tmp_path]
+        subprocess.run(command, check=True, capture_output=True)
+    found = json.loads((tmp_path / "found.json").read_text())
+    texts, chats = found["completions"], found["chats"]
+    responses = {
+        task: {int(doc_id): response for doc_id, response in each.items()}
+        for task, each in texts["responses"].items()
+    }
+    assert_same((texts["figures"], responses), theirs(folder, tmp_path))
+    llm = LLM(str(folder), window_size=500, dtype="float32")
+    params = SamplingParams(temperature=0, max_tokens=24, stop=["\n", "."])
+    for doc_id, response in chats["responses"]["answers"].items():
+        question = ROWS["answers"][int(doc_id)]["question"]
+        [answer] = llm.chat([{"role": "user", "content": question}], params, use_tqdm=False)
+        assert flat(response) == [answer.outputs[0].text]
 
 
 @pytest.mark.slow

