@@ -21,7 +21,8 @@ from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.scheduler.settings import settings_of
 
 # Requests that leave nothing behind.
-URLS = ("/v1/chat/completions", "/v1/completions")
+_EMBEDDINGS = "/v1/embeddings"
+URLS = ("/v1/chat/completions", "/v1/completions", _EMBEDDINGS)
 _MOST = 2**31  # requests at a time; `RowRunner` bounds them
 
 
@@ -96,7 +97,7 @@ class RequestRows:
         except ValueError as error:
             told["error"] = {"code": "invalid_request", "message": str(error)}
             return RowFailure(str(error), {"custom_id": row.get("custom_id"), **told})
-        content = json.dumps(self._filled(request.body, seed), default=str).encode()
+        content = json.dumps(self._filled(request, seed), default=str).encode()
         status, answer = await _post(self._app, request.url, content)
         if status == 503:
             raise RuntimeError(answer["error"]["message"])
@@ -107,14 +108,16 @@ class RequestRows:
             return RowFailure(reason, {"custom_id": row["custom_id"], **told})
         usage = answer["usage"]
         counts = {"prompt_tokens": usage["prompt_tokens"]}
-        return told | counts | {"output_tokens": usage["completion_tokens"]}
+        return told | counts | {"output_tokens": usage.get("completion_tokens", 0)}
 
-    def _filled(self, body: dict[str, Any], seed: int) -> dict[str, Any]:
-        """A body with what it leaves out."""
-        said = {name for name, value in body.items() if value is not None}
+    def _filled(self, request: RowRequest, seed: int) -> dict[str, Any]:
+        """A body with what it leaves out. Nothing is sampled for a vector."""
+        filled = {name: value for name, value in request.body.items() if name != "model"}
+        if request.url == _EMBEDDINGS:
+            return filled
+        said = {name for name, value in filled.items() if value is not None}
         if "max_completion_tokens" in said:
             said.add("max_tokens")
-        filled = {name: value for name, value in body.items() if name != "model"}
         return filled | {n: v for n, v in {**self._given, "seed": seed}.items() if n not in said}
 
 

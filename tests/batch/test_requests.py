@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from openai.types import Completion
@@ -18,7 +20,7 @@ from paged_stream.commands.batch import read_config
 from tests.batch.corpora import ENGINE, config, errors, files, outputs, run_here, texts, write_lines
 from tests.commands.test_settings import parse
 
-CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+CHAT, TEXT, VECTORS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 TOOL = {
     "type": "function",
     "function": {
@@ -108,6 +110,25 @@ def test_a_request_has_what_only_requests_have(folder, tmp_path):
     assert len(prompts["response"]["body"]["choices"]) == 4 and prompts["output_tokens"] == 12
 
 
+def test_requests_for_vectors(folder, tmp_path, llm):
+    prompts = texts(4, 30)
+    rows = [
+        request(0, {"input": prompts[0]}, VECTORS),
+        request(1, {"input": prompts[1:], "encoding_format": "base64"}, VECTORS),
+        request(2, {"input": "a", "max_tokens": 3}, VECTORS),
+    ]
+    answers, bad = run_requests(folder, tmp_path, rows)
+    assert list(answers) == ["r0", "r1"] and "max_tokens" in bad["r2"]["reason"]
+    one, more = (row["response"]["body"] for row in answers.values())
+    vectors = [each.outputs.embedding for each in llm.embed(prompts, use_tqdm=False)]
+    assert one["data"][0]["embedding"] == pytest.approx(vectors[0], abs=1e-6)
+    for each, vector in zip(more["data"], vectors[1:], strict=True):
+        found = np.frombuffer(base64.b64decode(each["embedding"]), np.float32)
+        assert found == pytest.approx(vector, abs=1e-6)
+    assert [row["output_tokens"] for row in answers.values()] == [0, 0]
+    assert answers["r1"]["prompt_tokens"] == more["usage"]["prompt_tokens"] > 3
+
+
 def test_the_same_requests_give_the_same_bytes(folder, tmp_path):
     rows = [request(i, chat(text)) for i, text in enumerate(texts(5))]
     rows.append(request(5, chat("c", tools=[TOOL], tool_choice="required", max_tokens=200)))
@@ -124,7 +145,7 @@ def test_requests_that_fail_are_told_as_openai_does(folder, tmp_path):
     rows = [
         request(0, chat("a")),
         request(1, chat("a"), method="GET"),
-        request(2, chat("a"), "/v1/embeddings"),
+        request(2, chat("a"), "/v1/moderations"),
         request(3, [1]),
         request(4, chat("a", stream=True)),
         request(5, chat("a", temperature=-1)),
@@ -137,7 +158,7 @@ def test_requests_that_fail_are_told_as_openai_does(folder, tmp_path):
     assert set(answers) == {"r0", "r8"} and set(bad) == {f"r{i}" for i in (*range(1, 8), 9)}
     for number, words in {
         1: "method must be 'POST', got 'GET'",
-        2: "url must be one of /v1/chat/completions, /v1/completions, got '/v1/embeddings'",
+        2: "url must be one of /v1/chat/completions, /v1/completions, /v1/embeddings, got",
         3: "body must be an object, got [1]",
         4: "stream must be left out",
         9: "body is no JSON",
