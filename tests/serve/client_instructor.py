@@ -8,21 +8,31 @@ import instructor
 from openai import OpenAI
 from pydantic import BaseModel
 
-MODES = [instructor.Mode.TOOLS, instructor.Mode.JSON_SCHEMA]
-
 
 class Reply(BaseModel):
     is_good: bool
 
 
-def main(base: str, model: str) -> None:
+def ask(base: str, model: str, mode: instructor.Mode) -> None:
+    client = instructor.from_openai(OpenAI(base_url=base, api_key="none"), mode=mode)
     question = [{"role": "user", "content": "good?"}]
-    for mode in MODES:
-        client = instructor.from_openai(OpenAI(base_url=base, api_key="none"), mode=mode)
-        reply = client.chat.completions.create(
-            model=model, messages=question, response_model=Reply, max_retries=0
-        )
-        assert isinstance(reply, Reply), mode
+    reply = client.chat.completions.create(
+        model=model, messages=question, response_model=Reply, max_retries=0
+    )
+    assert isinstance(reply, Reply), mode
+
+
+def tools(base: str, model: str) -> None:
+    ask(base, model, instructor.Mode.TOOLS)
+
+
+def schema(base: str, model: str) -> None:
+    ask(base, model, instructor.Mode.JSON_SCHEMA)
+
+
+def main(base: str, model: str) -> None:
+    for feature in (tools, schema):
+        feature(base, model)
 
 
 if __name__ == "__main__":

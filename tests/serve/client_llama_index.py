@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from llama_index.core.llms import ChatMessage
 from llama_index.core.prompts import PromptTemplate
@@ -23,36 +24,66 @@ def look(is_far: bool) -> str:
     return "5"
 
 
-def main(base: str, model: str) -> None:
-    where = {"api_base": base, "api_key": "none"}
-    short = {"max_tokens": 8, "temperature": 0.0}
-    llm = OpenAILike(model=model, is_chat_model=True, **short, **where)
-    question = [ChatMessage(role="user", content="who?")]
-    said = llm.chat(question).message.content
-    assert isinstance(said, str)
-    assert "".join(part.delta or "" for part in llm.stream_chat(question)) == said
-    assert llm.complete("who?").text == said
+SHORT: dict[str, Any] = {"max_tokens": 8, "temperature": 0.0}
+QUESTION = [ChatMessage(role="user", content="who?")]
 
-    able = OpenAILike(
+
+def place(base: str) -> dict[str, Any]:
+    return {"api_base": base, "api_key": "none"}
+
+
+def cold(base: str, model: str) -> OpenAILike:
+    return OpenAILike(model=model, is_chat_model=True, **SHORT, **place(base))
+
+
+def able(base: str, model: str) -> OpenAILike:
+    return OpenAILike(
         model=model,
         is_chat_model=True,
         is_function_calling_model=True,
         temperature=1.0,  # cold, a model without training may write spaces in its JSON for ever
         additional_kwargs={"seed": 1},
-        **where,
+        **place(base),
     )
-    tool = FunctionTool.from_defaults(look)
-    called = able.chat_with_tools([tool], user_msg="where?", tool_required=True)
-    for call in able.get_tool_calls_from_response(called):
+
+
+def chat(base: str, model: str) -> None:
+    said = cold(base, model).chat(QUESTION).message.content
+    assert isinstance(said, str) and cold(base, model).complete("who?").text == said
+
+
+def parts(base: str, model: str) -> None:
+    llm = cold(base, model)
+    text = "".join(part.delta or "" for part in llm.stream_chat(QUESTION))
+    assert text == llm.chat(QUESTION).message.content
+
+
+def tools(base: str, model: str) -> None:
+    llm, tool = able(base, model), FunctionTool.from_defaults(look)
+    called = llm.chat_with_tools([tool], user_msg="where?", tool_required=True)
+    for call in llm.get_tool_calls_from_response(called):
         assert call.tool_name == "look" and isinstance(call.tool_kwargs["is_far"], bool)
-    reply = able.structured_predict(Reply, PromptTemplate("good?"))
+
+
+def schema(base: str, model: str) -> None:
+    reply = able(base, model).structured_predict(Reply, PromptTemplate("good?"))
     assert isinstance(reply, Reply)
 
-    plain = OpenAILike(model=model, is_chat_model=False, **short, **where)
+
+def completions(base: str, model: str) -> None:
+    plain = OpenAILike(model=model, is_chat_model=False, **SHORT, **place(base))
     assert isinstance(plain.complete("once").text, str)
-    embedding = OpenAILikeEmbedding(model_name=model, **where)
+
+
+def embeddings(base: str, model: str) -> None:
+    embedding = OpenAILikeEmbedding(model_name=model, **place(base))
     first, second = embedding.get_text_embedding_batch(["once", "upon"])
     assert len(first) == len(second) > 1 and first != second
+
+
+def main(base: str, model: str) -> None:
+    for feature in (chat, parts, tools, schema, completions, embeddings):
+        feature(base, model)
 
 
 if __name__ == "__main__":

@@ -15,22 +15,47 @@ class Reply(BaseModel):
     is_good: bool
 
 
-async def main(base: str, model: str) -> None:
-    provider = OpenAIProvider(base_url=base, api_key="none")
-    chat = OpenAIChatModel(model, provider=provider)
-    agent = Agent(chat, model_settings={"max_tokens": 8, "temperature": 0.0})
-    said = (await agent.run("who?")).output
-    assert isinstance(said, str)
-    async with agent.run_stream("who?") as parts:
-        assert await parts.get_output() == said
-    new = OpenAIResponsesModel(model, provider=provider)
-    answered = await agent.run("who?", model=new)
-    assert answered.output == said
+def model_of(base: str, model: str) -> OpenAIChatModel:
+    return OpenAIChatModel(model, provider=OpenAIProvider(base_url=base, api_key="none"))
 
-    for output_type in (Reply, NativeOutput(Reply)):  # by a call that is forced; by a schema
-        shaped = Agent(chat, output_type=output_type, model_settings={"seed": 1})
-        reply = (await shaped.run("good?")).output
-        assert isinstance(reply, Reply)
+
+def agent(base: str, model: str) -> Agent:
+    settings = {"max_tokens": 8, "temperature": 0.0}
+    return Agent(model_of(base, model), model_settings=settings)
+
+
+async def chat(base: str, model: str) -> None:
+    assert isinstance((await agent(base, model).run("who?")).output, str)
+
+
+async def parts(base: str, model: str) -> None:
+    said = (await agent(base, model).run("who?")).output
+    async with agent(base, model).run_stream("who?") as streamed:
+        assert await streamed.get_output() == said
+
+
+async def responses(base: str, model: str) -> None:
+    provider = OpenAIProvider(base_url=base, api_key="none")
+    said = (await agent(base, model).run("who?")).output
+    new = OpenAIResponsesModel(model, provider=provider)
+    assert (await agent(base, model).run("who?", model=new)).output == said
+
+
+async def tools(base: str, model: str) -> None:
+    """A call that is forced gives an object."""
+    asking = Agent(model_of(base, model), output_type=Reply, model_settings={"seed": 1})
+    assert isinstance((await asking.run("good?")).output, Reply)
+
+
+async def schema(base: str, model: str) -> None:
+    shape = NativeOutput(Reply)
+    asking = Agent(model_of(base, model), output_type=shape, model_settings={"seed": 1})
+    assert isinstance((await asking.run("good?")).output, Reply)
+
+
+async def main(base: str, model: str) -> None:
+    for feature in (chat, parts, responses, tools, schema):
+        await feature(base, model)
 
 
 if __name__ == "__main__":
