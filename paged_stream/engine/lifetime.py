@@ -229,6 +229,13 @@ def finish_for(thread: int, function: Callable[[], T]) -> T | None:
     return None if _exit.is_closed_to(thread) else function()
 
 
+def sleep_at_exit() -> None:
+    """Never come back if another thread ends the interpreter: what this one waited for may have
+    been left out."""
+    if _exit.is_closed_to(threading.get_ident()):
+        _sleep_for_ever()
+
+
 def _stay_outside() -> None:
     """Sleep for ever, unless this thread ends the interpreter or was inside before."""
     me = threading.get_ident()

@@ -24,6 +24,7 @@ from paged_stream.engine.lifetime import (
     Errand,
     finish_before_exit,
     finish_for,
+    sleep_at_exit,
 )
 
 logger = logging.getLogger(__name__)
@@ -119,6 +120,7 @@ class EngineThread:
         if not self._core.lifetime.is_here:
             return
         self._check_thread()
+        sleep_at_exit()  # nor be the closer in place of the thread that may
         self._closer = threading.get_ident()
         self.is_stopping = True
         ended: queue.SimpleQueue[Outcome[None]] = queue.SimpleQueue()
@@ -126,6 +128,7 @@ class EngineThread:
         if not self._has_ended:
             ended.get()
         self._thread.join()
+        sleep_at_exit()  # the caller would take the core for closed
         error, self._close_error = self._close_error, None
         if error is not None:
             raise error
