@@ -19,6 +19,7 @@ from benchmarks.harness import parser
 MODULES = {
     "linear": "bench_linear",
     "attention": "bench_attention",
+    "adapters": "bench_adapters",
     "decode": "bench_decode",
     "prefill": "bench_prefill",
     "recompute": "bench_recompute",

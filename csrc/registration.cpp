@@ -49,7 +49,15 @@ STABLE_TORCH_LIBRARY(paged_stream, m) {
   m.def("free_decoder_layers(int layers) -> ()");
   m.def(
       "decoder_layers(Tensor(a!) residual, int layers, Tensor[] rotary, Tensor[] sink_rotary, "
-      "Tensor(b!)[] k_caches, Tensor(c!)[] v_caches, Tensor[] batch) -> Tensor");
+      "Tensor(b!)[] k_caches, Tensor(c!)[] v_caches, Tensor[] batch, int[] adapters, "
+      "Tensor? row_adapters) -> Tensor");
+  m.def(
+      "lay_out_adapter(Tensor[] weights, int[] places, Tensor scalings, int num_layers, "
+      "bool is_bfloat16) -> int");
+  m.def("free_adapter(int adapter) -> ()");
+  m.def(
+      "add_adapters(Tensor(a!) out, Tensor input, int[] adapters, Tensor row_adapters, int layer, "
+      "int projection) -> ()");
   m.def(
       "lay_out_batch(Tensor token_ids, Tensor block_rows, Tensor sequences, int block_size) "
       "-> (Tensor[], bool)");

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from paged_stream.engine.lifetime import StreamLostError as StreamLostError
     from paged_stream.engine.llm import LLM as LLM
     from paged_stream.engine.llm_engine import LLMEngine as LLMEngine
+    from paged_stream.engine.lora_request import LoRARequest as LoRARequest
     from paged_stream.engine.outputs import CompletionOutput as CompletionOutput
     from paged_stream.engine.outputs import EmbeddingOutput as EmbeddingOutput
     from paged_stream.engine.outputs import EmbeddingRequestOutput as EmbeddingRequestOutput
@@ -72,6 +73,7 @@ _HOME = {
     "RequestDelta": "engine.outputs",
     "RequestMetrics": "engine.outputs",
     "RequestOutput": "engine.outputs",
+    "LoRARequest": "engine.lora_request",
     "SamplingParams": "scheduler.sampling_params",
     "Stream": "engine.stream",
     "StreamApi": "engine.api",

@@ -26,6 +26,7 @@ from paged_stream.setting_kinds import (
     Folder,
     KvCacheDtype,
     Model,
+    NamedAdapters,
     Quantization,
     Template,
 )
@@ -50,6 +51,8 @@ class EngineConfig:
         merge_lora: a LoRA adapter as PEFT writes it, which is merged into the weights while
             loading: a folder or a name on the hub. The matrices that it changes are then in
             ``dtype`` even if a file holds them quantised.
+        lora_modules: LoRA adapters by the names under which a service offers them, each as
+            ``"NAME=ADAPTER"``, loaded with the model. Requests may bring more.
         tokenizer: what to load the tokenizer from, if it is not the model's own: a folder, a GGUF
             file or a name.
         chat_template: how conversations are written, if it is not the model's own way: a Jinja
@@ -129,6 +132,7 @@ class EngineConfig:
 
     model: FilePath = field(metadata=takes(Model()))
     merge_lora: FilePath | None = setting(None, Adapter(optional=True))
+    lora_modules: str | tuple[str, ...] | None = setting((), NamedAdapters())
     tokenizer: FilePath | None = setting(None, Model(optional=True))
     chat_template: FilePath | None = setting(None, Template(optional=True))
     cache_dir: FilePath | None = setting(None, Folder(optional=True))
@@ -220,6 +224,7 @@ class EngineSettings(TypedDict, total=False):
     """The fields of `EngineConfig` but ``model``, for the keyword arguments of constructors."""
 
     merge_lora: FilePath | None
+    lora_modules: str | tuple[str, ...] | None
     tokenizer: FilePath | None
     chat_template: FilePath | None
     cache_dir: FilePath | None

@@ -11,7 +11,9 @@ _LENGTH = (
     "token sees; write window_size=N"
 )
 _STAY = "weights stay on the device; quantization='int8' or 'int4' makes them smaller"
-_ADAPTERS = "merge_lora=FOLDER merges one adapter into the weights; there are none per request"
+_ADAPTERS = (
+    "adapters need no setting; pass lora_request=LoRARequest(...) to generate or open_stream"
+)
 
 OTHER_ENGINES = {
     "max_model_len": _LENGTH,
@@ -50,6 +52,8 @@ OTHER_ENGINES = {
     "hf_token": "set HF_TOKEN",
     "enable_lora": _ADAPTERS,
     "max_loras": _ADAPTERS,
+    "max_lora_rank": _ADAPTERS,
+    "max_cpu_loras": _ADAPTERS,
     "speculative_config": "there is no speculative decoding here",
     "speculative_model": "there is no speculative decoding here",
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 from paged_stream.scheduler.fields import Kind
-from paged_stream.scheduler.word_fields import Choice, Text
+from paged_stream.scheduler.word_fields import Choice, Text, Texts
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["auto", "int8", "int4"]
@@ -42,6 +42,24 @@ class Adapter(Model):
     @property
     def allowed(self) -> str:
         return "a folder or a hub id"
+
+
+@dataclass(frozen=True, slots=True)
+class NamedAdapters(Texts):
+    """Adapters by the names that requests call them: ``NAME=ADAPTER`` each."""
+
+    metavar: ClassVar[str] = "NAME=ADAPTER"
+
+    @property
+    def allowed(self) -> str:
+        return "NAME=ADAPTER, or a list of these with different names"
+
+    def _check(self, name: str, value: Any) -> tuple[str, ...]:
+        pairs = super(NamedAdapters, self)._check(name, value)
+        names = [pair.partition("=")[0] for pair in pairs]
+        if not all(all(pair.partition("=")) for pair in pairs) or len(set(names)) < len(names):
+            raise ValueError(f"{name} must be {self.allowed}, got {value!r}")
+        return pairs
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,11 @@ class Kind(ABC):
         return text
 
     @property
+    def json_range(self) -> dict[str, float]:
+        """What numbers are allowed, in the keywords of JSON Schema."""
+        return {}
+
+    @property
     def _or_none(self) -> str:
         return " or None" if self.optional else ""
 
@@ -84,6 +89,11 @@ class Integer(Kind):
             most = "2**63 - 1" if self.high == LARGEST_INT else self.high
             return f"int in [{self.low}, {most}]"
         return "int" if self.low is None else f"int >= {self.low}"
+
+    @property
+    def json_range(self) -> dict[str, float]:
+        ends = {"minimum": self.low, "maximum": self.high}
+        return {name: end for name, end in ends.items() if end is not None}
 
     def _check(self, name: str, value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, Integral):
@@ -154,6 +164,11 @@ class Number(Kind):
     def _span(self) -> str:
         end = ")" if self.high == math.inf and not self.infinite else "]"
         return f"{'(' if self.open_low else '['}{self.low:g}, {self.high:g}{end}"
+
+    @property
+    def json_range(self) -> dict[str, float]:
+        ends = {"exclusiveMinimum" if self.open_low else "minimum": self.low, "maximum": self.high}
+        return {name: end for name, end in ends.items() if math.isfinite(end)}
 
     def _check(self, name: str, value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, Real):

@@ -100,9 +100,7 @@ class KVCacheManager:
             return num_computed
         for logical_block in range(table.num_hashed_blocks, num_computed // size):
             start = logical_block * size
-            table.last_hash = hash_block(
-                table.last_hash or hash_seed(table.sink_window), token_ids(start, start + size)
-            )
+            table.last_hash = hash_block(table.last_hash, token_ids(start, start + size))
             # Whatever the last chunk filled is still in the row: the ring has room for a chunk.
             self.pool.remember(table.row[table.column(logical_block, size)], table.last_hash)
         table.num_hashed_blocks = max(table.num_hashed_blocks, num_computed // size)
@@ -117,12 +115,15 @@ class KVCacheManager:
         max_tokens: int | None,
         chunk: int,
         hashes: Sequence[bytes] = (),
+        *,
+        adapter: str = "",
     ) -> int | None:
         """Reserve for a sequence: enough for ``chunk``-token steps if there is room, and at least
         enough for single tokens.
 
         Args:
             hashes: of leading full blocks, to be shared if the cache holds them.
+            adapter: as in `hash_seed`.
 
         Returns:
             How many leading blocks need not be computed; ``None``, and nothing changed, if there
@@ -154,7 +155,9 @@ class KVCacheManager:
             row=array("i", [-1]) * (sinks + ring),
             num_logical_blocks=hit.num_blocks,
             num_hashed_blocks=hit.num_blocks if self.enable_prefix_caching else None,
-            last_hash=hashes[hit.num_blocks - 1] if hit.num_blocks else b"",
+            last_hash=hashes[hit.num_blocks - 1]
+            if hit.num_blocks
+            else hash_seed(sink_window, adapter),
         )
         self._tables[seq_id] = table
         self._num_missing += sinks + ring

@@ -63,6 +63,7 @@ class ScheduledSequence:
         mask: set when the parameters have a structure and the step samples.
         embeds: the chunk ends the known tokens, and its last hidden state is wanted in place of a
             token.
+        adapter: the key of the adapter that computes it; empty for the model as it is.
     """
 
     seq_id: int
@@ -81,6 +82,7 @@ class ScheduledSequence:
     bad_words: tuple[tuple[int, ...], ...] = ()
     mask: TokenMask | None = None
     embeds: bool = False
+    adapter: str = ""
 
     @property
     def samples(self) -> bool:

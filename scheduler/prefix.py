@@ -1,7 +1,7 @@
 """Blocks found by content: hashes of full blocks, and how much of a prompt they cover.
 
-A hash covers a block's tokens, all before them, and the sinks and window under which they were
-computed: all that its K and V depend on.
+A hash covers a block's tokens, all before them, the sinks and window under which they were
+computed, and the adapter: all that its K and V depend on.
 """
 
 from __future__ import annotations
@@ -29,9 +29,13 @@ def hash_block(previous: bytes, token_ids: array[int]) -> bytes:
     return hashlib.blake2b(previous + token_ids.tobytes(), digest_size=16).digest()
 
 
-def hash_seed(sink_window: SinkWindow) -> bytes:
-    """What the hash of a first block follows."""
-    return repr((sink_window.num_sink_tokens, sink_window.window_size)).encode()
+def hash_seed(sink_window: SinkWindow, adapter: str = "") -> bytes:
+    """What the hash of a first block follows.
+
+    Args:
+        adapter: the key of the sequence's, if it has one.
+    """
+    return repr((sink_window.num_sink_tokens, sink_window.window_size, adapter)).encode()
 
 
 def find_prefix(

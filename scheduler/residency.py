@@ -111,6 +111,7 @@ class Residency:
             sequence.max_tokens,
             chunk,
             sequence.block_hashes,
+            adapter=sequence.adapter,
         )
         assert num_found is not None
         num_hits = num_found * self._kv.block_size

@@ -65,12 +65,14 @@ class Scheduler:
         is_stream: bool = False,
         max_tokens: int | None = None,
         priority: int = 0,
+        adapter: str = "",
     ) -> Sequence:
         """Create an idle sequence; it takes blocks when its first turn is admitted.
 
         Args:
             max_tokens: the most tokens it can ever have. Under full attention never more than
                 ``max_model_len``.
+            adapter: as in `Sequence`.
 
         Raises:
             ValueError: the cache is too small for it even when empty.
@@ -92,18 +94,19 @@ class Scheduler:
             is_stream=is_stream,
             max_tokens=max_tokens,
             priority=priority,
+            adapter=adapter,
         )
         self.sequences[seq_id] = sequence
         return sequence
 
-    def restore(self, seq_id: int, state: SequenceState) -> Sequence:
+    def restore(self, seq_id: int, state: SequenceState, *, adapter: str = "") -> Sequence:
         """Create an idle stream from a saved state. What it had computed is parked.
 
         Raises:
             ValueError: as `open`.
         """
-        self.open(seq_id, state.sink_window, is_stream=True)
-        sequence = Sequence.restore(seq_id, state, max_tokens=self.sequences[seq_id].max_tokens)
+        limit = self.open(seq_id, state.sink_window, is_stream=True).max_tokens
+        sequence = Sequence.restore(seq_id, state, max_tokens=limit, adapter=adapter)
         self.sequences[seq_id] = sequence
         return sequence
 
@@ -512,6 +515,7 @@ class Scheduler:
             else _NO_TOKENS,
             bad_words=sequence.bad_words,
             embeds=ends and sequence.embeds,
+            adapter=sequence.adapter,
         )
 
     def _let_in(self, step: Step, paused: Collection[int], before: int | None = None) -> bool:

@@ -63,6 +63,7 @@ class Sequence:
         is_stream: keep the blocks when a turn ends.
         max_tokens: the most tokens the sequence can ever have; ``None`` is `MAX_TOKENS`.
         priority: smaller runs first; ties in order of arrival.
+        adapter: the key of the adapter that computes it; empty for the model as it is.
     """
 
     __slots__ = (
@@ -71,6 +72,7 @@ class Sequence:
         "is_stream",
         "max_tokens",
         "priority",
+        "adapter",
         "status",
         "num_tokens",
         "num_computed_tokens",
@@ -102,12 +104,14 @@ class Sequence:
         is_stream: bool = False,
         max_tokens: int | None = None,
         priority: int = 0,
+        adapter: str = "",
     ) -> None:
         self.seq_id = seq_id
         self.sink_window = sink_window
         self.is_stream = is_stream
         self.max_tokens = max_tokens
         self.priority = priority
+        self.adapter = adapter
         self.status = SequenceStatus.IDLE
         # Counted, so that any thread may look; the tail is cut while it grows.
         self.num_tokens = 0
@@ -229,7 +233,7 @@ class Sequence:
         hashes = self.block_hashes
         count = max(0, self.num_pending_tokens - 1) // block_size
         del hashes[count:]
-        previous = hashes[-1] if hashes else hash_seed(self.sink_window)
+        previous = hashes[-1] if hashes else hash_seed(self.sink_window, self.adapter)
         for start in range(len(hashes) * block_size, count * block_size, block_size):
             previous = hash_block(previous, self.token_ids(start, start + block_size))
             hashes.append(previous)
@@ -239,7 +243,7 @@ class Sequence:
         that is done to a stream changes these, and their ids are never trimmed."""
         if self.block_hashes:
             return
-        previous = hash_seed(self.sink_window)
+        previous = hash_seed(self.sink_window, self.adapter)
         full = min(len(self._sink_ids), self.num_computed_tokens) // block_size
         for start in range(0, full * block_size, block_size):
             previous = hash_block(previous, self._sink_ids[start : start + block_size])
@@ -255,6 +259,7 @@ class Sequence:
             is_stream=self.is_stream,
             max_tokens=self.max_tokens,
             priority=self.priority,
+            adapter=self.adapter,
         )
         child.num_tokens = self.num_tokens
         child.num_computed_tokens = self.num_computed_tokens
@@ -351,9 +356,12 @@ class Sequence:
         )
 
     @classmethod
-    def restore(cls, seq_id: int, state: SequenceState, *, max_tokens: int | None) -> Sequence:
+    def restore(
+        cls, seq_id: int, state: SequenceState, *, max_tokens: int | None, adapter: str = ""
+    ) -> Sequence:
         """A parked stream in the given state."""
-        sequence = cls(seq_id, state.sink_window, is_stream=True, max_tokens=max_tokens)
+        window = state.sink_window
+        sequence = cls(seq_id, window, is_stream=True, max_tokens=max_tokens, adapter=adapter)
         sequence.num_tokens = state.tail_start + len(state.tail_ids)
         sequence.num_computed_tokens = state.num_computed_tokens
         sequence.num_prompt_tokens = state.num_prompt_tokens

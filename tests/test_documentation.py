@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 import paged_stream.batch
 from paged_stream import cli
 from paged_stream.engine import api
+from tests.lora_adapter import Adapter
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -46,13 +48,22 @@ def pages_with(language: str) -> list:
     return [pytest.param(page, id=page.name) for page in PAGES if blocks(page, language)]
 
 
+class OneProjection:
+    """As much of SmolLM2 as an adapter is made for."""
+
+    @staticmethod
+    def named_modules():
+        yield "model.layers.0.self_attn.q_proj", torch.nn.Linear(576, 576)
+
+
 @pytest.fixture
 def folder_of_a_user(tmp_path, monkeypatch) -> Iterator[Path]:
-    """An empty home, but for the cache of converted models."""
+    """A home with an adapter of the pages' model, and the cache of converted models."""
     cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     monkeypatch.setenv("XDG_CACHE_HOME", cache)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
+    Adapter(OneProjection()).save(tmp_path / "my-adapter")
     return tmp_path
 
 

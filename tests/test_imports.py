@@ -54,7 +54,7 @@ ALLOWED = {
 }
 
 # What a service may see of engines and pools, and the classes that single modules of it make.
-CONTRACT = {"engine.api", "engine.lifetime", "engine.outputs"}
+CONTRACT = {"engine.api", "engine.lifetime", "engine.lora_request", "engine.outputs"}
 MAKERS = {
     "serve.server": {"engine.async_engine"},
     "serve.engine_backend": {"engine.async_engine"},

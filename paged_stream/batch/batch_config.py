@@ -39,6 +39,9 @@ def engine_config(model: str, engine: Mapping[str, Any]) -> EngineConfig:
     settings = offline_settings({**EXACT, **engine})
     if Path(own := str(settings.get("tokenizer"))).expanduser().exists():
         settings["tokenizer"] = absolute(own)
+    if given := settings.get("lora_modules"):
+        modules = [given] if isinstance(given, str) else given
+        settings["lora_modules"] = tuple(map(_with_absolute_path, modules))
     config = EngineConfig.from_mapping({"model": model, **settings})
     if config.tensor_parallel_size > 1:
         raise ValueError(
@@ -46,6 +49,11 @@ def engine_config(model: str, engine: Mapping[str, Any]) -> EngineConfig:
             "engine has one GPU; a pool (RayLLM) takes more"
         )
     return config
+
+
+def _with_absolute_path(module: str) -> str:
+    name, mark, path = module.partition("=")
+    return f"{name}={absolute(path)}" if mark and Path(path).expanduser().exists() else module
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +86,9 @@ class BatchConfig:
         sampling_columns: columns that say how their row is generated: named as a field of
             `SamplingParams`, such as ``temperature``, or with an object of such fields. What is
             null is as in ``sampling_params``.
+        dedup: let equal rows share one answer. An engine computes it once among some thousand
+            different rows. A row's seed is made from what it asks for instead of its place, so its
+            answer is the same wherever it is computed.
         engine: other fields of `EngineConfig`.
         format: of the output. ``None`` is Parquet, and JSON lines for answers to requests.
         num_replicas: engines. ``None`` is one per GPU, or one per node without GPUs.
@@ -106,6 +117,7 @@ class BatchConfig:
     prompt_template: str | None = setting(None, Text(optional=True))
     sampling_params: SamplingParams = field(default_factory=SamplingParams)
     sampling_columns: Sequence[str] | None = setting(None, Columns(optional=True))
+    dedup: bool = setting(False, Switch())
     engine: Mapping[str, Any] = field(default_factory=dict)
     format: OutputFormat | None = setting(None, Choice(get_args(OutputFormat), optional=True))
     num_replicas: int | None = setting(None, Integer(1, optional=True))
@@ -138,6 +150,7 @@ class BatchConfig:
             sampling_params=self.sampling_params,
             sampling_columns=tuple(self.sampling_columns or ()),
             max_row_bytes=self.row_limit,
+            dedup=self.dedup,
         )
         object.__setattr__(self, "row_task", task)
 

@@ -22,7 +22,7 @@ class BatchEngine:
     Args:
         model: its name.
         max_num_seqs: sequences in one of its steps.
-        weights: a fingerprint of its weights.
+        weights: a fingerprint of its weights, and of its adapters.
     """
 
     engine: AsyncLLMEngine
@@ -56,7 +56,7 @@ def start_engine(config: EngineConfig, task: RowTask) -> BatchEngine:
         model=str(config.model),
         tokenizer=engine.tokenizer,
         max_num_seqs=config.actual_max_num_seqs,
-        weights=engine.intake.fingerprint,
+        weights="-".join([engine.intake.fingerprint, *engine.intake.adapter_keys()]),
     )
 
 

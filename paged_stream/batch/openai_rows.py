@@ -64,7 +64,8 @@ class RequestRows:
     """Answers requests as ``paged-stream serve`` does.
 
     Args:
-        model: its name in answers. Requests may name any.
+        model: its name in answers. Requests may name any, and mean this one unless it is an
+            adapter's.
         params: what their bodies leave out, as far as it is not the default.
         max_row_bytes: largest body.
 
@@ -77,7 +78,9 @@ class RequestRows:
     ) -> None:
         make_app, backend, options = import_service()
         limits = options(max_requests=_MOST, max_body_bytes=max_row_bytes)
-        self._app = make_app(backend(engine), model=model, options=limits)
+        back = backend(engine)
+        self._adapters = back.adapters
+        self._app = make_app(back, model=model, options=limits)
         self._given = _changed_fields(params)
 
     async def result(self, row: Mapping[str, Any], seed: int) -> dict[str, Any] | RowFailure:
@@ -112,7 +115,10 @@ class RequestRows:
 
     def _filled(self, request: RowRequest, seed: int) -> dict[str, Any]:
         """A body with what it leaves out. Nothing is sampled for a vector."""
-        filled = {name: value for name, value in request.body.items() if name != "model"}
+        filled = dict(request.body)
+        name = filled.pop("model", None)
+        if isinstance(name, str) and name in self._adapters:
+            filled["model"] = name
         if request.url == _EMBEDDINGS:
             return filled
         said = {name for name, value in filled.items() if value is not None}

@@ -36,6 +36,7 @@ _OF_OUTPUT = (
     "prompt_column",
     "prompt_template",
     "sampling_columns",
+    "dedup",
     "format",
     "shard_bytes",
     "max_row_bytes",

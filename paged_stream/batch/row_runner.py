@@ -17,6 +17,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
+from paged_stream.batch.answers import Answers
 from paged_stream.batch.engine import BatchEngine
 from paged_stream.batch.json_text import to_json
 from paged_stream.batch.openai_rows import RequestRows
@@ -30,6 +31,7 @@ from paged_stream.scheduler.sampling_params import SamplingParams
 _REPORT_SECONDS = 1.0
 # Rows with the engine per sequence of a step, so that a step never waits for the next row.
 _ROWS_PER_SEQUENCE = 2
+_MOST_ANSWERS = 1 << 12  # that are remembered for equal rows
 
 Result = dict[str, Any] | RowFailure  # a row's new columns, or why it has none
 
@@ -78,6 +80,7 @@ class RowRunner:
         self._engine = engine
         self._task = task
         self._prompter = Prompter(task)
+        self._answers: Answers[dict[str, Any]] = Answers(_MOST_ANSWERS if task.dedup else 0)
         self._requests: RequestRows | None = None
         if task.task == "openai":
             params, limit = task.sampling_params, task.max_row_bytes
@@ -139,19 +142,28 @@ class RowRunner:
     def _seed(self, key: tuple[object, ...]) -> int:
         return row_seed(self._task.sampling_params.seed or 0, *key)
 
-    def _encode(self, rows: Sequence[KeyedRow], index: int) -> tuple[SamplingParams, Sequence[int]]:
-        """How a row is generated, and its prompt's tokens."""
+    def _encode(
+        self, rows: Sequence[KeyedRow], index: int
+    ) -> tuple[SamplingParams, Sequence[int], bytes]:
+        """How a row is generated, its prompt's tokens, and a digest of both but for a seed that the
+        row does not have."""
         row = rows[index]
         prompt = self._prompter.prompt(row.values)
         params, has_seed = row_params(self._task, row.values)
+        ids = encode(self._engine.tokenizer, prompt)
+        digest = hashlib.blake2b(repr((list(ids), params)).encode(), digest_size=16).digest()
         if not has_seed:
             # Without a key, equal prompts get equal texts.
-            params = replace(params, seed=self._seed(row.key or (prompt,)))
-        return params, encode(self._engine.tokenizer, prompt)
+            key = (digest,) if self._task.dedup else row.key or (prompt,)
+            params = replace(params, seed=self._seed(key))
+        return params, ids, digest
 
     async def _columns(self, rows: Sequence[KeyedRow], index: int) -> dict[str, Any]:
         """What `RowTask.columns` names; raises ValueError if the row is a bad one."""
-        params, ids = await asyncio.to_thread(self._encode, rows, index)
+        params, ids, digest = await asyncio.to_thread(self._encode, rows, index)
+        return await self._answers.get(digest, lambda: self._computed(params, ids))
+
+    async def _computed(self, params: SamplingParams, ids: Sequence[int]) -> dict[str, Any]:
         if self._task.task == "score":
             return await self._score(ids)
         if self._task.task == "embed":

@@ -49,6 +49,7 @@ class RowTask:
     sampling_params: SamplingParams
     sampling_columns: tuple[str, ...] = ()
     max_row_bytes: int = 64 << 20
+    dedup: bool = False
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -67,6 +68,8 @@ class RowTask:
                 f"sampling_columns must be left out of task={self.task!r}, "
                 f"got {', '.join(self.sampling_columns)}"
             )
+        if self.task == "openai" and self.dedup:
+            raise ValueError("dedup must be left out of task='openai', whose answers have ids")
         check_row_params(self.sampling_params)
         as_int("max_row_bytes", self.max_row_bytes, 1)
 

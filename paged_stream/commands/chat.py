@@ -18,7 +18,7 @@ from paged_stream.commands.output import show
 from paged_stream.config import EngineConfig
 from paged_stream.scheduler.sampling_params import SamplingParams
 
-ENGINE = engine_group(without=("seed", "max_num_seqs"))
+ENGINE = engine_group(without=("seed", "max_num_seqs", "lora_modules"))
 SAMPLING = sampling_group(max_tokens=512, temperature=0.6, top_p=0.95, repetition_penalty=1.1)
 
 

@@ -12,6 +12,7 @@ from paged_stream.commands.options import engine_group
 # All but what an evaluation varies or must have its own way.
 ENGINE = engine_group(
     without=("num_sink_tokens", "window_size", "max_num_seqs", "enable_prefix_caching", "seed")
+    + ("lora_modules",)
 )
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from paged_stream.engine.stream import Stream
 
 # The stream's turns have the seed, and there is one stream.
-ENGINE = engine_group(without=("seed", "max_num_seqs"))
+ENGINE = engine_group(without=("seed", "max_num_seqs", "lora_modules"))
 SAMPLING = sampling_group(max_tokens=256, temperature=0.8, top_p=0.95, repetition_penalty=1.1)
 _SHOWN = 2000  # last characters of a prompt that a terminal shows
 

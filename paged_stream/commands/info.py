@@ -7,7 +7,7 @@ import argparse
 from paged_stream.commands.command import Command
 from paged_stream.commands.options import engine_group
 
-ENGINE = engine_group(positional="model")
+ENGINE = engine_group(without=("lora_modules",), positional="model")
 
 
 def run(args: argparse.Namespace) -> int:

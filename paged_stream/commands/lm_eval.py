@@ -11,7 +11,7 @@ from paged_stream.commands.command import Command
 from paged_stream.commands.options import engine_group
 from paged_stream.config import EngineConfig
 
-ENGINE = engine_group()
+ENGINE = engine_group(without=("lora_modules",))
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -35,6 +35,7 @@ import os
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Protocol, Self, TypeAlias, Unpack, overload
 
+from paged_stream.engine.lora_request import LoRARequest
 from paged_stream.engine.outputs import (
     EmbeddingRequestOutput,
     EngineStats,
@@ -436,6 +437,7 @@ class EngineApi(Protocol):
         request_ids: str | Sequence[str] | None = None,
         priority: int = 0,
         use_tqdm: bool = True,
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
     ) -> list[RequestOutput]:
         """Complete one prompt or a list of them. If one is refused, nothing is computed.
 
@@ -450,13 +452,15 @@ class EngineApi(Protocol):
             priority: smaller runs first. Streams have 0. While it waits, the lowest that runs gives
                 its place and its memory, and goes on later with the tokens that it would have had.
             use_tqdm: show a progress bar.
+            lora_request: the adapter that the prompts are computed with, or one or ``None`` per
+                prompt. It is loaded when it is first asked for.
 
         Returns:
             One output per prompt, in their order, under its ``request_id``.
 
         Raises:
             ValueError: a prompt or a parameter is wrong, there are not as many parameters or names
-                as prompts, or a name belongs to an unfinished request.
+                as prompts, a name belongs to an unfinished request, or an adapter cannot be loaded.
         """
         ...
 
@@ -468,6 +472,7 @@ class EngineApi(Protocol):
         request_ids: str | Sequence[str] | None = None,
         priority: int = 0,
         use_tqdm: bool = True,
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
         **options: Unpack[ChatSettings],
     ) -> list[RequestOutput]:
         """Answer one conversation or a list of them, written in the model's chat template.
@@ -481,6 +486,7 @@ class EngineApi(Protocol):
             request_ids: as in `generate`.
             priority: as in `generate`.
             use_tqdm: as in `generate`.
+            lora_request: as in `generate`.
             options: as in `ChatOptions`, for all conversations: how they are written.
 
         Raises:
@@ -489,13 +495,25 @@ class EngineApi(Protocol):
         ...
 
     @overload
-    def score(self, prompts: Prompt, *, use_tqdm: bool = True) -> Scores: ...  # type: ignore[overload-overlap]
+    def score(  # type: ignore[overload-overlap]
+        self, prompts: Prompt, *, use_tqdm: bool = True, lora_request: LoRARequest | None = None
+    ) -> Scores: ...
 
     @overload
-    def score(self, prompts: Sequence[Prompt], *, use_tqdm: bool = True) -> list[Scores]: ...
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        use_tqdm: bool = True,
+        lora_request: LoRARequest | None = None,
+    ) -> list[Scores]: ...
 
     def score(
-        self, prompts: Prompt | Sequence[Prompt], *, use_tqdm: bool = True
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        use_tqdm: bool = True,
+        lora_request: LoRARequest | None = None,
     ) -> Scores | list[Scores]:
         """Tell how likely each token of a prompt of any length is, given what it sees. A list of
         prompts is computed together. If one is refused, nothing is computed.
@@ -503,6 +521,7 @@ class EngineApi(Protocol):
         Args:
             prompts: as in `generate`.
             use_tqdm: show a progress bar.
+            lora_request: the adapter that they are computed with, as in `generate`.
 
         Returns:
             One log-probability per token; ``None`` for the first, which nothing predicts. For a
@@ -513,7 +532,9 @@ class EngineApi(Protocol):
         """
         ...
 
-    def embed(self, prompts: Prompts, *, use_tqdm: bool = True) -> list[EmbeddingRequestOutput]:
+    def embed(
+        self, prompts: Prompts, *, use_tqdm: bool = True, lora_request: LoRARequest | None = None
+    ) -> list[EmbeddingRequestOutput]:
         """Tell the embedding of one prompt or of each of a list: the hidden state of its last
         token, after the final norm, divided by its length. A list is computed together. If one
         is refused, nothing is computed.
@@ -523,6 +544,7 @@ class EngineApi(Protocol):
                 embedding tells of the sink tokens and the window, and of earlier tokens only what
                 those in the window have read of them.
             use_tqdm: show a progress bar.
+            lora_request: as in `score`.
 
         Returns:
             One output per prompt, in their order. ``output.outputs.embedding`` is a list of
@@ -549,6 +571,7 @@ class EngineApi(Protocol):
         window_size: int | None = None,
         pin: Prompt | Messages | None = None,
         on_evict: OnEvict | None = None,
+        lora_request: LoRARequest | None = None,
         **options: Unpack[WritingSettings],
     ) -> StreamApi:
         """Open a live stream.
@@ -562,31 +585,65 @@ class EngineApi(Protocol):
                 chat template writes before what the user says next, whatever that is. Streams with
                 the same pin share its blocks.
             on_evict: called when tokens leave the window; see `OnEvict`.
+            lora_request: the adapter that it and its forks are computed with, as in `generate`.
             options: as in `WritingOptions`: how the pinned messages are written, and those of every
                 `StreamApi.chat` that does not say otherwise.
 
         Raises:
             ValueError: sinks or window are out of range or do not fit the cache; ``pin`` and
-                ``num_sink_tokens`` are both given; an option is wrong; or the chat template does
-                not begin with what the pinned messages say.
+                ``num_sink_tokens`` are both given; an option is wrong; the chat template does not
+                begin with what the pinned messages say; or the adapter cannot be loaded.
         """
         ...
 
     def load_stream(
-        self, source: FilePath | bytes, *, on_evict: OnEvict | None = None
+        self,
+        source: FilePath | bytes,
+        *,
+        on_evict: OnEvict | None = None,
+        lora_request: LoRARequest | None = None,
     ) -> StreamApi:
         """Open a stream that `StreamApi.save` or `StreamApi.save_bytes` wrote, here or elsewhere.
 
         Args:
             source: the file, or its content.
             on_evict: as in `open_stream`.
+            lora_request: the adapter that it was opened with; by default, it is found among those
+                that are loaded.
 
         Raises:
             ValueError: there is no such file, or it is no regular one; it is truncated, damaged or
                 no saved stream; it was written by another version, or with other weights, another
-                ``dtype`` or ``kv_cache_dtype``; its sinks and window do not fit this engine; or it
-                has more tokens than a stream can.
+                ``dtype`` or ``kv_cache_dtype``, or another adapter; its sinks and window do not fit
+                this engine; or it has more tokens than a stream can.
         """
+        ...
+
+    def add_lora(self, lora_request: LoRARequest) -> None:
+        """Load a LoRA adapter, unless it is loaded, so that the first request need not wait for it.
+
+        Raises:
+            ValueError: it cannot be read, is none for this model, changes more than the projections
+                of layers, or its number is another one's; or there is ``tensor_parallel_size``.
+        """
+        ...
+
+    def remove_lora(self, lora_id: int) -> bool:
+        """Let go of an adapter.
+
+        Args:
+            lora_id: its ``lora_int_id``.
+
+        Returns:
+            Whether there was one of that number.
+
+        Raises:
+            ValueError: a request or an open stream has it.
+        """
+        ...
+
+    def list_loras(self) -> set[int]:
+        """The numbers of the adapters that are loaded."""
         ...
 
     def abort(self, request_id: str) -> None:
@@ -634,6 +691,7 @@ class AsyncEngineApi(Protocol):
         *,
         request_id: str | None = None,
         priority: int = 0,
+        lora_request: LoRARequest | None = None,
     ) -> AsyncDeltas:
         """Complete a prompt, yielding what each step adds to each of its ``n`` completions.
 
@@ -644,6 +702,7 @@ class AsyncEngineApi(Protocol):
                 By default the engine names the request.
             priority: smaller runs first. Streams have 0. While it waits, the lowest that runs gives
                 its place and its memory, and goes on later with the tokens that it would have had.
+            lora_request: the adapter that it is computed with, loaded when it is first asked for.
 
         Raises:
             ValueError: as `EngineApi.generate`.
@@ -657,22 +716,31 @@ class AsyncEngineApi(Protocol):
         *,
         request_id: str | None = None,
         priority: int = 0,
+        lora_request: LoRARequest | None = None,
         **options: Unpack[ChatSettings],
     ) -> AsyncDeltas:
         """Answer one conversation, as `EngineApi.chat`, yielding deltas as `generate` does."""
         ...
 
     @overload
-    async def score(self, prompts: Prompt) -> Scores: ...  # type: ignore[overload-overlap]
+    async def score(  # type: ignore[overload-overlap]
+        self, prompts: Prompt, *, lora_request: LoRARequest | None = None
+    ) -> Scores: ...
 
     @overload
-    async def score(self, prompts: Sequence[Prompt]) -> list[Scores]: ...
+    async def score(
+        self, prompts: Sequence[Prompt], *, lora_request: LoRARequest | None = None
+    ) -> list[Scores]: ...
 
-    async def score(self, prompts: Prompt | Sequence[Prompt]) -> Scores | list[Scores]:
+    async def score(
+        self, prompts: Prompt | Sequence[Prompt], *, lora_request: LoRARequest | None = None
+    ) -> Scores | list[Scores]:
         """As `EngineApi.score`."""
         ...
 
-    async def embed(self, prompts: Prompts) -> list[EmbeddingRequestOutput]:
+    async def embed(
+        self, prompts: Prompts, *, lora_request: LoRARequest | None = None
+    ) -> list[EmbeddingRequestOutput]:
         """As `EngineApi.embed`."""
         ...
 
@@ -687,15 +755,32 @@ class AsyncEngineApi(Protocol):
         window_size: int | None = None,
         pin: Prompt | Messages | None = None,
         on_evict: OnEvict | None = None,
+        lora_request: LoRARequest | None = None,
         **options: Unpack[WritingSettings],
     ) -> AsyncStreamApi:
         """As `EngineApi.open_stream`."""
         ...
 
     async def load_stream(
-        self, source: FilePath | bytes, *, on_evict: OnEvict | None = None
+        self,
+        source: FilePath | bytes,
+        *,
+        on_evict: OnEvict | None = None,
+        lora_request: LoRARequest | None = None,
     ) -> AsyncStreamApi:
         """As `EngineApi.load_stream`."""
+        ...
+
+    async def add_lora(self, lora_request: LoRARequest) -> None:
+        """As `EngineApi.add_lora`."""
+        ...
+
+    async def remove_lora(self, lora_id: int) -> bool:
+        """As `EngineApi.remove_lora`."""
+        ...
+
+    async def list_loras(self) -> set[int]:
+        """As `EngineApi.list_loras`."""
         ...
 
     async def abort(self, request_id: str) -> None:

@@ -8,10 +8,12 @@ import logging
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, Unpack, overload
 
 from paged_stream.config import EngineConfig, takes_config
+from paged_stream.engine.adapters import NO_ADAPTER, Chosen
 from paged_stream.engine.api import AsyncDeltas, AsyncEngineApi, FilePath, OnEvict, Scores
 from paged_stream.engine.async_stream import (
     AsyncStream,
@@ -21,8 +23,10 @@ from paged_stream.engine.async_stream import (
 )
 from paged_stream.engine.async_thread import AsyncThread
 from paged_stream.engine.core import EngineCore
+from paged_stream.engine.intake import Intake
 from paged_stream.engine.lifetime import EngineStoppedError, StreamLostError, when_abandoned
 from paged_stream.engine.loaded_engine import LoadedEngine
+from paged_stream.engine.lora_request import LoRARequest
 from paged_stream.engine.mailbox import Mailbox
 from paged_stream.engine.outputs import EmbeddingRequestOutput, EngineStats, RequestDelta
 from paged_stream.engine.requests import (
@@ -85,11 +89,16 @@ class AsyncLLMEngine(LoadedEngine, AsyncEngineApi):
         *,
         request_id: str | None = None,
         priority: int = 0,
+        lora_request: LoRARequest | None = None,
     ) -> AsyncDeltas:
         """As `AsyncEngineApi.generate`."""
         params = SamplingParams() if sampling_params is None else sampling_params
         return self._request(
-            lambda: beside_the_loop(self.intake.encode, prompt), params, request_id, priority
+            lambda: beside_the_loop(self.intake.encode, prompt),
+            params,
+            request_id,
+            priority,
+            lora_request,
         )
 
     def chat(
@@ -99,6 +108,7 @@ class AsyncLLMEngine(LoadedEngine, AsyncEngineApi):
         *,
         request_id: str | None = None,
         priority: int = 0,
+        lora_request: LoRARequest | None = None,
         **options: Unpack[ChatSettings],
     ) -> AsyncDeltas:
         """As `AsyncEngineApi.chat`."""
@@ -108,6 +118,7 @@ class AsyncLLMEngine(LoadedEngine, AsyncEngineApi):
             whole_answer(sampling_params),
             request_id,
             priority,
+            lora_request,
         )
 
     def _request(
@@ -116,19 +127,24 @@ class AsyncLLMEngine(LoadedEngine, AsyncEngineApi):
         params: SamplingParams,
         request_id: str | None,
         priority: int,
+        lora_request: LoRARequest | None,
     ) -> AsyncDeltas:
         intake, core, names = self._intake, self._core, self._names
         name = request_id
 
-        async def prepare() -> list[int]:
+        async def prepare() -> tuple[list[int], Chosen]:
             await check_beside_the_loop(intake.prompts, params)
-            return await encode()
+            adapter = await choose_adapter(self.intake, lora_request)
+            return await encode(), adapter
 
-        def start(mailbox: Mailbox, token_ids: list[int]) -> None:
+        def start(mailbox: Mailbox, prepared: tuple[list[int], Chosen]) -> None:
             nonlocal name
             if name is None:
                 name = _free_name(core, names)
-            intake.add_request(name, token_ids, params, priority=priority, inbox=mailbox)
+            token_ids, adapter = prepared
+            intake.add_request(
+                name, token_ids, params, priority=priority, adapter=adapter, inbox=mailbox
+            )
             mailbox.num_unfinished = params.n
 
         def stop(mailbox: Mailbox) -> None:
@@ -138,31 +154,44 @@ class AsyncLLMEngine(LoadedEngine, AsyncEngineApi):
         return self.thread.deltas(prepare, start, stop)
 
     @overload
-    async def score(self, prompts: Prompt) -> Scores: ...  # type: ignore[overload-overlap]
+    async def score(  # type: ignore[overload-overlap]
+        self, prompts: Prompt, *, lora_request: LoRARequest | None = None
+    ) -> Scores: ...
 
     @overload
-    async def score(self, prompts: Sequence[Prompt]) -> list[Scores]: ...
+    async def score(
+        self, prompts: Sequence[Prompt], *, lora_request: LoRARequest | None = None
+    ) -> list[Scores]: ...
 
-    async def score(self, prompts: Prompt | Sequence[Prompt]) -> Scores | list[Scores]:
+    async def score(
+        self, prompts: Prompt | Sequence[Prompt], *, lora_request: LoRARequest | None = None
+    ) -> Scores | list[Scores]:
         """As `EngineApi.score`."""
         self.thread.check()
         prompt_list, is_one = split_prompts(prompts)
         token_ids = await asyncio.to_thread(self.intake.encode_all, prompt_list)
         scores: list[Scores] = [[None] for _ in token_ids]
         wanted = {index: ids for index, ids in enumerate(token_ids) if len(ids) > 1}
-        async with aclosing(self._compute(wanted, self._intake.add_scoring)) as found:
+        add = partial(
+            self._intake.add_scoring, adapter=await choose_adapter(self.intake, lora_request)
+        )
+        async with aclosing(self._compute(wanted, add)) as found:
             async for index, delta in found:
                 scores[index] += scores_of(delta)
         return scores[0] if is_one else scores
 
-    async def embed(self, prompts: Prompts) -> list[EmbeddingRequestOutput]:
+    async def embed(
+        self, prompts: Prompts, *, lora_request: LoRARequest | None = None
+    ) -> list[EmbeddingRequestOutput]:
         """As `EngineApi.embed`."""
         self.thread.check()
         prompt_list = prompt_list_of(prompts)
         token_ids = await asyncio.to_thread(self.intake.encode_all, prompt_list)
         embeddings = [list[float]() for _ in token_ids]
         wanted = dict(enumerate(token_ids))
-        async with aclosing(self._compute(wanted, self._intake.add_embedding)) as found:
+        adapter = await choose_adapter(self.intake, lora_request)
+        add = partial(self._intake.add_embedding, adapter=adapter)
+        async with aclosing(self._compute(wanted, add)) as found:
             async for index, delta in found:
                 embeddings[index] = embedding_of(delta)
         return embedding_outputs(prompt_list, token_ids, embeddings)
@@ -220,6 +249,7 @@ class AsyncLLMEngine(LoadedEngine, AsyncEngineApi):
         window_size: int | None = None,
         pin: Prompt | Messages | None = None,
         on_evict: OnEvict | None = None,
+        lora_request: LoRARequest | None = None,
         **options: Unpack[WritingSettings],
     ) -> AsyncStream:
         """As `EngineApi.open_stream`. ``on_evict`` is called in the engine's thread."""
@@ -228,16 +258,38 @@ class AsyncLLMEngine(LoadedEngine, AsyncEngineApi):
         opening = await beside_the_loop(
             lambda pin: intake.prepare_stream(num_sink_tokens, window_size, pin, writing), pin
         )
-        return await self.streams.add(lambda: intake.open_stream(opening, on_evict))
+        adapter = await choose_adapter(self.intake, lora_request)
+        return await self.streams.add(lambda: intake.open_stream(opening, on_evict, adapter))
 
     async def load_stream(
-        self, source: FilePath | bytes, *, on_evict: OnEvict | None = None
+        self,
+        source: FilePath | bytes,
+        *,
+        on_evict: OnEvict | None = None,
+        lora_request: LoRARequest | None = None,
     ) -> AsyncStream:
         """As `EngineApi.load_stream`."""
         self.thread.check()
         intake = self.intake
+        adapter = await choose_adapter(self.intake, lora_request)
         saved = await asyncio.to_thread(intake.read_stream, source)
-        return await self.streams.add(lambda: intake.restore_stream(saved, on_evict))
+        return await self.streams.add(lambda: intake.restore_stream(saved, on_evict, adapter))
+
+    # Adapters
+
+    async def add_lora(self, lora_request: LoRARequest) -> None:
+        """As `EngineApi.add_lora`."""
+        self.thread.check()
+        adapter = await choose_adapter(self.intake, lora_request)
+        await self.thread.call(lambda: self._core.adapters.key(adapter))
+
+    async def remove_lora(self, lora_id: int) -> bool:
+        """As `EngineApi.remove_lora`."""
+        return await self.thread.call(lambda: self._core.adapters.remove(lora_id))
+
+    async def list_loras(self) -> set[int]:
+        """As `EngineApi.list_loras`."""
+        return await self.thread.call(lambda: self._core.adapters.numbers())
 
     async def stats(self) -> EngineStats:
         """As `EngineApi.stats`, between two steps."""
@@ -296,6 +348,13 @@ class AsyncLLMEngine(LoadedEngine, AsyncEngineApi):
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
+
+
+async def choose_adapter(intake: Intake, lora_request: LoRARequest | None) -> Chosen:
+    """As `Intake.choose_adapter`, which may look at the disk or fetch something."""
+    if lora_request is None:
+        return NO_ADAPTER
+    return await asyncio.to_thread(intake.choose_adapter, lora_request)
 
 
 def _free_name(core: EngineCore, names: Iterator[str]) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from paged_stream.engine.adapters import Adapters
 from paged_stream.engine.api import OnEvict
 from paged_stream.engine.lifetime import Errands, Lifetime, StreamLostError
 from paged_stream.engine.outputs import Inbox
@@ -76,6 +77,11 @@ class EngineCore:
             scheduler, tokenizer, structures, eos_token_ids, self._seq_ids, self._spans
         )
         self.stepper = Stepper(scheduler, executor)
+        self.adapters = Adapters(
+            lambda folder: self.executor.load_adapter(folder),
+            lambda key: self.executor.drop_adapter(key),
+            self._adapters_in_use,
+        )
         self.streams: dict[int, StreamRecord] = {}  # by seq_id
         self.lost: dict[int, str] = {}  # streams that are over but not closed yet, and why
         self.num_evicted_tokens = 0
@@ -88,6 +94,9 @@ class EngineCore:
     def new_seed(self) -> int:
         """63 bits."""
         return self._seeds.getrandbits(63)
+
+    def _adapters_in_use(self) -> set[str]:
+        return {sequence.adapter for sequence in self.scheduler.sequences.values()}
 
     def close(self) -> None:
         """End the workers and let go of what they hold. Harmless twice."""
@@ -216,27 +225,40 @@ class EngineCore:
         scheduler = getattr(self, "scheduler", None)
         return None if scheduler is None else scheduler.sequences.get(seq_id)
 
-    def open_stream(self, sink_window: SinkWindow, on_evict: OnEvict | None) -> int:
+    def open_stream(
+        self, sink_window: SinkWindow, on_evict: OnEvict | None, *, adapter: str = ""
+    ) -> int:
         """Open an empty stream; returns its seq_id.
+
+        Args:
+            adapter: the key of one that is loaded; empty for none.
 
         Raises:
             ValueError: it does not fit the cache.
         """
         seq_id = next(self._seq_ids)
-        self.scheduler.open(seq_id, sink_window, is_stream=True)
+        self.scheduler.open(seq_id, sink_window, is_stream=True, adapter=adapter)
         self.streams[seq_id] = StreamRecord(self.clock(), on_evict)
         return seq_id
 
     def restore_stream(
-        self, state: SequenceState, tokens: KVTokens, on_evict: OnEvict | None
+        self,
+        state: SequenceState,
+        tokens: KVTokens,
+        on_evict: OnEvict | None,
+        *,
+        adapter: str = "",
     ) -> int:
         """Open a stream that is parked, with what was saved of it; returns its seq_id.
+
+        Args:
+            adapter: as in `open_stream`.
 
         Raises:
             ValueError: as `open_stream`.
         """
         seq_id = next(self._seq_ids)
-        self.scheduler.restore(seq_id, state)
+        self.scheduler.restore(seq_id, state, adapter=adapter)
         if state.num_computed_tokens:
             self.executor.put_parked(seq_id, tokens)
         self.streams[seq_id] = StreamRecord(self.clock(), on_evict, state.num_computed_tokens)

@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from paged_stream.config import EngineConfig
+from paged_stream.engine.adapters import NO_ADAPTER, Chosen
 from paged_stream.engine.api import FilePath, OnEvict
 from paged_stream.engine.core import EngineCore
 from paged_stream.engine.lifetime import finish_before_exit
 from paged_stream.engine.live_stream import LiveStream
+from paged_stream.engine.lora_request import LoRARequest
 from paged_stream.engine.outputs import Inbox
 from paged_stream.engine.requests import check_request_id
 from paged_stream.engine.stream_file import SavedStream, read_stream
@@ -61,6 +63,11 @@ class Intake:
         self._no_tokens = core.executor.read(array("q"))  # shape and dtype of K and V
 
     # For any thread
+
+    @finish_before_exit
+    def choose_adapter(self, lora_request: LoRARequest | None) -> Chosen:
+        """As `Adapters.choose`."""
+        return self._core.adapters.choose(lora_request)
 
     @finish_before_exit
     def encode(self, prompt: Prompt, *, continues: bool = False) -> list[int]:
@@ -136,6 +143,10 @@ class Intake:
 
     # For the engine's thread
 
+    def adapter_keys(self) -> list[str]:
+        """Digests of the adapters that are loaded."""
+        return self._core.adapters.keys()
+
     def check_request(
         self, request_id: str, num_tokens: int, params: SamplingParams, priority: int
     ) -> None:
@@ -160,11 +171,13 @@ class Intake:
         params: SamplingParams,
         *,
         priority: int = 0,
+        adapter: Chosen = NO_ADAPTER,
         inbox: Inbox | None = None,
     ) -> None:
         """Queue a request, whose prompt `encode` has given.
 
         Args:
+            adapter: what it is computed with, loaded if it is not yet.
             inbox: where its deltas go; without one, they wait in the core's turns.
 
         Raises:
@@ -181,13 +194,23 @@ class Intake:
             self._sink_window,
             seed=core.new_seed() if params.seed is None else params.seed,
             priority=priority,
+            adapter=core.adapters.key(adapter),
             inbox=inbox,
         )
 
     def add_scoring(
-        self, request_id: str, token_ids: Sequence[int], *, inbox: Inbox | None = None
+        self,
+        request_id: str,
+        token_ids: Sequence[int],
+        *,
+        adapter: Chosen = NO_ADAPTER,
+        inbox: Inbox | None = None,
     ) -> None:
         """Queue a request that generates nothing and reports ``prompt_logprobs``.
+
+        Args:
+            adapter: as in `add_request`.
+            inbox: as there.
 
         Raises:
             ValueError: as `add_request`, and for a prompt of fewer than two tokens.
@@ -196,27 +219,42 @@ class Intake:
         self.check_request(request_id, len(token_ids), SamplingParams(), 0)
         if len(token_ids) < 2:
             raise ValueError(f"prompt must have at least 2 tokens to score, got {len(token_ids)}")
-        core.turns.add_scoring(request_id, token_ids, self._sink_window, inbox=inbox)
+        key, window = core.adapters.key(adapter), self._sink_window
+        core.turns.add_scoring(request_id, token_ids, window, adapter=key, inbox=inbox)
 
     def add_embedding(
-        self, request_id: str, token_ids: Sequence[int], *, inbox: Inbox | None = None
+        self,
+        request_id: str,
+        token_ids: Sequence[int],
+        *,
+        adapter: Chosen = NO_ADAPTER,
+        inbox: Inbox | None = None,
     ) -> None:
         """Queue a request that generates nothing and reports its ``embedding``.
+
+        Args:
+            adapter: as in `add_request`.
+            inbox: as there.
 
         Raises:
             ValueError: as `add_request`.
         """
+        core = self._core
         self.check_request(request_id, len(token_ids), SamplingParams(), 0)
-        self._core.turns.add_embedding(request_id, token_ids, self._sink_window, inbox=inbox)
+        key, window = core.adapters.key(adapter), self._sink_window
+        core.turns.add_embedding(request_id, token_ids, window, adapter=key, inbox=inbox)
 
-    def open_stream(self, opening: Opening, on_evict: OnEvict | None) -> LiveStream:
+    def open_stream(
+        self, opening: Opening, on_evict: OnEvict | None, adapter: Chosen = NO_ADAPTER
+    ) -> LiveStream:
         """Open a stream that `prepare_stream` has checked.
 
         Raises:
-            ValueError: its sinks and window do not fit the cache.
+            ValueError: its sinks and window do not fit the cache, or as `Adapters.key`.
         """
         core = self._core
-        seq_id = core.open_stream(opening.sink_window, on_evict)
+        key = core.adapters.key(adapter)
+        seq_id = core.open_stream(opening.sink_window, on_evict, adapter=key)
         core.scheduler.append(seq_id, opening.pin.token_ids)
         return LiveStream(
             core,
@@ -226,14 +264,20 @@ class Intake:
             conversation=opening.pin.conversation,
         )
 
-    def restore_stream(self, saved: SavedStream, on_evict: OnEvict | None = None) -> LiveStream:
+    def restore_stream(
+        self,
+        saved: SavedStream,
+        on_evict: OnEvict | None = None,
+        adapter: Chosen = NO_ADAPTER,
+    ) -> LiveStream:
         """Open a stream that `read_stream` has read.
 
         Raises:
-            ValueError: its sinks and window do not fit the cache.
+            ValueError: its sinks and window do not fit the cache, or as `Adapters.key_of_saved`.
         """
         core = self._core
-        seq_id = core.restore_stream(saved.state, saved.tokens, on_evict)
+        key = core.adapters.key_of_saved(adapter, saved.adapter)
+        seq_id = core.restore_stream(saved.state, saved.tokens, on_evict, adapter=key)
         return LiveStream(
             core,
             self.prompts,

@@ -507,6 +507,7 @@ class LiveStream:
             conversation=self.conversation,
             fingerprint=self.core.executor.fingerprint,
             tokens=tokens,
+            adapter=self.core.scheduler.sequences[self.seq_id].adapter,
         )
 
     def stats(self) -> StreamStats:

@@ -8,12 +8,15 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Self, Unpack, overload
 
 from paged_stream.config import EngineConfig, takes_config
+from paged_stream.engine.adapters import Chosen
+from paged_stream.engine.adapters import per_prompt as adapter_per_prompt
 from paged_stream.engine.api import EngineApi, FilePath, OnEvict, Scores
 from paged_stream.engine.caller import Caller
 from paged_stream.engine.calls import Reader
 from paged_stream.engine.core import EngineCore
 from paged_stream.engine.lifetime import when_abandoned
 from paged_stream.engine.loaded_engine import LoadedEngine
+from paged_stream.engine.lora_request import LoRARequest
 from paged_stream.engine.outputs import (
     DeltaQueue,
     EmbeddingRequestOutput,
@@ -90,12 +93,16 @@ class LLMEngine(LoadedEngine, EngineApi):
         request_ids: str | Sequence[str] | None = None,
         priority: int = 0,
         use_tqdm: bool = True,
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
     ) -> list[RequestOutput]:
         """As `EngineApi.generate`."""
         self._core.lifetime.check()
         prompt_list = prompt_list_of(prompts)
         count = len(prompt_list)
         per_prompt = params_per_prompt(sampling_params, count)
+        adapters = [
+            self.intake.choose_adapter(each) for each in adapter_per_prompt(lora_request, count)
+        ]
         ids = ids_per_prompt(request_ids, count, self._free_names())
         outputs = {}
         for index, (request_id, prompt, params) in enumerate(
@@ -106,22 +113,27 @@ class LLMEngine(LoadedEngine, EngineApi):
                 token_ids = self.intake.prompts.truncate(self.encode(prompt), params)
                 self.intake.check_request(request_id, len(token_ids), params, priority)
             outputs[request_id] = new_output(request_id, prompt, token_ids, params)
-        requests = dict(zip(outputs, per_prompt, strict=True))
+        requests = dict(zip(outputs, zip(per_prompt, adapters, strict=True), strict=True))
         return self._complete(outputs, requests, priority, use_tqdm)
 
     def _complete(
         self,
         outputs: Mapping[str, RequestOutput],
-        params: Mapping[str, SamplingParams],
+        requests: Mapping[str, tuple[SamplingParams, Chosen]],
         priority: int,
         use_tqdm: bool,
     ) -> list[RequestOutput]:
         """Run requests until all are finished."""
 
         def start(request_id: str, inbox: DeltaQueue) -> None:
-            token_ids = outputs[request_id].prompt_token_ids
+            params, adapter = requests[request_id]
             self._intake.add_request(
-                request_id, token_ids, params[request_id], priority=priority, inbox=inbox
+                request_id,
+                outputs[request_id].prompt_token_ids,
+                params,
+                priority=priority,
+                adapter=adapter,
+                inbox=inbox,
             )
 
         count, num_tokens = sum(len(output.outputs) for output in outputs.values()), 0
@@ -143,6 +155,7 @@ class LLMEngine(LoadedEngine, EngineApi):
         request_ids: str | Sequence[str] | None = None,
         priority: int = 0,
         use_tqdm: bool = True,
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
         **options: Unpack[ChatSettings],
     ) -> list[RequestOutput]:
         """As `EngineApi.chat`."""
@@ -157,27 +170,46 @@ class LLMEngine(LoadedEngine, EngineApi):
         if isinstance(request_ids, str):
             request_ids = [request_ids]
         return self.generate(
-            prompts, params, request_ids=request_ids, priority=priority, use_tqdm=use_tqdm
+            prompts,
+            params,
+            request_ids=request_ids,
+            priority=priority,
+            use_tqdm=use_tqdm,
+            lora_request=lora_request,
         )
 
     @overload
-    def score(self, prompts: Prompt, *, use_tqdm: bool = True) -> Scores: ...  # type: ignore[overload-overlap]
+    def score(  # type: ignore[overload-overlap]
+        self, prompts: Prompt, *, use_tqdm: bool = True, lora_request: LoRARequest | None = None
+    ) -> Scores: ...
 
     @overload
-    def score(self, prompts: Sequence[Prompt], *, use_tqdm: bool = True) -> list[Scores]: ...
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        use_tqdm: bool = True,
+        lora_request: LoRARequest | None = None,
+    ) -> list[Scores]: ...
 
     def score(
-        self, prompts: Prompt | Sequence[Prompt], *, use_tqdm: bool = True
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        use_tqdm: bool = True,
+        lora_request: LoRARequest | None = None,
     ) -> Scores | list[Scores]:
         """As `EngineApi.score`."""
         prompt_list, is_one = split_prompts(prompts)
         token_ids = self.intake.encode_all(prompt_list)
+        adapter = self.intake.choose_adapter(lora_request)
         scores: list[Scores] = [[None] for _ in token_ids]
         names = self._free_names()
         requests = {next(names): index for index, ids in enumerate(token_ids) if len(ids) > 1}
 
         def start(request_id: str, inbox: DeltaQueue) -> None:
-            self._intake.add_scoring(request_id, token_ids[requests[request_id]], inbox=inbox)
+            ids = token_ids[requests[request_id]]
+            self._intake.add_scoring(request_id, ids, adapter=adapter, inbox=inbox)
 
         total = sum(map(len, token_ids))
         with Bar(total=total, unit="tok", disable=not use_tqdm, initial=len(token_ids)) as bar:
@@ -187,16 +219,20 @@ class LLMEngine(LoadedEngine, EngineApi):
                 bar.update(len(new))
         return scores[0] if is_one else scores
 
-    def embed(self, prompts: Prompts, *, use_tqdm: bool = True) -> list[EmbeddingRequestOutput]:
+    def embed(
+        self, prompts: Prompts, *, use_tqdm: bool = True, lora_request: LoRARequest | None = None
+    ) -> list[EmbeddingRequestOutput]:
         """As `EngineApi.embed`."""
         prompt_list = prompt_list_of(prompts)
         token_ids = self.intake.encode_all(prompt_list)
+        adapter = self.intake.choose_adapter(lora_request)
         names = ids_per_prompt(None, len(token_ids), self._free_names())
         requests = dict(zip(names, token_ids, strict=True))
         embeddings = dict.fromkeys(requests, list[float]())
 
         def start(request_id: str, inbox: DeltaQueue) -> None:
-            self._intake.add_embedding(request_id, requests[request_id], inbox=inbox)
+            ids = requests[request_id]
+            self._intake.add_embedding(request_id, ids, adapter=adapter, inbox=inbox)
 
         with Bar(total=len(requests), unit="prompt", disable=not use_tqdm) as bar:
             for delta in self._run(requests, start, len(requests)):
@@ -249,6 +285,7 @@ class LLMEngine(LoadedEngine, EngineApi):
         params: SamplingParams | None = None,
         *,
         priority: int = 0,
+        lora_request: LoRARequest | None = None,
     ) -> None:
         """Queue a request, whose deltas `step` returns.
 
@@ -257,6 +294,7 @@ class LLMEngine(LoadedEngine, EngineApi):
             prompt: text or token ids, of any length.
             params: defaults to ``SamplingParams()``.
             priority: smaller runs first.
+            lora_request: as in `EngineApi.generate`.
 
         Raises:
             ValueError: names what is wrong; the engine is as before.
@@ -264,8 +302,11 @@ class LLMEngine(LoadedEngine, EngineApi):
         params = SamplingParams() if params is None else params
         token_ids = self.encode(prompt)
         self.intake.prompts.check_params(params)
+        adapter = self.intake.choose_adapter(lora_request)
         self._caller.call(
-            lambda: self._intake.add_request(request_id, token_ids, params, priority=priority)
+            lambda: self._intake.add_request(
+                request_id, token_ids, params, priority=priority, adapter=adapter
+            )
         )
 
     def step(self, request_ids: Collection[str] | None = None) -> list[RequestDelta]:
@@ -310,24 +351,48 @@ class LLMEngine(LoadedEngine, EngineApi):
         window_size: int | None = None,
         pin: Prompt | Messages | None = None,
         on_evict: OnEvict | None = None,
+        lora_request: LoRARequest | None = None,
         **options: Unpack[WritingSettings],
     ) -> Stream:
         """As `EngineApi.open_stream`."""
         intake, writing = self.intake, WritingOptions(**options)
+        adapter = intake.choose_adapter(lora_request)
         opening = intake.prepare_stream(num_sink_tokens, window_size, pin, writing)
-        inner = self._caller.call(lambda: intake.open_stream(opening, on_evict))
+        inner = self._caller.call(lambda: intake.open_stream(opening, on_evict, adapter))
         return Stream(inner, self._caller)
 
-    def load_stream(self, source: FilePath | bytes, *, on_evict: OnEvict | None = None) -> Stream:
+    def load_stream(
+        self,
+        source: FilePath | bytes,
+        *,
+        on_evict: OnEvict | None = None,
+        lora_request: LoRARequest | None = None,
+    ) -> Stream:
         """As `EngineApi.load_stream`."""
         intake = self.intake
+        adapter = intake.choose_adapter(lora_request)
         saved = intake.read_stream(source)
-        inner = self._caller.call(lambda: intake.restore_stream(saved, on_evict))
+        inner = self._caller.call(lambda: intake.restore_stream(saved, on_evict, adapter))
         return Stream(inner, self._caller)
 
     def park_idle_streams(self, *, idle_seconds: float = 0.0) -> int:
         """Move streams out of the cache that did nothing for so long; returns how many."""
         return self._caller.call(lambda: self._core.park_idle(idle_seconds))
+
+    # Adapters
+
+    def add_lora(self, lora_request: LoRARequest) -> None:
+        """As `EngineApi.add_lora`."""
+        adapter = self.intake.choose_adapter(lora_request)
+        self._caller.call(lambda: self._core.adapters.key(adapter))
+
+    def remove_lora(self, lora_id: int) -> bool:
+        """As `EngineApi.remove_lora`."""
+        return self._caller.call(lambda: self._core.adapters.remove(lora_id))
+
+    def list_loras(self) -> set[int]:
+        """As `EngineApi.list_loras`."""
+        return self._caller.call(lambda: self._core.adapters.numbers())
 
     # Both
 

@@ -9,6 +9,7 @@ from paged_stream.config import EngineConfig
 from paged_stream.engine.core import EngineCore
 from paged_stream.engine.intake import Intake
 from paged_stream.engine.lifetime import finish_before_exit, refuse_pickling
+from paged_stream.engine.lora_request import named_adapters
 from paged_stream.engine.windows import resolve_sink_window, visible_tokens
 from paged_stream.executor.base import Executor
 from paged_stream.executor.select import make_executor
@@ -112,6 +113,8 @@ class LoadedEngine:
             otlp_traces_endpoint=config.otlp_traces_endpoint,
         )
         self._intake = Intake(self._core, prompts, config, model_config, self.sink_window)
+        for lora_request in named_adapters(config.lora_modules or ()).values():
+            self._core.adapters.key(self._core.adapters.choose(lora_request))
 
     def _end_token_ids(self) -> tuple[int, ...]:
         """What ends an answer: what the checkpoint says, its tokenizer, and its chat template."""

@@ -36,6 +36,7 @@ class SavedStream:
         seed: from which its turns draw theirs; ``num_turns`` have done so.
         conversation: what it remembers of the messages in it.
         fingerprint: of the model that computed ``tokens``.
+        adapter: the key of the adapter beside it; empty if there was none.
         tokens: K and V of the sinks and of what is left of the window, in order.
     """
 
@@ -45,6 +46,7 @@ class SavedStream:
     conversation: Conversation
     fingerprint: str
     tokens: KVTokens
+    adapter: str = ""
 
     def check(self, fingerprint: str, vocab_size: int, like: KVTokens) -> None:
         """Refuse a stream that another model computed.
@@ -87,6 +89,8 @@ def _pieces(saved: SavedStream) -> list[Piece]:
         "conversation": to_json(saved.conversation),
         "fingerprint": saved.fingerprint,
     }
+    if saved.adapter:  # which older releases refuse as a field that they do not know
+        stream["adapter"] = saved.adapter
     metadata = {"format": FORMAT, "version": str(VERSION), "release": __version__}
     return to_pieces(saved.tokens, metadata | {"stream": json.dumps(stream)})
 
@@ -176,7 +180,7 @@ def _check_types(saved: SavedStream) -> None:
         raise ValueError("a number in its header is no integer")
     if min(saved.seed, saved.num_turns, *counts) < 0:
         raise ValueError("a number in its header is negative")
-    if not isinstance(saved.fingerprint, str):
+    if not isinstance(saved.fingerprint, str) or not isinstance(saved.adapter, str):
         raise ValueError("a field of its header has another type")
 
 

@@ -86,6 +86,7 @@ class Turns:
         *,
         seed: int,
         priority: int = 0,
+        adapter: str = "",
         inbox: Inbox | None = None,
     ) -> None:
         """Open a sequence that completes a prompt, and others beside it if ``n`` says so.
@@ -98,7 +99,12 @@ class Turns:
         # Several completions share their prompt; only a stream outlives the turn that computes it.
         fans_out = params.n > 1 and len(token_ids) > 1
         self._scheduler.open(
-            seq_id, sink_window, is_stream=fans_out, max_tokens=limit, priority=priority
+            seq_id,
+            sink_window,
+            is_stream=fans_out,
+            max_tokens=limit,
+            priority=priority,
+            adapter=adapter,
         )
         turn = Turn(
             request_id=request_id,
@@ -121,6 +127,7 @@ class Turns:
         token_ids: Sequence[int],
         sink_window: SinkWindow,
         *,
+        adapter: str = "",
         inbox: Inbox | None = None,
     ) -> None:
         """Open a sequence that generates nothing and reports ``prompt_logprobs`` of its tokens, of
@@ -130,7 +137,7 @@ class Turns:
             ValueError: as `add_request`.
         """
         params = SamplingParams(prompt_logprobs=0)
-        seq_id = self._open_silent(request_id, token_ids, sink_window, params, inbox)
+        seq_id = self._open_silent(request_id, token_ids, sink_window, params, adapter, inbox)
         self._scheduler.start_turn(seq_id, params, generates=False)
 
     def add_embedding(
@@ -139,6 +146,7 @@ class Turns:
         token_ids: Sequence[int],
         sink_window: SinkWindow,
         *,
+        adapter: str = "",
         inbox: Inbox | None = None,
     ) -> None:
         """Open a sequence that generates nothing and reports its ``embedding``.
@@ -147,7 +155,7 @@ class Turns:
             ValueError: as `add_request`.
         """
         params = SamplingParams()
-        seq_id = self._open_silent(request_id, token_ids, sink_window, params, inbox)
+        seq_id = self._open_silent(request_id, token_ids, sink_window, params, adapter, inbox)
         self._scheduler.start_turn(seq_id, params, embeds=True)
 
     def _open_silent(
@@ -156,11 +164,13 @@ class Turns:
         token_ids: Sequence[int],
         sink_window: SinkWindow,
         params: SamplingParams,
+        adapter: str,
         inbox: Inbox | None,
     ) -> int:
         """Open a sequence that gets no tokens but its prompt's; returns its seq_id."""
         seq_id = next(self._seq_ids)
-        self._scheduler.open(seq_id, sink_window, max_tokens=len(token_ids))
+        limit = len(token_ids)
+        self._scheduler.open(seq_id, sink_window, max_tokens=limit, adapter=adapter)
         turn = Turn(request_id=request_id, index=0, params=params, inbox=inbox)
         self._add(seq_id, turn, token_ids)
         return seq_id

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal
 
 from paged_stream.models.kv_tokens import KVTokens
@@ -70,6 +71,19 @@ class Executor(ABC):
     @abstractmethod
     def cache_bytes(self) -> tuple[int, int]:
         """Bytes of the cache that are reserved, and those of them that are in memory."""
+
+    @abstractmethod
+    def load_adapter(self, folder: Path) -> str:
+        """Load a LoRA adapter, as PEFT writes it; returns its key, a digest of it, by which
+        sequences are computed with it from now on.
+
+        Raises:
+            ValueError: it cannot be read, or is none for the model.
+        """
+
+    @abstractmethod
+    def drop_adapter(self, key: str) -> None:
+        """Let go of an adapter that no sequence has."""
 
     @abstractmethod
     def close(self) -> None:

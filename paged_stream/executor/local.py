@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal
 
 from paged_stream.config import EngineConfig
@@ -62,6 +63,12 @@ class LocalExecutor(Executor):
 
     def cache_bytes(self) -> tuple[int, int]:
         return self._worker.cache_bytes()
+
+    def load_adapter(self, folder: Path) -> str:
+        return self._worker.load_adapter(folder)
+
+    def drop_adapter(self, key: str) -> None:
+        self._worker.drop_adapter(key)
 
     def close(self) -> None:
         self._worker.close()

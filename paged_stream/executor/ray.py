@@ -14,6 +14,7 @@ import os
 import weakref
 from array import array
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -126,6 +127,15 @@ class RayExecutor(Executor):
         )
         self.cache_plan = min(plans, key=lambda plan: plan.num_blocks)
         self.fingerprint = fingerprint(samples)
+
+    def load_adapter(self, folder: Path) -> str:
+        raise ValueError(
+            "an adapter per request needs the whole model on one device, not tensor_parallel_size="
+            f"{len(self._actors)}; merge_lora merges one into the weights"
+        )
+
+    def drop_adapter(self, key: str) -> None:
+        raise AssertionError("none is loaded")
 
     def execute(self, output: SchedulerOutput) -> ModelOutput:
         result: ModelOutput = self._call_all("execute", output)[0]

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from paged_stream import ops
 from paged_stream.layers.blocks import Blocks, pack_blocks, packed_bytes
 from paged_stream.layers.large_pages import Arena
+from paged_stream.layers.low_rank import StepAdapters
 
 
 def empty_parameter(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.nn.Parameter:
@@ -20,6 +21,11 @@ class Linear(torch.nn.Module):
 
     Args:
         weight: share this one instead of allocating.
+
+    Attributes:
+        place: the layer and which of its products this is, if adapters may add to it.
+        row_factors: float32 [out_features], what the weight's rows were multiplied by since it was
+            loaded; ``None`` if they were not.
     """
 
     def __init__(
@@ -33,12 +39,15 @@ class Linear(torch.nn.Module):
         weight: torch.nn.Parameter | None = None,
     ) -> None:
         super().__init__()
+        self.in_features = in_features
         self.out_features = out_features
         if weight is None:
             weight = empty_parameter(out_features, in_features, dtype=dtype, device=device)
         self.weight: torch.nn.Parameter | None = weight
         self.bias = empty_parameter(out_features, dtype=dtype, device=device) if bias else None
         self.block_formats: list[str] = []
+        self.row_factors: torch.Tensor | None = None
+        self.place: tuple[int, ops.Projection] | None = None
         self.register_buffer("packed_weight", None)
 
     def set_blocks(self, parts: list[Blocks]) -> None:
@@ -85,6 +94,13 @@ class Linear(torch.nn.Module):
             assert self.weight is not None, "packed already"
             self.packed_weight = arena.keep(ops.pack_linear_weight(self.weight))
         self.weight = None
+
+    def adapted(self, hidden: torch.Tensor, adapters: StepAdapters | None) -> torch.Tensor:
+        """As `forward`, with what a step's adapters add."""
+        product = self.forward(hidden)
+        if adapters is not None and self.place is not None:
+            adapters.add(product, hidden, *self.place)
+        return product
 
     def forward(self, hidden: torch.Tensor, *, float_output: bool = False) -> torch.Tensor:
         """Map [T, in_features] to [T, out_features], in float32 if ``float_output``."""

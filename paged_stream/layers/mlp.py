@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from paged_stream import ops
 from paged_stream.layers.linear import Linear
+from paged_stream.layers.low_rank import StepAdapters
 from paged_stream.layers.norm import RMSNorm
 
 # torch shares an elementwise op of 32,768 elements or more out among threads. What is left when a
@@ -81,8 +82,8 @@ class MLP(torch.nn.Module):
         )
         return ops.GatedMLP(weights, eps=norm.eps, dtype=dtype)
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        hidden = self.up.forward(hidden)
+    def forward(self, hidden: torch.Tensor, adapters: StepAdapters | None = None) -> torch.Tensor:
+        hidden = self.up.adapted(hidden, adapters)
         if not self.gated:
             hidden = self.activation(hidden)
         elif self.activation is _SILU:
@@ -90,4 +91,4 @@ class MLP(torch.nn.Module):
         else:
             gate, up = hidden.chunk(2, dim=-1)
             hidden = self.activation(gate) * up
-        return self.down.forward(hidden)
+        return self.down.adapted(hidden, adapters)

@@ -18,6 +18,7 @@ from paged_stream.attention.forward_batch import ForwardBatch
 from paged_stream.layers.embedding import Embedding
 from paged_stream.layers.large_pages import Arena
 from paged_stream.layers.linear import Linear
+from paged_stream.layers.low_rank import StepAdapters
 from paged_stream.layers.rank_group import RankGroup
 from paged_stream.layers.rotary import RotaryEmbedding, RotaryTables
 from paged_stream.models.decoder_layer import DecoderLayer, make_norm
@@ -46,6 +47,7 @@ class Decoder(torch.nn.Module):
     ) -> None:
         super().__init__()
         device = torch.device(device)
+        self.dtype = dtype
         self.config = config = shard_config(config, rank)
         self.group = group
         # Layers mostly share their angles: one table per kind and step.
@@ -65,6 +67,10 @@ class Decoder(torch.nn.Module):
             )
             for layer in config.layers
         )
+        for index, layer in enumerate(self.layers):
+            assert isinstance(layer, DecoderLayer)
+            for projection, linear in layer.projections.items():
+                linear.place = index, projection
         self.norm = make_norm(config, dtype, device)
         # A tied head shares the Parameter, which named_parameters() lists once, as the embedding's.
         tied = self.embedding.weight if config.tie_word_embeddings else None
@@ -116,7 +122,10 @@ class Decoder(torch.nn.Module):
         return ops.DecoderLayers(attention, mlp, self.layer_rotary)
 
     def forward(
-        self, batch: ForwardBatch, kv_caches: Iterable[tuple[torch.Tensor, torch.Tensor]]
+        self,
+        batch: ForwardBatch,
+        kv_caches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+        adapters: StepAdapters | None = None,
     ) -> torch.Tensor:
         """Run one step.
 
@@ -124,6 +133,7 @@ class Decoder(torch.nn.Module):
             batch: the step's batch of T tokens.
             kv_caches: K and V of each layer, written at the batch's slots, then read; each is asked
                 for when its layer is next.
+            adapters: of the tokens that have one; ``None`` if none has.
 
         Returns:
             [T, hidden_size] after the final norm.
@@ -137,12 +147,16 @@ class Decoder(torch.nn.Module):
         sink_positions = tensors.sink_positions if batch.has_gap else None
         tables = [r.tables(tensors.positions, sink_positions) for r in self.rotaries]
         if self.fused_layers is not None and self.watch is None:
-            delta = self._run_fused(self.fused_layers, residual, tables, tensors, kv_caches)
+            delta = self._run_fused(
+                self.fused_layers, residual, tables, tensors, kv_caches, adapters
+            )
             return self.norm.forward(residual, delta)
         for index, (layer, rotary, (k_cache, v_cache)) in enumerate(
             zip(self.layers, self.layer_rotary, kv_caches, strict=True)
         ):
-            delta = layer.forward(residual, delta, tables[rotary], batch, k_cache, v_cache)
+            delta = layer.forward(
+                residual, delta, tables[rotary], batch, k_cache, v_cache, adapters
+            )
             if self.watch is not None:
                 self.watch(f"layer {index}", residual, delta)
         return self.norm.forward(residual, delta)
@@ -154,6 +168,7 @@ class Decoder(torch.nn.Module):
         tables: list[RotaryTables],
         batch: ops.BatchTensors,
         kv_caches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+        adapters: StepAdapters | None,
     ) -> torch.Tensor:
         k_caches, v_caches = zip(*kv_caches, strict=True)
         sink_rotary = []
@@ -161,7 +176,17 @@ class Decoder(torch.nn.Module):
             # Only a table without angles has none for the sinks then.
             sink_rotary = [t.rotary if t.sink_rotary is None else t.sink_rotary for t in tables]
         rotary = [table.rotary for table in tables]
-        return ops.decoder_layers(residual, layers, rotary, sink_rotary, k_caches, v_caches, batch)
+        return ops.decoder_layers(
+            residual,
+            layers,
+            rotary,
+            sink_rotary,
+            k_caches,
+            v_caches,
+            batch,
+            () if adapters is None else adapters.laid_out,
+            None if adapters is None else adapters.row_adapters,
+        )
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return float32 [N, vocab_size] for the [N, hidden_size] rows that are sampled from."""

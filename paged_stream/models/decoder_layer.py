@@ -10,6 +10,7 @@ from paged_stream.attention.forward_batch import ForwardBatch
 from paged_stream.attention.native import NativeBackend
 from paged_stream.layers.large_pages import Arena
 from paged_stream.layers.linear import Linear
+from paged_stream.layers.low_rank import StepAdapters
 from paged_stream.layers.mlp import MLP
 from paged_stream.layers.norm import HeadNorm, LayerNorm, NoNorm, RMSNorm
 from paged_stream.layers.rank_group import RankGroup
@@ -82,8 +83,9 @@ class Attention(torch.nn.Module):
         batch: ForwardBatch,
         k_cache: torch.Tensor,
         v_cache: torch.Tensor,
+        adapters: StepAdapters | None,
     ) -> torch.Tensor:
-        qkv = self.qkv.forward(hidden)
+        qkv = self.qkv.adapted(hidden, adapters)
         if self.clip is not None:
             qkv.clamp_(-self.clip, self.clip)
         # Views of one product: [T, heads, head_dim] with the row stride of qkv.
@@ -107,7 +109,7 @@ class Attention(torch.nn.Module):
             interleaved=self.interleaved,
         )
         context = self.backend.forward(query, sink_query, k_cache, v_cache, batch, self.scoring)
-        return self.output.forward(context.flatten(1))
+        return self.output.adapted(context.flatten(1), adapters)
 
 
 class DecoderLayer(torch.nn.Module):
@@ -154,9 +156,15 @@ class DecoderLayer(torch.nn.Module):
             self.post_attention_norm = make_norm(config, dtype, device)
             self.post_mlp_norm = make_norm(config, dtype, device)
 
+    @property
+    def projections(self) -> dict[ops.Projection, Linear]:
+        attention, mlp = self.attention, self.mlp
+        products = attention.qkv, attention.output, mlp.up, mlp.down
+        return dict(zip(ops.Projection, products, strict=True))
+
     def pack(self, arena: Arena) -> None:
         """Bring the projections into the layout of the CPU kernels."""
-        for linear in (self.attention.qkv, self.attention.output, self.mlp.up, self.mlp.down):
+        for linear in self.projections.values():
             linear.pack(arena)
         if not self.parallel:
             assert self.mlp_norm is not None, "only parallel blocks share a norm"
@@ -171,10 +179,11 @@ class DecoderLayer(torch.nn.Module):
         batch: ForwardBatch,
         k_cache: torch.Tensor,
         v_cache: torch.Tensor,
+        adapters: StepAdapters | None,
     ) -> torch.Tensor:
-        if self.fused_attention is None:
+        if self.fused_attention is None or adapters is not None:
             normed = self.attention_norm.forward(residual, delta)
-            return self.attention.forward(normed, tables, batch, k_cache, v_cache)
+            return self.attention.forward(normed, tables, batch, k_cache, v_cache, adapters)
         return ops.attention_layer(
             residual,
             delta,
@@ -186,11 +195,13 @@ class DecoderLayer(torch.nn.Module):
             batch.tensors,
         )
 
-    def _feed_forward(self, residual: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
-        if self.fused_mlp is not None:
+    def _feed_forward(
+        self, residual: torch.Tensor, delta: torch.Tensor, adapters: StepAdapters | None
+    ) -> torch.Tensor:
+        if self.fused_mlp is not None and adapters is None:
             return ops.gated_mlp(residual, delta, self.fused_mlp)
         assert self.mlp_norm is not None
-        return self.mlp.forward(self.mlp_norm.forward(residual, delta))
+        return self.mlp.forward(self.mlp_norm.forward(residual, delta), adapters)
 
     @staticmethod
     def _input_norm(
@@ -206,21 +217,23 @@ class DecoderLayer(torch.nn.Module):
         batch: ForwardBatch,
         k_cache: torch.Tensor,
         v_cache: torch.Tensor,
+        adapters: StepAdapters | None = None,
     ) -> torch.Tensor:
         """Add the last layer's ``delta`` to ``residual`` in place; return this layer's."""
         if self.parallel:
             normed = self.attention_norm.forward(residual, delta)
-            attended = self.attention.forward(normed, tables, batch, k_cache, v_cache)
+            caches = k_cache, v_cache
+            attended = self.attention.forward(normed, tables, batch, *caches, adapters)
             if self.mlp_norm is not None:
                 normed = self.mlp_norm.forward(residual, None)
-            attended.add_(self.mlp.forward(normed))
+            attended.add_(self.mlp.forward(normed, adapters))
             return attended if self.group is None else self.group.sum(attended)
-        attended = self._attend(residual, delta, tables, batch, k_cache, v_cache)
+        attended = self._attend(residual, delta, tables, batch, k_cache, v_cache, adapters)
         if self.group is not None:
             attended = self.group.sum(attended)
         if self.post_attention_norm is not None:
             attended = self.post_attention_norm.forward(attended, None)
-        delta = self._feed_forward(residual, attended)
+        delta = self._feed_forward(residual, attended, adapters)
         if self.group is not None:
             delta = self.group.sum(delta)
         if self.post_mlp_norm is not None:

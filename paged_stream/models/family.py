@@ -116,7 +116,7 @@ class Family(ABC):
             pattern = re.sub(r"^layers\.\d+\.", "layers.{}.", module)
             assert pattern in sources, f"{type(self).__name__}.sources has no entry for {pattern!r}"
             source = sources[pattern]
-            rows = _split_rows(config, module, parameter.shape[0], len(source.names))
+            rows = split_rows(config, module, parameter.shape[0], len(source.names))
             transform = source.transform
             if config.head_padding and pattern in _PADDED_HEADS:
                 transform = _in_turn(transform, _PADDED_HEADS[pattern])
@@ -124,7 +124,7 @@ class Family(ABC):
                 yield Weight(f"{name.format(index)}.{kind}", target, start, stop, transform)
 
 
-def _split_rows(
+def split_rows(
     config: ModelConfig, module: str, num_rows: int, num_parts: int
 ) -> list[tuple[int, int]]:
     """Row ranges of a fused parameter: Q, K and V by their sizes, anything else evenly."""

@@ -102,6 +102,8 @@ def _scale(attention: Attention, factors: torch.Tensor) -> None:
         parameter *= _for_rows(query_factors, parameter)
     for parameter in _parameters(attention, slice(query_size, query_size + kv_size)):
         parameter /= _for_rows(factors, parameter)
+    values = torch.ones_like(factors)
+    attention.qkv.row_factors = torch.cat([query_factors, 1 / factors, values]).flatten()
 
 
 def _for_rows(factors: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:

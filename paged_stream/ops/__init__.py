@@ -10,6 +10,8 @@ contract raise RuntimeError naming the op, the argument, what was expected and w
 nothing waits for the device to look at numbers: slots and blocks that do not exist are skipped.
 """
 
+from paged_stream.ops.adapter import Adapter, LowRank, Projection
+from paged_stream.ops.add_adapters import add_adapters
 from paged_stream.ops.add_rms_norm import add_rms_norm
 from paged_stream.ops.advance_decode import advance_decode
 from paged_stream.ops.attention_layer import (
@@ -44,16 +46,20 @@ from paged_stream.ops.silu_and_mul import silu_and_mul
 __all__ = [
     "FULL_ATTENTION",
     "NO_TOKEN",
+    "Adapter",
     "AttentionLayer",
     "AttentionWeights",
     "BatchTensors",
     "DecoderLayers",
     "GatedMLP",
     "HeadShape",
+    "LowRank",
     "MLPWeights",
+    "Projection",
     "SamplingTensors",
     "Scoring",
     "SequenceColumns",
+    "add_adapters",
     "add_rms_norm",
     "advance_decode",
     "attention_layer",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from paged_stream.ops.adapter import Adapter
 from paged_stream.ops.attention_layer import AttentionLayer
 from paged_stream.ops.batch import BatchTensors
 from paged_stream.ops.gated_mlp import GatedMLP
@@ -42,8 +43,11 @@ def decoder_layers(
     k_caches: Sequence[Tensor],
     v_caches: Sequence[Tensor],
     batch: BatchTensors,
+    adapters: Sequence[Adapter] = (),
+    row_adapters: Tensor | None = None,
 ) -> Tensor:
-    """Run `attention_layer` and `gated_mlp` of one layer after the other: the same bits.
+    """Run `attention_layer` and `gated_mlp` of one layer after the other, and `add_adapters` behind
+    every product: the same bits.
 
     Args:
         residual: [T, dim], contiguous; changed.
@@ -53,10 +57,21 @@ def decoder_layers(
         k_caches: one per layer, of the same shape; the step's keys are written, then read.
         v_caches: one per layer, of the same shape; the step's values are written, then read.
         batch: the step's batch.
+        adapters: as in `add_adapters`.
+        row_adapters: as there; may be left out where there are no adapters.
 
     Returns:
         [T, dim] in the dtype of ``residual``: what the last layer adds to it.
     """
+    handles = [adapter.handle for adapter in adapters]
     return ops.decoder_layers.default(
-        residual, layers.handle, rotary, sink_rotary, k_caches, v_caches, batch
+        residual,
+        layers.handle,
+        rotary,
+        sink_rotary,
+        k_caches,
+        v_caches,
+        batch,
+        handles,
+        row_adapters,
     )

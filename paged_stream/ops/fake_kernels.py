@@ -94,6 +94,11 @@ def _(input, packed_weight, bias, out_features, float_output):
     return input.new_empty((input.shape[0], out_features), dtype=dtype)
 
 
+@torch.library.register_fake("paged_stream::add_adapters")
+def _(out, *rest):
+    return None
+
+
 @torch.library.register_fake("paged_stream::add_rms_norm")
 def _(residual, delta, weight, eps):
     return torch.empty_like(residual)

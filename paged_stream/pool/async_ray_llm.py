@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack, overload
 from weakref import finalize
 
 from paged_stream.config import EngineConfig, EngineSettings
+from paged_stream.engine.adapters import check_adapter
 from paged_stream.engine.api import AsyncDeltas, AsyncEngineApi, FilePath, OnEvict, Scores
 from paged_stream.engine.lifetime import refuse_pickling, when_abandoned
+from paged_stream.engine.lora_request import LoRARequest
 from paged_stream.engine.outputs import EmbeddingRequestOutput
 from paged_stream.engine.requests import (
     check_request_id,
@@ -135,6 +137,7 @@ class AsyncRayLLM(AsyncEngineApi):
         *,
         request_id: str | None = None,
         priority: int = 0,
+        lora_request: LoRARequest | None = None,
     ) -> AsyncDeltas:
         """As `AsyncEngineApi.generate`. If its replica dies, another one computes the request
         again, and only what was not yielded before is yielded.
@@ -150,7 +153,8 @@ class AsyncRayLLM(AsyncEngineApi):
         self.check_request_ids([request_id])
         if params.seed is None:
             params = replace(params, seed=self._seeds.getrandbits(63))
-        request = PoolRequest(self._placement, request_id, prompt, params, priority)
+        check_adapter(lora_request)
+        request = PoolRequest(self._placement, request_id, prompt, params, priority, lora_request)
         self._requests[request_id] = request
         try:
             async with aclosing(request.deltas()) as deltas:
@@ -177,45 +181,64 @@ class AsyncRayLLM(AsyncEngineApi):
         *,
         request_id: str | None = None,
         priority: int = 0,
+        lora_request: LoRARequest | None = None,
         **options: Unpack[ChatSettings],
     ) -> AsyncDeltas:
         """As `AsyncEngineApi.chat`."""
         [prompt] = await self.encode_chats([messages], ChatOptions(**options))
         answer = self.generate(
-            prompt, whole_answer(sampling_params), request_id=request_id, priority=priority
+            prompt,
+            whole_answer(sampling_params),
+            request_id=request_id,
+            priority=priority,
+            lora_request=lora_request,
         )
         async with aclosing(answer) as deltas:
             async for delta in deltas:
                 yield delta
 
     @overload
-    async def score(self, prompts: Prompt) -> Scores: ...  # type: ignore[overload-overlap]
+    async def score(  # type: ignore[overload-overlap]
+        self, prompts: Prompt, *, lora_request: LoRARequest | None = None
+    ) -> Scores: ...
 
     @overload
-    async def score(self, prompts: Sequence[Prompt]) -> list[Scores]: ...
+    async def score(
+        self, prompts: Sequence[Prompt], *, lora_request: LoRARequest | None = None
+    ) -> list[Scores]: ...
 
-    async def score(self, prompts: Prompt | Sequence[Prompt]) -> Scores | list[Scores]:
+    async def score(
+        self, prompts: Prompt | Sequence[Prompt], *, lora_request: LoRARequest | None = None
+    ) -> Scores | list[Scores]:
         """As `EngineApi.score`."""
         prompt_list, is_one = split_prompts(prompts)
-        scores = await self.score_each(prompt_list)
+        scores = await self.score_each(prompt_list, lora_request)
         return scores[0] if is_one else scores
 
     async def score_each(
-        self, prompts: Sequence[Prompt], on_done: Callable[[], object] = lambda: None
+        self,
+        prompts: Sequence[Prompt],
+        lora_request: LoRARequest | None,
+        on_done: Callable[[], object] = lambda: None,
     ) -> list[Scores]:
         """Score a list of prompts, as `score`.
 
         Args:
             on_done: called whenever one is done.
         """
-        return await self._ask_each("score", await self.encode(prompts), on_done)
+        return await self._ask_each("score", await self.encode(prompts), lora_request, on_done)
 
-    async def embed(self, prompts: Prompts) -> list[EmbeddingRequestOutput]:
+    async def embed(
+        self, prompts: Prompts, *, lora_request: LoRARequest | None = None
+    ) -> list[EmbeddingRequestOutput]:
         """As `EngineApi.embed`."""
-        return await self.embed_each(prompt_list_of(prompts))
+        return await self.embed_each(prompt_list_of(prompts), lora_request)
 
     async def embed_each(
-        self, prompts: Sequence[Prompt], on_done: Callable[[], object] = lambda: None
+        self,
+        prompts: Sequence[Prompt],
+        lora_request: LoRARequest | None,
+        on_done: Callable[[], object] = lambda: None,
     ) -> list[EmbeddingRequestOutput]:
         """Embed a list of prompts, as `embed`.
 
@@ -223,14 +246,20 @@ class AsyncRayLLM(AsyncEngineApi):
             on_done: called whenever one is done.
         """
         token_ids = await self.encode(prompts)
-        embeddings = await self._ask_each("embed", token_ids, on_done)
+        embeddings = await self._ask_each("embed", token_ids, lora_request, on_done)
         return embedding_outputs(prompts, token_ids, embeddings)
 
     async def _ask_each(
-        self, method: str, prompts: Sequence[list[int]], on_done: Callable[[], object]
+        self,
+        method: str,
+        prompts: Sequence[list[int]],
+        lora_request: LoRARequest | None,
+        on_done: Callable[[], object],
     ) -> list[Any]:
+        check_adapter(lora_request)
+
         async def ask(token_ids: list[int]) -> Any:
-            answer = await self._placement.ask(method, token_ids)
+            answer = await self._placement.ask(method, token_ids, lora_request)
             on_done()
             return answer
 
@@ -284,27 +313,54 @@ class AsyncRayLLM(AsyncEngineApi):
         window_size: int | None = None,
         pin: Prompt | Messages | None = None,
         on_evict: OnEvict | None = None,
+        lora_request: LoRARequest | None = None,
         **options: Unpack[WritingSettings],
     ) -> AsyncPoolStream:
         """As `EngineApi.open_stream`, on the replica where the fewest live."""
-        opening = {"num_sink_tokens": num_sink_tokens, "window_size": window_size, "pin": pin}
+        opening = {
+            "num_sink_tokens": num_sink_tokens,
+            "window_size": window_size,
+            "pin": pin,
+            "lora_request": lora_request,
+        }
         return await self._open(opening | WritingOptions(**options).given, None, on_evict)
 
     async def load_stream(
-        self, source: FilePath | bytes, *, on_evict: OnEvict | None = None
+        self,
+        source: FilePath | bytes,
+        *,
+        on_evict: OnEvict | None = None,
+        lora_request: LoRARequest | None = None,
     ) -> AsyncPoolStream:
         """As `EngineApi.load_stream`."""
         if not isinstance(source, bytes):
             source = str(Path(os.fspath(source)).expanduser().resolve())
-        return await self._open({}, source, on_evict)
+        return await self._open({"lora_request": lora_request}, source, on_evict)
 
     async def _open(
         self, options: dict[str, Any], source: str | bytes | None, on_evict: OnEvict | None
     ) -> AsyncPoolStream:
         self._placement.check()
+        check_adapter(options["lora_request"])
         stream = AsyncPoolStream(self._placement, options, self._seeds, self, on_evict)
         await stream.open(source)
         return stream
+
+    # Adapters
+
+    async def add_lora(self, lora_request: LoRARequest) -> None:
+        """As `EngineApi.add_lora`, on every replica that is ready. Others load it when they first
+        need it."""
+        check_adapter(lora_request)
+        await self._placement.ask_all("add_lora", lora_request)
+
+    async def remove_lora(self, lora_id: int) -> bool:
+        """As `EngineApi.remove_lora`, on one replica after the other."""
+        return any(await self._placement.ask_all("remove_lora", lora_id))
+
+    async def list_loras(self) -> set[int]:
+        """As `EngineApi.list_loras`: of any replica."""
+        return set().union(*await self._placement.ask_all("list_loras"))
 
     # Replicas
 

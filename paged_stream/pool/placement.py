@@ -111,14 +111,7 @@ class Placement:
     async def stats(self) -> PoolStats:
         """Ask every replica for its engine's statistics, and add them up."""
         self.check()
-        answers = []
-        for replica in self.replicas.replicas:
-            if not replica.is_ready:
-                continue
-            try:
-                answers.append((replica, await replica.call("stats")))
-            except NoAnswerError as error:
-                self.replicas.report(error)
+        answers = await self._call_all("stats")
         sums = sum_stats([engine for _, engine in answers])
         return PoolStats(
             **(sums | {"num_streams": len(self.open_streams)}),
@@ -137,6 +130,27 @@ class Placement:
             num_restored_streams=self.num_restored_streams,
             num_replayed_tokens=self.num_replayed_tokens,
         )
+
+    async def ask_all(self, method: str, *args: Any) -> list[Any]:
+        """Call a method on every replica that is ready, one after the other; returns the answers
+        that there were.
+
+        Raises:
+            ValueError: as the method, on the first that raises it.
+        """
+        self.check()
+        return [answer for _, answer in await self._call_all(method, *args)]
+
+    async def _call_all(self, method: str, *args: Any) -> list[tuple[Replica, Any]]:
+        answers = []
+        for replica in self.replicas.replicas:
+            if not replica.is_ready:
+                continue
+            try:
+                answers.append((replica, await replica.call(method, *args)))
+            except NoAnswerError as error:
+                self.replicas.report(error)
+        return answers
 
     @asynccontextmanager
     async def replica_for_request(self) -> AsyncIterator[Replica]:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack, overload
 from tqdm import tqdm
 
 from paged_stream.config import EngineSettings
+from paged_stream.engine.adapters import per_prompt as adapter_per_prompt
 from paged_stream.engine.api import EngineApi, FilePath, OnEvict, Scores
 from paged_stream.engine.lifetime import refuse_pickling, when_abandoned
+from paged_stream.engine.lora_request import LoRARequest
 from paged_stream.engine.outputs import EmbeddingRequestOutput, RequestOutput
 from paged_stream.engine.requests import (
     conversations_of,
@@ -93,39 +95,44 @@ class RayLLM(EngineApi):
         request_ids: str | Sequence[str] | None = None,
         priority: int = 0,
         use_tqdm: bool = True,
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
     ) -> list[RequestOutput]:
         """As `EngineApi.generate`."""
         prompt_list = prompt_list_of(prompts)
         per_prompt = params_per_prompt(sampling_params, len(prompt_list))
+        adapters = adapter_per_prompt(lora_request, len(prompt_list))
         names = ids_per_prompt(request_ids, len(prompt_list), self._names)
         token_ids = self._thread.run(self.inner.encode(prompt_list, per_prompt))
-        requests = zip(names, prompt_list, token_ids, per_prompt, strict=True)
-        outputs = [new_output(*request) for request in requests]
+        columns = zip(names, prompt_list, token_ids, per_prompt, strict=True)
+        outputs = [new_output(*column) for column in columns]
         with tqdm(total=len(outputs), unit="request", disable=not use_tqdm) as bar:
-            self._thread.run(self._complete(outputs, per_prompt, priority, bar))
+            requests = list(zip(outputs, per_prompt, adapters, strict=True))
+            self._thread.run(self._complete(requests, priority, bar))
         return outputs
 
     async def _complete(
         self,
-        outputs: list[RequestOutput],
-        params: list[SamplingParams],
+        requests: list[tuple[RequestOutput, SamplingParams, LoRARequest | None]],
         priority: int,
         bar: Any,
     ) -> None:
-        self.inner.check_request_ids([output.request_id for output in outputs])
+        self.inner.check_request_ids([output.request_id for output, _, _ in requests])
 
-        async def complete(request: tuple[RequestOutput, SamplingParams]) -> None:
-            output, sampling_params = request
+        async def complete(
+            request: tuple[RequestOutput, SamplingParams, LoRARequest | None],
+        ) -> None:
+            output, sampling_params, adapter = request
             async for delta in self.inner.generate(
                 output.prompt_token_ids,
                 sampling_params,
                 request_id=output.request_id,
                 priority=priority,
+                lora_request=adapter,
             ):
                 merge_delta(output, delta)
             bar.update()
 
-        await together(complete, zip(outputs, params, strict=True), self.inner.max_num_requests)
+        await together(complete, requests, self.inner.max_num_requests)
 
     def chat(
         self,
@@ -135,6 +142,7 @@ class RayLLM(EngineApi):
         request_ids: str | Sequence[str] | None = None,
         priority: int = 0,
         use_tqdm: bool = True,
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
         **options: Unpack[ChatSettings],
     ) -> list[RequestOutput]:
         """As `EngineApi.chat`."""
@@ -143,29 +151,49 @@ class RayLLM(EngineApi):
         prompts = self._thread.run(encoding)
         params = params_per_prompt(sampling_params, len(prompts), default=whole_answer(None))
         return self.generate(
-            prompts, params, request_ids=request_ids, priority=priority, use_tqdm=use_tqdm
+            prompts,
+            params,
+            request_ids=request_ids,
+            priority=priority,
+            use_tqdm=use_tqdm,
+            lora_request=lora_request,
         )
 
     @overload
-    def score(self, prompts: Prompt, *, use_tqdm: bool = True) -> Scores: ...  # type: ignore[overload-overlap]
+    def score(  # type: ignore[overload-overlap]
+        self, prompts: Prompt, *, use_tqdm: bool = True, lora_request: LoRARequest | None = None
+    ) -> Scores: ...
 
     @overload
-    def score(self, prompts: Sequence[Prompt], *, use_tqdm: bool = True) -> list[Scores]: ...
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        use_tqdm: bool = True,
+        lora_request: LoRARequest | None = None,
+    ) -> list[Scores]: ...
 
     def score(
-        self, prompts: Prompt | Sequence[Prompt], *, use_tqdm: bool = True
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        use_tqdm: bool = True,
+        lora_request: LoRARequest | None = None,
     ) -> Scores | list[Scores]:
         """As `EngineApi.score`."""
         prompt_list, is_one = split_prompts(prompts)
         with tqdm(total=len(prompt_list), unit="prompt", disable=not use_tqdm) as bar:
-            scores = self._thread.run(self.inner.score_each(prompt_list, bar.update))
+            scoring = self.inner.score_each(prompt_list, lora_request, bar.update)
+            scores = self._thread.run(scoring)
         return scores[0] if is_one else scores
 
-    def embed(self, prompts: Prompts, *, use_tqdm: bool = True) -> list[EmbeddingRequestOutput]:
+    def embed(
+        self, prompts: Prompts, *, use_tqdm: bool = True, lora_request: LoRARequest | None = None
+    ) -> list[EmbeddingRequestOutput]:
         """As `EngineApi.embed`."""
         prompt_list = prompt_list_of(prompts)
         with tqdm(total=len(prompt_list), unit="prompt", disable=not use_tqdm) as bar:
-            return self._thread.run(self.inner.embed_each(prompt_list, bar.update))
+            return self._thread.run(self.inner.embed_each(prompt_list, lora_request, bar.update))
 
     def get_tokenizer(self) -> PreTrainedTokenizerBase:
         """As `EngineApi.get_tokenizer`."""
@@ -178,6 +206,7 @@ class RayLLM(EngineApi):
         window_size: int | None = None,
         pin: Prompt | Messages | None = None,
         on_evict: OnEvict | None = None,
+        lora_request: LoRARequest | None = None,
         **options: Unpack[WritingSettings],
     ) -> PoolStream:
         """As `EngineApi.open_stream`."""
@@ -186,16 +215,33 @@ class RayLLM(EngineApi):
             window_size=window_size,
             pin=pin,
             on_evict=on_evict,
+            lora_request=lora_request,
             **options,
         )
         return PoolStream(self._thread, self._thread.run(opened))
 
     def load_stream(
-        self, source: FilePath | bytes, *, on_evict: OnEvict | None = None
+        self,
+        source: FilePath | bytes,
+        *,
+        on_evict: OnEvict | None = None,
+        lora_request: LoRARequest | None = None,
     ) -> PoolStream:
         """As `EngineApi.load_stream`."""
-        loaded = self._thread.run(self.inner.load_stream(source, on_evict=on_evict))
-        return PoolStream(self._thread, loaded)
+        loading = self.inner.load_stream(source, on_evict=on_evict, lora_request=lora_request)
+        return PoolStream(self._thread, self._thread.run(loading))
+
+    def add_lora(self, lora_request: LoRARequest) -> None:
+        """As `EngineApi.add_lora`, on every replica that is ready."""
+        self._thread.run(self.inner.add_lora(lora_request))
+
+    def remove_lora(self, lora_id: int) -> bool:
+        """As `AsyncRayLLM.remove_lora`."""
+        return self._thread.run(self.inner.remove_lora(lora_id))
+
+    def list_loras(self) -> set[int]:
+        """As `EngineApi.list_loras`: of any replica."""
+        return self._thread.run(self.inner.list_loras())
 
     def abort(self, request_id: str) -> None:
         """As `EngineApi.abort`."""

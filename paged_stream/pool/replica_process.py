@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paged_stream.config import EngineConfig
-from paged_stream.engine.async_engine import AsyncLLMEngine
+from paged_stream.engine.async_engine import AsyncLLMEngine, choose_adapter
 from paged_stream.engine.async_stream import (
     AsyncStream,
     beside_the_loop,
     check_beside_the_loop,
 )
+from paged_stream.engine.lora_request import LoRARequest
 from paged_stream.engine.outputs import EngineStats, RequestDelta, StreamStats, VisibleText
 from paged_stream.engine.stream_file import stream_bytes, write_stream_file
 from paged_stream.pool.delta_batches import DeltaBatches
@@ -100,12 +101,25 @@ class ReplicaProcess:
                 token_ids.append(await encoded)
         return token_ids
 
-    async def score(self, token_ids: list[int]) -> list[float | None]:
-        return await self._engine.score(token_ids)
+    async def score(
+        self, token_ids: list[int], lora_request: LoRARequest | None
+    ) -> list[float | None]:
+        return await self._engine.score(token_ids, lora_request=lora_request)
 
-    async def embed(self, token_ids: list[int]) -> list[float]:
-        [output] = await self._engine.embed(token_ids)
+    async def embed(self, token_ids: list[int], lora_request: LoRARequest | None) -> list[float]:
+        [output] = await self._engine.embed(token_ids, lora_request=lora_request)
         return output.outputs.embedding
+
+    # Adapters
+
+    async def add_lora(self, lora_request: LoRARequest) -> None:
+        await self._engine.add_lora(lora_request)
+
+    async def remove_lora(self, lora_id: int) -> bool:
+        return await self._engine.remove_lora(lora_id)
+
+    async def list_loras(self) -> set[int]:
+        return await self._engine.list_loras()
 
     async def get_tokenizer(self) -> PreTrainedTokenizerBase:
         return await self._engine.get_tokenizer()
@@ -113,9 +127,16 @@ class ReplicaProcess:
     # Requests
 
     async def start_request(
-        self, name: str, prompt: Prompt, params: SamplingParams, priority: int
+        self,
+        name: str,
+        prompt: Prompt,
+        params: SamplingParams,
+        priority: int,
+        lora_request: LoRARequest | None,
     ) -> None:
-        deltas = self._engine.generate(prompt, params, request_id=name, priority=priority)
+        deltas = self._engine.generate(
+            prompt, params, request_id=name, priority=priority, lora_request=lora_request
+        )
         self._requests[name] = DeltaBatches(deltas)
 
     async def take_request(self, name: str) -> list[RequestDelta]:
@@ -145,7 +166,8 @@ class ReplicaProcess:
         """Open a stream, or restore one.
 
         Args:
-            options: keyword arguments of `AsyncLLMEngine.open_stream`, if there is no file.
+            options: keyword arguments of `AsyncLLMEngine.open_stream`; if there is a file, only
+                its adapter counts.
             source: the path of a saved stream, or its content.
             token_ids: tokens to append.
             conversation: what is remembered of the messages in it, if that is not what the file or
@@ -156,9 +178,12 @@ class ReplicaProcess:
         if source is None:
             stream = await self._engine.open_stream(**options)
         else:
+            adapter = await choose_adapter(intake, options.get("lora_request"))
             saved = await asyncio.to_thread(intake.read_stream, source)
             facts = {"seed": saved.seed, "num_turns": saved.num_turns}
-            stream = await self._engine.streams.add(lambda: intake.restore_stream(saved))
+            stream = await self._engine.streams.add(
+                lambda: intake.restore_stream(saved, adapter=adapter)
+            )
         self._streams[name] = stream
         if token_ids:
             await stream.append(list(token_ids))

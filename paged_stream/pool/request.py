@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from paged_stream.engine.api import AsyncDeltas
+from paged_stream.engine.lora_request import LoRARequest
 from paged_stream.pool.placement import Attempts, Placement
 from paged_stream.pool.replica import NoAnswerError, Replica
 from paged_stream.pool.request_progress import RequestProgress
@@ -20,6 +21,7 @@ class PoolRequest:
         request_id: goes on its deltas.
         params: have a seed, so that another replica draws the same numbers.
         priority: smaller runs first.
+        lora_request: the adapter that it is computed with.
     """
 
     def __init__(
@@ -29,10 +31,11 @@ class PoolRequest:
         prompt: Prompt,
         params: SamplingParams,
         priority: int,
+        lora_request: LoRARequest | None = None,
     ) -> None:
         self._placement = placement
         self._name = ""  # of the present run: its replica may still be busy with the last one
-        self._request = (prompt, params, priority)
+        self._request = (prompt, params, priority, lora_request)
         self._progress = RequestProgress(request_id, params.n)
         self._replica: Replica | None = None
         self._is_aborted = False

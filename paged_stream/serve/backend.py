@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from paged_stream.engine.api import AsyncEngineApi
+from paged_stream.engine.lora_request import LoRARequest
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.text.chat import Messages
 from paged_stream.text.chat_options import ChatOptions
@@ -18,6 +19,11 @@ class Backend(Protocol):
     @property
     def engine(self) -> AsyncEngineApi:
         """The engine that answers. Whoever made it closes it."""
+        ...
+
+    @property
+    def adapters(self) -> Mapping[str, LoRARequest]:
+        """The adapters that are offered, by their names."""
         ...
 
     async def encode(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[list[int]]:

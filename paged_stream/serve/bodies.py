@@ -8,18 +8,44 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, create_model
 
 from paged_stream.scheduler.sampling_params import SamplingParams, whole_answer
-from paged_stream.scheduler.settings import settings_of
+from paged_stream.scheduler.settings import Setting, settings_of
 from paged_stream.text.chat_options import ChatSettings, OnRewrite
 
 # Unlike other numbers, these may not come as text or as true: they would be other tokens.
 TokenIds: TypeAlias = list[Annotated[int, Strict()]]
 
-# Every field may be left out or null. Ranges are for `SamplingParams` to check.
+
+def _refuse_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+def _strict(json_type: Any) -> Any:
+    """A type in which true is not 1."""
+    if json_type in (int, float):
+        return Annotated[json_type, BeforeValidator(_refuse_bool)]
+    if json_type == list[int]:
+        return list[_strict(int)]  # type: ignore[misc]
+    if json_type == dict[str, float]:
+        return dict[str, _strict(float)]  # type: ignore[misc]
+    return json_type
+
+
+def _field(setting: Setting) -> Any:
+    """It may be left out or null. Its range is only described: `SamplingParams` checks it."""
+    kind = setting.kind
+    extra = dict[str, Any](kind.json_range)
+    return _strict(kind.json_type) | None, Field(
+        None, description=setting.help, json_schema_extra=extra
+    )
+
+
 _FIELDS: dict[str, Any] = {
-    name: (setting.kind.json_type | None, Field(None, description=setting.help))
+    name: _field(setting)
     for name, setting in settings_of(SamplingParams).items()
     if setting.in_requests
 }
@@ -77,6 +103,7 @@ class NewStream(Writing):
 
     model_config = ConfigDict(extra="forbid")
 
+    model: str | None = None
     num_sink_tokens: int | None = None
     window_size: int | None = None
     pin: str | TokenIds | list[dict[str, Any]] | None = None

@@ -31,14 +31,14 @@ class CompletionRoutes:
         self.router.post("/chat/completions", responses=IN_PARTS)(self.chat)
 
     async def complete(self, body: Completion, request: Request) -> Response:
-        self._service.check_model(body.model)
+        self._service.adapter(body.model)
         params = body.params()
         prompts = await self._service.backend.encode(body.prompts, params)
         self._service.prompt_limit.check(sum(map(len, prompts)))
         choices = await self._text_choices(body, params, prompts)
         answer = Answer(
             body,
-            self._service.model,
+            body.model or self._service.model,
             "text_completion",
             choices,
             prompts,
@@ -47,7 +47,7 @@ class CompletionRoutes:
         return await self._respond(body, params, prompts, answer, request)
 
     async def chat(self, body: ChatCompletion, request: Request) -> Response:
-        self._service.check_model(body.model)
+        self._service.adapter(body.model)
         params, use = body.params(), body.tool_use()
         options = ChatOptions(**body.settings_with(use))
         backend = self._service.backend
@@ -60,7 +60,8 @@ class CompletionRoutes:
             MessageChoice(index, bool(body.return_token_ids), use.reader(call_format), use, shown)
             for index in range(params.n)
         ]
-        answer = Answer(body, self._service.model, "chat.completion", choices, [prompt])
+        name = body.model or self._service.model
+        answer = Answer(body, name, "chat.completion", choices, [prompt])
         return await self._respond(body, params, [prompt], answer, request)
 
     async def _text_choices(
@@ -97,7 +98,13 @@ class CompletionRoutes:
     ) -> Response:
         """Answer when all is there, or part by part."""
         engine = self._service.backend.engine
-        deltas = merged([engine.generate(ids, params, priority=body.priority) for ids in prompts])
+        adapter, priority = self._service.adapter(body.model), body.priority
+        deltas = merged(
+            [
+                engine.generate(ids, params, priority=priority, lora_request=adapter)
+                for ids in prompts
+            ]
+        )
         deltas = await while_connected(request.receive, begun(deltas))
         if body.stream:
             return event_stream(deltas, answer.part, answer.end)

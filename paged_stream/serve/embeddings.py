@@ -23,12 +23,13 @@ class EmbeddingRoutes:
         self.router.post("/embeddings")(self.embed)
 
     async def embed(self, body: Embedding, request: Request) -> dict[str, Any]:
-        self._service.check_model(body.model)
+        adapter = self._service.adapter(body.model)
         backend = self._service.backend
         prompts = await backend.encode(body.prompts, SamplingParams())
         num_tokens = sum(map(len, prompts))
         self._service.prompt_limit.check(num_tokens)
-        outputs = await while_connected(request.receive, backend.engine.embed(prompts))
+        embedding = backend.engine.embed(prompts, lora_request=adapter)
+        outputs = await while_connected(request.receive, embedding)
         shown = _base64 if body.encoding_format == "base64" else list
         return {
             "object": "list",
@@ -36,7 +37,7 @@ class EmbeddingRoutes:
                 {"object": "embedding", "index": index, "embedding": shown(each.outputs.embedding)}
                 for index, each in enumerate(outputs)
             ],
-            "model": self._service.model,
+            "model": body.model or self._service.model,
             "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
         }
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from paged_stream.engine.async_engine import AsyncLLMEngine
+from paged_stream.engine.lora_request import named_adapters
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.text.chat import Messages
 from paged_stream.text.chat_options import ChatOptions
@@ -18,6 +19,7 @@ class EngineBackend:
 
     def __init__(self, engine: AsyncLLMEngine) -> None:
         self.engine = engine
+        self.adapters = named_adapters(engine.config.lora_modules or ())
 
     async def encode(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[list[int]]:
         """As `Backend.encode`."""

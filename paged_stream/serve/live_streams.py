@@ -34,6 +34,7 @@ class StreamRoutes:
 
     def __init__(self, service: Service) -> None:
         self._engine = service.backend.engine
+        self._adapter = service.adapter
         self._vocabulary = service.vocabulary
         self._streams = streams = service.streams
         self._limit = service.prompt_limit
@@ -62,6 +63,7 @@ class StreamRoutes:
         body = body or NewStream.model_validate({})
         await self._limit.check_body(body)
         options = body.model_dump()
+        options["lora_request"] = self._adapter(options.pop("model"))
         return await self._opened(
             request, lambda on_evict: self._engine.open_stream(**options, on_evict=on_evict)
         )

@@ -10,7 +10,7 @@ from paged_stream.serve.service import Service
 
 
 class ModelRoutes:
-    """Describes the one model of a service."""
+    """Describes the model of a service, and its adapters."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -19,13 +19,15 @@ class ModelRoutes:
         self.router.get("/{name:path}")(self.describe)  # a path may be a name
 
     async def list(self) -> dict[str, Any]:
-        return {"object": "list", "data": [await self.describe(self._service.model)]}
+        names = self._service.models
+        return {"object": "list", "data": [await self.describe(name) for name in names]}
 
     async def describe(self, name: str) -> dict[str, Any]:
-        self._service.check_model(name)
+        is_adapter = self._service.adapter(name) is not None
         return {
-            "id": self._service.model,
+            "id": name,
             "object": "model",
             "created": self._service.started,
             "owned_by": "paged_stream",
+            "parent": self._service.model if is_adapter else None,
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from paged_stream.engine.lora_request import named_adapters
 from paged_stream.pool.async_ray_llm import AsyncRayLLM
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.text.chat import Messages
@@ -17,6 +18,7 @@ class PoolBackend:
 
     def __init__(self, pool: AsyncRayLLM) -> None:
         self.engine = pool
+        self.adapters = named_adapters(pool.config.lora_modules or ())
 
     async def encode(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[list[int]]:
         """As `Backend.encode`."""

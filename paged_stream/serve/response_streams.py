@@ -91,7 +91,13 @@ class ResponseStreams:
             )
         if past.head is not None:
             past.record = self.record(owner, past.head)
+            self._check_model(body.model, past.record["response"]["model"])
         return past
+
+    def _check_model(self, name: str | None, before: str) -> None:
+        """A stream goes on with the adapter that it was begun with."""
+        if self._service.adapter(name) != self._service.adapter(before):
+            raise ValueError(f"model must be {before!r}, as in the response before, got {name!r}")
 
     async def begin(self, owner: str, body: ResponseBody, past: Past, messages: _Messages) -> Begun:
         """Open the stream that the answer will be in. Whoever calls this closes it, or keeps it.
@@ -119,11 +125,14 @@ class ResponseStreams:
         num_pinned = roles.index("user") if "user" in roles else 0
         pin = messages[:num_pinned] if set(roles[:num_pinned]) == {"system"} else None
         engine, writing = self._service.backend.engine, body.writing()
+        adapter = self._service.adapter(body.model)
         if pin is not None:
             try:
                 opened = await self._streams.begin(
                     owner,
-                    lambda on_evict: engine.open_stream(pin=pin, on_evict=on_evict, **writing),
+                    lambda on_evict: engine.open_stream(
+                        pin=pin, on_evict=on_evict, lora_request=adapter, **writing
+                    ),
                     new_id("resp"),
                 )
             except ValueError:  # what is wrong with anything else is told below
@@ -133,7 +142,9 @@ class ResponseStreams:
         if pin is None:
             opened = await self._streams.begin(
                 owner,
-                lambda on_evict: engine.open_stream(on_evict=on_evict, **writing),
+                lambda on_evict: engine.open_stream(
+                    on_evict=on_evict, lora_request=adapter, **writing
+                ),
                 new_id("resp"),
             )
         return Begun(opened=opened, messages=messages)

@@ -45,7 +45,7 @@ class ResponseRoutes:
         self.router.get("/{name}/input_items")(self.list_input)
 
     async def create(self, body: ResponseBody, request: Request) -> Response:
-        self._service.check_model(body.model)
+        self._service.adapter(body.model)
         body.check_background()
         events = self._answer(owner_of(request), body)
         events = await while_connected(request.receive, begun(events))
@@ -158,7 +158,7 @@ class ResponseRoutes:
             "id": response_id,
             "object": "response",
             "created_at": int(time.time()),
-            "model": self._service.model,
+            "model": body.model or self._service.model,
             "previous_response_id": body.previous_response_id,
             "conversation": None if named is None else {"id": named.id},
             "temperature": params.temperature,

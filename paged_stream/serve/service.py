@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+from paged_stream.engine.lora_request import LoRARequest
 from paged_stream.scheduler.sampling_params import SamplingParams
 from paged_stream.serve.backend import Backend
 from paged_stream.serve.background import Background
@@ -41,14 +42,23 @@ class Service:
         self.conversations = ConversationStore(self.streams)
         self.background = Background()
 
-    def check_model(self, name: str | None) -> None:
-        """Refuse a request for another model; one that names none is for this one.
+    @property
+    def models(self) -> list[str]:
+        """The names that requests may ask for: of the model, and of its adapters."""
+        return [self.model, *self.backend.adapters]
+
+    def adapter(self, name: str | None) -> LoRARequest | None:
+        """What a request is to be computed with; one that names no model is for the model itself.
 
         Raises:
             UnknownModelError: there is no such model.
         """
-        if name is not None and name != self.model:
-            raise UnknownModelError(f"there is no model {name!r}; this is {self.model!r}")
+        if name is None or name == self.model:
+            return None
+        if name not in self.backend.adapters:
+            known = ", ".join(map(repr, self.models))
+            raise UnknownModelError(f"there is no model {name!r}; this is {known}")
+        return self.backend.adapters[name]
 
     async def reading(
         self, use: ToolUse, options: ChatOptions, params: SamplingParams

@@ -45,7 +45,7 @@ class TokenRoutes:
         self.router.get("/tokenizer_info")(self.info)
 
     async def tokenize(self, body: TokenizeBody) -> dict[str, Any]:
-        self._service.check_model(body.model)
+        self._service.adapter(body.model)
         token_ids = await self._encode(body)
         answer = {"count": len(token_ids), "tokens": token_ids}
         if body.return_token_strs:
@@ -65,7 +65,7 @@ class TokenRoutes:
         )
 
     async def detokenize(self, body: DetokenizeBody) -> dict[str, Any]:
-        self._service.check_model(body.model)
+        self._service.adapter(body.model)
         if body.tokens:  # refuses what is no token
             await self._service.backend.encode([body.tokens], SamplingParams())
         texts = await self._service.vocabulary.texts()

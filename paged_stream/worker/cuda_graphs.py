@@ -80,6 +80,7 @@ class GraphLimits:
             and width <= self.table_width
             and batch.generated.shape[1] <= self.num_steps
             and batch.stop_token_ids.shape[1] <= self.num_stops
+            and batch.adapters is None
         )
 
 

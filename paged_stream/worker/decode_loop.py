@@ -15,6 +15,7 @@ import torch
 
 from paged_stream import ops
 from paged_stream.attention.forward_batch import ForwardBatch
+from paged_stream.layers.low_rank import StepAdapters
 from paged_stream.models.decoder import Decoder
 from paged_stream.scheduler.output import SchedulerOutput
 from paged_stream.worker.input_batch import build_forward_batch
@@ -38,6 +39,7 @@ class DecodeBatch:
             token that could not be sampled.
         num_generated: int64 [B].
         block_size: tokens per block.
+        adapters: of the sequences that have one; ``None`` if none has.
     """
 
     input: ops.BatchTensors
@@ -47,6 +49,7 @@ class DecodeBatch:
     generated: torch.Tensor
     num_generated: torch.Tensor
     block_size: int
+    adapters: StepAdapters | None = None
 
 
 def split_tensors(batch: DecodeBatch) -> list[torch.Tensor]:
@@ -66,10 +69,13 @@ def join_tensors(batch: DecodeBatch, tensors: Sequence[torch.Tensor]) -> DecodeB
         generated=next(rest),
         num_generated=next(rest),
         block_size=batch.block_size,
+        adapters=batch.adapters,
     )
 
 
-def prepare_decode(output: SchedulerOutput, block_size: int) -> DecodeBatch:
+def prepare_decode(
+    output: SchedulerOutput, block_size: int, adapters: StepAdapters | None = None
+) -> DecodeBatch:
     """Lay out on the host what ``output.num_steps`` steps need."""
     sequences = output.sequences
     count = len(sequences)
@@ -83,6 +89,7 @@ def prepare_decode(output: SchedulerOutput, block_size: int) -> DecodeBatch:
         generated=torch.full((count, output.num_steps), _NOT_YET),
         num_generated=torch.zeros(count, dtype=torch.int64),
         block_size=block_size,
+        adapters=adapters,
     )
 
 
@@ -113,7 +120,8 @@ def run_decode_step(
 ) -> None:
     """Compute one step of all that have not stopped, and make the next one's input of it."""
     # A window may begin to move between the steps.
-    hidden = model(ForwardBatch(tensors=batch.input, has_gap=True, host=None), kv_caches)
+    step = ForwardBatch(tensors=batch.input, has_gap=True, host=None)
+    hidden = model(step, kv_caches, batch.adapters)
     logits = model.compute_logits(hidden)
     # A token is drawn at its own position, which is the length of what precedes it.
     sampled = ops.sample_tokens(logits, batch.sampling, batch.input.seq_lens)

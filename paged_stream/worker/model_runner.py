@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from paged_stream import ops
+from paged_stream.layers.low_rank import LoadedAdapter, StepAdapters, step_adapters
 from paged_stream.models.decoder import Decoder
 from paged_stream.models.kv_tokens import KVTokens
 from paged_stream.scheduler.output import (
@@ -68,6 +69,7 @@ class ModelRunner:
         self.device = kv_cache.tensor.device
         self.copies = CacheCopies(kv_cache, *make_lanes(self.device))
         self.graphs: DecodeGraphs | None = None
+        self.adapters: dict[str, LoadedAdapter] = {}  # that sequences may have, by their keys
         self._decode_batch: DecodeBatch | None = None  # of the last steps that went together
         self._layer_check = layer_check
         if layer_check is not None:
@@ -105,13 +107,20 @@ class ModelRunner:
             assert batch is not None
             continue_decode(batch, output)
             return batch
-        batch = prepare_decode(output, self.block_size)
+        batch = prepare_decode(output, self.block_size, self._step_adapters(output))
         if self.graphs is not None and self.graphs.limits.take(batch):
             batch = self.graphs.load(batch)
         else:
             batch = move_batch(batch, self.device)
         self._decode_batch = batch
         return batch
+
+    def _step_adapters(self, output: SchedulerOutput) -> StepAdapters | None:
+        keys = [sequence.adapter for sequence in output.sequences]
+        if not any(keys):
+            return None
+        lengths = [len(sequence.token_ids) for sequence in output.sequences]
+        return step_adapters(keys, lengths, self.adapters, self.device)
 
     def _decode_step(self, batch: DecodeBatch) -> None:
         run_decode_step(self.model, self.kv_cache.layers, batch)
@@ -127,7 +136,7 @@ class ModelRunner:
             draw = prepare_draw(sampling, [bounds[i + 1] - 1 for i in sampled], self.device)
         if self._layer_check is not None:
             self._layer_check.begin()
-        hidden = self.model(batch, self.copies.layers())
+        hidden = self.model(batch, self.copies.layers(), self._step_adapters(output))
         result = ModelOutput(
             token_ids=[[] for _ in output.sequences],
             logprobs=[None] * len(output.sequences),

@@ -13,6 +13,7 @@ import torch
 from paged_stream.attention.select import make_backend
 from paged_stream.config import EngineConfig
 from paged_stream.layers.rank_group import RankGroup
+from paged_stream.models.adapters import load_adapter
 from paged_stream.models.fingerprint import sample_weights
 from paged_stream.models.formats.files import ModelFiles
 from paged_stream.models.key_balance import balance_keys
@@ -176,6 +177,17 @@ class Worker:
     def read(self, slots: array[int]) -> KVTokens:
         with self._on_device("reading K and V", "lower gpu_memory_utilization"):
             return self._runner.read(slots)
+
+    def load_adapter(self, folder: Path) -> str:
+        """As `Executor.load_adapter`."""
+        with self._on_device("loading an adapter", "lower gpu_memory_utilization"):
+            key, adapter = load_adapter(folder, self._model)
+        self._runner.adapters[key] = adapter
+        return key
+
+    def drop_adapter(self, key: str) -> None:
+        """As `Executor.drop_adapter`."""
+        del self._runner.adapters[key]
 
     def cache_bytes(self) -> tuple[int, int]:
         """Bytes of the cache that are reserved, and those of them that are in memory."""

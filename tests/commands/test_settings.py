@@ -18,10 +18,11 @@ from paged_stream.scheduler.settings import settings_of
 from paged_stream.scheduler.word_fields import Choice, Integers
 
 PARSER = make_parser()
-# What each command leaves out of its classes because it decides it itself.
+# What each command leaves out of its classes because it decides it itself, or has no use for it.
 DECIDED = {
-    "generate": {"seed": EngineConfig, "max_num_seqs": EngineConfig},
-    "chat": {"seed": EngineConfig, "max_num_seqs": EngineConfig},
+    "generate": dict.fromkeys(["seed", "max_num_seqs", "lora_modules"], EngineConfig),
+    "chat": dict.fromkeys(["seed", "max_num_seqs", "lora_modules"], EngineConfig),
+    "info": {"lora_modules": EngineConfig},
     "batch": {"seed": EngineConfig},
 }
 # A value of each field that is not its default, as text.
@@ -35,6 +36,7 @@ OTHERS = {
     "prompt_template": "{{ text }}",
     "logit_bias": '{"7": -1.5}',
     "rename": "text=body",
+    "lora_modules": "mine=some-folder",
     "max_errors": "1%",
 }
 

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import inspect
 
-from paged_stream import LLM, AsyncLLMEngine, AsyncStream, LLMEngine, SamplingParams, Stream
+from paged_stream import (
+    LLM,
+    AsyncLLMEngine,
+    AsyncStream,
+    LLMEngine,
+    LoRARequest,
+    SamplingParams,
+    Stream,
+)
 from paged_stream.text.chat_options import StreamChatOptions
 
 PARAMS = SamplingParams(max_tokens=2)
 MESSAGES = [{"role": "user", "content": "hi"}]
 NOWHERE = "/nowhere/at/all"
+LORA = LoRARequest("a", 1, NOWHERE)
 
 ENGINE = {
     "generate": lambda engine: engine.generate([], PARAMS, use_tqdm=False),
@@ -19,6 +28,9 @@ ENGINE = {
     "get_tokenizer": lambda engine: engine.get_tokenizer(),
     "open_stream": lambda engine: engine.open_stream(),
     "load_stream": lambda engine: engine.load_stream(NOWHERE),
+    "add_lora": lambda engine: engine.add_lora(LORA),
+    "remove_lora": lambda engine: engine.remove_lora(1),
+    "list_loras": lambda engine: engine.list_loras(),
     "abort": lambda engine: engine.abort("a"),
     "stats": lambda engine: engine.stats(),
     "close": None,
@@ -68,6 +80,9 @@ USES: dict[type, dict] = {
         "get_tokenizer": lambda engine: engine.get_tokenizer(),
         "open_stream": lambda engine: engine.open_stream(pin="hi"),
         "load_stream": lambda engine: engine.load_stream(NOWHERE),
+        "add_lora": lambda engine: engine.add_lora(LORA),
+        "remove_lora": lambda engine: engine.remove_lora(1),
+        "list_loras": lambda engine: engine.list_loras(),
         "abort": lambda engine: engine.abort("a"),
         "stats": lambda engine: engine.stats(),
         "shutdown": lambda engine: engine.shutdown(NOWHERE),

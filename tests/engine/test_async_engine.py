@@ -242,10 +242,10 @@ async def test_an_opened_stream_whose_opener_is_gone_is_closed(make):
     opening, gate = threading.Event(), threading.Event()
     open_stream = engine.core.open_stream
 
-    def slowly(*settings):
+    def slowly(*settings, **more):
         opening.set()
         gate.wait()
-        return open_stream(*settings)
+        return open_stream(*settings, **more)
 
     engine.core.open_stream = slowly
     task = asyncio.create_task(engine.open_stream())

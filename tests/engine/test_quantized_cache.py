@@ -25,7 +25,7 @@ class Recorder:
 
     def _record(self, *arguments) -> torch.Tensor:
         result = self._run(*arguments)
-        _, _, _, _, k_caches, v_caches, batch = arguments
+        k_caches, v_caches, batch = arguments[4:7]
         for layer, caches in enumerate(zip(k_caches, v_caches, strict=True)):
             self.rows.setdefault(layer, []).append(ops.gather_blocks(*caches, batch.slot_mapping))
         return result

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from paged_stream import LLM
+from paged_stream import LLM, LoRARequest
 from paged_stream.models.key_balance import _factors, balance_keys
 from paged_stream.worker import worker
 from tests.family_reference import random_ids, tiny_model
+from tests.lora_adapter import Adapter
 
 
 @pytest.fixture
@@ -16,7 +17,7 @@ def scores(tmp_path, monkeypatch):
     """Log-probabilities by a model of which a few key biases are large, as in trained ones."""
     load_model = worker.load_model
 
-    def get(variant: str, *, change=None, **settings) -> torch.Tensor:
+    def get(variant: str, *, change=None, adapted=False, **settings) -> torch.Tensor:
         def load(*args):
             decoder = load_model(*args)
             for layer in decoder.layers:
@@ -34,7 +35,10 @@ def scores(tmp_path, monkeypatch):
         if variant != "opt":
             settings["window_size"] = 20
         llm = LLM(str(tmp_path), kv_cache_memory_bytes=4 << 20, **settings)
-        return torch.tensor(llm.score(random_ids(model, 60, seed=3), use_tqdm=False)[1:])
+        ids, request = random_ids(model, 60, seed=3), None
+        if adapted:
+            request = LoRARequest("it", 1, Adapter(model).save(tmp_path / "adapter"))
+        return torch.tensor(llm.score(ids, use_tqdm=False, lora_request=request)[1:])
 
     return get
 
@@ -52,6 +56,15 @@ def test_scores_stay_the_same_to_the_bit(scores, variant, dtype):
     balanced = scores(variant, change=balance, dtype=dtype)
     assert torch.equal(balanced, scores(variant, dtype=dtype))
     assert changed == [variant in ("qwen2", "gpt_neox", "opt")]
+
+
+@pytest.mark.parametrize("variant", ["qwen2", "gpt_neox", "opt"])
+def test_so_they_do_with_adapters(scores, variant):
+    """What an adapter adds to queries and keys is scaled as they are."""
+    settings = {"adapted": True, "dtype": "float32"}
+    plain = scores(variant, **settings)
+    assert torch.equal(scores(variant, change=balance_keys, **settings), plain)
+    assert not torch.equal(scores(variant, dtype="float32"), plain)
 
 
 @pytest.mark.parametrize("size", [1.0, 0.04])  # scales as small as those of large matrices

@@ -119,7 +119,8 @@ def test_weights_live_as_long_as_their_layers():
     handle = layers.handle
     del layers, noise
     with pytest.raises(RuntimeError, match="layers must be a handle from lay_out_decoder_layers"):
-        torch.ops.paged_stream.decoder_layers.default(mine.residual, handle, *mine.step())
+        decoder_layers = torch.ops.paged_stream.decoder_layers.default
+        decoder_layers(mine.residual, handle, *mine.step(), [], None)
 
 
 def test_what_a_step_brings_is_checked():
@@ -169,5 +170,5 @@ def test_opcheck():
     *step, batch = mine.step()
     torch.library.opcheck(
         torch.ops.paged_stream.decoder_layers.default,
-        (mine.residual, layers.handle, *step, list(batch)),
+        (mine.residual, layers.handle, *step, list(batch), [], None),
     )

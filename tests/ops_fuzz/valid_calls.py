@@ -107,6 +107,9 @@ class Made:
     def decoder_layers(self, draw: Draw, dtype: torch.dtype) -> int:
         return self._kept("decoder_layers", decoder_layers_arguments(draw, self, dtype))
 
+    def adapter(self, draw: Draw, dtype: torch.dtype) -> int:
+        return self._kept("adapter", adapter_arguments(draw, dtype))
+
     def _kept(self, name: str, arguments: list) -> int:
         handle = getattr(OPS, f"lay_out_{name}")(*arguments)
         self.free_later(name, handle)
@@ -138,6 +141,24 @@ def gated_mlp_arguments(draw: Draw, dtype: torch.dtype) -> list:
     bias = [uniform(size, dtype=dtype) if with_bias else None for size in (64, DIM)]
     up, down = packed(64, DIM, kind, dtype), packed(DIM, 32, kind, dtype)
     return [[uniform(DIM), up, bias[0], down, bias[1]], 1e-5, dtype == torch.bfloat16]
+
+
+def adapter_arguments(draw: Draw, dtype: torch.dtype) -> list:
+    """For the two layers of `decoder_layers_arguments`."""
+    sizes = [(DIM, QKV_SIZE), (HEADS * HEAD_DIM, DIM), (DIM, 64), (32, DIM)]
+    weights, places = [], []
+    for _ in range(draw(st.integers(1, 4))):
+        layer, projection = draw(st.integers(0, 1)), draw(st.integers(0, 3))
+        rank, (in_features, out_features) = draw(st.integers(1, 9)), sizes[projection]
+        first = draw(st.integers(0, out_features - 1))
+        columns = draw(st.integers(1, out_features - first))
+        weights += [uniform(rank, in_features, dtype=dtype), uniform(rank, columns, dtype=dtype)]
+        places += [layer, projection, first]
+    return [weights, places, uniform(len(places) // 3), 2, dtype == torch.bfloat16]
+
+
+def row_adapters(draw: Draw, count: int, rows: int) -> Tensor:
+    return torch.randint(-1, count, (rows,), dtype=torch.int32)
 
 
 def decoder_layers_arguments(draw: Draw, made: Made, dtype: torch.dtype) -> list:
@@ -268,7 +289,25 @@ def decoder_layers(draw: Draw, made: Made) -> list:
     sinks = [step.rotary(), step.rotary()] if draw(st.booleans()) else []
     k_caches, v_caches = ([step.cache(), step.cache()] for _ in range(2))
     rotary = [step.rotary(), step.rotary()]
-    return [step.rows(DIM), layers, rotary, sinks, k_caches, v_caches, step.batch()]
+    adapters = [made.adapter(draw, step.dtype) for _ in range(draw(st.integers(0, 2)))]
+    rows = row_adapters(draw, len(adapters), step.num_tokens) if adapters else None
+    caches = k_caches, v_caches
+    return [step.rows(DIM), layers, rotary, sinks, *caches, step.batch(), adapters, rows]
+
+
+def lay_out_adapter(draw: Draw, made: Made) -> list:
+    return adapter_arguments(draw, draw(st.sampled_from(DTYPES)))
+
+
+def free_adapter(draw: Draw, made: Made) -> list:
+    return [made.adapter(draw, torch.float32)]
+
+
+def add_adapters(draw: Draw, made: Made) -> list:
+    rows, dtype = draw(st.integers(0, 5)), draw(st.sampled_from(DTYPES))
+    adapters = [made.adapter(draw, dtype) for _ in range(draw(st.integers(0, 3)))]
+    out, hidden = uniform(rows, QKV_SIZE, dtype=dtype), uniform(rows, DIM, dtype=dtype)
+    return [out, hidden, adapters, row_adapters(draw, len(adapters), rows), 1, 0]
 
 
 def lay_out_batch(draw: Draw, made: Made) -> list:
@@ -340,5 +379,6 @@ MAKERS: dict[str, Callable[[Draw, Made], list]] = {
         *(lay_out_gated_mlp, free_gated_mlp, gated_mlp, lay_out_decoder_layers),
         *(free_decoder_layers, decoder_layers, lay_out_batch, rotary_table, sample_tokens),
         *(advance_decode, build_version, cpu_isa, set_cpu_isa),
+        *(lay_out_adapter, free_adapter, add_adapters),
     )
 }

@@ -9,9 +9,18 @@ import signal
 import threading
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
-from paged_stream import EngineConfig, LLMEngine, SamplingParams, StructuredOutputsParams
+from paged_stream import (
+    EngineConfig,
+    LLMEngine,
+    LoRARequest,
+    SamplingParams,
+    StructuredOutputsParams,
+)
 from paged_stream.pool.ray_llm import RayLLM
+from tests.lora_adapter import Adapter
 
 pytestmark = pytest.mark.ray
 
@@ -46,6 +55,37 @@ def kill(pool, stream):
 
 def ids_of(deltas):
     return [token_id for delta in deltas for token_id in delta.delta_token_ids]
+
+
+def test_adapters_go_where_their_streams_and_requests_go(ray, folder, engine, tmp_path):
+    """Also to a replica that has not had them, when another one dies."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    adapter = LoRARequest("tuned", 7, Adapter(model).save(tmp_path / "adapter"))
+    prompts, choices = ["abc", "xyz"], [adapter, None]
+    with RayLLM(str(folder), num_replicas=2, **SETTINGS) as pool:
+        requests = [each.generate(prompts, GREEDY, lora_request=choices) for each in (pool, engine)]
+        told = [[output.outputs[0].token_ids for output in outputs] for outputs in requests]
+        assert told[0] == told[1]
+        assert pool.score("abc", lora_request=adapter) == engine.score("abc", lora_request=adapter)
+        stream, expected = (each.open_stream(lora_request=adapter) for each in (pool, engine))
+        for each in (stream, expected):
+            each.append("abc")
+        assert ids_of(stream.generate(GREEDY)) == ids_of(expected.generate(GREEDY))
+        stream.save(tmp_path / "saved")
+        kill(pool, stream)
+        assert ids_of(stream.generate(GREEDY)) == ids_of(expected.generate(GREEDY))
+        with pytest.raises(ValueError, match="is in use by a request or an open stream"):
+            pool.remove_lora(7)
+        stream.close()
+        pool.wait_until_ready()
+        assert pool.list_loras() == {7}
+        assert pool.remove_lora(7)
+        assert pool.list_loras() == set()
+        with pytest.raises(ValueError, match="computed with an adapter; pass it as lora_request"):
+            pool.load_stream(tmp_path / "saved")
+        loaded = [e.load_stream(tmp_path / "saved", lora_request=adapter) for e in (pool, engine)]
+        told = [ids_of(stream.generate(GREEDY)) for stream in loaded]
+        assert told[0] == told[1]
 
 
 def test_turns_without_a_seed_are_those_of_one_engine(ray, folder, engine, tmp_path):

@@ -6,6 +6,7 @@
 #include "kernels/attention.h"
 #include "kernels/elementwise.h"
 #include "kernels/linear.h"
+#include "kernels/low_rank.h"
 #include "kernels/quantized_linear.h"
 #include "kernels/rotary.h"
 #include "kernels/sampling.h"
@@ -27,6 +28,7 @@ struct Kernels {
   RotateFn (*rotate)(DType from, DType to);
   RmsNormFn rms_norm[kNumDTypes];
   SiluAndMulFn silu_and_mul[kNumDTypes];
+  LowRankFn low_rank[kNumDTypes];
   const AttentionKernels* (*attention)(DType dtype, DType cache_dtype, int head_dim);
   DenseKernels linear[kNumDTypes];
   TileMaximaFn tile_maxima;

@@ -15,6 +15,8 @@
 
 #include "kernels/elementwise.inl"
 
+#include "kernels/low_rank.inl"
+
 #include "kernels/linear.inl"
 
 #include "kernels/bfloat16_linear.inl"
@@ -79,6 +81,7 @@ constexpr Kernels kKernels = {
     choose_rotate,
     {rms_norm<float>, rms_norm<bfloat16>},
     {silu_and_mul<float>, silu_and_mul<bfloat16>},
+    {add_low_rank<float>, add_low_rank<bfloat16>},
     choose_attention,
     {kFloat32Linear, kBFloat16Linear},
     tile_maxima,

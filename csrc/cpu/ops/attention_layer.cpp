@@ -64,7 +64,8 @@ Tensor attention_layer(Tensor residual, std::optional<Tensor> delta, int64_t lay
   const auto turns = RotaryStep::read(check, rotary, sink_rotary, of->interleaved, slots, k_cache);
   AttentionStep step(check, fields, input.rows, k_cache);
   Tensor out = torch::stable::empty_like(residual);
-  if (input.rows > 0) of->run(input, k_cache, v_cache, turns, step, out.data_ptr());
+  if (input.rows == 0) return out;
+  of->run(input, k_cache, v_cache, turns, step, {StepAdapters(), 0}, out.data_ptr());
   return out;
 }
 
@@ -85,7 +86,8 @@ void AttentionLayer::check_cache(const Checker& check, const Tensor& k_cache,
 }
 
 void AttentionLayer::run(const RmsNormInput& input, const Tensor& k_cache, const Tensor& v_cache,
-                         const RotaryStep& rotary, AttentionStep& step, void* out) const {
+                         const RotaryStep& rotary, AttentionStep& step,
+                         const LayerAdapters& adapters, void* out) const {
   const int64_t rows = input.rows, size = input.element_size();
   const int64_t query_size = num_heads * head_dim, head_bytes = head_dim * size;
   static thread_local GrowingBuffer<char> normed_buffer, qkv_buffer, query_buffer;
@@ -95,7 +97,9 @@ void AttentionLayer::run(const RmsNormInput& input, const Tensor& k_cache, const
   char* sinks = query_buffer.get(2 * rows * query_size * size);
   char* context = sinks + rows * query_size * size;
   run_rms_norm(input.into(normed), rows, input.dtype);
-  run_linear({normed, rows, norm.dim, input.dtype}, qkv, heads, false);
+  const LinearInput in{normed, rows, norm.dim, input.dtype};
+  run_linear(in, qkv, heads, false);
+  adapters.add(Projection::kQkv, in, heads, qkv.out_features);
 
   const Heads all{heads, qkv.out_features, 0};
   const Heads query = all.from(0, num_heads, head_bytes);
@@ -106,7 +110,9 @@ void AttentionLayer::run(const RmsNormInput& input, const Tensor& k_cache, const
   rotate_and_store(query, sink_query, key, value, input.dtype, k_cache, v_cache, rotary);
   attend(query, has_gap ? sink_query : query, input.dtype, k_cache, v_cache, step, scoring,
          context);
-  run_linear({context, rows, query_size, input.dtype}, output, out, false);
+  const LinearInput attended{context, rows, query_size, input.dtype};
+  run_linear(attended, output, out, false);
+  adapters.add(Projection::kOutput, attended, out, output.out_features);
 }
 
 }  // namespace paged_stream

@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "attention_checks.h"
+#include "ops/add_adapters.h"
 #include "ops/attention_step.h"
 #include "ops/layer_weights.h"
 #include "ops/linear.h"
@@ -27,7 +28,8 @@ struct AttentionLayer {
 
   void check_cache(const Checker& check, const Tensor& k_cache, const Tensor& v_cache) const;
   void run(const RmsNormInput& input, const Tensor& k_cache, const Tensor& v_cache,
-           const RotaryStep& rotary, AttentionStep& step, void* out) const;
+           const RotaryStep& rotary, AttentionStep& step, const LayerAdapters& adapters,
+           void* out) const;
 };
 
 }  // namespace paged_stream

@@ -104,6 +104,25 @@ std::vector<RotaryStep> read_tables(const Checker& check, const DecoderLayers& o
   return tables;
 }
 
+StepAdapters read_adapters(const Checker& check, const DecoderLayers& of,
+                           const std::vector<int64_t>& handles,
+                           const std::optional<Tensor>& row_adapters, int64_t rows) {
+  const auto count = static_cast<int64_t>(of.size());
+  auto step = StepAdapters::read(check, handles, row_adapters, rows, of.input().dtype, count);
+  for (const auto& adapter : step.adapters()) {
+    for (int64_t i = 0; i < count; ++i) {
+      const auto fits = [&](Projection projection, const PackedWeight& weight) {
+        adapter->check_fits(check, i, projection, weight.in_features, weight.out_features);
+      };
+      fits(Projection::kQkv, of.layers[i].attention->qkv);
+      fits(Projection::kOutput, of.layers[i].attention->output);
+      fits(Projection::kUp, of.layers[i].mlp->up);
+      fits(Projection::kDown, of.layers[i].mlp->down);
+    }
+  }
+  return step;
+}
+
 RmsNormInput after(RmsNormInput input, const InputNorm& norm, const void* delta) {
   input.args.weight = norm.weight;
   input.args.eps = norm.eps;
@@ -112,7 +131,8 @@ RmsNormInput after(RmsNormInput input, const InputNorm& norm, const void* delta)
 }
 
 Tensor decoder_layers(Tensor residual, int64_t layers, Tensors rotary, Tensors sink_rotary,
-                      Tensors k_caches, Tensors v_caches, BatchTensors batch) {
+                      Tensors k_caches, Tensors v_caches, BatchTensors batch,
+                      std::vector<int64_t> adapters, std::optional<Tensor> row_adapters) {
   constexpr Checker check("decoder_layers");
   const auto of = Handles::instance().get(check, "layers", "lay_out_decoder_layers", layers);
   const RmsNormInput input = of->input().of(check, residual, {});
@@ -121,6 +141,7 @@ Tensor decoder_layers(Tensor residual, int64_t layers, Tensors rotary, Tensors s
   const std::vector<int64_t> slots = checked_slots(check, slots_of(fields), k_caches[0]);
   const auto tables = read_tables(check, *of, rotary, sink_rotary, slots, k_caches[0]);
   AttentionStep step(check, fields, input.rows, k_caches[0]);
+  const StepAdapters added = read_adapters(check, *of, adapters, row_adapters, input.rows);
   Tensor out = torch::stable::empty_like(residual);
   if (input.rows == 0) return out;
 
@@ -129,9 +150,10 @@ Tensor decoder_layers(Tensor residual, int64_t layers, Tensors rotary, Tensors s
   const void* delta = nullptr;
   for (size_t i = 0; i < of->size(); ++i) {
     const auto& [attention, mlp, table] = of->layers[i];
+    const LayerAdapters of_layer{added, static_cast<int64_t>(i)};
     attention->run(after(input, attention->norm, delta), k_caches[i], v_caches[i], tables[table],
-                   step, attended);
-    mlp->run(after(input, mlp->norm, attended), out.data_ptr());
+                   step, of_layer, attended);
+    mlp->run(after(input, mlp->norm, attended), of_layer, out.data_ptr());
     delta = out.data_ptr();
   }
   return out;

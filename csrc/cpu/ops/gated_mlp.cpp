@@ -34,7 +34,7 @@ Tensor gated_mlp(Tensor residual, std::optional<Tensor> delta, int64_t mlp) {
   const auto of = GatedMlp::of_handle(check, mlp);
   const RmsNormInput input = of->norm.of(check, residual, delta);
   Tensor out = torch::stable::empty_like(residual);
-  if (input.rows > 0) of->run(input, out.data_ptr());
+  if (input.rows > 0) of->run(input, {StepAdapters(), 0}, out.data_ptr());
   return out;
 }
 
@@ -44,16 +44,20 @@ std::shared_ptr<const GatedMlp> GatedMlp::of_handle(const Checker& check, int64_
   return Registry<GatedMlp>::instance().get(check, "mlp", "lay_out_gated_mlp", handle);
 }
 
-void GatedMlp::run(const RmsNormInput& input, void* out) const {
+void GatedMlp::run(const RmsNormInput& input, const LayerAdapters& adapters, void* out) const {
   const int64_t rows = input.rows, dim = norm.dim, size = input.element_size();
   static thread_local GrowingBuffer<char> normed_buffer, gate_up_buffer;
   char* normed = normed_buffer.get(rows * dim * size);
   char* gate_up = gate_up_buffer.get(rows * 3 * intermediate_size * size);
   char* activated = gate_up + rows * 2 * intermediate_size * size;
   run_rms_norm(input.into(normed), rows, input.dtype);
-  run_linear({normed, rows, dim, input.dtype}, up, gate_up, false);
+  const LinearInput in{normed, rows, dim, input.dtype};
+  run_linear(in, up, gate_up, false);
+  adapters.add(Projection::kUp, in, gate_up, up.out_features);
   run_silu_and_mul(gate_up, activated, rows, intermediate_size, input.dtype);
-  run_linear({activated, rows, intermediate_size, input.dtype}, down, out, false);
+  const LinearInput inner{activated, rows, intermediate_size, input.dtype};
+  run_linear(inner, down, out, false);
+  adapters.add(Projection::kDown, inner, out, down.out_features);
 }
 
 }  // namespace paged_stream

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "ops/add_adapters.h"
 #include "ops/layer_weights.h"
 #include "ops/linear.h"
 
@@ -18,7 +19,7 @@ struct GatedMlp {
 
   static std::shared_ptr<const GatedMlp> of_handle(const Checker& check, int64_t handle);
 
-  void run(const RmsNormInput& input, void* out) const;
+  void run(const RmsNormInput& input, const LayerAdapters& adapters, void* out) const;
 };
 
 }  // namespace paged_stream

@@ -1,4 +1,4 @@
-"""A LoRA adapter in a folder as PEFT writes it, merged into a model's matrices while loading."""
+"""A LoRA adapter in a folder as PEFT writes it, which may be merged into a model's matrices."""
 
 from __future__ import annotations
 
@@ -83,7 +83,11 @@ def merged(sources: Sources, folder: Path, rename: Callable[[str], str]) -> dict
     Raises:
         ValueError: the adapter cannot be read, or is none for this model.
     """
-    adapter = {rename(f"{module}.weight"): each for module, each in read_adapter(folder).items()}
+    try:
+        read = read_adapter(folder)
+    except ValueError as error:
+        raise ValueError(f"merge_lora: {error}") from None
+    adapter = {rename(f"{module}.weight"): each for module, each in read.items()}
     if unknown := [name for name in adapter if name not in sources]:
         raise ValueError(f"merge_lora: {folder} changes what the model lacks: {some(unknown)}")
     result = dict(sources)
@@ -113,13 +117,13 @@ def read_adapter(folder: Path) -> dict[str, LowRank]:
     }
     if strange or not pairs:
         raise ValueError(
-            f"merge_lora: {folder} must hold lora_A.weight and lora_B.weight of modules, got "
+            f"{folder} must hold lora_A.weight and lora_B.weight of modules, got "
             f"{some(sorted(strange)) or 'nothing'}"
         )
     found = {}
     for module, (down, up) in pairs.items():
         if down is None or up is None or down.dim() != 2 or up.shape[1:] != down.shape[:1]:
-            raise ValueError(f"merge_lora: {folder}: A and B of {module} do not fit each other")
+            raise ValueError(f"{folder}: A and B of {module} do not fit each other")
         scaling = _scaling(config, module, len(down), folder)
         found[module] = LowRank(down, up, scaling, bool(config.get("fan_in_fan_out")))
     return found
@@ -135,7 +139,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if config.get("init_lora_weights") not in _BEGINNINGS:
         refused.append(f"init_lora_weights={short(config['init_lora_weights'])}")
     if refused:
-        raise ValueError(f"{path}: adapters with {', '.join(refused)} cannot be merged")
+        raise ValueError(f"{path}: adapters with {', '.join(refused)} are not supported")
     return config
 
 
@@ -147,7 +151,7 @@ def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
             is_pickle = path.suffix == ".bin"
             shard = PickledShard(path) if is_pickle else SafetensorsShard(path, stack)
             return {tensor: shard.read(tensor) for tensor in shard.names}
-    raise ValueError(f"merge_lora: {folder} has none of {', '.join(_WEIGHT_FILES)}")
+    raise ValueError(f"{folder} has none of {', '.join(_WEIGHT_FILES)}")
 
 
 def _scaling(config: Mapping[str, Any], module: str, rank: int, folder: Path) -> float:

@@ -51,7 +51,7 @@ def resolve_model(
     if merge_lora is None:
         return files
     # What was found out about the files is not true of what comes of them.
-    return replace(files, adapter=_resolve_adapter(str(merge_lora)), checks=None)
+    return replace(files, adapter=resolve_adapter(str(merge_lora), "merge_lora"), checks=None)
 
 
 def _resolve_model(
@@ -82,8 +82,16 @@ def _resolve_model(
     )
 
 
-def _resolve_adapter(name: str) -> Path:
-    path, setting = Path(name).expanduser(), f"merge_lora={name!r}"
+def resolve_adapter(name: str, setting: str) -> Path:
+    """Find the folder of a LoRA adapter, downloading it once if it is on the hub.
+
+    Args:
+        setting: what messages call it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path, setting = Path(name).expanduser(), f"{setting}={name!r}"
     on_hub = None if path.exists() else hub_name(name)
     folder = path if on_hub is None else fetch(on_hub, setting)
     if not (folder / ADAPTER_FILE).is_file():

@@ -3,14 +3,8 @@
 
 from __future__ import annotations
 
-import json
-import math
-
 import pytest
 import torch
-import torch.nn.functional as F
-from safetensors.torch import save_file
-from transformers.pytorch_utils import Conv1D
 
 from paged_stream import LLM
 from paged_stream.attention.native import NativeBackend
@@ -19,82 +13,13 @@ from paged_stream.models.formats.resolve import resolve_model
 from paged_stream.models.loader import load_config, load_model
 from paged_stream.models.sharding import WHOLE
 from tests.family_reference import VARIANTS
+from tests.lora_adapter import Adapter
 from tests.models.checkpoints import load_decoder
 from tests.models.gguf_files import write_gguf
 
 ONE_PER_FAMILY = {settings["model_type"]: name for name, settings in VARIANTS.items()}
 SHAPE = {"hidden_size": 64, "intermediate_size": 96, "num_key_value_heads": 2}
 IDS = [5, 17, 80, 3, 44, 9, 61, 12]
-
-
-class Adapter:
-    """A random adapter of a transformers model.
-
-    Args:
-        chosen: ends of the names of modules that it changes; all projections by default.
-        config: more of adapter_config.json.
-    """
-
-    def __init__(self, model, chosen="", rank=4, alpha=6, **config):
-        generator = torch.Generator().manual_seed(1)
-        self.rank, self.alpha, self.config = rank, alpha, config
-        self.pairs, self.modules = {}, {}
-        for name, module in model.named_modules():
-            is_projection = isinstance(module, torch.nn.Linear | Conv1D) and name != "lm_head"
-            if is_projection and name.endswith(chosen):
-                rows, columns = module.weight.shape
-                if isinstance(module, Conv1D):
-                    rows, columns = columns, rows
-                down = torch.randn(rank, columns, generator=generator)
-                self.pairs[name] = down, torch.randn(rows, rank, generator=generator) / 10
-                self.modules[name] = module
-
-    def scaling(self, name):
-        alpha = self.config.get("alpha_pattern", {}).get(name.rpartition(".")[2], self.alpha)
-        return alpha / (math.sqrt(self.rank) if self.config.get("use_rslora") else self.rank)
-
-    def save(self, folder, **tensors):
-        """Write it as PEFT does.
-
-        Args:
-            tensors: in place of those of that name, or ``None`` for no such.
-        """
-        folder.mkdir(exist_ok=True)
-        is_transposed = any(isinstance(module, Conv1D) for module in self.modules.values())
-        config = {"peft_type": "LORA", "r": self.rank, "lora_alpha": self.alpha, "bias": "none"}
-        config |= {"fan_in_fan_out": is_transposed, "init_lora_weights": True} | self.config
-        (folder / "adapter_config.json").write_text(json.dumps(config))
-        own = {
-            f"base_model.model.{name}.lora_{part}.weight": tensor
-            for name, pair in self.pairs.items()
-            for part, tensor in zip("AB", pair, strict=True)
-        }
-        written = {name: tensor for name, tensor in (own | tensors).items() if tensor is not None}
-        save_file(written, folder / "adapter_model.safetensors")
-        return folder
-
-    def apply(self):
-        """Let the modules compute what PEFT's do."""
-        for name, module in self.modules.items():
-            module.register_forward_hook(self._adds(*self.pairs[name], self.scaling(name)))
-
-    @staticmethod
-    def _adds(down, up, scaling):
-        return lambda module, inputs, output: (
-            output + F.linear(F.linear(inputs[0], down), up) * scaling
-        )
-
-    @torch.no_grad()
-    def merge(self):
-        """Change the modules' weights."""
-        for name, module in self.modules.items():
-            delta = self.delta(name)
-            delta = delta.T if isinstance(module, Conv1D) else delta
-            module.weight.copy_(module.weight.double() + delta)
-
-    def delta(self, name):
-        down, up = (tensor.double() for tensor in self.pairs[name])
-        return self.scaling(name) * up @ down
 
 
 @pytest.mark.parametrize("config", [{}, {"use_rslora": True}, {"alpha_pattern": {"q_proj": 9.5}}])
@@ -167,8 +92,8 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj"
     ("config", "tensors", "told"),
     [
         ({"peft_type": "IA3"}, {}, "peft_type must be LORA, got IA3"),
-        ({"use_dora": True, "bias": "all"}, {}, "adapters with use_dora, bias cannot be merged"),
-        ({"init_lora_weights": "pissa"}, {}, "with init_lora_weights=pissa cannot be merged"),
+        ({"use_dora": True, "bias": "all"}, {}, "adapters with use_dora, bias are not supported"),
+        ({"init_lora_weights": "pissa"}, {}, "with init_lora_weights=pissa are not supported"),
         ({"lora_alpha": "much"}, {}, "lora_alpha and alpha_pattern must be numbers"),
         ({"alpha_pattern": {"(": 1}}, {}, "lora_alpha and alpha_pattern must be numbers"),
         ({}, {"base_model.model.x.lora_magnitude_vector": (2,)}, "got base_model.model.x.lora_mag"),
