@@ -145,13 +145,15 @@ class RowRunner:
     def _encode(
         self, rows: Sequence[KeyedRow], index: int
     ) -> tuple[SamplingParams, Sequence[int], bytes]:
-        """How a row is generated, its prompt's tokens, and a digest of both but for a seed that the
-        row does not have."""
+        """How a row is generated, its prompt's tokens, and, if equal rows share an answer, a digest
+        of both but for a seed that the row does not have."""
         row = rows[index]
         prompt = self._prompter.prompt(row.values)
         params, has_seed = row_params(self._task, row.values)
         ids = encode(self._engine.tokenizer, prompt)
-        digest = hashlib.blake2b(repr((list(ids), params)).encode(), digest_size=16).digest()
+        digest = b""
+        if self._task.dedup:
+            digest = hashlib.blake2b(repr((list(ids), params)).encode(), digest_size=16).digest()
         if not has_seed:
             # Without a key, equal prompts get equal texts.
             key = (digest,) if self._task.dedup else row.key or (prompt,)
