@@ -1,4 +1,4 @@
-"""Engines to be interrupted, synchronous and asynchronous, with one way to use them."""
+"""Engines to be interrupted, and a pool, with one way to use them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from benchmarks.interrupting import Interrupter
 from paged_stream import AsyncLLMEngine, EngineConfig, LLMEngine, SamplingParams
+from paged_stream.system.ray_extra import connect, import_ray
 
 # Room for few streams: the others are parked, and come back when they are used.
 _SMALL = {"kv_cache_memory_bytes": 400_000, "parking_memory_bytes": 100_000}
@@ -221,7 +222,72 @@ class AsyncFace(Face):
         ]
 
 
+class PoolFace(Face):
+    """A `RayLLM`. What nobody got of an interrupted call is ended by its event loop, a little
+    later; so it is waited for."""
+
+    def __init__(self, folder: str, settings: dict[str, Any], rng: random.Random) -> None:
+        connect(import_ray())
+        from paged_stream.pool.ray_llm import RayLLM
+
+        self.engine = RayLLM(folder, **settings | _SMALL)
+
+    def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return self.engine._thread.run(coroutine)
+
+    def close(self) -> None:
+        self.engine.close()
+
+    def interrupt(
+        self, by: Interrupter, kind: str, name: str, function: Callable[[], Any]
+    ) -> tuple[bool, Any]:
+        stopped, result = super().interrupt(by, kind, name, function)
+        if stopped:
+            gc.collect()
+            while self._run(_end_of_what_is_abandoned()):
+                pass
+        return stopped, result
+
+    def turns_left(self) -> int:
+        stats = self.engine.stats()
+        if stats.num_lost_replicas:
+            raise AssertionError("a replica was lost")
+        return stats.num_running + stats.num_waiting + sum(each.load for each in stats.replicas)
+
+    def answer(
+        self, attempt: Attempt, prompts: list[list[int]], params: SamplingParams
+    ) -> list[list[int] | None]:
+        generate = partial(self.engine.generate, prompts, params, use_tqdm=False)
+        _, outputs = attempt("generate of the engine", generate)
+        if outputs is None:
+            return [None] * len(prompts)
+        return [output.outputs[0].token_ids for output in outputs]
+
+    def uses(self, ids: Callable[[], list[int]], params: SamplingParams) -> Uses:
+        engine, prompts = self.engine, [ids() for _ in range(4)]
+        return [
+            ("generate of the engine", lambda: engine.generate(prompts, params, use_tqdm=False)),
+            ("score of the engine", lambda: engine.score(prompts, use_tqdm=False)),
+            ("stats of the engine", engine.stats),
+            ("abort", lambda: engine.abort("unknown")),
+        ]
+
+
+async def _end_of_what_is_abandoned() -> bool:
+    """Wait for what finalizers have begun in this event loop: the ends of streams, and those of
+    generators, which asyncio begins; returns whether there was any."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    ends = [task for task in others if any(name in repr(task.get_coro()) for name in _ENDS)]
+    if ends:
+        await asyncio.wait(ends)
+    return bool(ends)
+
+
+_ENDS = ("Home.close", "async_generator_athrow")
+
+
 ENGINES: dict[str, Callable[[str, dict[str, Any], random.Random], Face]] = {
     "sync": SyncFace,
     "async": AsyncFace,
+    "pool": PoolFace,
 }

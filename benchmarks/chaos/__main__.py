@@ -12,9 +12,11 @@ it sees, and what it says next.
 
 There are four worlds: ``caller`` is an `LLMEngine`, ``thread`` an `AsyncLLMEngine`, ``starved`` the
 same with hardly any memory now and then, and ``pool`` an `AsyncRayLLM` with two replicas. As root,
-the disk is a small one in memory that can be full. For jumps of the clock, put libfaketime's
-library in ``LD_PRELOAD`` and the path of a file into ``FAKETIME_TIMESTAMP_FILE``, with
-``FAKETIME_NO_CACHE=1`` and ``FAKETIME_DONT_FAKE_MONOTONIC=1``.
+the disk is a small one in memory that can be full. For jumps of the clock, put the library of
+libfaketime (0.9.12; before, every absolute sleep of Python fails under it) in ``LD_PRELOAD`` and
+the path of a file with ``+0`` in it into ``FAKETIME_TIMESTAMP_FILE``, with ``FAKETIME_NO_CACHE=1``
+and ``FAKETIME_DONT_FAKE_MONOTONIC=1``. Ray's own processes do not start under it, so ``pool`` runs
+without; nothing of a pool waits by the clock of the day.
 """
 
 from __future__ import annotations

@@ -33,10 +33,12 @@ async def fill_disk(world: World, rng: random.Random, folder: Path) -> None:
 
 async def jump_clock(world: World, rng: random.Random, offset: Path) -> None:
     """Move the clock by up to a year, back and forth, as somebody may who sets it."""
+    written = offset.with_name(f"{offset.name}.new")
     while True:
         await asyncio.sleep(rng.uniform(0.2, 1.0))
         before = time.time()
-        offset.write_text(f"{rng.randrange(-31_536_000, 31_536_000):+d}\n")
+        written.write_text(f"{rng.randrange(-31_536_000, 31_536_000):+d}\n")
+        written.replace(offset)  # libfaketime ends a process that reads half of it
         await asyncio.sleep(0.02)  # libfaketime reads the file again after ten milliseconds
         world.faults["clock jump"] += abs(time.time() - before) > 1
 

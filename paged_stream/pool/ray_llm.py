@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 from collections.abc import Sequence
 from functools import partial
@@ -26,7 +25,7 @@ from paged_stream.engine.requests import (
     split_prompts,
 )
 from paged_stream.pool.async_ray_llm import AsyncRayLLM
-from paged_stream.pool.loop_thread import LoopThread, cancel_others
+from paged_stream.pool.loop_thread import LoopThread, end_loop
 from paged_stream.pool.run_soon import run_soon
 from paged_stream.pool.stats import PoolStats
 from paged_stream.pool.stream import PoolStream
@@ -267,8 +266,12 @@ class RayLLM(EngineApi):
 
     def close(self) -> None:
         """As `EngineApi.close`."""
-        if not self.inner.lifetime.is_over:
-            self._thread.run(self.inner.close())
+        if not self.inner.lifetime.is_here:
+            return
+        try:
+            if not self.inner.lifetime.is_closed:
+                self._thread.run(self.inner.close())
+        finally:
             self._thread.stop()
 
     def __enter__(self) -> Self:
@@ -291,5 +294,4 @@ async def _end(pool: AsyncRayLLM) -> None:
     try:
         await pool.close()
     finally:
-        await cancel_others()
-        asyncio.get_running_loop().stop()
+        await end_loop()

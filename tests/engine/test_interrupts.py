@@ -20,9 +20,10 @@ from tests.engine.coroutines import ENDLESS, GREEDY, PROMPTS, continuation, ids,
 @pytest.fixture
 def handlers():
     before = [(name, signal.getsignal(name)) for name in (signal.SIGINT, signal.SIGALRM)]
-    hook = sys.unraisablehook
+    hook, interval = sys.unraisablehook, sys.getswitchinterval()
     yield
     sys.unraisablehook = hook
+    sys.setswitchinterval(interval)
     for name, handler in before:
         signal.signal(name, handler)
 
@@ -30,9 +31,12 @@ def handlers():
 # Not the engine of coroutines: an interrupt within asyncio itself may leave a task for ever, and
 # with it, once in thousands, a stream that nobody has got. Cancelled tasks are in test_chaos.
 @pytest.mark.slow
-def test_at_random_moments(tmp_path, handlers):
+@pytest.mark.parametrize("name", ["sync", pytest.param("pool", marks=pytest.mark.ray)])
+def test_at_random_moments(name, tmp_path, handlers, request):
+    if name == "pool":
+        request.getfixturevalue("ray")
     tiny_model(tmp_path)
-    row = interrupts.run("sync", str(tmp_path), 100, 0)
+    row = interrupts.run(name, str(tmp_path), 100, 0)
     assert row["interrupts"] >= 100 and len(row["methods"]) > 10
 
 

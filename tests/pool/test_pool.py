@@ -260,37 +260,23 @@ def test_a_turn_that_comes_to_its_replica_after_the_stream_was_closed(pool, monk
     assert pool._thread.run(run(pool.open_stream().inner)) == []
 
 
-def test_an_interrupted_reader_hears_of_nothing_else(pool, monkeypatch):
-    """Its wait for the next delta is not over yet when the deltas are to be closed."""
-    has_begun, is_left, submitted, is_closed = threading.Event(), asyncio.Event(), [], []
-    thread = pool._thread
-    submit = thread.submit
+def test_an_interrupted_reader_has_left_when_it_hears_of_it(pool):
+    thread, events, main = pool._thread, [], threading.main_thread().ident
 
     async def deltas():
         try:
-            has_begun.set()
+            yield "a delta"
+            signal.pthread_kill(main, signal.SIGINT)
             await asyncio.Event().wait()
-            yield
         finally:
-            await is_left.wait()
-            is_closed.append(True)
+            await asyncio.sleep(0.01)
+            events.append("left")
 
-    def interrupt():
-        has_begun.wait()
-        raise KeyboardInterrupt
-
-    def submit_interrupted(coroutine):
-        submitted.append(submit(coroutine))
-        if len(submitted) == 1:
-            submitted[0].result = interrupt
-        else:
-            thread.loop.call_soon_threadsafe(is_left.set)  # behind the first step of `close`
-        return submitted[-1]
-
-    monkeypatch.setattr(thread, "submit", submit_interrupted)
+    reader = thread.read(deltas())
+    next(reader)
     with pytest.raises(KeyboardInterrupt):
-        next(thread.read(deltas()))
-    assert is_closed == [True]
+        next(reader)
+    assert events == ["left"]
 
 
 def test_bad_input_is_refused_and_harms_nobody(pool):
