@@ -7,6 +7,7 @@ import random
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Executor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from benchmarks.chaos.worlds import Interrupted, World
 from paged_stream import StreamLostError
 
 LONGEST_LIFE = 60  # operations
+LONGEST_HISTORY = 200  # events of a stream that lives on as a copy; all are done again to compare
 
 
 class Colony:
@@ -49,13 +51,22 @@ class Colony:
 
         async def live() -> None:
             while not is_over() and len(self.tally.unexpected) < 20:
-                await self._live(is_over)
+                await self._live(is_over, num_streams)
 
         await asyncio.gather(*(live() for _ in range(num_streams)))
         while self._orphans:
-            await self._live(is_over)
+            await self._live(is_over, num_streams)
 
-    async def _live(self, is_over: Callable[[], bool]) -> None:
+    async def _keep(self, children: list[tuple[Any, History]], most: int) -> None:
+        """Let copies of streams live later, unless so many wait for that already."""
+        for child, history in children:
+            if len(self._orphans) < most and len(history.events) < LONGEST_HISTORY:
+                self._orphans.append((child, history))
+            else:
+                with suppress(Interrupted, StreamLostError):
+                    await child.close()
+
+    async def _live(self, is_over: Callable[[], bool], num_streams: int) -> None:
         life = None
         try:
             stream, history = self._orphans.pop() if self._orphans else await self._open()
@@ -64,7 +75,7 @@ class Colony:
                 if is_over():
                     break
                 await life.act(self._folder)
-                self._orphans += life.children
+                await self._keep(life.children, most=num_streams)
                 life.children.clear()
             await self._compare(life)
             await stream.close()

@@ -68,7 +68,7 @@ SCRIPTS = {
     "openai, JavaScript": "client_openai_node.mjs",
     "LangChain": "client_langchain.py",
     "LlamaIndex": "client_llama_index.py",
-    "instructor": "client_instructor.py",
+    "instructor, in all its modes for OpenAI": "client_instructor.py",
     "litellm": "client_litellm.py",
     "pydantic-ai": "client_pydantic_ai.py",
 }
