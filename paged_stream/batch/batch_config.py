@@ -25,8 +25,9 @@ from paged_stream.scheduler.settings import check_fields, setting, takes
 from paged_stream.scheduler.word_fields import Choice, Text
 
 OutputFormat = Literal["parquet", "jsonl"]
-# A row's output must be the same bits in any company, so prompts are cut at fixed places, and
-# nothing is taken from another row's cache.
+# A row's output must be the same bits in any company. On a GPU they depend on where prompts are
+# cut: so that is at fixed places, and nothing is taken from another row's cache. On a CPU they do
+# not, but a cache that nobody profits from would fill the memory.
 EXACT = {"chunk_size": 256, "max_num_batched_tokens": 1024, "enable_prefix_caching": False}
 
 

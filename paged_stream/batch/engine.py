@@ -22,6 +22,7 @@ class BatchEngine:
     Args:
         model: its name.
         max_num_seqs: sequences in one of its steps.
+        shares_prefixes: whether it keeps keys and values for prompts that begin in the same way.
         weights: a fingerprint of its weights, and of its adapters.
     """
 
@@ -29,6 +30,7 @@ class BatchEngine:
     model: str
     tokenizer: Tokenizer | None
     max_num_seqs: int
+    shares_prefixes: bool
     weights: str
 
 
@@ -56,6 +58,7 @@ def start_engine(config: EngineConfig, task: RowTask) -> BatchEngine:
         model=str(config.model),
         tokenizer=engine.tokenizer,
         max_num_seqs=config.actual_max_num_seqs,
+        shares_prefixes=config.enable_prefix_caching,
         weights="-".join([engine.intake.fingerprint, *engine.intake.adapter_keys()]),
     )
 

@@ -23,6 +23,7 @@ from paged_stream.scheduler.settings import settings_of
 # Requests that leave nothing behind.
 _EMBEDDINGS = "/v1/embeddings"
 URLS = ("/v1/chat/completions", "/v1/completions", _EMBEDDINGS)
+_PROMPTS = ("messages", "prompt", "input")
 _MOST = 2**31  # requests at a time; `RowRunner` bounds them
 
 
@@ -58,6 +59,11 @@ def read_request(row: Mapping[str, Any]) -> RowRequest:
     if body.get("stream"):
         raise ValueError("stream must be left out: an answer is a row of the output")
     return RowRequest(url, dict(body))
+
+
+def prompt_of(request: RowRequest) -> Any:
+    """What the model is to read, whatever the request calls it."""
+    return next((request.body[name] for name in _PROMPTS if name in request.body), "")
 
 
 class RequestRows:

@@ -20,7 +20,7 @@ from typing import Any
 from paged_stream.batch.answers import Answers
 from paged_stream.batch.engine import BatchEngine
 from paged_stream.batch.json_text import to_json
-from paged_stream.batch.openai_rows import RequestRows
+from paged_stream.batch.openai_rows import RequestRows, prompt_of, read_request
 from paged_stream.batch.parts import RowFailure
 from paged_stream.batch.progress import BatchProgress
 from paged_stream.batch.prompts import Prompter, encode
@@ -32,6 +32,7 @@ _REPORT_SECONDS = 1.0
 # Rows with the engine per sequence of a step, so that a step never waits for the next row.
 _ROWS_PER_SEQUENCE = 2
 _MOST_ANSWERS = 1 << 12  # that are remembered for equal rows
+_COMPARED = 4096  # characters of a prompt
 
 Result = dict[str, Any] | RowFailure  # a row's new columns, or why it has none
 
@@ -53,10 +54,11 @@ def row_seed(seed: int, *key: object) -> int:
 
 
 class _Job:
-    """Rows that are wanted together."""
+    """Rows that are wanted together, in the order that they are run in."""
 
-    def __init__(self, rows: Sequence[KeyedRow], num_bytes: int) -> None:
+    def __init__(self, rows: Sequence[KeyedRow], order: Sequence[int], num_bytes: int) -> None:
         self.rows = rows
+        self.order = order
         self.next = 0
         self.results: list[Result] = [_NONE_YET] * len(rows)
         self.num_left = len(rows)
@@ -104,7 +106,10 @@ class RowRunner:
         """
         if not rows:
             return []
-        job = _Job(rows, num_bytes)
+        order: Sequence[int] = range(len(rows))
+        if self._engine.shares_prefixes:
+            order = await asyncio.to_thread(self._by_beginning, rows)
+        job = _Job(rows, order, num_bytes)
         self._jobs.append(job)
         most = _ROWS_PER_SEQUENCE * self._engine.max_num_seqs
         for _ in range(min(len(rows), most - len(self._slots))):
@@ -113,11 +118,27 @@ class RowRunner:
             slot.add_done_callback(self._slots.discard)
         return await job.future
 
+    def _by_beginning(self, rows: Sequence[KeyedRow]) -> list[int]:
+        """An order in which prompts that begin in the same way follow each other: the cache holds
+        the beginnings of the last ones only."""
+
+        def beginning(index: int) -> str:
+            row = rows[index].values
+            try:
+                prompt = (
+                    prompt_of(read_request(row)) if self._requests else self._prompter.prompt(row)
+                )
+            except ValueError:
+                return ""  # a bad row, as it will turn out
+            return (prompt if isinstance(prompt, str) else to_json(prompt))[:_COMPARED]
+
+        return sorted(range(len(rows)), key=beginning)
+
     async def _run_rows(self) -> None:
         """Run one row after the other, the oldest job's first, until all are taken."""
         while self._jobs:
             job = self._jobs[0]
-            index, job.next = job.next, job.next + 1
+            index, job.next = job.order[job.next], job.next + 1
             if job.next == len(job.rows):
                 self._jobs.popleft()
             try:
