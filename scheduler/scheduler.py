@@ -144,8 +144,6 @@ class Scheduler:
         assert not sequence.generates and sequence.num_tokens, "generating already, or empty"
         if generates and sequence.num_computed_tokens == sequence.num_tokens:
             sequence.reread()
-            if seq_id in self.kv:
-                self.kv.truncate(seq_id, sequence.num_computed_tokens)
         sequence.num_prompt_tokens = sequence.num_tokens - num_generated
         sequence.sampling_params = sampling_params
         sequence.generates, sequence.embeds = generates, embeds
@@ -165,7 +163,7 @@ class Scheduler:
         if not sequence.is_stream:
             self.close(seq_id)
             return
-        sequence.generates = False
+        sequence.generates = sequence.rereads = False
         sequence.sampling_params = SamplingParams()  # what is appended now asks for nothing
         self._rest(sequence)
         if sequence.queued or sequence.num_pending_tokens:
@@ -478,12 +476,14 @@ class Scheduler:
         size, pending = self.config.chunk_size, sequence.num_pending_tokens
         if size is None:
             return min(pending, budget)
-        chunk = min(pending, size - sequence.num_computed_tokens % size)
+        chunk = min(pending, size - sequence.first_pending % size)
         return chunk if chunk <= budget else 0
 
     def _take(self, sequence: Sequence, budget: int, *, may_grow: bool) -> ScheduledSequence:
         """Cut the sequence's next chunk and see to its blocks."""
-        seq_id, start = sequence.seq_id, sequence.num_computed_tokens
+        seq_id, start = sequence.seq_id, sequence.first_pending
+        if sequence.rereads:
+            self.kv.truncate(seq_id, start)
         wanted = self._wanted(sequence, budget)
         chunk = self.kv.fit(seq_id, start, wanted, may_grow=may_grow)
         # Beside idle streams that fill the cache, a prompt would take a few tokens per step.
@@ -505,7 +505,7 @@ class Scheduler:
             next_token_id=-1 if ends else sequence.token_ids(end, end + 1)[0],
             block_row=table.hand_out(),
             ring_blocks=table.ring_blocks,
-            sink_window=sequence.sink_window,
+            sink_window=sequence.step_window,
             sampling_params=params,
             stop_token_ids=sequence.stop_token_ids,
             seed=sequence.seed,

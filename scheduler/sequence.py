@@ -77,6 +77,7 @@ class Sequence:
         "num_tokens",
         "num_computed_tokens",
         "num_prompt_tokens",
+        "rereads",
         "generates",
         "embeds",
         "is_parked",
@@ -117,6 +118,7 @@ class Sequence:
         self.num_tokens = 0
         self.num_computed_tokens = 0
         self.num_prompt_tokens = 0
+        self.rereads = False  # the next step computes the last token again
         self.generates = False
         self.embeds = False
         self.is_parked = False  # what was computed is out of the cache
@@ -147,8 +149,22 @@ class Sequence:
     @property
     def num_pending_tokens(self) -> int:
         """Tokens this turn has to compute before it samples or ends."""
-        pending = self.num_tokens - self.num_computed_tokens
+        pending = self.num_tokens - self.first_pending
         return pending if self.generates else max(0, pending - 1)
+
+    @property
+    def first_pending(self) -> int:
+        """Where the next step begins."""
+        return self.num_computed_tokens - self.rereads
+
+    @property
+    def step_window(self) -> SinkWindow:
+        """What the queries of the next step see. What was evicted does not come back for a token
+        that is computed again."""
+        first, window = self.first_kept, self.sink_window
+        if not self.rereads or first <= window.num_sink_tokens:
+            return window
+        return replace(window, window_floor=first)
 
     def append(self, token_ids: Iterable[int]) -> None:
         """Add known tokens at the end."""
@@ -172,7 +188,7 @@ class Sequence:
         """Ids that the query at the last position sees, in order."""
         last = self.num_tokens - 1
         sinks = min(self.sink_window.num_sink_tokens, last + 1)
-        start = max(sinks, self.sink_window.window_start(last))
+        start = max(sinks, self.step_window.window_start(last))
         return self._sink_ids[:sinks] + self.token_ids(start, last + 1)
 
     def visible_runs(self) -> list[VisibleTokens]:
@@ -211,6 +227,9 @@ class Sequence:
 
     def advance(self, num_tokens: int) -> None:
         """Count ``num_tokens`` as computed."""
+        if self.rereads:
+            self.sink_window, self.num_computed_tokens = self.step_window, self.first_pending
+            self.rereads = False
         self.num_computed_tokens += num_tokens
         assert self.num_computed_tokens <= self.num_tokens
 
@@ -335,10 +354,10 @@ class Sequence:
         return self.num_tokens > max(self.first_kept, self.sink_window.num_sink_tokens)
 
     def reread(self) -> None:
-        """Compute the last token once more, so that the next one can be sampled."""
+        """Compute the last token once more in the next step, so that the next one can be sampled.
+        Nothing changes before: a turn that ends without a step has done nothing."""
         assert self.num_computed_tokens == self.num_tokens and self.has_next
-        self.rewind(self.num_tokens)  # fixes what is visible
-        self.num_computed_tokens -= 1
+        self.rereads = True
 
     # Out of the process and back
 

@@ -326,9 +326,9 @@ class EngineCore:
         self.flush()
         sequence = self.scheduler.sequences[seq_id]
         state = sequence.state()
-        if sequence.is_parked:  # perhaps with a last token that waits to be read once more
+        if sequence.is_parked:
             try:
-                return state, self.executor.read_parked(seq_id).first(state.num_kept)
+                return state, self.executor.read_parked(seq_id)
             except ParkedLostError as error:
                 raise StreamLostError(f"stream {seq_id} cannot be read: {error}") from error
         computed = sequence.num_computed_tokens > 0

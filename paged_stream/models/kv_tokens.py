@@ -24,9 +24,3 @@ class KVTokens(NamedTuple):
     @property
     def nbytes(self) -> int:
         return self.key.nbytes + self.value.nbytes
-
-    def first(self, num_tokens: int) -> KVTokens:
-        """The first so many of them."""
-        if num_tokens == self.key.shape[1]:
-            return self
-        return KVTokens(*(part[:, :num_tokens].contiguous() for part in self))

@@ -34,6 +34,37 @@ def interrupting(engine, monkeypatch, num_steps: int) -> None:
     monkeypatch.setattr(engine.core, "advance", advance_or_not)
 
 
+EDITS = {
+    "rewound": lambda stream: stream.rewind(stream.position - 8),
+    "cut at its end": lambda stream: stream.cut(stream.position - 9, stream.position - 1),
+}
+
+
+@pytest.mark.parametrize("is_parked", [False, True])
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_turn_without_a_step_has_done_nothing(make_engine, monkeypatch, edit, is_parked):
+    """Although it was to compute the last token once more, which sees less by now than before."""
+
+    def scores(interrupts):
+        engine = make_engine()
+        stream = engine.open_stream()
+        stream.append(LONG[:60])
+        tokens_of(stream.generate(greedy(5)))
+        EDITS[edit](stream)
+        stream.append([7])
+        stream.rewind(stream.position - 1)  # so that all is computed
+        if is_parked:
+            stream.park()
+        if interrupts:
+            interrupting(engine, monkeypatch, 0)
+            with pytest.raises(KeyboardInterrupt):
+                next(stream.generate(greedy(5)))
+        stream.append(LONG[100:103])
+        return stream.score(LONG[200:220]), tokens_of(stream.generate(greedy(5)))
+
+    assert scores(interrupts=True) == scores(interrupts=False)
+
+
 @pytest.mark.parametrize("num_steps", [0, 1, 7])
 def test_an_interrupted_append_leaves_what_is_computed(make_engine, monkeypatch, num_steps):
     engine = make_engine()

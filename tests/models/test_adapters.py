@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from paged_stream import LLM, AsyncLLMEngine, EngineConfig, LLMEngine, LoRARequest, SamplingParams
-from tests.family_reference import VARIANTS
+from tests.family_reference import VARIANTS, full_logits
 from tests.lora_adapter import Adapter
 from tests.models.gguf_files import write_gguf
 
@@ -20,8 +20,8 @@ GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 
 
 def likelihoods(model, ids):
-    logits = model(torch.tensor([ids])).logits
-    return logits.log_softmax(-1)[0, :-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+    logits = full_logits(model, ids)
+    return logits.log_softmax(-1)[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
 
 
 @pytest.fixture
