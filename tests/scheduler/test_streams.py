@@ -128,14 +128,26 @@ def test_generating_after_a_rewind_reads_the_last_token_again():
     assert scheduled.samples and sequence.num_tokens == 26
 
 
+def test_a_turn_that_ends_before_its_step_has_done_nothing():
+    scheduler = make_scheduler()
+    sequence = stream(scheduler, 0, range(30))
+    scheduler.rewind(0, 25)
+    before = sequence.state()
+    generate(scheduler, 0, max_tokens=1)
+    scheduler.schedule()  # and the step was given up
+    scheduler.end_turn(0)
+    assert sequence.state() == before and not sequence.num_pending_tokens
+
+
 def test_the_token_read_again_is_not_written_into_a_shared_block():
     scheduler = make_scheduler()
     stream(scheduler, 0, range(25))
     scheduler.rewind(0, 24)
     scheduler.fork(0, 1)
     generate(scheduler, 1, max_tokens=1)
-    (copy,) = scheduler.take_operations()
+    assert not scheduler.take_operations()
     (scheduled,) = step(scheduler)[0].sequences
+    (copy,) = scheduler.take_operations()
     assert copy.source in scheduler.kv[0].held and copy.destination in scheduled.block_row
     assert copy.destination not in scheduler.kv[0].held
 
