@@ -21,9 +21,9 @@ class Chosen(NamedTuple):
 NO_ADAPTER = Chosen(None, None)
 
 
-def check_adapter(lora_request: LoRARequest | None) -> None:
-    """Raise ValueError for what is no `LoRARequest`."""
-    if not isinstance(lora_request, LoRARequest | None):
+def check_adapter(lora_request: LoRARequest | None, *, optional: bool = True) -> None:
+    """Raise ValueError for what is no `LoRARequest`, nor ``None`` if it is optional."""
+    if not (isinstance(lora_request, LoRARequest) or (optional and lora_request is None)):
         raise ValueError(f"lora_request must be a LoRARequest, got {lora_request!r}")
 
 

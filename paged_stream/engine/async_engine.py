@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self, Unpack, overload
 
 from paged_stream.config import EngineConfig, takes_config
-from paged_stream.engine.adapters import NO_ADAPTER, Chosen
+from paged_stream.engine.adapters import NO_ADAPTER, Chosen, check_adapter
 from paged_stream.engine.api import AsyncDeltas, AsyncEngineApi, FilePath, OnEvict, Scores
 from paged_stream.engine.async_stream import (
     AsyncStream,
@@ -280,6 +280,7 @@ class AsyncLLMEngine(LoadedEngine, AsyncEngineApi):
     async def add_lora(self, lora_request: LoRARequest) -> None:
         """As `EngineApi.add_lora`."""
         self.thread.check()
+        check_adapter(lora_request, optional=False)
         adapter = await choose_adapter(self.intake, lora_request)
         await self.thread.call(lambda: self._core.adapters.key(adapter))
 

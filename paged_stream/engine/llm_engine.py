@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Self, Unpack, overload
 
 from paged_stream.config import EngineConfig, takes_config
-from paged_stream.engine.adapters import Chosen
+from paged_stream.engine.adapters import Chosen, check_adapter
 from paged_stream.engine.adapters import per_prompt as adapter_per_prompt
 from paged_stream.engine.api import EngineApi, FilePath, OnEvict, Scores
 from paged_stream.engine.caller import Caller
@@ -383,6 +383,7 @@ class LLMEngine(LoadedEngine, EngineApi):
 
     def add_lora(self, lora_request: LoRARequest) -> None:
         """As `EngineApi.add_lora`."""
+        check_adapter(lora_request, optional=False)
         adapter = self.intake.choose_adapter(lora_request)
         self._caller.call(lambda: self._core.adapters.key(adapter))
 

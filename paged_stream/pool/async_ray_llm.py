@@ -351,7 +351,7 @@ class AsyncRayLLM(AsyncEngineApi):
     async def add_lora(self, lora_request: LoRARequest) -> None:
         """As `EngineApi.add_lora`, on every replica that is ready. Others load it when they first
         need it."""
-        check_adapter(lora_request)
+        check_adapter(lora_request, optional=False)
         await self._placement.ask_all("add_lora", lora_request)
 
     async def remove_lora(self, lora_id: int) -> bool:

@@ -69,6 +69,13 @@ def test_a_wrong_request_is_refused_and_the_engine_goes_on(engine, wrong, messag
     assert len(engine.generate("a", SHORT, use_tqdm=False)) == 1
 
 
+@pytest.mark.parametrize("wrong", [None, "adapters/one"])
+def test_what_is_no_adapter_is_refused(engine, wrong):
+    with refuses("lora_request must be a LoRARequest, got"):
+        engine.add_lora(wrong)
+    assert engine.list_loras() == set()
+
+
 def test_an_aborted_request_ends_and_keeps_what_it_has(engine, reference):
     engine.abort("unknown")
     outputs: list = []
