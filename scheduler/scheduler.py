@@ -266,8 +266,8 @@ class Scheduler:
             return
         self._rest(sequence)
         try:
-            if num_tokens < sequence.num_computed_tokens:
-                self.make_resident(seq_id, paused)
+            # What is parked is exactly what is kept. Pending tokens may have pushed out a part of it.
+            self.make_resident(seq_id, paused)
             if seq_id in self.kv:
                 self.kv.truncate(seq_id, num_tokens)
             sequence.rewind(num_tokens)

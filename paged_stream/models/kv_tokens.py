@@ -22,5 +22,9 @@ class KVTokens(NamedTuple):
     value: torch.Tensor
 
     @property
+    def num_tokens(self) -> int:
+        return self.key.shape[1]
+
+    @property
     def nbytes(self) -> int:
         return self.key.nbytes + self.value.nbytes

@@ -83,9 +83,8 @@ class KVCache:
         return tokens
 
     def write_layer(self, layer: int, slots: torch.Tensor, tokens: KVTokens) -> None:
-        """Copy one layer of the first N tokens to ``slots`` (int64 [N]); one whose slot is -1 is
-        left out."""
-        rows = (part[layer, : len(slots)] for part in tokens)
+        """Copy one layer of N tokens to ``slots`` (int64 [N]); one whose slot is -1 is left out."""
+        rows = (part[layer] for part in tokens)
         key, value = (part.to(self.tensor.device, non_blocking=True) for part in rows)
         ops.scatter_blocks(key, value, *self.layers[layer], slots)
 

@@ -187,7 +187,9 @@ class ModelRunner:
                 case ParkTokens(key, slots):
                     self.parked.put(key, *self.copies.copy_out(self._slots(slots)))
                 case RestoreTokens(key, slots):
-                    self.copies.copy_in(self._slots(slots), self.parked.read(key))
+                    tokens = self.parked.read(key)
+                    assert len(slots) == tokens.num_tokens, f"{key} has other tokens than it should"
+                    self.copies.copy_in(self._slots(slots), tokens)
                     self.parked.drop(key)  # not before: what fails may be tried again
                 case DropParked(key):
                     self.parked.drop(key)

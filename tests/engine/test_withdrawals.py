@@ -65,6 +65,25 @@ def test_a_turn_without_a_step_has_done_nothing(make_engine, monkeypatch, edit, 
     assert scores(interrupts=True) == scores(interrupts=False)
 
 
+@pytest.mark.parametrize("back", range(1, 8))
+def test_a_parked_stream_is_rewound_as_any(make_engine, back):
+    """Although what was appended behind it, and is not computed, pushes out a part of what is
+    parked."""
+
+    def scores(is_parked):
+        stream = make_engine().open_stream()
+        stream.append(LONG[:60])
+        tokens_of(stream.generate(greedy(5)))
+        position = stream.position
+        if is_parked:
+            stream.park()
+        stream.append(LONG[100:106])
+        stream.rewind(position + 4 - back)
+        return stream.visible(), stream.score(LONG[200:220]), tokens_of(stream.generate(greedy(5)))
+
+    assert scores(is_parked=True) == scores(is_parked=False)
+
+
 @pytest.mark.parametrize("num_steps", [0, 1, 7])
 def test_an_interrupted_append_leaves_what_is_computed(make_engine, monkeypatch, num_steps):
     engine = make_engine()

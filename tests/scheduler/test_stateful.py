@@ -289,8 +289,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         first = max(stream.first_kept, stream.sink_window.num_sink_tokens)
         if first > stream.num_tokens:
             return
-        position = data.draw(st.integers(first, stream.num_tokens))
         computed = stream.num_computed_tokens
+        somewhere = st.integers(first, stream.num_tokens)
+        position = data.draw(somewhere | st.just(computed) if first <= computed else somewhere)
         if not self.edit(
             data, lambda paused: self.scheduler.rewind(stream.seq_id, position, paused)
         ):
@@ -502,7 +503,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def bring_back(self, operation: RestoreTokens) -> None:
         self.apply_operations()
         values = self.parked[operation.key]
-        for slot, value in zip(operation.slots, values[: len(operation.slots)], strict=True):
+        for slot, value in zip(operation.slots, values, strict=True):
             if slot >= 0:  # what fails may have written some
                 self.slots[slot] = -1 if operation.key in self.broken else value
         if operation.key in self.broken:

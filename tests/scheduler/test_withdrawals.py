@@ -46,6 +46,21 @@ def test_what_has_not_begun_is_taken_back_whole():
     assert (scheduler.num_waiting, sequence.num_tokens, sequence.num_computed_tokens) == (0, 10, 9)
 
 
+@pytest.mark.parametrize("back", [1, 2, 3])
+def test_what_is_parked_comes_back_as_it_was(back):
+    """Also if tokens that are not computed have pushed out a part of it when it is rewound."""
+    scheduler = make_scheduler()
+    sequence = stream(scheduler, 0, range(30))
+    scheduler.park(0)
+    scheduler.append(0, range(100, 103))
+    scheduler.rewind(0, 31 - back)
+    generate(scheduler, 0, max_tokens=1)
+    step(scheduler)
+    parked, restored, *_ = scheduler.take_operations()
+    assert len(parked.slots) == len(restored.slots)
+    assert sequence.num_tokens == 32 - back
+
+
 def test_a_stream_that_was_rewound_is_as_it_was():
     """All of it is computed, and the last token is read again."""
     scheduler = make_scheduler()
