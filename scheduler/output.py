@@ -167,8 +167,8 @@ class ParkTokens:
 
 @dataclass(frozen=True, slots=True)
 class RestoreTokens:
-    """Copy what was parked under ``key`` back to these slots, one for each of its tokens, and forget
-    it. -1 stands for a token that the cache has already."""
+    """Copy what was parked under ``key`` back to these slots, one for each of its tokens, and
+    forget it. -1 stands for a token that the cache has already."""
 
     key: int
     slots: array[int]

@@ -266,7 +266,7 @@ class Scheduler:
             return
         self._rest(sequence)
         try:
-            # What is parked is exactly what is kept. Pending tokens may have pushed out a part of it.
+            # What is parked is what is kept, of which pending tokens may have pushed out a part.
             self.make_resident(seq_id, paused)
             if seq_id in self.kv:
                 self.kv.truncate(seq_id, num_tokens)
