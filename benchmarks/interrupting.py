@@ -49,27 +49,26 @@ class Interrupter:
         if kind == "switch":
             seconds, turns = 0.0, int(10 ** self._rng.uniform(0, _MOST_TURNS))
         timer = threading.Timer(seconds, self._fire, [kind, turns])
-        began, result, ended = time.perf_counter(), None, False
+        result, ended = None, False
         self._is_over = False
         try:
+            began = time.perf_counter()
             timer.start()
             self._armed = True
             result = function()
-            self._armed, ended = False, True
+            self._armed = False
+            self._seconds[name], ended = time.perf_counter() - began, True
         except KeyboardInterrupt:
             self._armed = False
-        self._is_over = True
-        took = time.perf_counter() - began
-        while timer.is_alive():  # what it sends may come late
+        while True:  # what was sent may come late
             try:
+                self._is_over = True
                 timer.cancel()
                 timer.join()
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._main), None)
+                return not ended, result
             except KeyboardInterrupt:
                 pass
-        if ended:
-            self._seconds[name] = took
-        return not ended, result
 
     def _fire(self, kind: str, turns: int) -> None:
         while not self._armed and not self._is_over:
