@@ -82,6 +82,7 @@ CLIENTS = {
     "tests/serve/client_litellm.py": {"litellm"},
     "tests/serve/client_llama_index.py": {"llama-index"},
     "tests/serve/client_pydantic_ai.py": {"pydantic-ai"},
+    "tests/serve/schemathesis_hooks.py": {"schemathesis"},
 }
 
 

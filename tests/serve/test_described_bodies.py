@@ -19,7 +19,7 @@ def ranges():
                 yield pytest.param(name, end, field[end], inside, id=f"{name}-{end}")
 
 
-@pytest.mark.parametrize(("name", "end", "limit", "inside"), ranges())
+@pytest.mark.parametrize(("name", "end", "limit", "inside"), list(ranges()))
 def test_ranges_are_those_that_are_checked(name, end, limit, inside):
     beyond = -1 if "inimum" in end else 1
     # Some fields go with others only, which is another complaint.
