@@ -149,7 +149,7 @@ class Sequence:
     @property
     def num_pending_tokens(self) -> int:
         """Tokens this turn has to compute before it samples or ends."""
-        pending = self.num_tokens - self.first_pending
+        pending = self.num_tokens - self.num_computed_tokens + self.rereads
         return pending if self.generates else max(0, pending - 1)
 
     @property
@@ -161,8 +161,8 @@ class Sequence:
     def step_window(self) -> SinkWindow:
         """What the queries of the next step see. What was evicted does not come back for a token
         that is computed again."""
-        first, window = self.first_kept, self.sink_window
-        if not self.rereads or first <= window.num_sink_tokens:
+        window = self.sink_window
+        if not self.rereads or (first := self.first_kept) <= window.num_sink_tokens:
             return window
         return replace(window, window_floor=first)
 

@@ -205,9 +205,9 @@ async def end_loop() -> None:
 def _run(loop: asyncio.AbstractEventLoop, is_over: threading.Event) -> None:
     try:
         loop.run_forever()
+    finally:
         is_over.set()
         loop.run_until_complete(asyncio.sleep(0))  # refuses what was put before
-    finally:
         loop.close()
 
 
