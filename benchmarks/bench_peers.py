@@ -257,8 +257,10 @@ def main() -> None:
     print("task    batch prompt    tok/s  spread  peer", end="")
     print(f"{'tok/s':>38}  spread   ratio")
     rows = same_file(args, settings)
-    if args.gguf is None:
-        rows = same_weights(args, settings) + rows
+    if args.gguf is not None:  # what the documentation shows is of another model
+        write_results(f"peer_{args.gguf.stem}", rows)
+        return
+    rows = same_weights(args, settings) + rows
     for name, prefix in FILES.items():
         if of_peer := [row for row in rows if row["peer"].startswith(prefix)]:
             write_results(name, of_peer)
