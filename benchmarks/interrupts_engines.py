@@ -49,9 +49,15 @@ class Face(ABC):
         """Tokens of each prompt, of requests that are interrupted; ``None`` for one that is over
         because of that."""
 
-    @abstractmethod
     def uses(self, ids: Callable[[], list[int]], params: SamplingParams) -> Uses:
         """What else the engine can do."""
+        engine, prompts = self.engine, [ids() for _ in range(4)]
+        return [
+            ("generate of the engine", lambda: engine.generate(prompts, params, use_tqdm=False)),
+            ("score of the engine", lambda: engine.score(prompts, use_tqdm=False)),
+            ("stats of the engine", engine.stats),
+            ("abort", lambda: engine.abort("unknown")),
+        ]
 
     @abstractmethod
     def close(self) -> None:
@@ -129,14 +135,7 @@ class SyncFace(Face):
         return list(answers.values())
 
     def uses(self, ids: Callable[[], list[int]], params: SamplingParams) -> Uses:
-        engine, prompts = self.engine, [ids() for _ in range(4)]
-        return [
-            ("generate of the engine", lambda: engine.generate(prompts, params, use_tqdm=False)),
-            ("score of the engine", lambda: engine.score(prompts, use_tqdm=False)),
-            ("stats of the engine", engine.stats),
-            ("park_idle_streams", engine.park_idle_streams),
-            ("abort", lambda: engine.abort("unknown")),
-        ]
+        return [*super().uses(ids, params), ("park_idle_streams", self.engine.park_idle_streams)]
 
 
 class AsyncFace(Face):
@@ -262,15 +261,6 @@ class PoolFace(Face):
         if outputs is None:
             return [None] * len(prompts)
         return [output.outputs[0].token_ids for output in outputs]
-
-    def uses(self, ids: Callable[[], list[int]], params: SamplingParams) -> Uses:
-        engine, prompts = self.engine, [ids() for _ in range(4)]
-        return [
-            ("generate of the engine", lambda: engine.generate(prompts, params, use_tqdm=False)),
-            ("score of the engine", lambda: engine.score(prompts, use_tqdm=False)),
-            ("stats of the engine", engine.stats),
-            ("abort", lambda: engine.abort("unknown")),
-        ]
 
 
 async def _end_of_what_is_abandoned() -> bool:

@@ -22,7 +22,8 @@ class BatchEngine:
     Args:
         model: its name.
         max_num_seqs: sequences in one of its steps.
-        shares_prefixes: whether it keeps keys and values for prompts that begin in the same way.
+        shares_prefixes: whether prompts that begin in the same way are computed once so far; those
+            that are scored never are.
         weights: a fingerprint of its weights, and of its adapters.
     """
 
@@ -58,7 +59,7 @@ def start_engine(config: EngineConfig, task: RowTask) -> BatchEngine:
         model=str(config.model),
         tokenizer=engine.tokenizer,
         max_num_seqs=config.actual_max_num_seqs,
-        shares_prefixes=config.enable_prefix_caching,
+        shares_prefixes=config.enable_prefix_caching and task.task != "score",
         weights="-".join([engine.intake.fingerprint, *engine.intake.adapter_keys()]),
     )
 

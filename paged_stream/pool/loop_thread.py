@@ -175,8 +175,9 @@ class _Call(Generic[T]):
 
 
 class _DeltaReader:
-    """Reads a generator of the pool on behalf of another thread. If that gives up waiting for a
-    delta, the wait still takes a while to end, and the generator cannot be closed before."""
+    """Reads a generator of the pool on behalf of another thread. If that is interrupted twice, it
+    does not wait until the wait for a delta has ended, and the generator cannot be closed
+    before."""
 
     def __init__(self, deltas: AsyncDeltas) -> None:
         self._deltas = deltas
