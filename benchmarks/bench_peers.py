@@ -9,11 +9,17 @@ generate greedily. Prefill is a run with one new token; for decoding, such a run
 longer one, or, next to llama.cpp, what comes before the first token. transformers and vLLM's CPU
 build run the same bfloat16 weights; llama.cpp runs the GGUF file that these were converted from. A
 peer that the given interpreter cannot import is skipped, and its last results stay.
+
+Full windows are decoded from prompts that were computed before: in streams here, which let go of a
+token for each new one, in the prefix cache of vLLM, which keeps all and so sees 24 tokens more on
+average. Their floor is every weight and visible K and V read once, at the bandwidth of the same
+run, or the arithmetic, whichever takes longer.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import signal
@@ -29,16 +35,18 @@ from typing import Any
 
 import torch
 
-from benchmarks.bench_decode import random_prompts
+from benchmarks.bench_decode import random_prompts, step_floor
 from benchmarks.engines import ENGINES
 from benchmarks.float_folder import float_folder
-from benchmarks.harness import parser, spread, write_results
+from benchmarks.harness import matrix_rate, parser, spread, write_results
+from paged_stream import EngineConfig, LLMEngine
 from paged_stream.models.formats.resolve import embedded_gguf
 
 ROOT = Path(__file__).parent.parent
 SETTLE_SECONDS = 0.3  # until a process that was stopped runs as before
 PREFILL = 1  # new tokens of a run that measures prefill
 MODEL = "smollm2-135m-instruct"
+CACHES = {"bfloat16": "auto", "K and V in int8": "int8"}
 FILES = {"peer_transformers": "transformers", "peer_vllm": "vLLM", "peer_llama_cpp": "llama.cpp"}
 
 
@@ -162,13 +170,14 @@ def measure(workers: dict[str, Worker], task: Task, *, repeats: int) -> dict[str
 
 
 def bench(workers: dict[str, Worker], tasks: list[Task], repeats: int) -> list[dict]:
-    """One row per task and peer; the first worker is this engine."""
-    ours, *peers = workers
+    """One row per task, kind of this engine and peer."""
+    kinds = [name for name, worker in workers.items() if worker.name.startswith("paged_stream")]
+    peers = [name for name in workers if name not in kinds]
     rows = []
     for task in tasks:
         seconds = measure(workers, task, repeats=repeats)
         medians = {name: statistics.median(runs) for name, runs in seconds.items()}
-        for peer in peers:
+        for ours, peer in itertools.product(kinds, peers):
             row: dict[str, Any] = {
                 "peer": peer,
                 "version": workers[peer].version,
@@ -183,8 +192,9 @@ def bench(workers: dict[str, Worker], tasks: list[Task], repeats: int) -> list[d
                 "ratio": medians[peer] / medians[ours],
             }
             print(
-                f"{task.kind:<8}{task.batch:>5}{task.prompt:>7}{row['tokens_per_second']:>9.1f}"
-                f"{100 * row['spread']:>6.0f} %  {peer:<34}{row['peer_tokens_per_second']:>8.1f}"
+                f"{task.kind:<12}{task.batch:>5}{task.prompt:>7}  {ours:<24}"
+                f"{row['tokens_per_second']:>9.1f}{100 * row['spread']:>6.0f} %"
+                f"  {peer:<34}{row['peer_tokens_per_second']:>8.1f}"
                 f"{100 * row['peer_spread']:>6.0f} %{row['ratio']:>8.2f}",
                 flush=True,
             )
@@ -210,6 +220,44 @@ def same_weights(args: argparse.Namespace, settings: dict[str, Any]) -> list[dic
         if can_import(args.vllm_python, "vllm"):
             workers["vLLM"] = start(stack, "vllm", args.vllm_python, settings)
         return bench(workers, tasks, args.repeats)
+
+
+def full_windows(args: argparse.Namespace, settings: dict[str, Any]) -> list[dict]:
+    """Streams whose windows are full, with K and V in bfloat16 and in int8, and vLLM."""
+    cases = [map(int, case.split("x")) for case in args.full]
+    tasks = [
+        Task(kind="full window", batch=batch, prompt=visible, new_tokens=48)
+        for batch, visible in cases
+    ]
+    if not tasks:
+        return []
+    settings = settings | {
+        "model": str(float_folder(MODEL)),
+        "dtype": "bfloat16",
+        "max_num_seqs": max(task.batch for task in tasks),
+        "max_model_len": max(task.prompt for task in tasks) + 64,
+        "keep_prompts": True,
+    }
+    if not can_import(args.vllm_python, "vllm"):
+        return []
+    with ExitStack() as stack:
+        workers = {
+            name: start(
+                stack, "paged_stream_streams", sys.executable, settings | {"kv_cache_dtype": cache}
+            )
+            for name, cache in CACHES.items()
+        }
+        workers["vLLM"] = start(stack, "vllm", args.vllm_python, settings)
+        rows = bench(workers, tasks, args.repeats)
+    rate = matrix_rate()
+    for name, cache in CACHES.items():
+        config = EngineConfig(model=settings["model"], dtype="bfloat16", kv_cache_dtype=cache)
+        with LLMEngine(config) as engine:
+            for row in (row for row in rows if row["ours"] == name):
+                least = step_floor(engine, row["batch"], row["prompt"], rate)
+                row["floor_fraction"] = least * row["tokens_per_second"] / row["batch"]
+                print(f"{name}, {row['batch']} x {row['prompt']}: {row['floor_fraction']:.2f}")
+    return rows
 
 
 def same_file(args: argparse.Namespace, settings: dict[str, Any]) -> list[dict]:
@@ -245,8 +293,15 @@ def main() -> None:
     arguments.add_argument(
         "--gguf", type=Path, metavar="FILE", help="compare with llama.cpp alone, on this file"
     )
-    arguments.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16, 64])
+    arguments.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16, 64, 256])
     arguments.add_argument("--prompt", type=int, nargs="+", default=[512, 2048], help="to prefill")
+    arguments.add_argument(
+        "--full",
+        nargs="*",
+        default=["1x4096", "16x1024", "16x4096", "64x1024"],
+        metavar="STREAMSxVISIBLE",
+        help="streams with full windows, and how many tokens each sees",
+    )
     arguments.add_argument("--repeats", type=int, default=3)
     args = arguments.parse_args()
     settings = {
@@ -254,13 +309,13 @@ def main() -> None:
         "max_num_seqs": max(args.batch),
         "max_model_len": 4096,
     }
-    print("task    batch prompt    tok/s  spread  peer", end="")
-    print(f"{'tok/s':>38}  spread   ratio")
+    print(f"task        batch prompt  {'this engine':<24}    tok/s  spread", end="")
+    print(f"  {'peer':<34}   tok/s  spread   ratio")
     rows = same_file(args, settings)
     if args.gguf is not None:  # what the documentation shows is of another model
         write_results(f"peer_{args.gguf.stem}", rows)
         return
-    rows = same_weights(args, settings) + rows
+    rows = same_weights(args, settings) + full_windows(args, settings) + rows
     for name, prefix in FILES.items():
         if of_peer := [row for row in rows if row["peer"].startswith(prefix)]:
             write_results(name, of_peer)

@@ -9,15 +9,22 @@ can run it.
 All generate greedily, without stopping early, and compute every prompt anew. `run` returns the
 `time.perf_counter` at which every prompt had its first token, or ``None`` if the engine does not
 tell (`tells_first_token`).
+
+With ``keep_prompts`` an engine keeps what it has computed of a prompt: vLLM in its prefix cache,
+this one in streams (``paged_stream_streams``), whose windows the prompts fill.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sys
 import time
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from paged_stream import AsyncStream
 
 
 class Engine(Protocol):
@@ -84,6 +91,64 @@ class PagedStream:
         return first_token
 
 
+class PagedStreams:
+    """Streams that stay open: a set of prompts is computed once, then each run is a turn of theirs.
+
+    A prompt is as long as what its stream sees, so every new token lets go of an old one.
+    """
+
+    module = "paged_stream"
+    tells_first_token = False
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        dtype: str,
+        threads: int,
+        max_num_seqs: int,
+        kv_cache_dtype: str = "auto",
+        **unused: Any,
+    ) -> None:
+        from paged_stream import AsyncLLMEngine, EngineConfig
+
+        self._loop = asyncio.new_event_loop()
+        config = EngineConfig(
+            model=model,
+            dtype=dtype,
+            max_num_seqs=max_num_seqs,
+            num_threads=threads,
+            num_decode_steps=8,  # as LLM has it
+            kv_cache_dtype=kv_cache_dtype,
+            enable_prefix_caching=False,
+        )
+        self._engine = AsyncLLMEngine(config)
+        self._prompts: list[list[int]] = []
+        self._streams: list[AsyncStream] = []
+
+    def run(self, prompts: list[list[int]], new_tokens: int) -> None:
+        self._loop.run_until_complete(self._run(prompts, new_tokens))
+
+    async def _run(self, prompts: list[list[int]], new_tokens: int) -> None:
+        if prompts != self._prompts:
+            for stream in self._streams:
+                await stream.close()
+            self._prompts, self._streams = prompts, []
+            for prompt in prompts:
+                window = len(prompt) - self._engine.config.num_sink_tokens
+                self._streams.append(await self._engine.open_stream(window_size=window))
+                await self._streams[-1].append(prompt)
+        counts = await asyncio.gather(*(self._turn(stream, new_tokens) for stream in self._streams))
+        assert counts == [new_tokens] * len(prompts)
+
+    @staticmethod
+    async def _turn(stream: AsyncStream, new_tokens: int) -> int:
+        from paged_stream import SamplingParams
+
+        params = SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True)
+        return sum([len(delta.delta_token_ids) async for delta in stream.generate(params)])
+
+
 class Transformers:
     module = "transformers"
     tells_first_token = False
@@ -123,6 +188,7 @@ class VLLM:
         threads: int,
         max_num_seqs: int,
         max_model_len: int,
+        keep_prompts: bool = False,
         **unused: Any,
     ) -> None:
         # vLLM computes in a process that it starts itself, with the allocator and the OpenMP
@@ -139,7 +205,7 @@ class VLLM:
             dtype=dtype,
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
-            enable_prefix_caching=False,
+            enable_prefix_caching=keep_prompts,
         )
 
     def run(self, prompts: list[list[int]], new_tokens: int) -> None:
@@ -182,6 +248,7 @@ class LlamaCpp:
 
 ENGINES: dict[str, type[Engine]] = {
     "paged_stream": PagedStream,
+    "paged_stream_streams": PagedStreams,
     "transformers": Transformers,
     "vllm": VLLM,
     "llama_cpp": LlamaCpp,

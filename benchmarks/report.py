@@ -204,9 +204,9 @@ def attention(rows: Rows) -> str:
 def peers(rows: Rows) -> str:
     lines = [
         (
-            f"{row['task']}, batch {row['batch']}, {row['prompt']:,} tokens"
-            if row["task"] == "decode"
-            else f"prefill, {row['prompt']:,} tokens",
+            f"prefill, {row['prompt']:,} tokens"
+            if row["task"] == "prefill"
+            else f"{row['task']}, batch {row['batch']}, {row['prompt']:,} tokens",
             weights_of(row["ours"]),
             rate(row["tokens_per_second"]),
             f"{row['peer']} ({row['version']})",
