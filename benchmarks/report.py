@@ -223,6 +223,32 @@ def peers(rows: Rows) -> str:
     )
 
 
+def speculation(rows: Rows) -> str:
+    lines = [
+        (
+            f"{row['text']}, {row['prompts']} texts",
+            row["way"],
+            rate(row["plain_tokens_per_second"]),
+            rate(row["tokens_per_second"]),
+            f"{row['ratio']:.2f}",
+            f"{min(row['ratios']):.2f} to {max(row['ratios']):.2f}",
+            percent(row["right"]),
+        )
+        for row in rows
+    ]
+    return section(
+        "Several tokens per step",
+        "bench_speculation",
+        f", {rows[0]['model']}, {rows[0]['dtype']}, batch 1, {rows[0]['tokens']} tokens after each "
+        "prompt; the draft model is the same one in the 4 bits of its file. All tokens are those "
+        "without guesses:",
+        table(
+            ("what", "guesses by", "without", "with", "ratio", "of single texts", "right guesses"),
+            lines,
+        ),
+    )
+
+
 def overhead(rows: Rows) -> str:
     lines = [
         (
@@ -401,6 +427,7 @@ SECTIONS: tuple[tuple[tuple[str, ...], Callable[[Rows], str]], ...] = (
     (("decode",), decode),
     (("prefill",), prefill),
     (("peer_transformers", "peer_vllm", "peer_llama_cpp"), peers),
+    (("speculation",), speculation),
     (("attention",), attention),
     (("overhead",), overhead),
     (("recompute",), recompute),

@@ -54,8 +54,11 @@ OTHER_ENGINES = {
     "max_loras": _ADAPTERS,
     "max_lora_rank": _ADAPTERS,
     "max_cpu_loras": _ADAPTERS,
-    "speculative_config": "there is no speculative decoding here",
-    "speculative_model": "there is no speculative decoding here",
+    "speculative_model": "write speculative_config",
+    "num_speculative_tokens": "write speculative_config",
+    "ngram_prompt_lookup_max": "write speculative_config",
+    "ngram_prompt_lookup_min": "write speculative_config",
+    "prompt_lookup_num_tokens": "write speculative_config",
 }
 HINTS = OTHER_ENGINES | {
     field.name: "it belongs to SamplingParams, which generate and chat take"

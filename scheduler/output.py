@@ -63,6 +63,8 @@ class ScheduledSequence:
         mask: set when the parameters have a structure and the step samples.
         embeds: the chunk ends the known tokens, and its last hidden state is wanted in place of a
             token.
+        num_draft_tokens: the last tokens of the chunk that are only guessed. One is sampled behind
+            each of them and before the first, up to the first wrong guess.
         adapter: the key of the adapter that computes it; empty for the model as it is.
     """
 
@@ -82,6 +84,7 @@ class ScheduledSequence:
     bad_words: tuple[tuple[int, ...], ...] = ()
     mask: TokenMask | None = None
     embeds: bool = False
+    num_draft_tokens: int = 0
     adapter: str = ""
 
     @property
@@ -91,8 +94,13 @@ class ScheduledSequence:
 
     @property
     def num_tokens(self) -> int:
-        """Length of the stream once the chunk is computed."""
+        """Length of the stream once the chunk is computed, if all guesses are right."""
         return self.num_computed_tokens + len(self.token_ids)
+
+    @property
+    def num_known_tokens(self) -> int:
+        """Tokens of the chunk that are not guessed."""
+        return len(self.token_ids) - self.num_draft_tokens
 
     @property
     def num_output_tokens(self) -> int:

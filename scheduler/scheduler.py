@@ -32,6 +32,7 @@ from .sampling_params import SamplingParams
 from .scheduler_config import SchedulerConfig
 from .sequence import Sequence, SequenceState, SequenceStatus
 from .sink_window import SinkWindow
+from .speculation import Guesser, Speculator
 from .step import Step
 from .turn_end import gain, max_new_tokens
 
@@ -39,14 +40,18 @@ _NO_TOKENS: array[int] = array("i")
 
 
 class Scheduler:
-    """Owns the sequences and their blocks; knows nothing of text, tensors or processes."""
+    """Owns the sequences and their blocks; knows nothing of text, tensors or processes.
 
-    def __init__(self, config: SchedulerConfig) -> None:
+    Args:
+        guesser: guesses what sequences will sample; ``None`` computes one token after the other.
+    """
+
+    def __init__(self, config: SchedulerConfig, guesser: Guesser | None = None) -> None:
         self.config = config
         self.kv = KVCacheManager(
             config.num_blocks,
             config.block_size,
-            min_chunk=config.chunk_size or 1,
+            min_chunk=max(config.chunk_size or 1, 1 + (guesser.num_tokens if guesser else 0)),
             enable_prefix_caching=config.enable_prefix_caching,
         )
         self.sequences: dict[int, Sequence] = {}
@@ -54,6 +59,9 @@ class Scheduler:
         self._queues = Queues()
         self._lost: dict[int, ParkedLostError] = {}
         self._residency = Residency(self.kv, self.sequences, self._queues)
+        self._speculator = None
+        if guesser is not None:
+            self._speculator = Speculator(self.kv, guesser, self.sequences)
 
     # Coming and going
 
@@ -209,6 +217,8 @@ class Scheduler:
             return
         self._queues.dequeue(sequence)
         sequence.status = SequenceStatus.FINISHED
+        if self._speculator is not None:
+            self._speculator.forget(seq_id)
         if seq_id in self.kv:
             self.kv.free(seq_id)
         elif sequence.is_parked:
@@ -327,6 +337,16 @@ class Scheduler:
         return self._queues.num_waiting
 
     @property
+    def num_draft_tokens(self) -> int:
+        """Tokens that were guessed and computed."""
+        return 0 if self._speculator is None else self._speculator.num_draft_tokens
+
+    @property
+    def num_accepted_tokens(self) -> int:
+        """Those of them that were right."""
+        return 0 if self._speculator is None else self._speculator.num_accepted_tokens
+
+    @property
     def num_prefix_queries(self) -> int:
         """Tokens that sequences began with and that were looked for in the cache."""
         return self._residency.num_prefix_queries
@@ -373,11 +393,15 @@ class Scheduler:
                 break
             step.add(self._take(sequence, step.budget, may_grow=may_grow))
         self._let_in(step, paused)
+        sequences, limit = step.sequences, self.config.num_decode_steps
+        if self._speculator is not None:
+            sequences = self._speculator.extend(sequences, step.budget)
+            limit = min(limit, self._speculator.steps_until_guess(sequences))
         return give_steps(
             self.kv,
-            step.sequences,
-            self.config.num_decode_steps,
-            anybody_waits=self._anybody_waits(len(step.sequences), paused),
+            sequences,
+            limit,
+            anybody_waits=self._anybody_waits(len(sequences), paused),
         )
 
     def schedule_following(
@@ -418,7 +442,9 @@ class Scheduler:
             if not self._is_running(scheduled.seq_id):
                 continue
             sequence = self.sequences[scheduled.seq_id]
-            sequence.advance(len(scheduled.token_ids))
+            sequence.advance(scheduled.num_known_tokens)
+            if self._speculator is not None:
+                self._speculator.note(scheduled, len(token_ids))
             gained, finish_reason = gain(sequence, token_ids, stops)
             computed = sequence.num_computed_tokens
             sequence.trim(self.kv.remember(sequence.seq_id, computed, sequence.token_ids))

@@ -184,12 +184,17 @@ class Sequence:
         """Ids of the last ``count`` tokens, or of as many as there still are."""
         return self._tail[max(0, len(self._tail) - count) :]
 
-    def visible_token_ids(self) -> array[int]:
-        """Ids that the query at the last position sees, in order."""
+    @property
+    def first_visible(self) -> int:
+        """First position behind the sinks that the query at the last position sees."""
         last = self.num_tokens - 1
         sinks = min(self.sink_window.num_sink_tokens, last + 1)
-        start = max(sinks, self.step_window.window_start(last))
-        return self._sink_ids[:sinks] + self.token_ids(start, last + 1)
+        return max(sinks, self.step_window.window_start(last))
+
+    def visible_token_ids(self) -> array[int]:
+        """Ids that the query at the last position sees, in order."""
+        sinks = min(self.sink_window.num_sink_tokens, self.num_tokens)
+        return self._sink_ids[:sinks] + self.token_ids(self.first_visible, self.num_tokens)
 
     def visible_runs(self) -> list[VisibleTokens]:
         """What the next token will see. The last run is empty if something was cut out right before

@@ -47,7 +47,7 @@ ALLOWED = {
     "config": {"scheduler.fields", "scheduler.hints", "scheduler.settings", "setting_hints"}
     | {"setting_kinds", "system"},
     "setting_hints": {"scheduler.sampling_params"},
-    "setting_kinds": {"scheduler.fields", "scheduler.word_fields"},
+    "setting_kinds": {"scheduler.fields", "scheduler.speculation", "scheduler.word_fields"},
     "system": set(),
     "version": set(),
     "scheduler": set(),

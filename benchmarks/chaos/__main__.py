@@ -11,7 +11,8 @@ was done in an engine of its own, where nothing else happened: all tokens that w
 it sees, and what it says next.
 
 There are four worlds: ``caller`` is an `LLMEngine`, ``thread`` an `AsyncLLMEngine`, ``starved`` the
-same with hardly any memory now and then, and ``pool`` an `AsyncRayLLM` with two replicas. As root,
+same with hardly any memory now and then, and ``pool`` an `AsyncRayLLM` with two replicas. All but
+the pool guess tokens, which the engines that they are compared with do not. As root,
 the disk is a small one in memory that can be full. For jumps of the clock, put the library of
 libfaketime (0.9.12; before, every absolute sleep of Python fails under it) in ``LD_PRELOAD`` and
 the path of a file with ``+0`` in it into ``FAKETIME_TIMESTAMP_FILE``, with ``FAKETIME_NO_CACHE=1``

@@ -12,10 +12,12 @@ from typing import Any, Protocol, TypeVar
 
 from paged_stream import AsyncLLMEngine, EngineConfig, EngineStoppedError, LLMEngine, Stream
 from paged_stream.pool.async_ray_llm import AsyncRayLLM
+from paged_stream.setting_kinds import SpeculativeConfig
 
 T = TypeVar("T")
 INTERRUPTED_SHARE = 0.2  # of the calls that an interrupt may hit
 _MEMORY = re.compile(r"memory|bad_alloc|start new thread")  # as torch, C++ and Python say it
+GUESSES: SpeculativeConfig = {"method": "ngram", "prompt_lookup_min": 1}
 LONGEST_CALL = 0.004  # seconds after which an interrupt comes at the latest
 
 
@@ -46,7 +48,7 @@ class ThreadWorld:
 
     def __init__(self, settings: dict[str, Any], rng: random.Random) -> None:
         self.faults: Counter[str] = Counter()
-        self._config = EngineConfig(**settings)
+        self._config = EngineConfig(**settings, speculative_config=GUESSES)
 
     async def start(self) -> None:
         self._engine = await asyncio.to_thread(AsyncLLMEngine, self._config)
@@ -122,7 +124,7 @@ class CallerWorld:
 
     def __init__(self, settings: dict[str, Any], rng: random.Random) -> None:
         self.faults: Counter[str] = Counter()
-        self._config = EngineConfig(**settings)
+        self._config = EngineConfig(**settings, speculative_config=GUESSES)
         self._random = rng
         self._is_inside = False
 

@@ -50,6 +50,7 @@ _OF_SPEED = (
     "max_num_seqs",
     "max_num_batched_tokens",
     "num_decode_steps",
+    "speculative_config",
     "parking_memory_bytes",
     "parking_dir",
     "park_after_seconds",

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from paged_stream.engine.adapters import Adapters
 from paged_stream.engine.api import OnEvict
+from paged_stream.engine.draft_model import DraftModel
 from paged_stream.engine.lifetime import Errands, Lifetime, StreamLostError
 from paged_stream.engine.outputs import Inbox
 from paged_stream.engine.spans import Spans
@@ -50,6 +51,7 @@ class EngineCore:
     Args:
         model: its name, for messages.
         eos_token_ids: tokens that end an answer.
+        draft_model: what guesses for the scheduler, if it is to be closed with the core.
         seed: of requests and streams that bring none.
         park_after_seconds: as in `EngineConfig`.
         otlp_traces_endpoint: as in `EngineConfig`.
@@ -63,6 +65,7 @@ class EngineCore:
         structures: Structures | None,
         eos_token_ids: tuple[int, ...],
         *,
+        draft_model: DraftModel | None,
         model: str,
         seed: int,
         park_after_seconds: float | None,
@@ -77,6 +80,7 @@ class EngineCore:
             scheduler, tokenizer, structures, eos_token_ids, self._seq_ids, self._spans
         )
         self.stepper = Stepper(scheduler, executor)
+        self._draft_model = draft_model
         self.adapters = Adapters(
             lambda folder: self.executor.load_adapter(folder),
             lambda key: self.executor.drop_adapter(key),
@@ -105,10 +109,12 @@ class EngineCore:
         try:
             self.stepper.close()
             self._spans.close()
+            if self._draft_model is not None:
+                self._draft_model.close()
         finally:
             self.lifetime.is_closed = True
             # Streams may keep the core, but not what takes memory.
-            del self.scheduler, self.executor, self.turns, self.stepper
+            del self.scheduler, self.executor, self.turns, self.stepper, self._draft_model
             self.streams.clear()
             self.lost.clear()
 

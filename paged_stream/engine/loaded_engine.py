@@ -7,6 +7,7 @@ from typing import NoReturn
 
 from paged_stream.config import EngineConfig
 from paged_stream.engine.core import EngineCore
+from paged_stream.engine.draft_model import DraftModel, make_guesser
 from paged_stream.engine.intake import Intake
 from paged_stream.engine.lifetime import finish_before_exit, refuse_pickling
 from paged_stream.engine.lora_request import named_adapters
@@ -78,6 +79,16 @@ class LoadedEngine:
         """Put everything else around the workers."""
         model_config = self.model_config
         self.cache_plan = executor.cache_plan
+        has_window = self.sink_window.window_size is not None
+        prompts = PromptEncoder(
+            self.tokenizer,
+            model=str(config.model),
+            vocab_size=model_config.vocab_size,
+            length_limit=MAX_TOKENS if has_window else model_config.max_position_embeddings,
+            has_window=has_window,
+            num_visible=visible_tokens(model_config, self.sink_window),
+        )
+        guesser = make_guesser(config, model_config.vocab_size)
         scheduler = Scheduler(
             SchedulerConfig(
                 num_blocks=self.cache_plan.num_blocks,
@@ -90,16 +101,8 @@ class LoadedEngine:
                 else config.num_decode_steps or executor.default_decode_steps,
                 chunk_size=config.chunk_size,
                 enable_prefix_caching=config.enable_prefix_caching,
-            )
-        )
-        has_window = self.sink_window.window_size is not None
-        prompts = PromptEncoder(
-            self.tokenizer,
-            model=str(config.model),
-            vocab_size=model_config.vocab_size,
-            length_limit=MAX_TOKENS if has_window else model_config.max_position_embeddings,
-            has_window=has_window,
-            num_visible=visible_tokens(model_config, self.sink_window),
+            ),
+            guesser,
         )
         self._core = EngineCore(
             scheduler,
@@ -107,6 +110,7 @@ class LoadedEngine:
             self.tokenizer,
             prompts.structures,
             self._end_token_ids(),
+            draft_model=guesser if isinstance(guesser, DraftModel) else None,
             model=str(config.model),
             seed=config.seed,
             park_after_seconds=config.park_after_seconds,

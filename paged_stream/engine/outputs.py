@@ -370,6 +370,8 @@ class EngineStats:
         step_seconds: how long these took together.
         num_started_turns: requests and turns that have had their first step.
         queue_seconds: how long these waited for it together.
+        num_draft_tokens: tokens that were guessed and computed, with ``speculative_config``.
+        num_accepted_tokens: how many of these were right.
         num_preemptions: how often one gave its place in the batch to one of higher priority.
         num_failed_turns: completions and turns that ended with an error: the ``finish_reason``
             ``"error"``, or a stream that was lost.
@@ -396,6 +398,8 @@ class EngineStats:
     step_seconds: float
     num_started_turns: int
     queue_seconds: float
+    num_draft_tokens: int
+    num_accepted_tokens: int
     num_preemptions: int
     num_failed_turns: int
     turns: TurnStats

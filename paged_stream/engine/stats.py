@@ -68,6 +68,8 @@ def engine_stats(core: EngineCore) -> EngineStats:
         step_seconds=stepper.step_seconds,
         queue_seconds=turns.queue_seconds,
         num_started_turns=turns.num_started,
+        num_draft_tokens=scheduler.num_draft_tokens,
+        num_accepted_tokens=scheduler.num_accepted_tokens,
         num_preemptions=scheduler.num_preemptions,
         num_failed_turns=turns.num_failed,
         turns=turns.counts.stats(),

@@ -131,7 +131,7 @@ class Stepper:
             raise
         for scheduled, token_ids in zip(output.sequences, result.token_ids, strict=True):
             # What a step samples is what the next one computes.
-            self.num_computed_tokens += len(scheduled.token_ids) + max(0, len(token_ids) - 1)
+            self.num_computed_tokens += scheduled.num_known_tokens + max(0, len(token_ids) - 1)
         self.num_steps += output.num_steps
         return Step(output, self._scheduler.update(output, result, ends_with), started)
 

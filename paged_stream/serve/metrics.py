@@ -41,6 +41,8 @@ _ENGINE = (
     ("step_seconds_total", "step_seconds", "Seconds that these steps took."),
     ("started_turns_total", "num_started_turns", "Requests and turns that came to a first step."),
     ("queue_seconds_total", "queue_seconds", "Seconds that these waited for it."),
+    ("draft_tokens_total", "num_draft_tokens", "Tokens guessed and computed."),
+    ("accepted_tokens_total", "num_accepted_tokens", "Guessed tokens that were right."),
     ("preemptions_total", "num_preemptions", "Places in the batch given to a higher priority."),
     ("failed_turns_total", "num_failed_turns", "Completions and turns that ended with an error."),
 )

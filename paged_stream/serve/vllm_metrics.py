@@ -29,6 +29,11 @@ _COUNTERS: dict[str, tuple[str, Callable[[EngineStats], float]]] = {
     "generation_tokens": ("Tokens generated.", lambda stats: stats.num_generated_tokens),
     "prefix_cache_queries": ("Tokens looked for.", lambda stats: stats.num_prefix_queries),
     "prefix_cache_hits": ("Tokens found.", lambda stats: stats.num_prefix_hits),
+    "spec_decode_num_draft_tokens": ("Tokens guessed.", lambda stats: stats.num_draft_tokens),
+    "spec_decode_num_accepted_tokens": (
+        "Guessed tokens that were right.",
+        lambda stats: stats.num_accepted_tokens,
+    ),
     "num_preemptions": ("Places in the batch given away.", lambda stats: stats.num_preemptions),
 }
 _HISTOGRAMS: dict[str, tuple[str, Callable[[TurnStats], Histogram]]] = {

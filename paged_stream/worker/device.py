@@ -62,6 +62,11 @@ def check_settings(config: EngineConfig, device: torch.device) -> None:
             "attention_backend='xformers' looks at every step on the host, so num_decode_steps "
             f"must be 1 or None, got {config.num_decode_steps}"
         )
+    if config.speculative_config is not None:
+        raise ValueError(
+            "speculative_config needs the CPU, where several tokens are computed with the bits of "
+            f"single ones, got {config.speculative_config!r} for CUDA"
+        )
     if config.quantization not in ("auto", None):
         raise ValueError(
             f"quantization={config.quantization!r} needs the CPU; on CUDA use None, or 'auto', "

@@ -3,6 +3,7 @@ any sequence but K and V, in the cache or parked beside it."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from array import array
 from collections.abc import Callable, Sequence
@@ -42,7 +43,7 @@ from paged_stream.worker.lanes import make_lanes
 from paged_stream.worker.layer_check import LayerCheck
 from paged_stream.worker.logits import not_finite
 from paged_stream.worker.parking import ParkedStore
-from paged_stream.worker.sampler import prepare_draw, sample, token_logprobs
+from paged_stream.worker.sampler import Sampled, prepare_draw, sample, token_logprobs
 from paged_stream.worker.staging import to_device
 
 # Rows of logits held at once for prompt log-probabilities. On a CPU, what the allocator takes from
@@ -129,11 +130,7 @@ class ModelRunner:
         batch = build_forward_batch(output, self.block_size, self.device)
         assert batch.host is not None
         bounds: list[int] = batch.host.query_start_loc.tolist()
-        sampled = [i for i, sequence in enumerate(output.sequences) if sequence.samples]
-        sampling = [output.sequences[i] for i in sampled]
-        draw = None
-        if sampled:
-            draw = prepare_draw(sampling, [bounds[i + 1] - 1 for i in sampled], self.device)
+        draw = prepare_draw(output.sequences, bounds[1:], self.device)
         if self._layer_check is not None:
             self._layer_check.begin()
         hidden = self.model(batch, self.copies.layers(), self._step_adapters(output))
@@ -151,15 +148,12 @@ class ModelRunner:
                 result.prompt_logprobs[i], result.errors[i] = _checked(entries, sequence)
         self._embed(hidden, output.sequences, bounds, result)
         if draw is not None:
-            if len(sampled) < hidden.shape[0]:
+            if len(draw.places) < hidden.shape[0]:
                 hidden = hidden[draw.rows]
             logits = self.model.compute_logits(hidden)
             if self._layer_check is not None:
                 self._layer_check.note_rows("the head", draw.rows, logits)
-            results = sample(logits, sampling, draw)
-            for i, token_id, logprob, error in zip(sampled, *results, strict=True):
-                result.token_ids[i] = [token_id] if token_id != ops.NO_TOKEN else []
-                result.logprobs[i], result.errors[i] = logprob, result.errors[i] or error
+            _count_right(output, sample(logits, draw), result)
         if self._layer_check is not None:
             for i, error in enumerate(result.errors):
                 if error and (part := self._layer_check.first_part(bounds[i], bounds[i + 1])):
@@ -244,6 +238,22 @@ class ModelRunner:
             logprobs = torch.log_softmax(logits, dim=-1)
             result += token_logprobs(logprobs, ids.tolist(), [num_top] * len(ids))
         return result
+
+
+def _count_right(output: SchedulerOutput, sampled: Sampled, result: ModelOutput) -> None:
+    """Give each sequence what was sampled for it, up to its first wrong guess."""
+    drawn = zip(*sampled, strict=True)
+    for i, sequence in enumerate(output.sequences):
+        if not sequence.samples:
+            continue
+        guesses = sequence.token_ids[sequence.num_known_tokens :]
+        rows = list(itertools.islice(drawn, 1 + len(guesses)))
+        for (token_id, logprob, error), guess in zip(rows, [*guesses, None], strict=True):
+            result.logprobs[i], result.errors[i] = logprob, result.errors[i] or error
+            if token_id != ops.NO_TOKEN:
+                result.token_ids[i].append(token_id)
+            if token_id != guess:
+                break
 
 
 def _several_steps(output: SchedulerOutput, generated: list[list[int]]) -> ModelOutput:

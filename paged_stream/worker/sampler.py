@@ -34,24 +34,44 @@ class Draw(NamedTuple):
     """What the sampling of a step needs on the device of its logits.
 
     Args:
+        sequences: N times the sequence that samples. One with guesses is there several times.
+        places: N times where the sampled token will stand.
         rows: int64 [N], the rows of the batch's tokens that are sampled from.
-        positions: int64 [N], where the sampled tokens will stand.
+        positions: int64 [N], ``places`` on the device.
         sampling: of the N sequences.
     """
 
+    sequences: list[ScheduledSequence]
+    places: list[int]
     rows: torch.Tensor
     positions: torch.Tensor
     sampling: ops.SamplingTensors
 
 
 def prepare_draw(
-    sequences: Sequence[ScheduledSequence], rows: Sequence[int], device: torch.device
-) -> Draw:
-    """Bring what sampling needs to the device, before the step is computed there."""
-    positions = [sequence.num_tokens for sequence in sequences]
-    host = _int64(rows), _int64(positions), *sampling_tensors(sequences)
+    sequences: Sequence[ScheduledSequence], ends: Sequence[int], device: torch.device
+) -> Draw | None:
+    """Bring what sampling needs to the device, before the step is computed there; ``None`` if
+    nobody samples.
+
+    Args:
+        sequences: of the step.
+        ends: where the tokens of each end in the batch.
+    """
+    drawing: list[ScheduledSequence] = []
+    places: list[int] = []
+    rows: list[int] = []
+    for sequence, end in zip(sequences, ends, strict=True):
+        if sequence.samples:
+            for back in range(sequence.num_draft_tokens, -1, -1):
+                drawing.append(sequence)
+                places.append(sequence.num_tokens - back)
+                rows.append(end - 1 - back)
+    if not drawing:
+        return None
+    host = _int64(rows), _int64(places), *sampling_tensors(drawing)
     moved = to_device(host, device)
-    return Draw(moved[0], moved[1], ops.SamplingTensors(*moved[2:]))
+    return Draw(drawing, places, moved[0], moved[1], ops.SamplingTensors(*moved[2:]))
 
 
 class Sampled(NamedTuple):
@@ -68,7 +88,7 @@ class Sampled(NamedTuple):
     errors: list[str | None]
 
 
-def sample(logits: torch.Tensor, sequences: list[ScheduledSequence], draw: Draw) -> Sampled:
+def sample(logits: torch.Tensor, draw: Draw) -> Sampled:
     """Sample one token per row.
 
     The order is vLLM's: log-probabilities are of the raw logits; then come the changes of
@@ -78,9 +98,9 @@ def sample(logits: torch.Tensor, sequences: list[ScheduledSequence], draw: Draw)
 
     Args:
         logits: float32 [N, vocab]; changed in place.
-        sequences: N sequences that sample.
-        draw: from `prepare_draw`, for these sequences.
+        draw: from `prepare_draw`.
     """
+    sequences = draw.sequences
     asking = [i for i, s in enumerate(sequences) if s.sampling_params.logprobs is not None]
     raw = torch.log_softmax(logits[asking], dim=-1) if asking else None
     errors: list[str | None] = [None] * len(sequences)
@@ -97,12 +117,12 @@ def sample(logits: torch.Tensor, sequences: list[ScheduledSequence], draw: Draw)
     values = torch.stack(list(largest.values())).tolist() if largest else []
     for row, value in zip(largest, values, strict=True):
         if not math.isfinite(value):
-            errors[row] = not_finite(sequences[row].num_tokens)
+            errors[row] = not_finite(draw.places[row])
         elif tokens[row] == ops.NO_TOKEN:
             errors[row] = errors[row] or ALL_BARRED
     for row, token_id in enumerate(tokens):
         if token_id == ops.NO_TOKEN:
-            errors[row] = errors[row] or not_finite(sequences[row].num_tokens)
+            errors[row] = errors[row] or not_finite(draw.places[row])
         elif errors[row] is not None:
             tokens[row] = ops.NO_TOKEN
     logprobs: list[TokenLogprob | None] = [None] * len(sequences)

@@ -37,6 +37,7 @@ OTHERS = {
     "logit_bias": '{"7": -1.5}',
     "rename": "text=body",
     "lora_modules": "mine=some-folder",
+    "speculative_config": '{"method": "ngram"}',
     "max_errors": "1%",
 }
 

@@ -16,7 +16,7 @@ SMALL = SinkWindow(4, 16)
 STOP = 9
 
 
-def make_scheduler(**overrides) -> Scheduler:
+def make_scheduler(*, guesser=None, **overrides) -> Scheduler:
     settings = {
         "num_blocks": 64,
         "block_size": 4,
@@ -24,7 +24,7 @@ def make_scheduler(**overrides) -> Scheduler:
         "max_num_batched_tokens": 16,
         "max_model_len": 128,
     }
-    return Scheduler(SchedulerConfig(**settings | overrides))
+    return Scheduler(SchedulerConfig(**settings | overrides), guesser)
 
 
 def generate(scheduler: Scheduler, seq_id: int, **params) -> None:

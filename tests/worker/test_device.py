@@ -59,6 +59,13 @@ def test_quantised_weights_need_the_cpu(quantization):
     check_settings(config, torch.device("cpu"))
 
 
+def test_guesses_need_the_cpu():
+    config = EngineConfig(model="x", speculative_config={"method": "ngram"})
+    with pytest.raises(ValueError, match="speculative_config needs the CPU"):
+        check_settings(config, CUDA)
+    check_settings(config, torch.device("cpu"))
+
+
 @pytest.mark.parametrize("settings", [{}, {"dtype": "float16"}, {"kv_cache_dtype": "fp8"}])
 def test_what_cuda_takes(settings):
     check_settings(EngineConfig(model="x", **settings), CUDA)

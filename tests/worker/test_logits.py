@@ -141,7 +141,7 @@ def test_a_function_that_fails_fails_alone(function):
     with pytest.raises(NoTokenError):
         change_logits(torch.zeros(VOCAB), rows[0])
     logits = torch.zeros(2, VOCAB)
-    tokens, logprobs, errors = sample(logits, rows, prepare_draw(rows, [0, 1], logits.device))
+    tokens, logprobs, errors = sample(logits, prepare_draw(rows, [1, 2], logits.device))
     assert tokens == [NO_TOKEN, 3] and logprobs == [None, None]
     assert "logits processor" in errors[0] and errors[1] is None
 
@@ -202,7 +202,7 @@ def test_logits_that_are_not_finite_are_an_error_of_that_row_alone(bad, params):
     rows = [plain(), plain(params), plain(SamplingParams(temperature=0, logprobs=0))]
     logits = torch.arange(VOCAB).float().repeat(3, 1)
     logits[1, : len(bad)] = torch.tensor(bad)
-    tokens, logprobs, errors = sample(logits, rows, prepare_draw(rows, [0, 1, 2], logits.device))
+    tokens, logprobs, errors = sample(logits, prepare_draw(rows, [1, 2, 3], logits.device))
     assert tokens == [VOCAB - 1, NO_TOKEN, VOCAB - 1]
     assert errors == [None, "the model's logits for position 3 are not finite", None]
     assert logprobs[:2] == [None, None] and logprobs[2].token_id == VOCAB - 1
@@ -212,7 +212,7 @@ def test_tokens_that_are_impossible_are_no_error():
     logits = torch.arange(VOCAB).float()[None]
     logits[0, 3:] = -INF
     rows = [plain()]
-    assert sample(logits, rows, prepare_draw(rows, [0], logits.device)) == ([2], [None], [None])
+    assert sample(logits, prepare_draw(rows, [1], logits.device)) == ([2], [None], [None])
 
 
 @pytest.mark.parametrize(
@@ -226,5 +226,5 @@ def test_tokens_that_are_impossible_are_no_error():
 def test_parameters_that_leave_no_token_say_so(params):
     logits = torch.zeros(1, VOCAB)
     rows = [plain(params, bad_words=((5,),))]
-    tokens, _, errors = sample(logits, rows, prepare_draw(rows, [0], logits.device))
+    tokens, _, errors = sample(logits, prepare_draw(rows, [1], logits.device))
     assert tokens == [NO_TOKEN] and "no token can be sampled: allowed_token_ids" in errors[0]

@@ -35,9 +35,8 @@ def sequence(params, *, seed=0, history=(), num_output=0, position=100, stop=())
 
 
 def sample(logits, sequences):
-    return sampler.sample(
-        logits, sequences, prepare_draw(sequences, range(len(sequences)), logits.device)
-    )
+    ends = range(1, 1 + len(sequences))
+    return sampler.sample(logits, prepare_draw(sequences, ends, logits.device))
 
 
 def draw(logits, params, count=4000, **kwargs):
