@@ -133,6 +133,19 @@ def test_a_worker_is_killed(ray, folder, source, tmp_path, undisturbed, monkeypa
 
 
 @pytest.mark.ray
+@pytest.mark.slow
+def test_a_node_is_lost(folder, source, tmp_path, undisturbed):
+    """What its engine had begun is computed on the node that is left."""
+    output = tmp_path / "out"
+    command = [sys.executable, "-m", "tests.batch.lost_node", str(folder), str(source)]
+    ended = subprocess.run(
+        [*command, str(output), str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    assert (tmp_path / "done").exists(), ended.stderr[-3000:]
+    assert files(output) == undisturbed
+
+
+@pytest.mark.ray
 def test_the_driver_is_killed(ray, folder, corpus, tmp_path):
     undisturbed = run_undisturbed(folder, corpus, tmp_path / "undisturbed")
     output, pipe, done = tmp_path / "out", tmp_path / "pipe", 3
