@@ -41,12 +41,13 @@ from benchmarks.float_folder import float_folder
 from benchmarks.harness import matrix_rate, parser, spread, write_results
 from paged_stream import EngineConfig, LLMEngine
 from paged_stream.models.formats.resolve import embedded_gguf
+from paged_stream.setting_kinds import KvCacheDtype
 
 ROOT = Path(__file__).parent.parent
 SETTLE_SECONDS = 0.3  # until a process that was stopped runs as before
 PREFILL = 1  # new tokens of a run that measures prefill
 MODEL = "smollm2-135m-instruct"
-CACHES = {"bfloat16": "auto", "K and V in int8": "int8"}
+CACHES: dict[str, KvCacheDtype] = {"bfloat16": "auto", "K and V in int8": "int8"}
 FILES = {"peer_transformers": "transformers", "peer_vllm": "vLLM", "peer_llama_cpp": "llama.cpp"}
 
 

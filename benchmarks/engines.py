@@ -115,12 +115,11 @@ class PagedStreams:
         self._loop = asyncio.new_event_loop()
         config = EngineConfig(
             model=model,
-            dtype=dtype,
             max_num_seqs=max_num_seqs,
             num_threads=threads,
             num_decode_steps=8,  # as LLM has it
-            kv_cache_dtype=kv_cache_dtype,
             enable_prefix_caching=False,
+            **{"kv_cache_dtype": kv_cache_dtype, **precision("none", dtype)},
         )
         self._engine = AsyncLLMEngine(config)
         self._prompts: list[list[int]] = []

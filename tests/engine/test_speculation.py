@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from array import array
+from collections.abc import Sequence as Items
 
 import pytest
 
 from paged_stream import LLM, EngineConfig, SamplingParams
-from paged_stream.scheduler.speculation import PromptLookup
+from paged_stream.scheduler.sequence import Sequence
 from tests.engine.stream_oracle import text_ids
 from tests.engine.test_several_steps import drain, requests
 from tests.reference import tiny_llama
@@ -24,17 +25,24 @@ SETTINGS = [
 ]
 
 
-class Informed(PromptLookup):
+class Informed:
     """Guesses what will come, but for one token of most guesses."""
 
-    def __init__(self, texts: list[list[int]]) -> None:
-        super().__init__(num_tokens=12, max_ngram=4, min_ngram=1)
-        object.__setattr__(self, "texts", texts)
-        object.__setattr__(self, "rng", random.Random(0))
+    num_tokens = 12
 
-    def look_up(self, seen: array[int], count: int) -> array[int]:
-        known = max(self.texts, key=lambda text: common_end(seen, text)[0], default=[])
-        _, end = common_end(seen, known)
+    def __init__(self, texts: list[list[int]]) -> None:
+        self.texts = texts
+        self.rng = random.Random(0)
+
+    def forget(self, seq_id: int) -> None: ...
+
+    def guess(self, wanted: Items[tuple[Sequence, int]]) -> list[array[int]]:
+        return [self.go_on(sequence.visible_token_ids(), count) for sequence, count in wanted]
+
+    def go_on(self, seen: array[int], count: int) -> array[int]:
+        (_, end), known = max(
+            ((common_end(seen, text), text) for text in self.texts), default=((0, 0), [])
+        )
         guessed = array("i", known[end : end + count])
         if guessed and self.rng.random() < 0.7:
             guessed[self.rng.randrange(len(guessed))] = self.rng.randrange(97)
