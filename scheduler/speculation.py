@@ -8,6 +8,7 @@ sequences that decode for several steps write beyond their turn's end.
 
 from __future__ import annotations
 
+import sys
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -143,11 +144,11 @@ class Speculator:
         extended = list(shares)
         decoding = [index for index, share in enumerate(shares) if share.decodes_alone]
         room = min(budget, MAX_STEP_TOKENS - sum(len(share.token_ids) for share in shares))
-        if room < len(decoding) or not decoding:
+        if room < len(decoding):
             return extended
         counts = {index: self._wanted(shares[index], room // len(decoding)) for index in decoding}
-        counts = {index: count for index, count in counts.items() if count > 0}
-        wanted = [(self._sequences[shares[index].seq_id], n) for index, n in counts.items()]
+        counts = {index: count for index, count in counts.items() if count}
+        wanted = [(self._sequences[shares[index].seq_id], count) for index, count in counts.items()]
         guesses = self._guesser.guess(wanted) if wanted else []
         for index, guessed in zip(counts, guesses, strict=True):
             if guessed:
@@ -156,6 +157,8 @@ class Speculator:
 
     def steps_until_guess(self, shares: Sequence[ScheduledSequence]) -> int:
         """How many steps these may decode for before there is anything to guess."""
+        if 2 * len(shares) > MAX_STEP_TOKENS:  # no room for a guess of each
+            return sys.maxsize
         return max(1, min((self._pace(share.seq_id).rest for share in shares), default=1))
 
     def note(self, share: ScheduledSequence, num_sampled: int) -> None:

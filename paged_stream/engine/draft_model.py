@@ -7,6 +7,7 @@ appended. After whatever else was done to the sequence, it begins anew with what
 
 from __future__ import annotations
 
+import logging
 from array import array
 from collections.abc import Sequence as Items
 from dataclasses import replace
@@ -21,6 +22,8 @@ from paged_stream.scheduler.scheduler import Scheduler
 from paged_stream.scheduler.scheduler_config import SchedulerConfig
 from paged_stream.scheduler.sequence import Sequence
 from paged_stream.scheduler.speculation import PromptLookup
+
+logger = logging.getLogger(__name__)
 
 
 class DraftModel:
@@ -55,6 +58,7 @@ class DraftModel:
             )
         )
         self._stepper = Stepper(self._scheduler, executor)
+        self._has_failed = False
         self._offsets: dict[int, int] = {}  # from positions of a stream here to the sequence's
 
     def close(self) -> None:
@@ -66,7 +70,17 @@ class DraftModel:
         self._scheduler.close(seq_id)
 
     def guess(self, wanted: Items[tuple[Sequence, int]]) -> list[array[int]]:
-        """As `Guesser.guess`. Random tokens are drawn as the sequences draw theirs."""
+        """As `Guesser.guess`. Random tokens are drawn as the sequences draw theirs. After a failure
+        nothing is guessed any more, which costs time and no token."""
+        if not self._has_failed:
+            try:
+                return self._guess(wanted)
+            except Exception:
+                logger.exception("the draft model has failed; nothing is guessed any more")
+                self._has_failed = True
+        return [array("i") for _ in wanted]
+
+    def _guess(self, wanted: Items[tuple[Sequence, int]]) -> list[array[int]]:
         guesses = {sequence.seq_id: array("i") for sequence, _ in wanted}
         for sequence, count in wanted:
             if self._follow(sequence, count):

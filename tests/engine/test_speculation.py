@@ -261,6 +261,19 @@ def test_the_same_model_guesses_right(make_engine, drafts):
     assert stats.num_steps <= 2 * (2 + 10)  # the prompt has two chunks
 
 
+def test_a_draft_model_that_fails_costs_no_token(make_engine, drafts, caplog):
+    params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
+    engine = make_engine(speculative_config={"model": drafts[0]})
+    engine.add_request("a", text_ids(30), params)
+    expected = drain(engine)
+    executor = engine.core.scheduler._speculator._guesser._stepper._executor
+    executor.submit = None
+    engine.add_request("a", text_ids(30), params)
+    assert drain(engine) == expected
+    assert caplog.text.count("the draft model has failed") == 1
+    assert engine.stats().num_steps > 40
+
+
 def test_a_draft_model_with_another_vocabulary_is_refused(folder, tmp_path):
     tiny_llama(0, vocab_size=90).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="must have the model's vocabulary of 97 tokens, but"):

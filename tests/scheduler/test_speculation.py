@@ -164,6 +164,22 @@ def test_steps_go_together_while_nothing_is_guessed():
     assert guessed[0] > 0 and max(sizes) > 1
 
 
+def test_large_batches_go_on_in_groups():
+    scheduler = make_scheduler(
+        guesser=LOOKUP,
+        num_decode_steps=4,
+        num_blocks=512,
+        max_num_seqs=9,
+        max_num_batched_tokens=512,
+    )
+    for seq_id in range(9):
+        scheduler.open(seq_id, SMALL, is_stream=True)
+        scheduler.append(seq_id, 3 * ROUND)
+        scheduler.start_turn(seq_id, SamplingParams(temperature=0.0, max_tokens=50))
+    take(scheduler, lambda share: [ROUND[0]])
+    assert scheduler.schedule().num_steps == 4
+
+
 def test_a_sequence_that_is_gone_is_forgotten():
     scheduler = make_scheduler(guesser=LOOKUP)
     decoding(scheduler, 1, max_tokens=50)
