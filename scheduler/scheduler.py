@@ -150,8 +150,8 @@ class Scheduler:
         """
         sequence = self.sequences[seq_id]
         assert not sequence.generates and sequence.num_tokens, "generating already, or empty"
-        if generates and sequence.num_computed_tokens == sequence.num_tokens:
-            sequence.reread()
+        if generates:
+            self.reread(seq_id)
         sequence.num_prompt_tokens = sequence.num_tokens - num_generated
         sequence.sampling_params = sampling_params
         sequence.generates, sequence.embeds = generates, embeds
@@ -161,6 +161,13 @@ class Scheduler:
         if sequence.status is SequenceStatus.IDLE:
             assert sequence.num_pending_tokens > 0, "nothing to compute"
             self._queues.enqueue(sequence, has_blocks=seq_id in self.kv)
+
+    def reread(self, seq_id: int) -> None:
+        """If all of a sequence is computed, compute its last token again with what comes next, as
+        a turn does that begins there."""
+        sequence = self.sequences[seq_id]
+        if sequence.num_computed_tokens == sequence.num_tokens:
+            sequence.reread()
 
     def end_turn(self, seq_id: int) -> None:
         """Stop a sequence between steps: a stream becomes idle, or goes on with what was appended

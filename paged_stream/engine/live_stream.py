@@ -450,6 +450,10 @@ class LiveStream:
         self.core.cut_stream(self.seq_id, start, end)
         self.conversation = self.conversation.cut(start, end)
 
+    def reread(self) -> None:
+        """As `Scheduler.reread`: go on as a turn went on, with tokens that are appended."""
+        self.core.scheduler.reread(self.seq_id)
+
     def rewinds_now(self, position: object) -> bool:
         """Whether `rewind` means now what it would mean once all is computed that was appended, or
         would raise.

@@ -66,9 +66,9 @@ class History:
         if self._on_evict is not None:
             self._evictions = Evictions(self._on_evict, facts.sink_window, facts.window_start)
 
-    def note(self, token_ids: Sequence[int]) -> None:
+    def note(self, token_ids: Sequence[int], *, generated: bool = False) -> None:
         """Acknowledge tokens."""
-        delete(self.journal.extend(token_ids))
+        delete(self.journal.extend(token_ids, generated=generated))
         if self._evictions is not None:
             self._evictions.tell(self.journal.end)
 
@@ -110,7 +110,7 @@ class History:
         journal = self.journal
         path = None if journal.path is None else str(journal.path)
         args = (self.new_key(), self.options, path, journal.tokens, self.conversation)
-        facts = await replica.call("restore", *args)
+        facts = await replica.call("restore", *args, journal.is_continued)
         assert facts.position == journal.end, f"restored to {facts.position}, not {journal.end}"
         journal.num_unsaved = len(journal.tokens)
 

@@ -261,9 +261,9 @@ class Home:
 
     # Saving
 
-    def note(self, token_ids: Sequence[int]) -> None:
+    def note(self, token_ids: Sequence[int], *, generated: bool = False) -> None:
         """Acknowledge tokens, and save the stream from time to time."""
-        self.history.note(token_ids)
+        self.history.note(token_ids, generated=generated)
         self._saver.save_if_due()
 
     async def edit(self, method: str, *args: int) -> None:

@@ -2,7 +2,9 @@
 the tokens since.
 
 A stream is its tokens. So it is restored by loading the save and appending the rest, whether these
-tokens were appended or generated at first.
+tokens were appended or generated at first. But a turn that begins when all is computed, as after a
+rewind, computes the last token again, perhaps where it sees less than before; so what comes right
+after a save is remembered.
 """
 
 from __future__ import annotations
@@ -26,12 +28,14 @@ class Journal:
             opened.
         tokens: the tokens since.
         num_unsaved: how many of them came since the last attempt to save.
+        is_continued: whether the first of them was generated, behind the last token of the save.
     """
 
     start: int
     path: Path | None = None
     tokens: array[int] = field(default_factory=lambda: array("i"))
     num_unsaved: int = 0
+    is_continued: bool = False
     _ahead: list[tuple[int, Path]] = field(default_factory=list)
 
     @property
@@ -39,9 +43,11 @@ class Journal:
         """Position after the last acknowledged token."""
         return self.start + len(self.tokens)
 
-    def extend(self, token_ids: Iterable[int]) -> list[Path]:
+    def extend(self, token_ids: Iterable[int], *, generated: bool = False) -> list[Path]:
         """Acknowledge tokens; returns the files that are not needed any more."""
         before = self.end
+        if not self.tokens:
+            self.is_continued = generated
         self.tokens.extend(token_ids)
         self.num_unsaved += self.end - before
         ahead, self._ahead = self._ahead, []
@@ -55,6 +61,8 @@ class Journal:
         if position < self.start:
             return [path]
         old, self.path = self.path, path
+        if position > self.start:  # a save in the middle has its last token still to be computed
+            self.is_continued = False
         del self.tokens[: position - self.start]
         self.start = position
         return [] if old is None else [old]

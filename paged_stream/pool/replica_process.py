@@ -162,6 +162,7 @@ class ReplicaProcess:
         source: str | bytes | None,
         token_ids: Sequence[int],
         conversation: Conversation | None,
+        is_continued: bool = False,
     ) -> StreamFacts:
         """Open a stream, or restore one.
 
@@ -172,6 +173,7 @@ class ReplicaProcess:
             token_ids: tokens to append.
             conversation: what is remembered of the messages in it, if that is not what the file or
                 the options say.
+            is_continued: a turn began behind the last token of the file.
         """
         intake = self._engine.intake
         facts: dict[str, int] = {}
@@ -186,6 +188,8 @@ class ReplicaProcess:
             )
         self._streams[name] = stream
         if token_ids:
+            if is_continued:
+                await self._engine.thread.call(stream.inner.reread)
             await stream.append(list(token_ids))
         if conversation is not None:
             stream.inner.conversation = conversation

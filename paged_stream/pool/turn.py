@@ -127,4 +127,4 @@ class PoolTurn:
         for delta in deltas:
             self._metrics = self._metrics.updated(delta.metrics)
             self._items.append(replace(delta, metrics=self._metrics))
-        self._home.note(token_ids)
+        self._home.note(token_ids, generated=True)
